@@ -1,0 +1,209 @@
+"""The one record of the house: a prompt with K responses, and what is known about them.
+
+Two objects. `Group` lives on disk and at the edges: text, frozen, exactly one label. `GroupBatch` lives in training:
+tensors over [P prompts, K responses, T tokens]. Between them stands `EncodedGroup`, a group as token ids.
+
+Axes of the house: P prompts, K responses of a prompt, T tokens of a response, S tokens of a prompt, R = P·K rows,
+V vocabulary, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from kleash.errors import DataError
+
+Message = Mapping[str, Any]
+"""One turn of a conversation: `{"role": ..., "content": ...}`."""
+
+Content = str | tuple[Message, ...]
+"""Plain text, or turns for a chat template."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """One answer to a prompt: its text, or the token ids it was sampled as (or both)."""
+
+    content: Content | None = None
+    """Text or turns; None where the response is known by its ids and has not been decoded."""
+    ids: tuple[int, ...] | None = None
+    """Token ids as sampled, end token included if the response ended. Never decoded and re-encoded for training."""
+    finished: bool = True
+    """Whether the response ended by itself; False for one that was cut off, which gets no end token."""
+    decode: Callable[[Sequence[int]], str] | None = field(default=None, repr=False, compare=False)
+    """How to turn `ids` into text; needed only where `content` is None."""
+
+    @property
+    def text(self) -> str:
+        """The response as text; turns are joined by newlines."""
+        if isinstance(self.content, str):
+            return self.content
+        if self.content is not None:
+            return "\n".join(str(turn["content"]) for turn in self.content)
+        if self.ids is None or self.decode is None:
+            raise DataError("a response has neither text nor token ids that can be decoded; give it one of them")
+        return self.decode(self.ids)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Which of two responses is the better one."""
+
+    probability: float = 1.0
+    """P(response 0 ≻ response 1): 1 for a plain choice, one half for a tie, between for a soft label."""
+    annotator: str | None = None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """An order over K responses, hence K(K−1)/2 comparisons."""
+
+    ranks: tuple[int, ...]
+    """Rank of each response, 0 the best; equal ranks are ties."""
+    annotator: str | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A number for each of the K responses."""
+
+    values: tuple[float, ...]
+
+
+Label = Preference | Ranking | Scores
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt, its K responses and at most one label."""
+
+    prompt: Content
+    responses: tuple[Response, ...] = ()
+    label: Label | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """What else the row held (`answer`, …); rewards receive it."""
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt as text; turns are joined by newlines."""
+        return Response(self.prompt).text
+
+
+@dataclass(frozen=True)
+class EncodedResponse:
+    """A response as token ids."""
+
+    ids: tuple[int, ...]
+    mask: tuple[bool, ...]
+    """True where the policy chose (or is to choose) the token, False where it was forced: templates, other turns."""
+    logprobs: tuple[float, ...] | None = None
+    """log π_sampler of each token, where it was sampled."""
+
+
+@dataclass(frozen=True)
+class EncodedGroup:
+    """A group as token ids. The prompt has at least one token, so that every response token has a predecessor."""
+
+    prompt_ids: tuple[int, ...]
+    responses: tuple[EncodedResponse, ...]
+    source: Group
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and of the longest response."""
+        return len(self.prompt_ids) + max((len(response.ids) for response in self.responses), default=0)
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """Groups in training. K is the same for all; prompts are padded on the left, responses on the right.
+
+    Masks and not token ids say what is real, so a pad token that equals the end token changes nothing (F3).
+    """
+
+    prompt_ids: Int[Tensor, "P S"]
+    prompt_attention: Bool[Tensor, "P S"]
+    """True on real prompt tokens; the last column always is."""
+    response_ids: Int[Tensor, "P K T"]
+    response_attention: Bool[Tensor, "P K T"]
+    """True on real response tokens, chosen or forced."""
+    mask: Bool[Tensor, "P K T"]
+    """True where the policy chose the token: what a loss runs over. A subset of `response_attention`."""
+    sampler_logprobs: Float[Tensor, "P K T"] | None = None
+    """log π_sampler of each token at the sampling temperature; 0 where `mask` is False."""
+    version: int | None = None
+    """Which policy sampled: the optimiser step it had reached."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(P, K, T)."""
+        prompts, responses, tokens = self.response_ids.shape
+        return prompts, responses, tokens
+
+    @property
+    def lengths(self) -> Int[Tensor, "P K"]:
+        """Real tokens of each response."""
+        return self.response_attention.sum(-1)
+
+    def to(self, device: torch.device | str) -> GroupBatch:
+        """The same batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def select(self, prompts: Int[Tensor, " N"] | slice) -> GroupBatch:
+        """The groups of some prompts, trimmed of columns that are padding for all of them."""
+        batch = self._map(lambda tensor: tensor[prompts])
+        start = int((~batch.prompt_attention.any(0)).sum())
+        end = int(batch.response_attention.any(0).any(0).sum())
+
+        def trim(tensor: Tensor) -> Tensor:
+            return tensor[..., :end] if tensor.dim() == 3 else tensor[:, start:]
+
+        return batch._map(trim)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> GroupBatch:
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+
+
+def collate(groups: Sequence[EncodedGroup], *, pad_id: int = 0, device: torch.device | str = "cpu") -> GroupBatch:
+    """Pad groups of one K into a batch.
+
+    Args:
+        groups: at least one group, all with the same number of responses.
+        pad_id: fills the padding; any valid id will do, since masks say what is real.
+
+    Raises:
+        DataError: the groups differ in K.
+    """
+    sizes = {len(group.responses) for group in groups}
+    if len(sizes) != 1:
+        raise DataError(f"a batch needs one number of responses for all its prompts, got {sorted(sizes)}; batch by K")
+    width = max(len(group.prompt_ids) for group in groups)
+    responses = [response for group in groups for response in group.responses]
+    depth = max((len(response.ids) for response in responses), default=0)
+    shape = (len(groups), sizes.pop(), depth)
+
+    def left(rows: Iterable[Sequence[Any]], fill: Any) -> Tensor:
+        return torch.tensor([[fill] * (width - len(row)) + list(row) for row in rows], device=device)
+
+    def right(rows: Iterable[Sequence[Any]], fill: Any, dtype: torch.dtype) -> Tensor:
+        padded = [list(row) + [fill] * (depth - len(row)) for row in rows]
+        return torch.tensor(padded, dtype=dtype, device=device).reshape(shape)
+
+    sampled = all(response.logprobs is not None for response in responses) and bool(responses)
+    return GroupBatch(
+        prompt_ids=left((group.prompt_ids for group in groups), pad_id),
+        prompt_attention=left(([True] * len(group.prompt_ids) for group in groups), False),
+        response_ids=right((response.ids for response in responses), pad_id, torch.long),
+        response_attention=right(([True] * len(response.ids) for response in responses), False, torch.bool),
+        mask=right((response.mask for response in responses), False, torch.bool),
+        sampler_logprobs=right((response.logprobs or () for response in responses), 0.0, torch.float32)
+        if sampled
+        else None,
+    )
