@@ -1,0 +1,122 @@
+"""AdamW with a schedule, clipping and accumulation that changes nothing.
+
+A step is any number of `backward` calls, each with a part of the step's loss that is already divided by the *step's*
+count (tokens or groups), then one `step`. The gradient is therefore the same however memory splits the step (F1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+def learning_rate_at(step: int, steps: int, *, peak: float, schedule: Schedule, warmup_steps: int = 0) -> float:
+    """The learning rate of a step.
+
+    Args:
+        step: optimiser step, from 0.
+        steps: steps in all.
+        peak: the rate after warm-up.
+        schedule: `linear` falls to 0, `cosine` to a tenth of the peak (InstructGPT), `constant` stays.
+        warmup_steps: steps over which the rate rises linearly to the peak.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(steps - warmup_steps, 1)
+    if schedule == "linear":
+        return peak * (1 - done)
+    if schedule == "cosine":
+        return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+    return peak
+
+
+class Optimizer:
+    """AdamW over the trainable parameters of one model."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        steps: int,
+        learning_rate: float,
+        schedule: Schedule = "linear",
+        warmup_steps: int = 0,
+        weight_decay: float = 0.0,
+        adam_eps: float = 1e-8,
+        max_grad_norm: float | None = 1.0,
+    ) -> None:
+        """Set up.
+
+        Args:
+            model: its parameters with `requires_grad` are trained; matrices alone are decayed.
+            steps: optimiser steps in all, for the schedule.
+            learning_rate: peak rate.
+            schedule: see `learning_rate_at`.
+            warmup_steps: see `learning_rate_at`.
+            weight_decay: decoupled decay of matrices.
+            adam_eps: Adam's ε.
+            max_grad_norm: the gradient is scaled down to this norm; None leaves it.
+        """
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        matrices = [p for p in self.parameters.values() if p.dim() >= 2]
+        vectors = [p for p in self.parameters.values() if p.dim() < 2]
+        self.adam = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=learning_rate,
+            eps=adam_eps,
+            fused=True,
+        )
+        self.peak, self.schedule, self.warmup_steps, self.steps = learning_rate, schedule, warmup_steps, steps
+        self.max_grad_norm = max_grad_norm
+        self.taken = 0
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradient; `loss` is its sum divided by the step's count."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> dict[str, Any]:
+        """Take the step and clear the gradient.
+
+        Returns:
+            `learning_rate` and `grad_norm` (before clipping).
+        """
+        rate = learning_rate_at(
+            self.taken, self.steps, peak=self.peak, schedule=self.schedule, warmup_steps=self.warmup_steps
+        )
+        for group in self.adam.param_groups:
+            group["lr"] = rate
+        limit = self.max_grad_norm if self.max_grad_norm is not None else math.inf
+        norm = nn.utils.clip_grad_norm_(self._with_gradients(), limit)
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        self.taken += 1
+        return {"learning_rate": rate, "grad_norm": norm}
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments and counts by parameter name."""
+        tensors: dict[str, Tensor] = {"taken": torch.tensor(self.taken)}
+        for name, parameter in self.parameters.items():
+            for key, value in self.adam.state[parameter].items():
+                tensors[f"{name}/{key}"] = value
+        return tensors
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        self.taken = int(tensors["taken"])
+        for name, parameter in self.parameters.items():
+            state = {
+                key.rpartition("/")[2]: value for key, value in tensors.items() if key.rpartition("/")[0] == name
+            }
+            if state:
+                self.adam.state[parameter] = {
+                    key: value.to(parameter.device if key != "step" else value.device) for key, value in state.items()
+                }
+
+    def _with_gradients(self) -> Iterable[Tensor]:
+        return [parameter for parameter in self.parameters.values() if parameter.grad is not None]
