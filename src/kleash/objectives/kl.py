@@ -1,0 +1,182 @@
+"""KL(π ‖ π_ref), the length of the leash: three estimators from samples, the exact value, and the controller of β.
+
+Every number says which estimator it is; numbers of two estimators are never compared (F14).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from kleash.objectives.logprobs import Projection, by_chunks, positions_per_chunk, project_float
+from kleash.objectives.reduce import masked_sum
+
+
+def k1(
+    policy: Float[Tensor, "*S"], reference: Float[Tensor, "*S"], *, mask: Bool[Tensor, "*S"] | None = None
+) -> Float[Tensor, "*S"]:
+    """The log-ratio: unbiased, of either sign.
+
+    In the *reward* its policy gradient is the exact gradient of KL(π ‖ π_ref). As a *loss* it does nothing: its
+    gradient is the score function, of mean zero.
+
+    Args:
+        policy: log π of tokens sampled from π.
+        reference: log π_ref of the same tokens.
+        mask: True where a token counts; None counts all.
+
+    Returns:
+        log π − log π_ref of each token, not reduced; 0 where masked.
+
+    References:
+        J. Schulman, Approximating KL divergence, 2020 (joschu.net/blog/kl-approx.html).
+    """
+    return _log_ratio(policy, reference, mask)
+
+
+def k2(
+    policy: Float[Tensor, "*S"], reference: Float[Tensor, "*S"], *, mask: Bool[Tensor, "*S"] | None = None
+) -> Float[Tensor, "*S"]:
+    """Half the squared log-ratio: never negative, biased.
+
+    Its value is biased, its gradient as a *loss* is not: log-ratio · ∇log π is the exact gradient of KL(π ‖ π_ref) in
+    expectation over fresh samples of π.
+
+    Args:
+        policy: log π of tokens sampled from π.
+        reference: log π_ref of the same tokens.
+        mask: True where a token counts; None counts all.
+
+    Returns:
+        ½ (log π − log π_ref)² of each token, not reduced; 0 where masked.
+
+    References:
+        J. Schulman, Approximating KL divergence, 2020 (joschu.net/blog/kl-approx.html).
+    """
+    return _log_ratio(policy, reference, mask).square() / 2
+
+
+def k3(
+    policy: Float[Tensor, "*S"], reference: Float[Tensor, "*S"], *, mask: Bool[Tensor, "*S"] | None = None
+) -> Float[Tensor, "*S"]:
+    """The log-ratio with a control variate: unbiased, never negative, and heavy-tailed where π_ref ≫ π.
+
+    Unbiased as a *number*. As a *loss* (the GRPO paper's use) it pulls elsewhere: its gradient, (1 − π_ref/π) ∇log π, is
+    in expectation that of the forward KL(π_ref ‖ π).
+
+    Args:
+        policy: log π of tokens sampled from π.
+        reference: log π_ref of the same tokens.
+        mask: True where a token counts; None counts all.
+
+    Returns:
+        π_ref/π − 1 − log(π_ref/π) of each token, not reduced; 0 where masked.
+
+    References:
+        J. Schulman, Approximating KL divergence, 2020 (joschu.net/blog/kl-approx.html); Shao et al. 2024
+        (arXiv:2402.03300) eq. 4.
+    """
+    ratio = _log_ratio(policy, reference, mask)
+    return torch.expm1(-ratio) + ratio  # expm1: near π = π_ref the ones cancel and ratio²/2 is what is left
+
+
+def exact(policy_logits: Float[Tensor, "*S V"], reference_logits: Float[Tensor, "*S V"]) -> Float[Tensor, "*S"]:
+    """KL(π ‖ π_ref) at each position, summed over the whole vocabulary: no sampling noise of the token.
+
+    A sequence's KL is the expectation *over prefixes sampled from π* of the sum of these.
+
+    Args:
+        policy_logits: logits of π; those that are −inf are tokens that π never takes, and count 0.
+        reference_logits: logits of π_ref. Gradients flow to both; detach what is held fixed.
+
+    Returns:
+        Σ_v π(v) log(π(v)/π_ref(v)) of each position, not reduced, in float32 or wider.
+    """
+    policy, reference = (
+        logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        for logits in (policy_logits, reference_logits)
+    )
+    probability = policy.exp()
+    return (probability * torch.where(probability > 0, policy - reference, 0)).sum(-1)
+
+
+def exact_from_states(
+    policy_project: Projection,
+    policy_states: Float[Tensor, "N D"],
+    reference_project: Projection,
+    reference_states: Float[Tensor, "N E"],
+    *,
+    temperature: float = 1.0,
+    chunk_size: int | None = None,
+) -> Float[Tensor, " N"]:
+    """`exact` from the hidden states of two models, a chunk of positions at a time (F12).
+
+    Args:
+        policy_project: hidden states of the policy to logits.
+        policy_states: hidden states of the policy.
+        reference_project: hidden states of the reference to logits.
+        reference_states: hidden states of the reference at the same positions, of its own width.
+        temperature: divides the logits of both, > 0.
+        chunk_size: positions projected at once; None: as many as keep one model's float32 logits within 64 MiB.
+
+    Returns:
+        KL(π ‖ π_ref) of each position, not reduced, in float32 or wider.
+    """
+
+    def chunk(policy: Tensor, reference: Tensor) -> tuple[Tensor]:
+        policy_logits = project_float(policy_project, policy) / temperature
+        reference_logits = project_float(reference_project, reference) / temperature
+        return (exact(policy_logits, reference_logits),)
+
+    if chunk_size is None:
+        chunk_size = positions_per_chunk(policy_project, policy_states)
+    return by_chunks(chunk, policy_states, reference_states, chunk_size=chunk_size)[0]
+
+
+def per_sequence(x: Float[Tensor, "*R T"], mask: Bool[Tensor, "*R T"]) -> Float[Tensor, "*R"]:
+    """Sum over the tokens of each response: log π(y|x) is a sum, so the KL of responses is one too, and not a mean.
+
+    Args:
+        x: a number for each token, such as `k1`.
+        mask: True where a token counts.
+
+    Returns:
+        One sum a response; 0 for a response with nothing kept.
+    """
+    return masked_sum(x, mask, dim=-1)
+
+
+def adapt_beta(beta: float, kl: float, *, target: float, horizon: float, samples: int) -> float:
+    """One step of the controller that steers β so that the KL meets a target.
+
+    Args:
+        beta: the price of a nat so far, > 0.
+        kl: mean KL of the responses just sampled, in nats a response (k1, per sequence).
+        target: the KL to steer for, in nats a response, > 0.
+        horizon: samples over which a full error would change β by its own size. Smaller reacts faster.
+        samples: responses the KL was measured on, fewer than 5 horizons.
+
+    Returns:
+        β (1 + clip(kl/target − 1, ±0.2) · samples/horizon).
+
+    Raises:
+        ValueError: the KL is not a number, or so many samples at once could take β to zero, where it would stay.
+
+    References:
+        Ziegler et al. 2019 (arXiv:1909.08593) §2.2; the horizon is that of the released code.
+    """
+    if math.isnan(kl):
+        raise ValueError("beta cannot be adapted to a KL that is not a number; look for NaN in the log-probabilities")
+    if samples >= 5 * horizon:
+        raise ValueError(f"{samples} samples a step need a horizon above {samples / 5:g}, got {horizon:g}; raise it")
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return beta * (1 + error * samples / horizon)
+
+
+def _log_ratio(policy: Tensor, reference: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return policy - reference
+    return torch.where(mask, policy, 0) - torch.where(mask, reference, 0)

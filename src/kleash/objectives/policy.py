@@ -1,0 +1,51 @@
+"""The policy's losses on its own samples."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from kleash.objectives import kl
+from kleash.objectives.reduce import Metrics
+
+
+def clipped_surrogate(
+    logprobs: Float[Tensor, "R T"],
+    old_logprobs: Float[Tensor, "R T"],
+    advantages: Float[Tensor, "R T"],
+    *,
+    clip: float,
+    mask: Bool[Tensor, "R T"],
+) -> tuple[Float[Tensor, "R T"], Metrics]:
+    """Proximal policy optimisation, the clipped objective.
+
+    The clip bounds what a token may *gain*: an advantage is no longer pursued once the ratio has moved by `clip` in its
+    direction, while a ratio that moved the wrong way is always pulled back.
+
+    Args:
+        logprobs: log π of each token, with gradient.
+        old_logprobs: log π of the same tokens at rollout, without.
+        advantages: advantage of each token, without gradient.
+        clip: how far the ratio may move, > 0.
+        mask: True where the policy chose the token.
+
+    Returns:
+        One loss a token, to be minimised, not reduced; 0 where masked.
+        Metrics, one a token, 0 where masked: `ratio`, π/π_old; `clip_fraction`, 1 where the clip holds and the gradient
+        is zero; `approx_kl`, k3 of KL(π_old ‖ π).
+
+    References:
+        Schulman et al. 2017 (arXiv:1707.06347) eq. 7.
+    """
+    logprobs, old_logprobs = torch.where(mask, logprobs, 0), torch.where(mask, old_logprobs, 0)
+    advantages = torch.where(mask, advantages, 0)
+    ratio = (logprobs - old_logprobs).exp()
+    free, clipped = ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages
+    objective = torch.minimum(free, clipped)
+    metrics = {
+        "ratio": torch.where(mask, ratio, 0).detach(),
+        "clip_fraction": (clipped < free).to(ratio.dtype),
+        "approx_kl": kl.k3(old_logprobs, logprobs).detach(),  # the samples are of π_old
+    }
+    return -objective, metrics
