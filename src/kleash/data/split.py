@@ -1,0 +1,91 @@
+"""Training rows and held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+
+from kleash.data.formats import read_groups
+from kleash.data.group import Group
+from kleash.errors import DataError
+from kleash.run import derive_seed
+
+HELD_OUT = 0.1
+"""Share that is held out where no file of held-out rows is given."""
+
+PROMPTS_TO_SPLIT_BY = 20
+"""With fewer prompts than this, rows are held out instead of whole prompts."""
+
+
+def read_split(
+    data: str | Path,
+    eval_data: str | Path | None,
+    *,
+    seed: int,
+    usable: Callable[[Group], str | None],
+    max_eval_rows: int | None = None,
+) -> tuple[list[Group], list[Group]]:
+    """Read the rows to train on and the rows to measure on.
+
+    Args:
+        data: file, folder or hub name.
+        eval_data: the same, of held-out rows; None holds out a tenth of `data`.
+        seed: which tenth.
+        usable: says of a row what is wrong with it for this stage, or None.
+        max_eval_rows: at most so many held-out rows.
+
+    Returns:
+        Training groups, held-out groups.
+
+    Raises:
+        DataError: naming the first row that the stage cannot use.
+    """
+    groups = read_usable(data, usable)
+    if eval_data is not None:
+        return groups, read_usable(eval_data, usable)[:max_eval_rows]
+    train, held_out = hold_out(groups, seed=seed)
+    return train, held_out[:max_eval_rows]
+
+
+def read_usable(data: str | Path, usable: Callable[[Group], str | None], limit: int | None = None) -> list[Group]:
+    """Read the rows of a file, refusing the first that a stage cannot use."""
+    groups = []
+    for row, group in enumerate(islice(read_groups(data), limit), start=1):
+        problem = usable(group)
+        if problem:
+            raise DataError(f"{data} row {row}: {problem}")
+        groups.append(group)
+    return groups
+
+
+def hold_out(groups: Sequence[Group], *, seed: int) -> tuple[list[Group], list[Group]]:
+    """Split a tenth off: by prompt where there are 20 prompts or more, so that none is on both sides, else by row."""
+    if len(groups) < 2:
+        return list(groups), []
+    keys = [repr(group.prompt) for group in groups]
+    if len(set(keys)) < PROMPTS_TO_SPLIT_BY:
+        keys = [str(row) for row in range(len(groups))]
+    ranked = sorted(set(keys), key=lambda key: derive_seed(seed, "hold out", key))
+    out = set(ranked[: max(1, round(HELD_OUT * len(ranked)))])
+    train = [group for group, key in zip(groups, keys, strict=True) if key not in out]
+    return train, [group for group, key in zip(groups, keys, strict=True) if key in out]
+
+
+def demonstration(group: Group) -> str | None:
+    """What is wrong with a row for imitation, or None."""
+    if len(group.responses) != 1:
+        return f"has {len(group.responses)} responses; a demonstration has one (`prompt` and `response`, or `messages`)"
+    return None
+
+
+def comparison(group: Group) -> str | None:
+    """What is wrong with a row for learning a reward, or None."""
+    if len(group.responses) < 2 or group.label is None:
+        return "is no comparison; a preference row has `prompt`, `chosen` and `rejected`"
+    return None
+
+
+def prompt_only(group: Group) -> str | None:
+    """What is wrong with a row for sampling (nothing: every row has a prompt)."""
+    return None

@@ -1,0 +1,45 @@
+"""What a stage is made from, by hash, and the card it lays beside its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from torch import nn
+
+from kleash.run import RunFolder, fingerprint
+from kleash.stages.settings import StageConfig
+from kleash.training.checkpoint import weights
+
+FILES = ("model", "data", "eval_data", "reference", "reward", "centre_data", "pretraining_data")
+"""Fields of stage configs that name a file, a folder or a hub name."""
+
+
+def inputs_of(config: StageConfig, **live: tuple[nn.Module, Any] | None) -> dict[str, dict[str, str]]:
+    """Path and hash of everything a config names; of a live model, the hash of its weights."""
+    inputs = {name: fingerprint(value) for name in FILES if (value := getattr(config, name, None)) is not None}
+    for name, given in live.items():
+        if given is not None:
+            inputs[name] = {"path": f"live {type(given[0]).__name__}", "sha256": _sha256(given[0])}
+    return inputs
+
+
+def model_card(folder: RunFolder, summary: str) -> str:
+    """The README.md of a model folder."""
+    record = folder.record
+    settings = json.dumps(record["config"], indent=2, ensure_ascii=False)
+    parents = "\n".join(f"- {role}: `{value['path']}` (sha256 {value['sha256'][:12]})" for role, value in record["inputs"].items())
+    return (
+        f"---\nlibrary_name: transformers\ntags: [kleash, {record['stage']}]\n---\n\n"
+        f"# Made by `kleash {record['stage']}`\n\n{summary}\n\nFrom:\n\n{parents}\n\n"
+        f"Settings:\n\n```json\n{settings}\n```\n\nEvery figure is in `run.json` and `metrics.jsonl` beside this file.\n"
+    )
+
+
+def _sha256(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in weights(model).items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,92 @@
+"""The settings that every stage has; each stage's file adds its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from kleash.config import Config
+from kleash.models.load import DType
+from kleash.training.optim import Schedule
+
+
+class StageConfig(Config):
+    """What every stage is told."""
+
+    model: str
+    """The model to start from: a folder, or a hub name."""
+    data: str
+    """Rows to work on: a .jsonl, .jsonl.gz, .json or .parquet file, a saved `datasets` folder, or a hub name."""
+    out: Path
+    """Folder to write to; the same command run again goes on with what it finds there."""
+    seed: int = 0
+    """Same seed, same machine: the same numbers, bit for bit."""
+    dtype: DType = "float32"
+    """What to compute in. Weights and optimiser stay in float32; bfloat16 halves the time where the hardware has it."""
+    device: str = "auto"
+    """`cpu`, `cuda`, …; auto takes a GPU where there is one."""
+
+
+class TrainingConfig(StageConfig):
+    """What every stage that trains is told besides."""
+
+    max_steps: int | None = Field(None, ge=1)
+    """Optimiser steps to take (rollouts for ppo), cycling the data; overrides `epochs`."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the data."""
+    batch_size: int = Field(32, ge=1)
+    """Groups (rows, pairs, prompts) in one optimiser step, whatever memory forces on micro-batches."""
+    micro_batch_tokens: int = Field(8192, ge=1)
+    """Tokens that are in memory at once, padding included. Changes memory and speed, never the gradient."""
+    learning_rate: float = Field(1e-5, ge=0)
+    """Peak learning rate of AdamW."""
+    schedule: Schedule = "linear"
+    """How the rate falls: linear to 0, cosine to a tenth, or constant."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the rate rises to its peak."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of matrices."""
+    adam_eps: float = Field(1e-8, gt=0)
+    """Adam's ε. N+ (arXiv:2403.17031) found 1e-5 to matter for PPO."""
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """Gradients longer than this are scaled down to it; null leaves them."""
+    max_length: int | None = Field(None, ge=2)
+    """Most tokens of prompt and response; longer responses are cut, longer prompts dropped, both counted. Null: the
+    model's context."""
+    eval_data: str | None = None
+    """Held-out rows. Without it a tenth of `data` is held out, by prompt where there are 20 or more."""
+    eval_every: int | None = Field(None, ge=1)
+    """Steps between measurements on the held-out rows; null measures at the end alone."""
+    max_eval_rows: int | None = Field(None, ge=1)
+    """At most so many held-out rows are measured."""
+    choose: Literal["best", "last"] = "last"
+    """Which weights to keep: the last, or those that did best on the held-out rows."""
+    save_every: int | None = Field(None, ge=1)
+    """Steps between states to go on from after an interruption; null: a tenth of the run."""
+    keep: int = Field(1, ge=1)
+    """How many of those states stay."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where metrics go besides metrics.jsonl; each needs its extra: pip install 'kleash[tensorboard]'."""
+    force: bool = False
+    """Go on although a gate says that a precondition does not hold."""
+
+    def steps(self, rows: int) -> int:
+        """Optimiser steps in all for so many training rows."""
+        if self.max_steps is not None:
+            return self.max_steps
+        return max(1, round(self.epochs * rows / self.batch_size))
+
+    def save_interval(self, steps: int) -> int:
+        """Steps between states to go on from."""
+        return self.save_every or max(1, steps // 10)
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether the held-out rows are to be measured after `step` steps of `steps`."""
+        return step == steps or (self.eval_every is not None and step % self.eval_every == 0)
+
+    def optimizer_settings(self) -> dict[str, Any]:
+        """The settings of `Optimizer`, but for the number of steps."""
+        names = ("learning_rate", "schedule", "warmup_steps", "weight_decay", "adam_eps", "max_grad_norm")
+        return {name: getattr(self, name) for name in names}

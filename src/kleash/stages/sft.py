@@ -1,0 +1,140 @@
+"""Supervised fine-tuning: imitate demonstrations.
+
+The first link of the chain: it makes the policy coherent and on-task, and its result is both the launch point of the
+policy and the anchor that the leash is tied to.
+
+    kleash sft --model base/ --data demonstrations.jsonl --out runs/sft
+
+Left out: packing several rows into one (length-sorted micro-batches waste a few percent), loss on prompts.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kleash.checks.gates import gate_in, gate_out
+from kleash.data.batching import batch_at, microbatches
+from kleash.data.chat import encode_all
+from kleash.data.group import EncodedGroup, collate
+from kleash.data.split import demonstration, read_split
+from kleash.models.forward import response_logprobs
+from kleash.models.load import autocast, context_length, load_policy, save_model
+from kleash.objectives.reduce import masked_sum
+from kleash.run import RunFolder
+from kleash.stages.artifacts import inputs_of, model_card
+from kleash.stages.settings import TrainingConfig
+from kleash.training import checkpoint
+from kleash.training.optim import Optimizer
+from kleash.training.progress import Progress
+from kleash.training.selection import Selection
+from kleash.training.trackers import Trackers
+
+logger = logging.getLogger("kleash")
+
+FORMULA = "loss = − Σ log π(y_t | x, y_<t) / (trained tokens of the step)"
+
+
+class SFTConfig(TrainingConfig):
+    """Imitate the responses of `data`. Defaults: N+ (arXiv:2403.17031): one epoch; a batch of 32 as InstructGPT."""
+
+    learning_rate: float = 1e-5
+    """Peak learning rate. InstructGPT took 9.65e-6, N+ 3e-6; small models bear 100 times as much."""
+
+
+def run(
+    config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
+) -> RunFolder:
+    """Train on demonstrations and write a folder that `transformers` loads.
+
+    Args:
+        config: the settings.
+        policy: a live model and tokenizer to train in place of loading `config.model`.
+
+    Returns:
+        The finished run; run.json holds `eval_loss` (nats a token) before and after.
+    """
+    folder = RunFolder.open(config.out, stage="sft", config=config, inputs=inputs_of(config, model=policy))
+    if folder.finished:
+        return folder
+    gate_in(folder, role="model", parent=config.model, force=config.force)
+    model, tokenizer = policy or load_policy(config.model, device=config.device)
+    train, held_out = _demonstrations(config, model, tokenizer)
+    steps = config.steps(len(train))
+    folder.note("formulas", loss=FORMULA)
+
+    optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
+    parts = {"model": model, "optimizer": optimizer}
+    state = checkpoint.restore(folder, parts)
+    selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
+    before = state.get("before", evaluate(model, held_out, config) if held_out else math.nan)
+    with Progress(steps, "sft", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
+        for step in range(state["step"] + 1, steps + 1):
+            rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
+            metrics = _step(model, optimizer, [train[row] for row in rows], config)
+            if held_out and config.due(step, steps):
+                metrics["eval_loss"] = evaluate(model, held_out, config)
+                selection.offer(model, step, metrics["eval_loss"])
+            trackers.log(step, folder.log(step, metrics))
+            progress.update(step, **metrics)
+            if step % config.save_interval(steps) == 0 and step < steps:
+                checkpoint.save(folder, step, parts, keep=config.keep, before=before, **selection.numbers)
+
+    chosen = selection.take(model, steps)
+    after = evaluate(model, held_out, config) if held_out else math.nan
+    gate_out(
+        folder,
+        passed=not held_out or after < before,
+        finding=f"held-out loss {before:.3f} → {after:.3f} nats a token on {len(held_out)} rows",
+        advice="lower --learning-rate, or look at the rows with `kleash inspect`",
+        before=before,
+        after=after,
+    )
+    save_model(folder.path, model, tokenizer, model_card(folder, f"Held-out loss {after:.4f} nats a token."))
+    checkpoint.save(folder, steps, parts, keep=config.keep, before=before, **selection.numbers)
+    return folder.finish(eval_loss_before=before, eval_loss=after, step=chosen, rows=len(train))
+
+
+@torch.no_grad()
+def evaluate(model: PreTrainedModel, groups: Sequence[EncodedGroup], config: SFTConfig) -> float:
+    """−log π(response | prompt) a token, over all trained tokens of the groups."""
+    total, count = 0.0, 0
+    for part in microbatches(groups, max_tokens=config.micro_batch_tokens):
+        batch = collate([groups[row] for row in part], device=model.device)
+        with autocast(config.dtype, model.device):
+            logprobs, _ = response_logprobs(model, batch)
+        total -= float(masked_sum(logprobs, batch.mask))
+        count += int(batch.mask.sum())
+    return total / count
+
+
+def _step(
+    model: PreTrainedModel, optimizer: Optimizer, groups: Sequence[EncodedGroup], config: SFTConfig
+) -> dict[str, float | torch.Tensor]:
+    tokens = sum(sum(response.mask) for group in groups for response in group.responses)
+    total = torch.zeros((), device=model.device)
+    for part in microbatches(groups, max_tokens=config.micro_batch_tokens):
+        batch = collate([groups[row] for row in part], device=model.device)
+        with autocast(config.dtype, model.device):
+            logprobs, _ = response_logprobs(model, batch)
+        loss = -masked_sum(logprobs, batch.mask) / tokens
+        optimizer.backward(loss)
+        total += loss.detach()
+    return {"loss": total, "tokens": tokens, **optimizer.step()}
+
+
+def _demonstrations(
+    config: SFTConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
+    train, held_out = read_split(
+        config.data, config.eval_data, seed=config.seed, usable=demonstration, max_eval_rows=config.max_eval_rows
+    )
+    length = config.max_length or context_length(model)
+    encoded, truncation = encode_all(train, tokenizer, max_length=length)
+    if truncation.message():
+        logger.warning("%s: %s", config.data, truncation.message())
+    return encoded, encode_all(held_out, tokenizer, max_length=length)[0] if held_out else []
