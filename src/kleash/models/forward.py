@@ -1,0 +1,295 @@
+"""The group forward: a prompt and its K responses, with the prompt computed once.
+
+Two back ends, equal in values and gradients, checked against each other by `check_forward`:
+
+* shared: the prompts run once into a cache with gradients on, the cache is repeated K times and the responses run on
+  it. The first token of a response is predicted from the prompt's last hidden state. Autograd flows through the cache.
+* rows: every response runs behind a copy of its prompt. Gradient checkpointing, sliding windows and recurrent layers
+  need this one, because their cache is no plain list of keys and values, or is not kept at all.
+
+A state is a hidden state after the last layer's norm; logits are computed only where a loss asks for them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from kleash.data.group import GroupBatch
+from kleash.errors import ModelError
+from kleash.objectives.logprobs import token_logprobs
+
+Model = Any
+"""A `transformers` model (language model, sequence classifier or bare decoder), one inside PEFT, or a `ValueModel`."""
+
+
+def response_states(
+    model: Model, batch: GroupBatch, *, shared: bool | None = None, final: bool = False
+) -> Float[Tensor, "P K T1 D"]:
+    """Hidden states from which the tokens of the responses are predicted.
+
+    Args:
+        model: any decoder-only model; its output head is not used.
+        batch: prompts padded on the left, responses on the right. Positions follow the masks, whatever the padding.
+        shared: the back end; None takes the shared one where K ≥ 2 and the model can.
+        final: also the state after the last token; without it the last token does not run through the model.
+
+    Returns:
+        [P, K, T, D]; state t predicts token t. With `final` [P, K, T + 1, D]: the state numbered `length` of a response
+        lies after its last real token. States at and after padding are finite and mean nothing.
+
+    Raises:
+        ModelError: the shared back end was asked for and the model's cache cannot carry it.
+    """
+    decoder = find_decoder(model)
+    prompts, responses, tokens = batch.shape
+    if shared is None:
+        shared = responses > 1 and _can_share(decoder)
+    elif shared and not _can_share(decoder):
+        raise ModelError(
+            f"{type(decoder).__name__} cannot share a prompt between responses (sliding windows, recurrent layers or "
+            "gradient checkpointing); use shared=False"
+        )
+    fed = tokens if final else max(tokens - 1, 0)  # the last token predicts nothing
+    # T = 0 without `final` asks for no state at all
+    states = (_shared_states if shared else _row_states)(decoder, batch, fed)[:, : tokens + final]
+    return states.reshape(prompts, responses, *states.shape[1:])
+
+
+def response_logprobs(
+    model: Model,
+    batch: GroupBatch,
+    *,
+    temperature: float = 1.0,
+    shared: bool | None = None,
+    chunk_size: int | None = None,
+) -> tuple[Float[Tensor, "P K T"], Float[Tensor, "P K T"]]:
+    """Log-probability of each response token, and the entropy (nats) of the distribution it stands in.
+
+    Args:
+        model: a language model.
+        batch: groups; only positions where `batch.mask` is True are projected onto the vocabulary.
+        temperature: divides the logits, as it did in the sampler.
+        shared: the back end, see `response_states`.
+        chunk_size: positions projected at once (F12), see `token_logprobs`.
+
+    Returns:
+        (log π(token), entropy), both 0 where `batch.mask` is False. The entropy is detached.
+    """
+    states = response_states(model, batch, shared=shared)
+    logprobs, entropy = token_logprobs(
+        projection(model),
+        states[batch.mask],
+        batch.response_ids[batch.mask],
+        temperature=temperature,
+        chunk_size=chunk_size,
+    )
+    return scatter(logprobs, batch.mask), scatter(entropy, batch.mask)
+
+
+def response_scores(model: Model, batch: GroupBatch, *, shared: bool | None = None) -> Float[Tensor, "P K"]:
+    """Scores of a reward model, one a response: the only function here that computes them (F8).
+
+    Read at the last real token of prompt + response, whatever the token (F3); an empty response is scored at the end of
+    its prompt.
+
+    Args:
+        model: a sequence classifier with one output, `score`. The centring offset `config.kleash_offset`, where there
+            is one, is subtracted: plain `transformers` gives our score plus that offset.
+        batch: groups; `response_attention` says which tokens are real.
+        shared: the back end, see `response_states`.
+    """
+    head = getattr(model, "score", None)
+    if head is None:
+        raise ModelError(f"{type(model).__name__} has no `score` head; give a sequence classifier with one output")
+    states = response_states(model, batch, shared=shared, final=True)
+    last = batch.lengths[..., None, None].expand(-1, -1, 1, states.shape[-1])
+    scores = head(states.gather(2, last).squeeze(2))
+    if scores.shape[-1] != 1:
+        raise ModelError(f"{type(model).__name__} has {scores.shape[-1]} outputs; a reward model has one")
+    scores = scores.squeeze(-1).to(torch.promote_types(scores.dtype, torch.float32))
+    return scores - centring_offset(model)
+
+
+def centring_offset(model: Model) -> float:
+    """What a reward model's scores are shifted by, so that their mean on SFT samples is zero."""
+    return float(getattr(model.config, "kleash_offset", None) or 0.0)
+
+
+def projection(model: Model) -> Callable[[Tensor], Tensor]:
+    """From hidden states to logits: the output embedding and what the model's config does to its logits.
+
+    Raises:
+        ModelError: the model has no output embedding.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is None:
+        raise ModelError(f"{type(model).__name__} has no output embedding; give a causal language model")
+    config = find_decoder(model).config
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma
+    divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
+    factor = getattr(config, "logit_scale", None) if config.model_type.startswith("cohere") else None
+
+    def project(states: Tensor) -> Tensor:
+        logits = head(states)
+        if factor is not None:
+            logits = logits * factor
+        if divisor != 1.0:
+            logits = logits / divisor
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    return project
+
+
+def find_decoder(model: Model) -> Model:
+    """The part of a model that turns ids into hidden states: without its output head, with its adapters."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if decoder is None or getattr(decoder.config, "is_encoder_decoder", False):
+        raise ModelError(f"{type(model).__name__} has no decoder that stands alone; use a decoder-only model")
+    return decoder
+
+
+def prompt_positions(attention: Bool[Tensor, "P S"]) -> Int[Tensor, "P S"]:
+    """Position of each prompt token, counted over real tokens; padding gets 0."""
+    return (attention.long().cumsum(-1) - 1).clamp_min(0)
+
+
+def plain_attention(decoder: Model) -> bool:
+    """Whether the model's cache is nothing but keys and values of all tokens."""
+    layers = DynamicCache(config=decoder.config).layers
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def scatter(values: Float[Tensor, " N"], mask: Bool[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """Put values, in order, where the mask is True, and 0 elsewhere."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+
+def run_decoder(decoder: Model, **inputs: Any) -> Any:
+    """Call a decoder with those of the inputs that it knows: models with relative positions take no `position_ids`."""
+    parameters = inspect.signature(decoder.forward).parameters
+    return decoder(**{name: value for name, value in inputs.items() if name in parameters})
+
+
+def check_forward(model: Model, batch: GroupBatch) -> None:
+    """Hold the two back ends and the model's own forward against each other on a probe.
+
+    Args:
+        model: a language model or a reward model.
+        batch: the probe; a few groups of different lengths will do.
+
+    Raises:
+        ModelError: they differ by more than rounding, naming which.
+    """
+    training = model.training
+    model.eval()  # dropout would differ by itself
+    try:
+        with torch.no_grad():
+            _check_forward(model, batch)
+    finally:
+        model.train(training)
+
+
+def _check_forward(model: Model, batch: GroupBatch) -> None:
+    scores = hasattr(model, "score")
+    forward: Callable[..., Tensor] = response_scores if scores else lambda *a, **k: response_logprobs(*a, **k)[0]
+    rows = forward(model, batch, shared=False)
+    found = {"the model's own forward": _own_scores(model, batch) if scores else _own_logprobs(model, batch)}
+    if _can_share(find_decoder(model)):
+        found["the shared prompt"] = forward(model, batch, shared=True)
+    tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(next(model.parameters()).dtype, 0.2)
+    for name, values in found.items():
+        gap = float((values - rows).abs().max()) if rows.numel() else 0.0
+        if not gap <= tolerance:
+            raise ModelError(
+                f"{type(model).__name__}: plain rows and {name} differ by {gap:.2g} on a probe; this kind of model is "
+                "not supported (does it change its logits after the output embedding, or need inputs beside the ids?)"
+            )
+
+
+def _own_rows(batch: GroupBatch) -> list[tuple[int, int, Tensor, int]]:
+    """Each response with its prompt in front, without padding: (p, k, ids [1, N], length of the prompt)."""
+    prompts, responses, _ = batch.shape
+    rows = []
+    for p in range(prompts):
+        prompt = batch.prompt_ids[p][batch.prompt_attention[p]]
+        for k in range(responses):
+            response = batch.response_ids[p, k][batch.response_attention[p, k]]
+            rows.append((p, k, torch.cat([prompt, response])[None], len(prompt)))
+    return rows
+
+
+def _own_logprobs(model: Model, batch: GroupBatch) -> Tensor:
+    found = torch.zeros(batch.shape, dtype=torch.float64, device=batch.response_ids.device)
+    for p, k, ids, start in _own_rows(batch):
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].double()
+        logprobs = logits.log_softmax(-1)[:-1].gather(-1, ids[0, 1:, None]).squeeze(-1)
+        found[p, k, : ids.shape[1] - start] = logprobs[start - 1 :]
+    return torch.where(batch.mask, found, 0.0)
+
+
+def _own_scores(model: Model, batch: GroupBatch) -> Tensor:
+    found = torch.zeros(batch.shape[:2], device=batch.response_ids.device)
+    for p, k, ids, _ in _own_rows(batch):
+        states = run_decoder(find_decoder(model), input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        found[p, k] = model.score(states[0, -1]).squeeze()
+    return found - centring_offset(model)
+
+
+def _can_share(decoder: Model) -> bool:
+    checkpointing = decoder.training and getattr(decoder, "is_gradient_checkpointing", False)
+    return not checkpointing and plain_attention(decoder)
+
+
+def _shared_states(decoder: Model, batch: GroupBatch, fed: int) -> Float[Tensor, "R T1 D"]:
+    responses = batch.shape[1]
+    attention = batch.prompt_attention
+    positions = prompt_positions(attention)
+    cache = DynamicCache(config=decoder.config)
+    states = run_decoder(
+        decoder,
+        input_ids=batch.prompt_ids,
+        attention_mask=attention.long(),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    first = states[:, -1:].repeat_interleave(responses, 0)
+    if fed == 0:
+        return first
+    cache.batch_repeat_interleave(responses)
+    mask = batch.response_attention[..., :fed].flatten(0, 1).long()
+    start = positions[:, -1].repeat_interleave(responses)[:, None]
+    states = run_decoder(
+        decoder,
+        input_ids=batch.response_ids[..., :fed].flatten(0, 1),
+        attention_mask=torch.cat([attention.long().repeat_interleave(responses, 0), mask], 1),
+        position_ids=start + mask.cumsum(-1),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return torch.cat([first, states], 1)
+
+
+def _row_states(decoder: Model, batch: GroupBatch, fed: int) -> Float[Tensor, "R T1 D"]:
+    responses = batch.shape[1]
+
+    def join(prompt: Tensor, response: Tensor) -> Tensor:
+        return torch.cat([prompt.repeat_interleave(responses, 0), response[..., :fed].flatten(0, 1)], 1)
+
+    attention = join(batch.prompt_attention, batch.response_attention)
+    states = run_decoder(
+        decoder,
+        input_ids=join(batch.prompt_ids, batch.response_ids),
+        attention_mask=attention.long(),
+        position_ids=prompt_positions(attention),
+        use_cache=False,
+    ).last_hidden_state
+    return states[:, batch.prompt_ids.shape[1] - 1 :]
