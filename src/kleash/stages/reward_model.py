@@ -15,6 +15,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import Field
@@ -124,24 +125,29 @@ def report(
     model: PreTrainedModel, held_out: Sequence[EncodedGroup], train: Sequence[EncodedGroup], config: RewardConfig
 ) -> dict[str, Any]:
     """Accuracy with its interval, log loss, calibration, length slope, noise ceiling: over all held-out pairs at once."""
-    scores, p, lengths, known = [], [], [], []
-    for size in {len(group.responses) for group in held_out}:
+    scores: list[tuple[float, float]] = []
+    ordered: list[EncodedGroup] = []
+    for size in sorted({len(group.responses) for group in held_out}):
         groups = [group for group in held_out if len(group.responses) == size]
         table = score_encoded(model, groups, dtype=config.dtype, micro_batch_tokens=config.micro_batch_tokens)
         for group, row in zip(groups, table.tolist(), strict=True):
-            for a, b, probability in pairs_of(group.source):
-                scores.append((row[a], row[b]))
-                p.append(probability)
-                lengths.append((len(group.responses[a].ids), len(group.responses[b].ids)))
-                known.append(group.source.columns.get("label_probability"))
-    slopes = [
-        (len(group.responses[a].ids) - len(group.responses[b].ids)) * (probability - 0.5)
-        for group in train
-        for a, b, probability in pairs_of(group.source)
-    ]
+            scores += [(row[a], row[b]) for a, b, _ in pairs_of(group.source)]
+        ordered += groups
+    known = [group.source.columns.get("label_probability") for group in ordered for _ in pairs_of(group.source)]
     return preference_report(
-        scores, p, lengths, label_probability=known if None not in known else None, longer_is_better=sum(slopes) >= 0
+        np.array(scores),
+        *_labels(ordered),
+        label_probability=None if None in known else np.array(known, dtype=float),
+        train_p=_labels(train)[0],
+        train_lengths=_labels(train)[1],
     )
+
+
+def _labels(groups: Sequence[EncodedGroup]) -> tuple[np.ndarray, np.ndarray]:
+    """P(a ≻ b) and the lengths in tokens of each comparison."""
+    pairs = [(group, *pair) for group in groups for pair in pairs_of(group.source)]
+    lengths = [(len(group.responses[a].ids), len(group.responses[b].ids)) for group, a, b, _ in pairs]
+    return np.array([p for *_, p in pairs]), np.array(lengths)
 
 
 def pairs_of(group: Group) -> list[tuple[int, int, float]]:

@@ -1,0 +1,77 @@
+"""Before the first update of a rollout the ratio π/π_old is 1, or something is wrong (F7).
+
+Dropout, a temperature that is missing on one side, another precision, responses that were decoded and tokenised again:
+none of them raises an error, all of them show here, at step 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kleash.data.group import GroupBatch
+from kleash.errors import TrainingError
+from kleash.models.forward import response_logprobs
+
+TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25}
+"""Largest |log π − log π_old| of a token that rounding explains, by what was computed in."""
+
+
+def check_first(
+    policy: PreTrainedModel,
+    batch: GroupBatch,
+    logprobs: Float[Tensor, "R T"],
+    old_logprobs: Float[Tensor, "R T"],
+    temperature: float,
+    dtype: str,
+) -> Float[Tensor, ""]:
+    """The largest ratio before the first update.
+
+    Args:
+        policy: the model being trained.
+        batch: rows that were just sampled, K = 1.
+        logprobs: of the training forward.
+        old_logprobs: of the rollout.
+        temperature: that training divides logits by.
+        dtype: what was computed in.
+
+    Raises:
+        TrainingError: a token's log-ratio is beyond rounding; the message names the likeliest cause.
+    """
+    gap = torch.where(batch.mask[:, 0], (logprobs - old_logprobs).abs(), 0)
+    worst = gap.max() if gap.numel() else gap.new_zeros(())
+    if not worst <= TOLERANCE[dtype]:
+        raise TrainingError(
+            f"before the first update log π − log π_old is {float(worst):.3g} for a token, but should be 0: "
+            f"{_cause(policy, batch, old_logprobs, temperature)}"
+        )
+    return worst.exp()
+
+
+@torch.no_grad()
+def _cause(policy: PreTrainedModel, batch: GroupBatch, old_logprobs: Tensor, temperature: float) -> str:
+    def gap(divisor: float) -> float:
+        again = response_logprobs(policy, batch, temperature=divisor)[0][:, 0]
+        return float(torch.where(batch.mask[:, 0], (again - old_logprobs).abs(), 0).max())
+
+    same = gap(temperature)
+    training = policy.training
+    policy.eval()
+    try:
+        if gap(temperature) < same / 10 or gap(temperature) <= TOLERANCE["float32"] < same:
+            return "dropout is active in training; call kleash.models.load.disable_dropout on the model"
+        if temperature != 1 and gap(1.0) <= TOLERANCE["float32"]:
+            return f"the rollout's log-probabilities lack the temperature {temperature}; divide its logits by it too"
+        for other in (0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0):
+            if gap(other) <= TOLERANCE["float32"]:
+                return f"the rollout was sampled at temperature {other}, training divides by {temperature}; make them one"
+        if gap(temperature) <= TOLERANCE["float32"]:
+            return "training computes in another precision than the sampler; give both one --dtype"
+    finally:
+        policy.train(training)
+    return (
+        "the rollout's ids are not what was sampled (decoded and tokenised again?) or the sampler has other weights; "
+        "train on the ids as they were sampled, and sync the sampler"
+    )

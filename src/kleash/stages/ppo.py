@@ -1,0 +1,539 @@
+"""PPO on a leash: climb the reward, and pay β for every nat of KL from the reference.
+
+Sample, score, estimate advantages with a learned value function, take clipped steps. The leash stands in the reward,
+token by token (k1), so that the optimum is π* ∝ π_ref·exp(r/β), and on a problem small enough to enumerate a test
+measures how near this file comes to it.
+
+    kleash ppo --model runs/sft --data prompts.jsonl --reward runs/reward --out runs/ppo --beta 0.05
+
+Left out: one backbone for policy and value (the value network starts from the reward model, as InstructGPT and N+ do).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kleash.checks import ratio
+from kleash.checks.gates import gate_in, gate_out
+from kleash.data.batching import batch_at, microbatches
+from kleash.data.chat import encode_all, end_ids
+from kleash.data.group import EncodedGroup, Group, GroupBatch, collate
+from kleash.data.split import demonstration, prompt_only, read_split, read_usable
+from kleash.errors import ConfigError
+from kleash.models.forward import response_logprobs
+from kleash.models.heads import ValueModel, values
+from kleash.models.load import autocast, context_length, freeze, frozen_copy, load_policy, save_model
+from kleash.objectives import kl
+from kleash.objectives.advantage import gae, token_rewards
+from kleash.objectives.policy import clipped_surrogate
+from kleash.objectives.reduce import masked_mean, masked_sum, masked_whiten
+from kleash.objectives.value import clipped_value_loss, explained_variance
+from kleash.rewards.learned import LearnedReward
+from kleash.rewards.reward import Reward, build_reward
+from kleash.run import RunFolder, derive_seed
+from kleash.sampling.local import LocalSampler
+from kleash.sampling.sampler import decode_groups
+from kleash.stages.artifacts import inputs_of, model_card
+from kleash.stages.settings import TrainingConfig
+from kleash.training import checkpoint
+from kleash.training.ema import Average
+from kleash.training.optim import Optimizer, Schedule
+from kleash.training.progress import Progress
+from kleash.training.selection import Selection
+from kleash.training.trackers import Trackers
+
+logger = logging.getLogger("kleash")
+
+FORMULA = {
+    "reward": "r_t = − β (log π_old(y_t) − log π_ref(y_t)) + [t last] score",
+    "advantage": "GAE(γ, λ) of r_t, whitened over the rollout's tokens where whiten_advantages",
+    "policy loss": "− min(ρ A, clip(ρ, 1 ± clip) A), mean over the minibatch's tokens",
+    "value loss": "value_coefficient · ½ max((V − R)², (clip(V, V_old ± value_clip) − R)²), mean over the minibatch's tokens",
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Ouyang et al. 2022 (arXiv:2203.02155), appendix C.4. The pretraining mix needs pretraining_data.
+    "instructgpt": {
+        "beta": 0.02, "batch_size": 512, "minibatches": 8, "inner_epochs": 1, "temperature": 1.0, "clip": 0.2,
+        "gamma": 1.0, "lam": 0.95, "learning_rate": 9.65e-6, "value_learning_rate": 9e-6, "schedule": "constant",
+        "ema_decay": 0.992,
+    },
+    # Huang et al. 2024 (arXiv:2403.17031), tables of hyper-parameters.
+    "n-plus": {
+        "beta": 0.05, "batch_size": 512, "minibatches": 1, "inner_epochs": 4, "temperature": 0.7, "clip": 0.2,
+        "gamma": 1.0, "lam": 0.95, "learning_rate": 3e-6, "schedule": "linear", "adam_eps": 1e-5,
+        "value_coefficient": 0.1, "value_clip": 0.2, "missing_eos_score": -1.0,
+    },
+}  # fmt: skip
+
+
+class PPOConfig(TrainingConfig):
+    """PPO. Defaults: N+ (Huang et al. 2024, arXiv:2403.17031), but for what changes the objective, which is off."""
+
+    preset: Literal["instructgpt", "n-plus"] | None = None
+    """A published set of values for everything not given: `instructgpt` or `n-plus`."""
+    reward: str
+    """What to climb: a reward model's folder, or `module:function` with TRL's signature."""
+    reference: str | None = None
+    """What the leash is tied to; null is `model` as it starts."""
+    beta: float = Field(0.05, ge=0)
+    """Price of one nat of KL from the reference, in units of reward. 0: no leash, and the policy ends in the reward's
+    blind spots. Large: it never leaves the reference. Published: 0.02 (InstructGPT), 0.05 (N+)."""
+    target_kl: float | None = Field(None, gt=0)
+    """Nats a response that `beta` is steered to (Ziegler et al. 2019, arXiv:1909.08593, §2.2); null keeps it fixed."""
+    kl_horizon: float = Field(10_000, gt=0)
+    """Responses over which that steering acts; needs `target_kl`."""
+    batch_size: int = Field(64, ge=1)
+    """Prompts in a rollout, each with one response."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Longest response, in tokens."""
+    temperature: float = Field(1.0, gt=0)
+    """Divides the logits, in sampling and in training alike."""
+    inner_epochs: int = Field(4, ge=1)
+    """Passes over a rollout, reshuffled each."""
+    minibatches: int = Field(1, ge=1)
+    """Optimiser steps in a pass."""
+    clip: float = Field(0.2, gt=0)
+    """How far the ratio may move before its gain stops to count."""
+    gamma: float = Field(1.0, ge=0, le=1)
+    """Discount a token; below 1 the optimum is no longer π*."""
+    lam: float = Field(0.95, ge=0, le=1)
+    """λ of GAE: 1 trusts returns, 0 trusts the value network."""
+    whiten_advantages: bool = True
+    """Advantages of a rollout to mean 0 and variance 1."""
+    value_learning_rate: float | None = Field(None, ge=0)
+    """Peak rate of the value network; null is `learning_rate`."""
+    value_coefficient: float = Field(0.1, gt=0)
+    """Weight of the value loss. The value network has its own Adam, so this acts through clipping and ε alone."""
+    value_clip: float | None = Field(0.2, gt=0)
+    """How far a value may move from the rollout's, in units of reward; null leaves it free."""
+    value_init: Literal["reward", "policy"] = "reward"
+    """Where the value network starts: the reward model where it reads the policy's ids, else the policy."""
+    missing_eos_score: float | None = None
+    """Score of a response that did not end, in place of its reward; null scores it like any other."""
+    whiten_rewards: bool = False
+    """Token rewards to variance 1, mean kept. Changes the objective (and shortens responses: N+)."""
+    reward_clip: float | None = Field(None, gt=0)
+    """Scores are cut to ± this. Changes the objective."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """End with an exponential moving average of the weights; InstructGPT took 0.992. Null: the weights themselves."""
+    pretraining_data: str | None = None
+    """Demonstrations or text whose likelihood is kept up (PPO-ptx of InstructGPT)."""
+    pretraining_coefficient: float = Field(27.8, gt=0)
+    """Weight of that likelihood; needs `pretraining_data`."""
+    snapshot_every: int | None = Field(None, ge=1)
+    """Rollouts between weights kept under snapshots/, to be measured later; null keeps none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_preset(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("preset") in PRESETS:
+            return {**PRESETS[given["preset"]], **given}
+        return given
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> PPOConfig:
+        if self.minibatches > self.batch_size:
+            raise ValueError(f"minibatches ({self.minibatches}) cannot be more than batch_size ({self.batch_size})")
+        if self.target_kl is not None and self.beta == 0:
+            raise ValueError("target_kl steers beta by factors, so beta must start above 0")
+        return self
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One response a prompt, scored: what the inner epochs learn from. Rows R = P."""
+
+    batch: GroupBatch
+    """[P, 1, T], sampled by the policy as it stood."""
+    groups: list[Group]
+    scores: Float[Tensor, " R"]
+    """The reward as it was given, before clips and penalties."""
+    old_logprobs: Float[Tensor, "R T"]
+    drift: Float[Tensor, "R T"]
+    """k1 of each token."""
+    values: Float[Tensor, "R T"]
+    advantages: Float[Tensor, "R T"]
+    returns: Float[Tensor, "R T"]
+
+
+def run(
+    config: PPOConfig,
+    *,
+    policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
+    reward: Reward | None = None,
+) -> RunFolder:
+    """Train a policy against a reward and write a folder that `transformers` loads.
+
+    Args:
+        config: the settings.
+        policy: a live model and tokenizer to train in place of loading `config.model`.
+        reward: a live reward in place of `config.reward`.
+
+    Returns:
+        The finished run; metrics.jsonl has a row a rollout, samples.jsonl the responses to the held-out prompts.
+    """
+    folder = RunFolder.open(config.out, stage="ppo", config=config, inputs=inputs_of(config, model=policy))
+    if folder.finished:
+        return folder
+    gate_in(folder, role="model", parent=config.model, force=config.force)
+    gate_in(folder, role="reward", parent=config.reward, force=config.force)
+    model, tokenizer = policy or load_policy(config.model, device=config.device)
+    prompts, held_out = _prompts(config, model, tokenizer)
+    reference = freeze(load_policy(config.reference, device=config.device)[0]) if config.reference else frozen_copy(model)
+    reward = reward or build_reward(
+        config.reward, policy_tokenizer=tokenizer, device=config.device, dtype=config.dtype,
+        micro_batch_tokens=config.micro_batch_tokens,
+    )  # fmt: skip
+    critic = _critic(model, reward, config)
+    pretraining = _pretraining(config, model, tokenizer)
+    sampler = LocalSampler(
+        model, tokenizer, max_new_tokens=config.max_new_tokens, temperature=config.temperature, end_ids=end_ids(tokenizer)
+    )
+    world = World(config, model, tokenizer, reference, reward, critic, sampler)
+    steps = config.steps(len(prompts))
+    folder.note("formulas", **FORMULA)
+
+    updates = steps * config.inner_epochs * config.minibatches
+    settings = config.optimizer_settings()
+    optimizer = Optimizer(model, steps=updates, **settings)
+    value_rate = config.value_learning_rate if config.value_learning_rate is not None else config.learning_rate
+    value_optimizer = Optimizer(critic, steps=updates, **settings | {"learning_rate": value_rate})
+    average = Average(model, config.ema_decay)
+    parts = {
+        "model": model, "value": critic, "optimizer": optimizer, "value_optimizer": value_optimizer,
+        "average": average.tensors,
+    }  # fmt: skip
+    state = checkpoint.restore(folder, parts)
+    beta = state.get("beta", config.beta)
+    selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
+    if state["step"] == 0 and held_out and config.eval_every:
+        folder.log(0, _evaluate(world, held_out, folder, 0))
+    with Progress(steps, "ppo", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
+        for step in range(state["step"] + 1, steps + 1):
+            rows = batch_at(step - 1, len(prompts), config.batch_size, config.seed)
+            rollout = collect(world, [prompts[row] for row in rows], beta=beta, step=step)
+            metrics = describe(rollout, beta)
+            for epoch in range(config.inner_epochs):
+                for part in _minibatches(config, rollout, step, epoch):
+                    first = not metrics.get("updates")
+                    extra = _pretraining_batch(config, pretraining, optimizer.taken)
+                    update = learn(world, rollout, part, optimizer, value_optimizer, extra=extra, first=first)
+                    average.update(model)
+                    _accumulate(metrics, update, 1 / (config.inner_epochs * config.minibatches))
+            if config.target_kl is not None:
+                beta = kl.adapt_beta(
+                    beta, float(metrics["kl"]), target=config.target_kl, horizon=config.kl_horizon, samples=len(rows)
+                )
+            if held_out and config.due(step, steps):
+                metrics |= _evaluate(world, held_out, folder, step)
+                selection.offer(model, step, beta * metrics["eval_kl"] - metrics["eval_reward"])
+            if config.snapshot_every and step % config.snapshot_every == 0:
+                save_model(folder.path / "snapshots" / f"step-{step:06d}", model, tokenizer, model_card(folder, ""))
+            trackers.log(step, folder.log(step, metrics))
+            progress.update(step, **metrics)
+            if step % config.save_interval(steps) == 0 and step < steps:
+                checkpoint.save(folder, step, parts, keep=config.keep, beta=beta, **selection.numbers)
+
+    checkpoint.save(folder, steps, parts, keep=config.keep, beta=beta, **selection.numbers)
+    chosen = selection.take(model, steps)
+    if config.choose == "last":
+        average.take(model)
+    _verdict(folder)
+    save_model(folder.path, model, tokenizer, model_card(folder, _summary(folder)))
+    return folder.finish(step=chosen, beta=beta, prompts=len(prompts), near_ties=sampler.near_ties)
+
+
+@dataclass(frozen=True)
+class World:
+    """Who takes part in a run, passed around together."""
+
+    config: PPOConfig
+    policy: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    reference: PreTrainedModel
+    reward: Reward
+    critic: ValueModel
+    sampler: LocalSampler
+
+
+@torch.no_grad()
+def collect(world: World, prompts: Sequence[EncodedGroup], *, beta: float, step: int) -> Rollout:
+    """Sample a response for each prompt, score it, and work out what was better than expected."""
+    config = world.config
+    batch, groups, scores = _sample(world, prompts, seed=derive_seed(config.seed, "rollout", step))
+    mask = batch.mask[:, 0]
+    assert batch.sampler_logprobs is not None
+    old_logprobs = batch.sampler_logprobs[:, 0]
+    if config.dtype != "float32":  # in float32 the sampler's numbers are the trainer's; else they are computed again
+        old_logprobs = _logprobs(world, world.policy, batch)
+    drift = kl.k1(old_logprobs, _logprobs(world, world.reference, batch))
+    state_values = _in_parts(world, batch, lambda part: values(world.critic, part))
+
+    shaped = scores if config.reward_clip is None else scores.clamp(-config.reward_clip, config.reward_clip)
+    if config.missing_eos_score is not None:
+        ended = torch.tensor([group.responses[0].finished for group in groups], device=shaped.device)
+        shaped = torch.where(ended, shaped, config.missing_eos_score)
+    rewards = token_rewards(shaped, drift, beta=beta, mask=mask)
+    if config.whiten_rewards:
+        rewards = masked_whiten(rewards, mask, shift_mean=False)
+    advantages, returns = gae(rewards, state_values, gamma=config.gamma, lam=config.lam, mask=mask)
+    if config.whiten_advantages:
+        advantages = masked_whiten(advantages, mask)
+    return Rollout(batch, groups, scores, old_logprobs, drift, state_values, advantages, returns)
+
+
+def learn(
+    world: World,
+    rollout: Rollout,
+    rows: Sequence[int],
+    optimizer: Optimizer,
+    value_optimizer: Optimizer,
+    *,
+    extra: Sequence[EncodedGroup] = (),
+    first: bool = False,
+) -> dict[str, Any]:
+    """One optimiser step of policy and value network on some rows of a rollout.
+
+    Losses are sums over micro-batches divided by the rows' tokens, so how memory splits them changes nothing (F1).
+
+    Args:
+        world: who takes part.
+        rollout: what to learn from.
+        rows: which of its rows.
+        optimizer, value_optimizer: of the policy and of the value network.
+        extra: demonstrations whose likelihood is kept up (PPO-ptx).
+        first: nothing has been updated since the rollout, so the ratio must be 1 (F7).
+
+    Raises:
+        TrainingError: the ratio is not 1 where it must be; the message names the cause.
+    """
+    config, device = world.config, world.policy.device
+    tokens = int(rollout.batch.mask[list(rows)].sum())
+    totals: dict[str, Any] = {}
+    for part in _parts_of(rollout.batch, rows, config.micro_batch_tokens):
+        index = torch.tensor(part, device=device)
+        batch = rollout.batch.select(index)
+        mask, width = batch.mask[:, 0], batch.mask.shape[-1]
+        old_logprobs = rollout.old_logprobs[index, :width]
+        with autocast(config.dtype, device):
+            logprobs, entropy = response_logprobs(world.policy, batch, temperature=config.temperature)
+            predicted = values(world.critic, batch)[:, 0]
+        logprobs = logprobs[:, 0]
+        if first:
+            totals["first_ratio"] = torch.maximum(
+                totals.get("first_ratio", torch.ones((), device=device)),
+                ratio.check_first(world.policy, batch, logprobs.detach(), old_logprobs, config.temperature, config.dtype),
+            )
+        loss, surrogate = clipped_surrogate(
+            logprobs, old_logprobs, rollout.advantages[index, :width], clip=config.clip, mask=mask
+        )
+        value_loss, value_metrics = clipped_value_loss(
+            predicted.float(), rollout.values[index, :width], rollout.returns[index, :width], clip=config.value_clip, mask=mask
+        )
+        policy_loss, value_loss = masked_sum(loss, mask) / tokens, masked_sum(value_loss, mask) / tokens
+        optimizer.backward(policy_loss)
+        value_optimizer.backward(config.value_coefficient * value_loss)
+        sums = {
+            "policy_loss": policy_loss.detach(),
+            "value_loss": value_loss.detach(),
+            "entropy": masked_sum(entropy[:, 0], mask) / tokens,
+            "clip_fraction": surrogate["clip_fraction"].sum() / tokens,
+            "value_clip_fraction": value_metrics["clip_fraction"].sum() / tokens,
+            "approx_kl": surrogate["approx_kl"].sum() / tokens,
+        }
+        _accumulate(totals, sums, 1.0)
+    if extra:
+        totals["pretraining_loss"] = _keep_up(world, extra, optimizer)
+    taken = optimizer.step()
+    taken["value_grad_norm"] = value_optimizer.step()["grad_norm"]
+    return {**totals, **taken, "updates": 1}
+
+
+def describe(rollout: Rollout, beta: float) -> dict[str, Any]:
+    """Figures of a rollout, before anything is learned from it. Formulas: docs/stages/ppo.md."""
+    mask = rollout.batch.mask[:, 0]
+    assert rollout.batch.sampler_logprobs is not None
+    mismatch = (rollout.old_logprobs - rollout.batch.sampler_logprobs[:, 0]).abs()
+    return {
+        "reward": rollout.scores.mean(),
+        "kl": kl.per_sequence(rollout.drift, mask).mean(),
+        "beta": beta,
+        "length": mask.sum(-1).float().mean(),
+        "end_rate": torch.tensor([float(group.responses[0].finished) for group in rollout.groups]).mean(),
+        "explained_variance": explained_variance(rollout.values, rollout.returns, mask=mask),
+        "value_mean": masked_mean(rollout.values, mask),
+        "sampler_mismatch": torch.where(mask, mismatch, 0).max(),
+    }
+
+
+def _sample(
+    world: World, prompts: Sequence[EncodedGroup], *, seed: int
+) -> tuple[GroupBatch, list[Group], Float[Tensor, " R"]]:
+    with autocast(world.config.dtype, world.policy.device):
+        batch = world.sampler([prompt.prompt_ids for prompt in prompts], group_size=1, seed=seed)
+    groups = decode_groups(batch, [prompt.source for prompt in prompts], world.tokenizer, end_ids(world.tokenizer))
+    return batch, groups, world.reward(groups)[:, 0].to(world.policy.device)
+
+
+def _logprobs(world: World, model: PreTrainedModel, batch: GroupBatch) -> Float[Tensor, "R T"]:
+    temperature = world.config.temperature
+    return _in_parts(world, batch, lambda part: response_logprobs(model, part, temperature=temperature)[0])
+
+
+@torch.no_grad()
+def _in_parts(world: World, batch: GroupBatch, compute: Any) -> Float[Tensor, "R T"]:
+    """Compute something of each token, in micro-batches by length; 0 where masked."""
+    out = torch.zeros(batch.mask[:, 0].shape, device=world.policy.device)
+    for part in _parts_of(batch, range(batch.shape[0]), world.config.micro_batch_tokens):
+        index = torch.tensor(part, device=world.policy.device)
+        rows = batch.select(index)
+        with autocast(world.config.dtype, world.policy.device):
+            out[index, : rows.shape[2]] = torch.where(rows.mask[:, 0], compute(rows)[:, 0].float(), 0)
+    return out
+
+
+def _parts_of(batch: GroupBatch, rows: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Rows of a batch in micro-batches, by length."""
+    lengths = (batch.prompt_attention.sum(-1) + batch.lengths[:, 0]).tolist()
+    prompts = batch.prompt_attention.sum(-1).tolist()
+    return by_length([(prompts[row], lengths[row] - prompts[row]) for row in rows], rows, max_tokens)
+
+
+def by_length(sizes: Sequence[tuple[int, int]], rows: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Cut rows, sorted by length, where the padded part would exceed `max_tokens`."""
+    parts: list[list[int]] = []
+    width = depth = 0
+    for (prompt, response), row in sorted(zip(sizes, rows, strict=True), key=lambda item: (sum(item[0]), item[1])):
+        width, depth = max(width, prompt), max(depth, response)
+        if not parts or (len(parts[-1]) + 1) * (width + depth) > max_tokens:
+            parts.append([])
+            width, depth = prompt, response
+        parts[-1].append(row)
+    return parts
+
+
+def _minibatches(config: PPOConfig, rollout: Rollout, step: int, epoch: int) -> Iterator[list[int]]:
+    rows = rollout.batch.shape[0]
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "minibatch", step, epoch))
+    for part in torch.randperm(rows, generator=generator).tensor_split(min(config.minibatches, rows)):
+        yield part.tolist()
+
+
+def _keep_up(world: World, groups: Sequence[EncodedGroup], optimizer: Optimizer) -> Tensor:
+    """Add the gradient of −coefficient · log-likelihood a token of some demonstrations (PPO-ptx)."""
+    tokens = sum(sum(response.mask) for group in groups for response in group.responses)
+    total = torch.zeros((), device=world.policy.device)
+    for part in microbatches(groups, max_tokens=world.config.micro_batch_tokens):
+        batch = collate([groups[row] for row in part], device=world.policy.device)
+        with autocast(world.config.dtype, world.policy.device):
+            logprobs, _ = response_logprobs(world.policy, batch)
+        loss = -masked_sum(logprobs, batch.mask) / tokens
+        optimizer.backward(world.config.pretraining_coefficient * loss)
+        total += loss.detach()
+    return total
+
+
+def _evaluate(world: World, prompts: Sequence[EncodedGroup], folder: RunFolder, step: int) -> dict[str, Any]:
+    """Sample the held-out prompts afresh, with the same streams at every step, and write the responses down."""
+    batch, groups, scores = _sample(world, prompts, seed=derive_seed(world.config.seed, "evaluation"))
+    mask = batch.mask[:, 0]
+    assert batch.sampler_logprobs is not None
+    policy = batch.sampler_logprobs[:, 0]
+    drift = kl.per_sequence(kl.k1(policy, _logprobs(world, world.reference, batch)), mask)
+    rows = [
+        {
+            "step": step,
+            "prompt": group.prompt,
+            "response": group.responses[0].text,
+            "finished": group.responses[0].finished,
+            "score": score,
+            "kl": nats,
+            **group.columns,
+        }
+        for group, score, nats in zip(groups, scores.tolist(), drift.tolist(), strict=True)
+    ]
+    folder.append("samples.jsonl", rows)
+    ended = sum(row["finished"] for row in rows) / len(rows)
+    length = mask.sum(-1).float().mean()
+    return {"eval_reward": scores.mean(), "eval_kl": drift.mean(), "eval_end_rate": ended, "eval_length": length}
+
+
+def _critic(policy: PreTrainedModel, reward: Reward, config: PPOConfig) -> ValueModel:
+    if config.value_init == "reward" and isinstance(reward, LearnedReward) and reward.reads_ids:
+        return ValueModel.from_reward_model(reward.model)
+    return ValueModel.from_policy(policy, seed=derive_seed(config.seed, "value head"))
+
+
+def _prompts(
+    config: PPOConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
+    context = context_length(model)
+    room = config.max_length or (context - config.max_new_tokens if context else None)
+    if room is not None and room < 1:
+        raise ConfigError(f"max_new_tokens {config.max_new_tokens} leaves no room for a prompt in a context of {context}")
+    train, held_out = read_split(
+        config.data, config.eval_data, seed=config.seed, usable=prompt_only, max_eval_rows=config.max_eval_rows
+    )
+    encoded, truncation = encode_all([_bare(group) for group in train], tokenizer, max_length=room)
+    if truncation.message():
+        logger.warning("%s: %s", config.data, truncation.message())
+    return encoded, encode_all([_bare(group) for group in held_out], tokenizer, max_length=room)[0] if held_out else []
+
+
+def _bare(group: Group) -> Group:
+    return Group(prompt=group.prompt, columns=group.columns)
+
+
+def _pretraining(
+    config: PPOConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> list[EncodedGroup]:
+    if config.pretraining_data is None:
+        return []
+    rows = read_usable(config.pretraining_data, demonstration)
+    return encode_all(rows, tokenizer, max_length=config.max_length or context_length(model))[0]
+
+
+def _pretraining_batch(config: PPOConfig, rows: Sequence[EncodedGroup], update: int) -> list[EncodedGroup]:
+    if not rows:
+        return []
+    size = max(1, config.batch_size // config.minibatches)
+    return [rows[row] for row in batch_at(update, len(rows), size, derive_seed(config.seed, "pretraining"))]
+
+
+def _accumulate(totals: dict[str, Any], figures: Mapping[str, Any], weight: float) -> None:
+    """Add an update's figures to a rollout's: means over updates, but for what is a count or holds once."""
+    for name, value in figures.items():
+        if name == "updates":
+            totals[name] = totals.get(name, 0) + value
+        elif name in ("first_ratio", "learning_rate"):
+            totals[name] = value
+        else:
+            totals[name] = totals.get(name, 0.0) + weight * value
+
+
+def _verdict(folder: RunFolder) -> None:
+    rows = [row for row in folder.metrics() if row.get("kl") is not None]
+    last = rows[-1]
+    gate_out(
+        folder,
+        passed=last["end_rate"] >= 0.5,
+        finding=f"{last['end_rate']:.0%} of the last rollout's responses ended by themselves, at KL {last['kl']:.2f} nats",
+        advice="raise --max-new-tokens if they are good, --beta or --missing-eos-score if they run on",
+        end_rate=last["end_rate"],
+        kl=last["kl"],
+    )
+
+
+def _summary(folder: RunFolder) -> str:
+    last = folder.metrics()[-1]
+    return f"Mean reward {last['reward']:.3f} at KL {last['kl']:.2f} nats a response from the reference."
