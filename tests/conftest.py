@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: on tiny tensors a
 
 import jaxtyping
 
-jaxtyping.install_import_hook("kleash", "beartype.beartype")  # before kleash: every annotation is checked at every call
+jaxtyping.install_import_hook("kleash", "type_guard.check")  # before kleash: every annotation is checked at every call
 
 import network_guard
 import pytest
