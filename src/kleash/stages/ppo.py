@@ -53,6 +53,9 @@ from kleash.training.trackers import Trackers
 
 logger = logging.getLogger("kleash")
 
+SHOWN = ("reward", "kl", "entropy", "length", "eval_reward")
+"""Figures of the progress bar."""
+
 FORMULA = {
     "reward": "r_t = − β (log π_old(y_t) − log π_ref(y_t)) + [t last] score",
     "advantage": "GAE(γ, λ) of r_t, whitened over the rollout's tokens where whiten_advantages",
@@ -199,7 +202,7 @@ def run(
     sampler = LocalSampler(
         model, tokenizer, max_new_tokens=config.max_new_tokens, temperature=config.temperature, end_ids=end_ids(tokenizer)
     )
-    world = World(config, model, tokenizer, reference, reward, critic, sampler)
+    actors = Actors(config, model, tokenizer, reference, reward, critic, sampler)
     steps = config.steps(len(prompts))
     folder.note("formulas", **FORMULA)
 
@@ -217,17 +220,17 @@ def run(
     beta = state.get("beta", config.beta)
     selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
     if state["step"] == 0 and held_out and config.eval_every:
-        folder.log(0, _evaluate(world, held_out, folder, 0))
+        folder.log(0, _evaluate(actors, held_out, folder, 0))
     with Progress(steps, "ppo", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
         for step in range(state["step"] + 1, steps + 1):
             rows = batch_at(step - 1, len(prompts), config.batch_size, config.seed)
-            rollout = collect(world, [prompts[row] for row in rows], beta=beta, step=step)
+            rollout = collect(actors, [prompts[row] for row in rows], beta=beta, step=step)
             metrics = describe(rollout, beta)
             for epoch in range(config.inner_epochs):
                 for part in _minibatches(config, rollout, step, epoch):
                     first = not metrics.get("updates")
                     extra = _pretraining_batch(config, pretraining, optimizer.taken)
-                    update = learn(world, rollout, part, optimizer, value_optimizer, extra=extra, first=first)
+                    update = learn(actors, rollout, part, optimizer, value_optimizer, extra=extra, first=first)
                     average.update(model)
                     _accumulate(metrics, update, 1 / (config.inner_epochs * config.minibatches))
             if config.target_kl is not None:
@@ -235,12 +238,13 @@ def run(
                     beta, float(metrics["kl"]), target=config.target_kl, horizon=config.kl_horizon, samples=len(rows)
                 )
             if held_out and config.due(step, steps):
-                metrics |= _evaluate(world, held_out, folder, step)
+                metrics |= _evaluate(actors, held_out, folder, step)
                 selection.offer(model, step, beta * metrics["eval_kl"] - metrics["eval_reward"])
             if config.snapshot_every and step % config.snapshot_every == 0:
                 save_model(folder.path / "snapshots" / f"step-{step:06d}", model, tokenizer, model_card(folder, ""))
-            trackers.log(step, folder.log(step, metrics))
-            progress.update(step, **metrics)
+            row = folder.log(step, metrics)
+            trackers.log(step, row)
+            progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})
             if step % config.save_interval(steps) == 0 and step < steps:
                 checkpoint.save(folder, step, parts, keep=config.keep, beta=beta, **selection.numbers)
 
@@ -254,7 +258,7 @@ def run(
 
 
 @dataclass(frozen=True)
-class World:
+class Actors:
     """Who takes part in a run, passed around together."""
 
     config: PPOConfig
@@ -267,17 +271,17 @@ class World:
 
 
 @torch.no_grad()
-def collect(world: World, prompts: Sequence[EncodedGroup], *, beta: float, step: int) -> Rollout:
+def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, beta: float, step: int) -> Rollout:
     """Sample a response for each prompt, score it, and work out what was better than expected."""
-    config = world.config
-    batch, groups, scores = _sample(world, prompts, seed=derive_seed(config.seed, "rollout", step))
+    config = actors.config
+    batch, groups, scores = _sample(actors, prompts, seed=derive_seed(config.seed, "rollout", step))
     mask = batch.mask[:, 0]
     assert batch.sampler_logprobs is not None
     old_logprobs = batch.sampler_logprobs[:, 0]
     if config.dtype != "float32":  # in float32 the sampler's numbers are the trainer's; else they are computed again
-        old_logprobs = _logprobs(world, world.policy, batch)
-    drift = kl.k1(old_logprobs, _logprobs(world, world.reference, batch))
-    state_values = _in_parts(world, batch, lambda part: values(world.critic, part))
+        old_logprobs = _logprobs(actors, actors.policy, batch)
+    drift = kl.k1(old_logprobs, _logprobs(actors, actors.reference, batch))
+    state_values = _in_parts(actors, batch, lambda part: values(actors.critic, part))
 
     shaped = scores if config.reward_clip is None else scores.clamp(-config.reward_clip, config.reward_clip)
     if config.missing_eos_score is not None:
@@ -293,7 +297,7 @@ def collect(world: World, prompts: Sequence[EncodedGroup], *, beta: float, step:
 
 
 def learn(
-    world: World,
+    actors: Actors,
     rollout: Rollout,
     rows: Sequence[int],
     optimizer: Optimizer,
@@ -307,7 +311,7 @@ def learn(
     Losses are sums over micro-batches divided by the rows' tokens, so how memory splits them changes nothing (F1).
 
     Args:
-        world: who takes part.
+        actors: who takes part.
         rollout: what to learn from.
         rows: which of its rows.
         optimizer, value_optimizer: of the policy and of the value network.
@@ -317,7 +321,7 @@ def learn(
     Raises:
         TrainingError: the ratio is not 1 where it must be; the message names the cause.
     """
-    config, device = world.config, world.policy.device
+    config, device = actors.config, actors.policy.device
     tokens = int(rollout.batch.mask[list(rows)].sum())
     totals: dict[str, Any] = {}
     for part in _parts_of(rollout.batch, rows, config.micro_batch_tokens):
@@ -326,13 +330,13 @@ def learn(
         mask, width = batch.mask[:, 0], batch.mask.shape[-1]
         old_logprobs = rollout.old_logprobs[index, :width]
         with autocast(config.dtype, device):
-            logprobs, entropy = response_logprobs(world.policy, batch, temperature=config.temperature)
-            predicted = values(world.critic, batch)[:, 0]
+            logprobs, entropy = response_logprobs(actors.policy, batch, temperature=config.temperature)
+            predicted = values(actors.critic, batch)[:, 0]
         logprobs = logprobs[:, 0]
         if first:
             totals["first_ratio"] = torch.maximum(
                 totals.get("first_ratio", torch.ones((), device=device)),
-                ratio.check_first(world.policy, batch, logprobs.detach(), old_logprobs, config.temperature, config.dtype),
+                ratio.check_first(actors.policy, batch, logprobs.detach(), old_logprobs, config.temperature, config.dtype),
             )
         loss, surrogate = clipped_surrogate(
             logprobs, old_logprobs, rollout.advantages[index, :width], clip=config.clip, mask=mask
@@ -353,7 +357,7 @@ def learn(
         }
         _accumulate(totals, sums, 1.0)
     if extra:
-        totals["pretraining_loss"] = _keep_up(world, extra, optimizer)
+        totals["pretraining_loss"] = _keep_up(actors, extra, optimizer)
     taken = optimizer.step()
     taken["value_grad_norm"] = value_optimizer.step()["grad_norm"]
     return {**totals, **taken, "updates": 1}
@@ -377,27 +381,27 @@ def describe(rollout: Rollout, beta: float) -> dict[str, Any]:
 
 
 def _sample(
-    world: World, prompts: Sequence[EncodedGroup], *, seed: int
+    actors: Actors, prompts: Sequence[EncodedGroup], *, seed: int
 ) -> tuple[GroupBatch, list[Group], Float[Tensor, " R"]]:
-    with autocast(world.config.dtype, world.policy.device):
-        batch = world.sampler([prompt.prompt_ids for prompt in prompts], group_size=1, seed=seed)
-    groups = decode_groups(batch, [prompt.source for prompt in prompts], world.tokenizer, end_ids(world.tokenizer))
-    return batch, groups, world.reward(groups)[:, 0].to(world.policy.device)
+    with autocast(actors.config.dtype, actors.policy.device):
+        batch = actors.sampler([prompt.prompt_ids for prompt in prompts], group_size=1, seed=seed)
+    groups = decode_groups(batch, [prompt.source for prompt in prompts], actors.tokenizer, end_ids(actors.tokenizer))
+    return batch, groups, actors.reward(groups)[:, 0].to(actors.policy.device)
 
 
-def _logprobs(world: World, model: PreTrainedModel, batch: GroupBatch) -> Float[Tensor, "R T"]:
-    temperature = world.config.temperature
-    return _in_parts(world, batch, lambda part: response_logprobs(model, part, temperature=temperature)[0])
+def _logprobs(actors: Actors, model: PreTrainedModel, batch: GroupBatch) -> Float[Tensor, "R T"]:
+    temperature = actors.config.temperature
+    return _in_parts(actors, batch, lambda part: response_logprobs(model, part, temperature=temperature)[0])
 
 
 @torch.no_grad()
-def _in_parts(world: World, batch: GroupBatch, compute: Any) -> Float[Tensor, "R T"]:
+def _in_parts(actors: Actors, batch: GroupBatch, compute: Any) -> Float[Tensor, "R T"]:
     """Compute something of each token, in micro-batches by length; 0 where masked."""
-    out = torch.zeros(batch.mask[:, 0].shape, device=world.policy.device)
-    for part in _parts_of(batch, range(batch.shape[0]), world.config.micro_batch_tokens):
-        index = torch.tensor(part, device=world.policy.device)
+    out = torch.zeros(batch.mask[:, 0].shape, device=actors.policy.device)
+    for part in _parts_of(batch, range(batch.shape[0]), actors.config.micro_batch_tokens):
+        index = torch.tensor(part, device=actors.policy.device)
         rows = batch.select(index)
-        with autocast(world.config.dtype, world.policy.device):
+        with autocast(actors.config.dtype, actors.policy.device):
             out[index, : rows.shape[2]] = torch.where(rows.mask[:, 0], compute(rows)[:, 0].float(), 0)
     return out
 
@@ -429,27 +433,27 @@ def _minibatches(config: PPOConfig, rollout: Rollout, step: int, epoch: int) -> 
         yield part.tolist()
 
 
-def _keep_up(world: World, groups: Sequence[EncodedGroup], optimizer: Optimizer) -> Tensor:
+def _keep_up(actors: Actors, groups: Sequence[EncodedGroup], optimizer: Optimizer) -> Tensor:
     """Add the gradient of −coefficient · log-likelihood a token of some demonstrations (PPO-ptx)."""
     tokens = sum(sum(response.mask) for group in groups for response in group.responses)
-    total = torch.zeros((), device=world.policy.device)
-    for part in microbatches(groups, max_tokens=world.config.micro_batch_tokens):
-        batch = collate([groups[row] for row in part], device=world.policy.device)
-        with autocast(world.config.dtype, world.policy.device):
-            logprobs, _ = response_logprobs(world.policy, batch)
+    total = torch.zeros((), device=actors.policy.device)
+    for part in microbatches(groups, max_tokens=actors.config.micro_batch_tokens):
+        batch = collate([groups[row] for row in part], device=actors.policy.device)
+        with autocast(actors.config.dtype, actors.policy.device):
+            logprobs, _ = response_logprobs(actors.policy, batch)
         loss = -masked_sum(logprobs, batch.mask) / tokens
-        optimizer.backward(world.config.pretraining_coefficient * loss)
+        optimizer.backward(actors.config.pretraining_coefficient * loss)
         total += loss.detach()
     return total
 
 
-def _evaluate(world: World, prompts: Sequence[EncodedGroup], folder: RunFolder, step: int) -> dict[str, Any]:
+def _evaluate(actors: Actors, prompts: Sequence[EncodedGroup], folder: RunFolder, step: int) -> dict[str, Any]:
     """Sample the held-out prompts afresh, with the same streams at every step, and write the responses down."""
-    batch, groups, scores = _sample(world, prompts, seed=derive_seed(world.config.seed, "evaluation"))
+    batch, groups, scores = _sample(actors, prompts, seed=derive_seed(actors.config.seed, "evaluation"))
     mask = batch.mask[:, 0]
     assert batch.sampler_logprobs is not None
     policy = batch.sampler_logprobs[:, 0]
-    drift = kl.per_sequence(kl.k1(policy, _logprobs(world, world.reference, batch)), mask)
+    drift = kl.per_sequence(kl.k1(policy, _logprobs(actors, actors.reference, batch)), mask)
     rows = [
         {
             "step": step,

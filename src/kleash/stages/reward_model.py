@@ -45,6 +45,9 @@ from kleash.training.trackers import Trackers
 
 logger = logging.getLogger("kleash")
 
+SHOWN = ("loss", "accuracy", "eval_accuracy")
+"""Figures of the progress bar."""
+
 FORMULA = (
     "loss = mean over prompts of mean over pairs of − p log σ(r_a − r_b − m) − (1 − p) log σ(r_b − r_a + m)"
     " + centring · (r_a + r_b)²"
@@ -106,8 +109,9 @@ def run(
                 figures = report(model, held_out, train, config)
                 metrics |= {"eval_accuracy": figures["accuracy"], "eval_log_loss": figures["log_loss"]}
                 selection.offer(model, step, figures["log_loss"])
-            trackers.log(step, folder.log(step, metrics))
-            progress.update(step, **metrics)
+            row = folder.log(step, metrics)
+            trackers.log(step, row)
+            progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})
             if step % config.save_interval(steps) == 0 and step < steps:
                 checkpoint.save(folder, step, parts, keep=config.keep, **selection.numbers)
 

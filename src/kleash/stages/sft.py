@@ -36,6 +36,9 @@ from kleash.training.trackers import Trackers
 
 logger = logging.getLogger("kleash")
 
+SHOWN = ("loss", "eval_loss")
+"""Figures of the progress bar."""
+
 FORMULA = "loss = − Σ log π(y_t | x, y_<t) / (trained tokens of the step)"
 
 
@@ -79,8 +82,9 @@ def run(
             if held_out and config.due(step, steps):
                 metrics["eval_loss"] = evaluate(model, held_out, config)
                 selection.offer(model, step, metrics["eval_loss"])
-            trackers.log(step, folder.log(step, metrics))
-            progress.update(step, **metrics)
+            row = folder.log(step, metrics)
+            trackers.log(step, row)
+            progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})
             if step % config.save_interval(steps) == 0 and step < steps:
                 checkpoint.save(folder, step, parts, keep=config.keep, before=before, **selection.numbers)
 

@@ -1,0 +1,5 @@
+"""`python -m kleash`."""
+
+from kleash.cli import main
+
+main()

@@ -1,0 +1,284 @@
+"""The command line: thin. Every field of a stage's config is an option; `--config FILE` reads a YAML of them.
+
+Progress and messages go to stderr, results (and `--json`) to stdout. Exit codes: 0 done, 1 a check or a gate failed, 2
+the input is wrong, 3 the machine failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import json
+import logging
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_origin
+
+import kleash
+from kleash.errors import KleashError
+
+STAGE_HELP = {
+    "sft": "imitate demonstrations: the launch point of the policy and the anchor of the leash",
+    "reward": "learn a reward model from comparisons",
+    "ppo": "climb a reward on a KL leash",
+    "generate": "sample responses to prompts",
+}
+
+EXAMPLES = {
+    "sft": "kleash sft --model HuggingFaceTB/SmolLM2-135M --data demonstrations.jsonl --out runs/sft",
+    "reward": "kleash reward --model runs/sft --data comparisons.jsonl --out runs/reward",
+    "ppo": "kleash ppo --model runs/sft --data prompts.jsonl --reward runs/reward --out runs/ppo --beta 0.05",
+    "generate": "kleash generate --model runs/ppo --data prompts.jsonl --out samples.jsonl -n 4",
+}
+
+SHORT = {"n": "-n"}
+"""Options that the field writes with one dash."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit with its code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("kleash").setLevel(logging.INFO)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        command = _parser(arguments).parse_args(arguments)
+        command.run(command)
+    except KleashError as error:
+        print(f"kleash: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("kleash: interrupted; what was done is kept, run the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (MemoryError, OSError, RuntimeError) as error:
+        told = _machine_failure(error)
+        if told is None:
+            raise
+        print(f"kleash: {told}", file=sys.stderr)
+        return 3
+    return 0
+
+
+def _machine_failure(error: BaseException) -> str | None:
+    text = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return "out of memory; lower --micro-batch-tokens (it changes no figure), or take a smaller model"
+    if isinstance(error, OSError) and error.errno in (28, 122, 5, 30):
+        return f"{error.filename or 'the disk'}: {error.strerror}; free space, then run the same command again to go on"
+    return None
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse with no abbreviations and its errors in one line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        from kleash.errors import ConfigError
+
+        if message.startswith("unrecognized arguments: "):
+            given = message.removeprefix("unrecognized arguments: ").split()[0]
+            near = difflib.get_close_matches(given, self.known, n=1) if (self.known) else []
+            hint = f"did you mean {near[0]}?" if near else f"see `{self.prog} --help`"
+            raise ConfigError(f"unknown option {given}; {hint}")
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: D102
+        parsed, rest = self.parse_known_args(args, namespace)
+        if rest:
+            command = getattr(parsed, "parser", self)
+            command.error(f"unrecognized arguments: {' '.join(rest)}")
+        return parsed
+
+    @property
+    def known(self) -> list[str]:
+        return [option for action in self._actions for option in action.option_strings]
+
+
+def _parser(arguments: Sequence[str]) -> _Parser:
+    """The parser; of the stages only the one that is asked for is imported, since torch takes its time."""
+    parser = _Parser(
+        prog="kleash",
+        description="Learning from feedback: SFT, reward models, PPO on a KL leash, and where it went wrong.",
+        epilog="Begin with `kleash demo`. `kleash COMMAND --help` explains a command and each of its options.",
+    )
+    parser.add_argument("--version", action="version", version=f"kleash {kleash.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    asked = next((word for word in arguments if not word.startswith("-")), None)
+
+    demo = _command(commands, "demo", "the whole chain on a small world, base model to report, in five minutes", _demo)
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write to (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="another seed is another world (default: %(default)s)")
+    demo.add_argument("--json", action="store_true", help="print the summary as JSON in place of the story")
+
+    recipe = _command(commands, "run", "run a recipe: a YAML list of stages; what is done is not done again", _recipe)
+    recipe.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    recipe.add_argument("--out", type=Path, help="folder to write to, in place of the recipe's")
+
+    for stage, help_text in STAGE_HELP.items():
+        command = _command(commands, stage, help_text, _stage(stage))
+        if stage == asked:
+            _add_fields(command, stage)
+
+    inspect = _command(commands, "inspect", "show rows as the model sees them, tokens coloured by role in the loss", _inspect)
+    inspect.add_argument("--model", required=True, help="whose tokenizer and template: a folder or a hub name")
+    inspect.add_argument("--data", required=True, help="rows: a file, a saved `datasets` folder or a hub name")
+    inspect.add_argument("--rows", type=int, default=3, help="how many rows (default: %(default)s)")
+    inspect.add_argument("--max-length", type=int, help="cut as training with this --max-length would")
+
+    check = _command(commands, "check", "the verdicts that a run's gates left in its folder; exit code 1 if one failed", _check)
+    check.add_argument("folder", type=Path, metavar="DIR")
+    check.add_argument("--json", action="store_true", help="print them as JSON")
+    return parser
+
+
+def _command(commands: Any, name: str, help_text: str, run: Callable[[argparse.Namespace], None]) -> _Parser:
+    example = EXAMPLES.get(name)
+    command: _Parser = commands.add_parser(
+        name,
+        help=help_text,
+        description=help_text[0].upper() + help_text[1:] + ".",
+        epilog=f"example:\n  {example}" if example else None,
+    )
+    command.set_defaults(run=run, parser=command)
+    return command
+
+
+def _add_fields(command: _Parser, stage: str) -> None:
+    """An option for each field of the stage's config, its docstring as help."""
+    from kleash.recipe import stage_config
+
+    config = stage_config(stage)
+    command.description = f"{command.description}\n\n{textwrap.fill(' '.join((config.__doc__ or '').split()), 100)}"
+    command.add_argument("--config", type=Path, metavar="FILE", help="YAML of the options below; options given here win")
+    command.add_argument("--json", action="store_true", help="print the run's results as JSON")
+    for name, field in config.model_fields.items():
+        option = SHORT.get(name, "--" + name.replace("_", "-"))
+        text = " ".join((field.description or "").split()).replace("%", "%%")
+        default = "" if field.is_required() else f" (default: {_shown(field.default)})"
+        settings: dict[str, Any] = {"dest": f"field:{name}", "default": None, "help": text + default}
+        if field.annotation is bool:
+            settings["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
+        else:
+            settings["metavar"] = _metavar(field.annotation)
+        if get_origin(field.annotation) is tuple:
+            settings["nargs"] = "+"
+        command.add_argument(option, **settings)
+
+
+def _stage(stage: str) -> Callable[[argparse.Namespace], None]:
+    def run(command: argparse.Namespace) -> None:
+        from kleash.config import read_yaml
+        from kleash.recipe import run_stage, stage_config
+        from kleash.run import RunFolder
+
+        given = {key.removeprefix("field:"): value for key, value in vars(command).items() if key.startswith("field:")}
+        options = {key: _value(value) for key, value in given.items() if value is not None and value is not False}
+        from_file = read_yaml(command.config) if command.config else {}
+        source = str(command.config) if command.config and not options else f"kleash {stage}"
+        config = stage_config(stage).make({**from_file, **options}, source=source)
+        result = run_stage(stage, config)
+        if isinstance(result, RunFolder):
+            _print_results(result, as_json=command.json)
+        else:
+            print(json.dumps({"out": str(result)}) if command.json else result)
+
+    return run
+
+
+def _value(text: Any) -> Any:
+    """`null` clears an option that has a default."""
+    return None if text in ("null", "none") else text
+
+
+def _print_results(folder: Any, *, as_json: bool) -> None:
+    results = folder.record["results"]
+    if as_json:
+        print(json.dumps({"out": str(folder.path), "results": results, "gates": folder.record["gates"]}))
+        return
+    verdict = folder.record["gates"].get("out")
+    if verdict:
+        print(f"{'ok' if verdict['passed'] else 'FAILED'}: {verdict['finding']}", file=sys.stderr)
+    print(folder.path)
+
+
+def _demo(command: argparse.Namespace) -> None:
+    from kleash.lab.demo import run
+    from kleash.report.html import story
+
+    summary = run(command.out, seed=command.seed)
+    print(json.dumps(summary) if command.json else story(summary))
+    print(command.out / "report.html", file=sys.stderr if command.json else sys.stdout)
+
+
+def _recipe(command: argparse.Namespace) -> None:
+    from kleash.recipe import run_recipe
+
+    for path in run_recipe(command.recipe, out=command.out):
+        print(path)
+
+
+def _inspect(command: argparse.Namespace) -> None:
+    from itertools import islice
+
+    from rich.console import Console
+
+    from kleash.data.chat import encode_all
+    from kleash.data.formats import read_groups
+    from kleash.models.load import load_tokenizer
+    from kleash.report.rows import show_rows
+
+    tokenizer = load_tokenizer(command.model)
+    groups = list(islice(read_groups(command.data), command.rows))
+    encoded, truncation = encode_all(groups, tokenizer, max_length=command.max_length)
+    show_rows(encoded, tokenizer, Console(), limit=command.rows)
+    if truncation.message():
+        print(truncation.message(), file=sys.stderr)
+
+
+def _check(command: argparse.Namespace) -> None:
+    from kleash.errors import GateError, InputError
+    from kleash.run import read_record
+
+    record = read_record(command.folder)
+    if record is None:
+        raise InputError(f"{command.folder} holds no run.json; give the folder of a kleash run")
+    gates = record["gates"]
+    if command.json:
+        print(json.dumps(gates))
+    else:
+        for name, verdict in gates.items():
+            mark = {True: "ok", False: "FAILED", None: "unknown"}[verdict["passed"]]
+            print(f"{name}: {mark}: {verdict['finding']}")
+    failed = [name for name, verdict in gates.items() if verdict["passed"] is False]
+    if failed:
+        raise GateError(f"{command.folder}: gate {failed[0]} failed: {gates[failed[0]].get('advice', 'see above')}")
+
+
+def _metavar(annotation: Any) -> str:
+    kinds = [kind for kind in get_args(annotation) or (annotation,) if kind is not type(None)]
+    if kinds and all(isinstance(kind, str) for kind in kinds):
+        return "|".join(kinds)
+    names = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+    return names.get(kinds[0], "VALUE") if kinds else "VALUE"
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value) if value != () else "none"
+
+
+if __name__ == "__main__":
+    main()
