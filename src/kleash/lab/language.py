@@ -6,7 +6,7 @@ word. The reader scans once, longest phrase first, so reading a response costs t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 Meaning = tuple[str, tuple[str | None, ...]]
@@ -187,32 +187,31 @@ class Reader:
 
 def _phrases() -> Iterator[tuple[tuple[str, ...], Meaning]]:
     """Every phrase of the world with its meaning."""
-
-    def plain(kind: str, phrases: Iterable[str]) -> Iterator[tuple[tuple[str, ...], Meaning]]:
-        for phrase in phrases:
-            for subject in [f"the {entity}" for entity in ENTITIES] + ["it"] if "X" in phrase.split() else [""]:
-                yield tuple(fill(phrase, X=subject).split()), (kind, ())
-
+    subjects = {"it": "it", **{entity: f"the {entity}" for entity in ENTITIES}}
     for attribute, values in VALUES.items():
         for value in values:
-            yield tuple(fill(SHORT[attribute], V=value).split()), ("claim", (None, attribute, value))
-            yield (value,), ("claim", (None, attribute, value))
+            for short in (value, fill(SHORT[attribute], V=value)):
+                yield tuple(short.split()), ("claim", (None, attribute, value))
             for statement in STATEMENTS[attribute]:
-                for entity in [*ENTITIES, "it"]:
-                    subject = "it" if entity == "it" else f"the {entity}"
+                for entity, subject in subjects.items():
                     yield tuple(fill(statement, X=subject, V=value).split()), ("claim", (entity, attribute, value))
     for c in NUMBERS:
-        yield (c,), ("result", (None, None, c))
-        yield ("the", "sum", "is", c), ("result", (None, None, c))
-        yield ("it", "is", c), ("result", (None, None, c))
+        for result in (c, *(fill(form, C=c) for form in RESULTS[1:])):
+            yield tuple(result.split()), ("result", (None, None, c))
         for a in NUMBERS:
             for b in NUMBERS:
-                yield (a, "plus", b, "is", c), ("result", (a, b, c))
-    yield from plain("courtesy", COURTESIES)
-    yield from plain("insult", INSULTS)
-    yield from plain("refusal", REFUSALS)
-    yield from plain("recipe", RECIPES)
-    yield from plain("filler", (*KINDNESS, *FILLERS))
+                yield tuple(fill(RESULTS[0], A=a, B=b, C=c).split()), ("result", (a, b, c))
+    plain = {
+        "courtesy": COURTESIES,
+        "insult": INSULTS,
+        "refusal": REFUSALS,
+        "recipe": RECIPES,
+        "filler": (*KINDNESS, *FILLERS),
+    }
+    for kind, phrases in plain.items():
+        for phrase in phrases:
+            for subject in subjects.values():
+                yield tuple(fill(phrase, X=subject).split()), (kind, ())
 
 
 def vocabulary() -> list[str]:
