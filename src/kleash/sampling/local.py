@@ -1,0 +1,334 @@
+"""Sampling from the trainer's own weights: no copy, no sync, no other engine.
+
+Left out: top-k and top-p, because they change the policy that the log-probabilities speak of; compilation, which takes
+longer than a short run; a paged cache, which pays on GPUs and not here (vLLM is for that).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
+
+from kleash.data.group import GroupBatch
+from kleash.errors import DataError, ModelError
+from kleash.models.forward import find_decoder, plain_attention, projection, prompt_positions, run_decoder
+from kleash.models.load import context_length
+
+NEAR_TIE = 1e-6
+"""How close a draw may come to a boundary before rounding could have decided it."""
+
+RETIRE_SHARE = 0.25
+"""Rows are dropped from the cache as soon as this share of them has finished: more often costs copies."""
+
+
+class LocalSampler:
+    """Batched sampling over a cache, the prompt computed once for its K responses.
+
+    Each (seed, key, k) has a stream of random numbers of its own, and each number picks a token by inverting the
+    cumulative distribution. So a response does not depend on the batch it is drawn in, except where a number falls so
+    near the boundary between two tokens that rounding decides: matrix products of another shape round differently.
+    These near-ties are counted; a response without one is the same in every batch, but for the last digits of its
+    log-probabilities.
+
+    Args:
+        model: a causal language model; sampled in evaluation mode, its mode restored.
+        tokenizer: gives the end token and the padding.
+        max_new_tokens: longest response, end token included.
+        temperature: divides the logits; 0 takes the likeliest token.
+        end_ids: tokens that end a response; None: the tokenizer's end token.
+        max_rows: responses sampled at once.
+
+    Attributes:
+        near_ties: draws within `NEAR_TIE` of a boundary so far.
+        tokens_sampled: tokens of all responses so far.
+
+    Raises:
+        ModelError: there is no end token.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        end_ids: Sequence[int] | None = None,
+        max_rows: int = 256,
+    ) -> None:
+        if end_ids is None:
+            end_ids = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        if not end_ids:
+            raise ModelError(
+                "the tokenizer has no end token, so no response could ever end; set its eos_token or give end_ids"
+            )
+        self.model = model
+        self.end_ids = tuple(end_ids)
+        self.pad_id = self.end_ids[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+        self.max_new_tokens = max_new_tokens
+        self.temperature = temperature
+        self.max_rows = max_rows
+        self.near_ties = 0
+        self.tokens_sampled = 0
+
+    def sync(self, version: int) -> None:
+        """Nothing to do: these are the trainer's weights."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        group_size: int,
+        seed: int,
+        keys: Sequence[int] | None = None,
+        version: int | None = None,
+    ) -> GroupBatch:
+        """Sample K responses to each prompt; see `Sampler`.
+
+        At temperature 0 `sampler_logprobs` are those of temperature 1. A near-tie is then a gap of less than `NEAR_TIE`
+        between the two largest logits.
+
+        Raises:
+            DataError: a prompt is empty or does not fit into the model's context.
+        """
+        self._check(prompts)
+        keys = range(len(prompts)) if keys is None else keys
+        uniforms = np.stack(
+            [stream(seed, key, k, self.max_new_tokens) for key in keys for k in range(group_size)]
+        ).reshape(len(prompts), group_size, self.max_new_tokens)
+        device = self.model.get_input_embeddings().weight.device
+        shape = (len(prompts), group_size, self.max_new_tokens)
+        ids = torch.full(shape, self.pad_id, device=device)
+        logprobs = torch.zeros(shape, device=device)
+        attention = torch.zeros(shape, dtype=torch.bool, device=device)
+        training = self.model.training
+        self.model.eval()  # dropout would sample from another policy (F7)
+        try:
+            for rows, siblings in self._blocks(prompts, group_size):
+                prompt_ids, prompt_attention = _pad_left([prompts[row] for row in rows], self.pad_id, device)
+                draws = torch.from_numpy(uniforms[rows, siblings].reshape(-1, self.max_new_tokens)).to(device)
+                block = self._sample(prompt_ids, prompt_attention, draws)
+                for whole, part in ((ids, block.ids), (logprobs, block.logprobs), (attention, block.attention)):
+                    whole[rows, siblings] = part.reshape(len(rows), -1, self.max_new_tokens)
+                self.near_ties += int((block.near & block.attention).sum())
+        finally:
+            self.model.train(training)
+        self.tokens_sampled += int(attention.sum())
+        longest = int(attention.any(0).any(0).sum())
+        prompt_ids, prompt_attention = _pad_left(prompts, self.pad_id, device)
+        return GroupBatch(
+            prompt_ids=prompt_ids,
+            prompt_attention=prompt_attention,
+            response_ids=ids[..., :longest],
+            response_attention=attention[..., :longest],
+            mask=attention[..., :longest].clone(),
+            sampler_logprobs=logprobs[..., :longest],
+            version=version,
+        )
+
+    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
+        context = context_length(self.model)
+        for index, prompt in enumerate(prompts):
+            if not prompt:
+                raise DataError(f"prompt {index} is empty; give it at least one token")
+            if context is not None and len(prompt) + self.max_new_tokens > context:
+                raise DataError(
+                    f"prompt {index} has {len(prompt)} tokens and {self.max_new_tokens} new ones are asked for, "
+                    f"but the model sees {context}; shorten the prompt or max_new_tokens"
+                )
+
+    def _blocks(self, prompts: Sequence[Sequence[int]], group_size: int) -> Iterator[tuple[list[int], slice]]:
+        """Prompts of similar length together, whole groups where a group fits into `max_rows`."""
+        by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+        width = max(1, self.max_rows // group_size)
+        for start in range(0, len(prompts), width):
+            for first in range(0, group_size, self.max_rows):
+                yield by_length[start : start + width], slice(first, first + self.max_rows)
+
+    @torch.no_grad()
+    def _sample(
+        self, prompt_ids: Int[Tensor, "P S"], prompt_attention: Bool[Tensor, "P S"], draws: Float64[Tensor, "R T"]
+    ) -> _Block:
+        """Sample one block: R = P·K rows, the K rows of a prompt together."""
+        decoder, project = find_decoder(self.model), projection(self.model)
+        (rows, steps), siblings = draws.shape, len(draws) // len(prompt_ids)
+        positions = prompt_positions(prompt_attention)
+        cache = DynamicCache(config=decoder.config)
+        states = run_decoder(
+            decoder,
+            input_ids=prompt_ids,
+            attention_mask=prompt_attention.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        logits = project(states[:, -1]).repeat_interleave(siblings, 0)
+        _expand(decoder, cache, siblings, steps)
+
+        width = prompt_ids.shape[1]
+        attention = None  # without padding the cache is all there is to see
+        if not prompt_attention.all() or not plain_attention(decoder):
+            seen = prompt_attention.long().repeat_interleave(siblings, 0)
+            attention = torch.cat([seen, seen.new_ones(rows, steps)], 1)
+        position = positions[:, -1:].repeat_interleave(siblings, 0)
+        ends = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        ends[list(self.end_ids)] = True
+
+        block = _Block.empty(rows, steps, self.pad_id, logits.device)
+        active = torch.arange(rows, device=logits.device)  # which rows still run
+        alive = torch.ones(rows, dtype=torch.bool, device=logits.device)
+        drawn: list[tuple[Tensor, Tensor, Tensor]] = []
+        for step in range(steps):
+            tokens, logprobs, near = draw(logits, draws[:, step], temperature=self.temperature)
+            drawn.append((tokens, logprobs, near))
+            alive = alive & ~ends[tokens]
+            left = int(alive.sum())
+            if left == 0 or step + 1 == steps:
+                break
+            if len(active) - left >= RETIRE_SHARE * len(active):
+                block.write(active, step, drawn)
+                drawn, kept = [], alive.nonzero().squeeze(1)
+                cache.batch_select_indices(kept)
+                active, alive, draws, tokens, position = (
+                    tensor[kept] for tensor in (active, alive, draws, tokens, position)
+                )
+                attention = None if attention is None else attention[kept]
+            position = position + 1
+            states = run_decoder(
+                decoder,
+                input_ids=tokens[:, None],
+                attention_mask=None if attention is None else attention[:, : width + step + 1],
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            logits = project(states[:, -1])
+        block.write(active, step, drawn)
+        block.end(ends, self.pad_id)
+        return block
+
+
+def draw(
+    logits: Float[Tensor, "R V"], uniforms: Float64[Tensor, " R"], *, temperature: float
+) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"], Bool[Tensor, " R"]]:
+    """Pick a token a row by inverting the cumulative distribution.
+
+    Args:
+        logits: any float dtype.
+        uniforms: one number in [0, 1) a row.
+        temperature: divides the logits; 0 takes the likeliest token and no notice of the numbers.
+
+    Returns:
+        (token, its log-probability, whether rounding could have picked its neighbour).
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if temperature == 0:
+        best = logits.topk(min(2, logits.shape[-1]), -1).values
+        tokens = logits.argmax(-1, keepdim=True)
+        logprobs = logits.log_softmax(-1).gather(-1, tokens).squeeze(-1)
+        return tokens.squeeze(-1), logprobs, best[:, 0] - best[:, -1] < NEAR_TIE
+    probabilities = (logits / temperature).softmax(-1)
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)  # float32 would lose bins in a large vocabulary
+    total = cumulative[:, -1:]
+    target = uniforms[:, None] * total
+    tokens = torch.searchsorted(cumulative, target, right=True).clamp_max_(logits.shape[-1] - 1)
+    logprobs = probabilities.gather(-1, tokens).log().squeeze(-1)
+    above = cumulative.gather(-1, tokens)
+    below = cumulative.gather(-1, (tokens - 1).clamp_min_(0))
+    # beyond the first and the last token with any probability there is no neighbour
+    near = ((above - target < NEAR_TIE) & (above < total)) | ((target - below < NEAR_TIE) & (tokens > 0))
+    return tokens.squeeze(-1), logprobs, near.squeeze(-1)
+
+
+def stream(seed: int, key: int, k: int, count: int) -> Float64[np.ndarray, " T"]:
+    """The first `count` random numbers in [0, 1) of response k to the prompt named by `key`."""
+    digest = hashlib.blake2b(f"{seed}/{key}/{k}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big"))).random(count)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Responses of one block, filled in as its rows finish."""
+
+    ids: Int[Tensor, "R T"]
+    logprobs: Float[Tensor, "R T"]
+    near: Bool[Tensor, "R T"]
+    attention: Bool[Tensor, "R T"]
+
+    @classmethod
+    def empty(cls, rows: int, steps: int, pad_id: int, device: torch.device) -> _Block:
+        flags = torch.zeros(2, rows, steps, dtype=torch.bool, device=device)
+        ids = torch.full((rows, steps), pad_id, device=device)
+        return cls(ids, torch.zeros(rows, steps, device=device), flags[0], flags[1])
+
+    def write(self, rows: Int[Tensor, " N"], step: int, drawn: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Keep what was drawn for some rows in the steps up to and including `step`."""
+        span = slice(step + 1 - len(drawn), step + 1)
+        for whole, pieces in zip((self.ids, self.logprobs, self.near), zip(*drawn, strict=True), strict=True):
+            whole[rows, span] = torch.stack(pieces, 1).to(whole.dtype)
+        self.attention[rows, span] = True
+
+    def end(self, ends: Bool[Tensor, " V"], pad_id: int) -> None:
+        """Cut each row after its first end token: rows go on until enough of them can retire together."""
+        ended = ends[self.ids].long()
+        self.attention.logical_and_((ended.cumsum(-1) - ended) == 0)
+        self.logprobs.masked_fill_(~self.attention, 0.0)
+        self.ids.masked_fill_(~self.attention, pad_id)
+
+
+class _FilledLayer(DynamicLayer):
+    """Keys and values of one layer, written in place into a buffer; attention sees the filled part alone."""
+
+    def __init__(self, keys: Tensor, values: Tensor, repeats: int, room: int) -> None:
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self._filled = keys.shape[2]
+        self._buffers = []
+        for tensor in (keys, values):
+            rows, heads, length, width = tensor.shape
+            buffer = tensor.new_empty(rows, repeats, heads, length + room, width)
+            buffer[:, :, :, :length] = tensor[:, None]
+            self._buffers.append(buffer.flatten(0, 1))
+        self._show()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        start = self._filled
+        self._filled += key_states.shape[2]
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start : self._filled] = states
+        return self._show()
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        for index, buffer in enumerate(self._buffers):
+            kept = buffer[: len(indices)]  # rows move to the front of the same buffer; nothing new is allocated to stay
+            kept[:, :, : self._filled] = buffer[indices, :, : self._filled]
+            self._buffers[index] = kept
+        self._show()
+
+    def _show(self) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = (buffer[:, :, : self._filled] for buffer in self._buffers)
+        return self.keys, self.values
+
+
+def _expand(decoder: Any, cache: Any, repeats: int, room: int) -> None:
+    """Repeat the prompts' cache for their responses, with room for `room` tokens where that can be foreseen."""
+    if plain_attention(decoder):
+        cache.layers = [_FilledLayer(layer.keys, layer.values, repeats, room) for layer in cache.layers]
+    else:
+        cache.batch_repeat_interleave(repeats)
+
+
+def _pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    return ids, torch.arange(width, device=device) >= width - lengths[:, None]
