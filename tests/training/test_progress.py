@@ -11,6 +11,7 @@ import sys
 import termios
 
 import pytest
+import torch
 
 from kleash.training import progress
 from kleash.training.progress import Progress
@@ -66,7 +67,7 @@ def test_inner_work_shares_the_lines_of_the_work_around_it(clock, capsys) -> Non
 
 def test_a_figure_stays_until_it_is_given_again(clock, capsys) -> None:
     with Progress(2, "SFT") as bar:
-        bar.update(1, eval_loss=1.5, loss=3.0)
+        bar.update(1, eval_loss=torch.tensor(1.5), loss=3.0)
         clock[0] += 10
         bar.update(2, loss=2.0)
         assert capsys.readouterr().err == "SFT 2/2  0:10  eval_loss 1.5  loss 2\n"

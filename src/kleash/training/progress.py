@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 SHOW_AFTER = 2.0
 """Seconds of work before anything is shown."""
@@ -38,7 +39,7 @@ class Progress:
         self.title = title
         self.start = start
         self.step = start
-        self.figures: dict[str, str | float] = {}
+        self.figures: dict[str, str | float | Tensor] = {}
         self._began = monotonic()
         self._ended: float | None = None
 
@@ -47,7 +48,7 @@ class Progress:
         _display.add(self)
         return self
 
-    def update(self, step: int, **figures: str | float) -> None:
+    def update(self, step: int, **figures: str | float | Tensor) -> None:
         """Say how many steps are done; a figure stays until it is given again."""
         self.step = step
         self.figures.update(figures)
@@ -73,10 +74,7 @@ class Progress:
     @property
     def text(self) -> str:
         """The figures in one line."""
-        return "  ".join(
-            f"{name} {format(value, '.4g') if isinstance(value, float) else value}"
-            for name, value in self.figures.items()
-        )
+        return "  ".join(f"{name} {_figure(value)}" for name, value in self.figures.items())
 
 
 class _Display:
@@ -147,6 +145,12 @@ class _Display:
 
 
 _display = _Display()
+
+
+def _figure(value: str | float | Tensor) -> str:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()  # here and not at every step: a figure crosses to the host only when it is shown
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _time(seconds: float) -> str:
