@@ -37,7 +37,7 @@ def pair_loss(
 
     References:
         Ouyang et al. 2022 (arXiv:2203.02155) eq. 1; margin: Touvron et al. 2023 (arXiv:2307.09288) eq. 2; centring:
-        Eisenstein et al. 2023 (arXiv:2312.09244).
+        Eisenstein et al. 2023 (arXiv:2312.09244) eq. 2.
     """
     first, second = scores.unbind(-1)
     lead = first - second

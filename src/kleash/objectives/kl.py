@@ -42,8 +42,9 @@ def k2(
 ) -> Float[Tensor, "*S"]:
     """Half the squared log-ratio: never negative, biased.
 
-    Its value is biased, its gradient as a *loss* is not: log-ratio · ∇log π is the exact gradient of KL(π ‖ π_ref) in
-    expectation over fresh samples of π.
+    Its value is biased, its gradient as a *loss* is not: log-ratio · ∇log π is in expectation over fresh samples the
+    exact gradient of KL(π ‖ π_ref) — of one token, or of a whole response if the log-probabilities are summed *before*
+    they come here. Summed after, each token knows nothing of what it leads to.
 
     Args:
         policy: log π of tokens sampled from π.
@@ -54,7 +55,8 @@ def k2(
         ½ (log π − log π_ref)² of each token, not reduced; 0 where masked.
 
     References:
-        J. Schulman, Approximating KL divergence, 2020 (joschu.net/blog/kl-approx.html).
+        J. Schulman, Approximating KL divergence, 2020 (joschu.net/blog/kl-approx.html); on its gradient, Liu et al.
+        2025 (arXiv:2510.01555).
     """
     return _log_ratio(policy, reference, mask).square() / 2
 
@@ -64,8 +66,8 @@ def k3(
 ) -> Float[Tensor, "*S"]:
     """The log-ratio with a control variate: unbiased, never negative, and heavy-tailed where π_ref ≫ π.
 
-    Unbiased as a *number*. As a *loss* (the GRPO paper's use) it pulls elsewhere: its gradient, (1 − π_ref/π) ∇log π, is
-    in expectation that of the forward KL(π_ref ‖ π).
+    Unbiased as a *number*. As a *loss* (the GRPO paper's use) it pulls elsewhere: its gradient, (1 − π_ref/π) ∇log π,
+    is in expectation that of the forward KL(π_ref ‖ π).
 
     Args:
         policy: log π of tokens sampled from π.
@@ -77,7 +79,7 @@ def k3(
 
     References:
         J. Schulman, Approximating KL divergence, 2020 (joschu.net/blog/kl-approx.html); Shao et al. 2024
-        (arXiv:2402.03300) eq. 4.
+        (arXiv:2402.03300) eq. 4; on its gradient, Tang & Munos 2025 (arXiv:2506.09477).
     """
     ratio = _log_ratio(policy, reference, mask)
     return torch.expm1(-ratio) + ratio  # expm1: near π = π_ref the ones cancel and ratio²/2 is what is left

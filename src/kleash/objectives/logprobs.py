@@ -1,7 +1,8 @@
 """Log-probabilities of tokens from hidden states, without ever holding the logits of a batch (F12).
 
 The logits of N positions over V tokens are the largest tensor of training by far. They are computed a chunk of
-positions at a time, and a second time in the backward pass: plain autograd over chunks would keep every chunk and bound nothing.
+positions at a time, and a second time in the backward pass: plain autograd over chunks would keep every chunk and bound
+nothing.
 """
 
 from __future__ import annotations

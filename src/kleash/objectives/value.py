@@ -64,4 +64,5 @@ def explained_variance(
         return masked_mean((x - masked_mean(x, mask)).square(), mask)
 
     total = variance(returns)
-    return torch.where(total > 0, 1 - variance(returns - values) / total, 0)
+    varies = total > 1e-12 * masked_mean(returns.square(), mask)  # equal returns leave the rounding of their mean
+    return torch.where(varies, 1 - variance(returns - values) / total, 0)
