@@ -112,8 +112,9 @@ def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeni
     """Write a model, its tokenizer and a model card into a folder that may hold other things."""
 
     def fill(path: Path) -> None:
-        model.save_pretrained(path)
-        tokenizer.save_pretrained(path)
+        with _quiet():
+            model.save_pretrained(path)
+            tokenizer.save_pretrained(path)
         (path / "README.md").write_text(card)
 
     staging = folder / ".weights"
@@ -179,15 +180,23 @@ def _where(model: str | Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _loading(model: str | Path) -> Iterator[None]:
+    try:
+        with _quiet():
+            yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ModelError(f"{model}: cannot be loaded ({reason}); give a folder with a model or a hub name") from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bars and remarks of `transformers`, which speak of what is meant to be so (a new head, say)."""
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ModelError(f"{model}: cannot be loaded ({reason}); give a folder with a model or a hub name") from None
     finally:
         transformers_logging.set_verbosity(level)
         if bars:
