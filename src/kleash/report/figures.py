@@ -1,0 +1,336 @@
+"""The pictures of a report, each as inline SVG whose colours are the page's CSS variables.
+
+One size fits a phone and half a desk: fonts are set so that 350 pixels are wide enough. Gold is amber, proxy is blue,
+KL is grey, everywhere; a run on the leash is a solid line, one without is dashed. Curves carry their names themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import StringIO
+from math import sqrt
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+Curve = Sequence[Row]
+"""Evaluations of one policy, in the order of training: `step` and {"mean", "se"} of `gold`, `proxy`, `kl`."""
+
+# Colours that matplotlib draws with, and the variables that stand in their place on the page.
+INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
+GOLD, PROXY, KL, GOOD = "#050505", "#060606", "#070707", "#080808"
+VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    GRID: "--grid",
+    PAPER: "--card",
+    GOLD: "--gold",
+    PROXY: "--proxy",
+    KL: "--kl",
+    GOOD: "--good",
+}
+COLOURS = {"gold": GOLD, "proxy": PROXY, "kl": KL}
+TITLES = {
+    "gold": "gold: what is wanted",
+    "proxy": "proxy: what the reward model says",
+    "kl": "KL from SFT, nats a response",
+}
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: it can be selected, read aloud, and takes the page's font
+    "path.simplify": False,  # every point that was measured is in the file
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": GRID,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.unicode_minus": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+}
+
+
+def overoptimization(
+    curve: Curve, *, name: str, other: Curve = (), other_label: str = "", peak_step: int | None = None
+) -> str:
+    """Gold and proxy against √KL, one above the other since their units differ, with gold's peak marked through both.
+
+    Args:
+        curve: the policy's evaluations.
+        name: of the policy, for ids.
+        other: another policy, drawn faint and setting the same limits, so that both can be compared at equal KL.
+        other_label: its name.
+        peak_step: the step to mark; that of the highest gold of the curve by default.
+
+    Returns:
+        SVG. Past a peak that is not the end the ground is shaded.
+    """
+    rows, others = complete(curve), complete(other)
+    highest = max(rows, key=lambda row: row["gold"]["mean"])
+    peak = next((row for row in rows if row["step"] == peak_step), highest)
+    with _figure(f"distance-{name}", 4.3) as (figure, svg):
+        panels = figure.subplots(2, 1, sharex=True)
+        for axes, quantity in zip(panels, ("gold", "proxy"), strict=True):
+            axes.set_title(TITLES[quantity], color=COLOURS[quantity], weight="bold")
+            _against_distance(axes, others, quantity, colour=MUTED, linewidth=1.2, alpha=0.5, gid=f"other-{quantity}")
+            _against_distance(axes, rows, quantity, colour=COLOURS[quantity], errors=True, gid=quantity)
+            axes.axvline(_distance(peak), color=INK, linewidth=0.9, linestyle=(0, (2, 2)), gid=f"peak-{quantity}")
+            _same_limits(axes, quantity, [*rows, *others])
+            if _distance(rows[-1]) > _distance(peak):
+                axes.axvspan(_distance(peak), axes.get_xlim()[1], color=MUTED, alpha=0.09, linewidth=0)
+            if others:
+                far = _distance(others[-1]) > 0.6 * axes.get_xlim()[1]
+                axes.annotate(
+                    other_label, (_distance(others[-1]), others[-1][quantity]["mean"]), (-4 if far else 5, 5),
+                    textcoords="offset points", ha="right" if far else "left", color=MUTED, fontsize=8.5,
+                )  # fmt: skip
+        panels[0].plot(
+            _distance(peak), peak["gold"]["mean"], "o", color=GOLD, markersize=7, markeredgecolor=INK, zorder=5
+        )
+        panels[0].annotate(
+            f"{_peak_word(rows, peak)}: {peak['gold']['mean']:.2f}\nstep {peak['step']}, KL {peak['kl']['mean']:.1f}",
+            (_distance(peak), 0.03),
+            xycoords=("data", "axes fraction"),
+            xytext=_beside(_distance(peak), panels[0].get_xlim()[1]),
+            textcoords="offset points",
+            ha="left" if _distance(peak) < 0.6 * panels[0].get_xlim()[1] else "right",
+            va="bottom",
+            fontsize=8.5,
+        )
+        panels[1].set_xlabel("√KL from SFT (√nats): how far the policy has gone")
+        return svg()
+
+
+def training(curves: Mapping[str, Curve], labels: Mapping[str, str]) -> str:
+    """Gold, proxy and KL over the steps of training, all policies, with bands of one standard error.
+
+    Args:
+        curves: by policy; the first is drawn solid, the others dashed.
+        labels: a short name for each, which is written at the end of its line.
+    """
+    with _figure("training", 5.4) as (figure, svg):
+        panels = figure.subplots(3, 1, sharex=True)
+        for axes, quantity in zip(panels, ("gold", "proxy", "kl"), strict=True):
+            axes.set_title(TITLES[quantity], color=COLOURS[quantity], weight="bold")
+            ends = []
+            for index, (name, curve) in enumerate(curves.items()):
+                rows = complete(curve)
+                if not rows:
+                    continue
+                steps, means = [row["step"] for row in rows], [row[quantity]["mean"] for row in rows]
+                errors = [row[quantity].get("se") or 0.0 for row in rows]
+                low = [mean - error for mean, error in zip(means, errors, strict=True)]
+                high = [mean + error for mean, error in zip(means, errors, strict=True)]
+                colour, dash = COLOURS[quantity], "solid" if index == 0 else (0, (4, 2))
+                axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
+                axes.plot(steps, means, color=colour, linestyle=dash, gid=f"{name}-{quantity}")
+                ends.append((steps[-1], means[-1], labels[name]))
+            _write_at_ends(axes, ends)
+            axes.margins(y=0.12)
+        panels[-1].set_xlabel("PPO step")
+        return svg()
+
+
+def reliability(report: Row) -> str:
+    """Reliability diagram: how often the model is right when it says it is so sure, and how many pairs say so."""
+    rows = report["reliability"]
+    sure, right = [row["confidence"] for row in rows], [row["outcome"] for row in rows]
+    with _figure("calibration", 4.3) as (figure, svg):
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
+        upper.text(0.665, 0.655, "as right as it is sure", color=MUTED, fontsize=8.5, va="top")
+        below = [max(0.0, r - row["low"]) for r, row in zip(right, rows, strict=True)]
+        above = [max(0.0, row["high"] - r) for r, row in zip(right, rows, strict=True)]
+        upper.errorbar(sure, right, yerr=(below, above), fmt="none", ecolor=PROXY, elinewidth=1, alpha=0.6)
+        upper.plot(sure, right, "o", color=PROXY, markersize=5, gid="bins")
+        upper.set_title("how often it is right", color=PROXY, weight="bold")
+        upper.set_ylim(min(0.35, *(row["low"] for row in rows)) - 0.02, 1.02)
+        upper.set_xlim(0.49, 1.01)
+        upper.yaxis.set_major_formatter(_percent)
+        lower.vlines(sure, 0, [row["pairs"] for row in rows], color=KL, linewidth=5, gid="pairs")
+        lower.set_title(f"pairs in the bin (n = {report['pairs']})", color=KL, weight="bold")
+        lower.set_ylim(0, max(row["pairs"] for row in rows) * 1.1)
+        lower.xaxis.set_major_formatter(_percent)
+        lower.set_xlabel("how sure the reward model is of its choice")
+        return svg()
+
+
+def accuracy(report: Row) -> str:
+    """Accuracy with its interval between what length alone reaches and what anyone could reach."""
+    rows: list[tuple[str, float, Sequence[float] | None, str]] = [("coin", report.get("chance", 0.5), None, MUTED)]
+    if report.get("length_accuracy") is not None:
+        word = report.get("length_prefers", "longer")
+        rows.append((f"the {word}\none", report["length_accuracy"], report.get("length_accuracy_interval"), KL))
+    rows.append(("reward\nmodel", report["accuracy"], report.get("accuracy_interval"), PROXY))
+    if isinstance(report.get("noise_ceiling"), (int, float)):
+        rows.append(("best\npossible", report["noise_ceiling"], None, GOOD))
+    with _figure("accuracy", 2.9) as (figure, svg):
+        axes = figure.subplots()
+        for place, (_, value, interval, colour) in enumerate(rows):
+            if interval:
+                axes.plot(interval, [place, place], color=colour, linewidth=3, alpha=0.4)
+            axes.plot(value, place, "o", color=colour, markersize=7, gid=f"row-{place}")
+            axes.annotate(
+                f"{value:.1%}",
+                (value, place),
+                (0, 7),
+                textcoords="offset points",
+                ha="center",
+                color=colour,
+                weight="bold",
+            )
+        axes.set_yticks(range(len(rows)), [name for name, *_ in rows], color=INK)
+        axes.set_ylim(-0.4, len(rows) - 0.35)
+        lowest = min([value for _, value, *_ in rows] + [interval[0] for *_, interval, _ in rows if interval])
+        axes.set_xlim(min(0.45, lowest - 0.03), 1.0)
+        axes.xaxis.set_major_formatter(_percent)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("held-out pairs ordered as the labeller did")
+        return svg()
+
+
+def loss(rows: Sequence[Row], *, name: str, held_out: Sequence[str], unit: str, floor: tuple[float, str] | None) -> str:
+    """Training loss of every step, faint, and the held-out figure where it was measured.
+
+    Args:
+        rows: of metrics.jsonl.
+        name: of the stage, for ids.
+        held_out: keys under which the held-out loss may stand.
+        unit: of the vertical axis.
+        floor: a level worth a line, and its name.
+    """
+    train = [(row["step"], row["loss"]) for row in rows if _number(row.get("loss"))]
+    evaluated = [(row["step"], row[key]) for row in rows for key in held_out if _number(row.get(key))]
+    with _figure(f"loss-{name}", 2.9) as (figure, svg):
+        axes = figure.subplots()
+        if floor:
+            axes.axhline(floor[0], color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
+            axes.annotate(
+                floor[1], (0.0, floor[0]), (2, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
+                color=MUTED, fontsize=8.5,
+            )  # fmt: skip
+        if train:
+            axes.plot(*zip(*train, strict=True), color=KL, linewidth=0.9, alpha=0.55, gid="steps")
+        if evaluated:
+            steps, values = zip(*evaluated, strict=True)
+            axes.plot(steps, values, "o-", color=PROXY, markersize=4, gid="held-out")
+        ends = [(*evaluated[-1], "held out", PROXY)] if evaluated else []
+        if train:
+            tail = [value for _, value in train[-max(1, len(train) // 10) :]]
+            ends.append((train[-1][0], sum(tail) / len(tail), "training", KL))
+        _write_at_ends(axes, ends)
+        axes.margins(y=0.08)
+        axes.set_ylabel(unit)
+        axes.set_xlabel("step")
+        return svg()
+
+
+def _against_distance(
+    axes: Axes, rows: Curve, quantity: str, *, colour: str, gid: str, errors: bool = False, **style: Any
+) -> None:
+    """One curve against √KL: dots joined in the order of training, bars of one standard error."""
+    if not rows:
+        return
+    distance, means = [_distance(row) for row in rows], [row[quantity]["mean"] for row in rows]
+    if errors:  # bars and not a band, since √KL need not grow from one evaluation to the next
+        error = [row[quantity].get("se") or 0.0 for row in rows]
+        axes.errorbar(distance, means, yerr=error, fmt="none", ecolor=colour, elinewidth=2.5, alpha=0.3)
+    axes.plot(distance, means, "o-" if errors else "-", color=colour, markersize=3, gid=gid, **style)
+
+
+def _same_limits(axes: Axes, quantity: str, rows: Curve) -> None:
+    means = [row[quantity]["mean"] for row in rows]
+    room = 0.1 * (max(means) - min(means) or 1.0)
+    axes.set_ylim(min(means) - 1.5 * room, max(means) + 1.5 * room)
+    furthest = max(_distance(row) for row in rows) or 1.0
+    axes.set_xlim(-0.03 * furthest, 1.04 * furthest)
+
+
+def _write_at_ends(axes: Axes, ends: Sequence[tuple[Any, ...]]) -> None:
+    """Write names to the right of where lines end, pushed apart so that none lies on another."""
+    axes.get_figure(root=True).draw_without_rendering()  # fixes the scale that the distances below are measured in
+    placed: list[float] = []
+    for x, y, text, *colour in sorted(ends, key=lambda end: end[1]):
+        height = axes.transData.transform((x, y))[1] * 72 / axes.figure.dpi
+        lifted = max([height, *(other + 11 for other in placed)])
+        placed.append(lifted)
+        axes.annotate(
+            text, (x, y), (5, lifted - height), textcoords="offset points", va="center", fontsize=8.5,
+            color=colour[0] if colour else INK, annotation_clip=False,
+        )  # fmt: skip
+
+
+def _peak_word(rows: Curve, peak: Row) -> str:
+    """What the highest gold means: a peak only where something lies on both sides of it."""
+    if peak["step"] == rows[-1]["step"]:
+        return "highest at the end"
+    return "never above the start" if peak["step"] == rows[0]["step"] else "gold peaks"
+
+
+def _beside(x: float, end: float) -> tuple[float, float]:
+    return (6, 0) if x < 0.6 * end else (-6, 0)
+
+
+def complete(curve: Curve) -> list[Row]:
+    """The evaluations that have all three figures."""
+    return [row for row in curve if all(_number((row.get(key) or {}).get("mean")) for key in COLOURS)]
+
+
+def _distance(row: Row) -> float:
+    """√KL; an estimate that came out below zero is no distance."""
+    return sqrt(max(0.0, row["kl"]["mean"]))
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value == value and abs(value) != float("inf")
+
+
+def _percent(value: float, _: float | None) -> str:
+    return f"{value:.0%}"
+
+
+@contextmanager
+def _figure(name: str, height: float) -> Iterator[tuple[Figure, Callable[[], str]]]:
+    """A figure in the house style, and a function that turns it into SVG for the inside of a page."""
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):  # the same numbers give the same file
+        figure = Figure(figsize=(4.6, height), layout="constrained")
+        yield figure, lambda: _inline(figure, name)
+
+
+def _inline(figure: Figure, name: str) -> str:
+    """SVG without anything that points outside, its colours as CSS variables and its ids its own."""
+    buffer = StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)  # a style would be the page's
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r"font: ([^;\"]*?px) [^;\"]*", r"font: \1 var(--sans)", svg)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    # matplotlib numbers its ids anew in each figure, and a page has many.
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    return re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg).strip()

@@ -1,0 +1,307 @@
+"""A demo's folder as one page that anyone can read, and its story in ten lines. Reads files and nothing else.
+
+The page holds everything itself: no script, no font, no picture from elsewhere, and a policy that forbids them. What
+models wrote is text to it, never markup.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from math import hypot, isfinite, log
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from kleash.errors import InputError
+from kleash.report import figures
+from kleash.run import read_jsonl, read_record, write_text
+
+Summary = Mapping[str, Any]
+
+ORDER = ("base", "sft", "ppo", "ppo-no-leash")
+ARMS = ("ppo", "ppo-no-leash")
+WIDTH = 100
+"""Columns of the story."""
+
+
+def write_report(folder: Path) -> Path:
+    """Write report.html from a demo's summary.json and run folders.
+
+    Whatever is missing from them is left out of the page.
+
+    Args:
+        folder: the demo's folder.
+
+    Returns:
+        Path of the page, which was replaced atomically.
+
+    Raises:
+        InputError: there is no summary.json, or it is not JSON.
+    """
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; give the folder of a finished `kleash demo`") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not JSON ({error}); run `kleash demo` again") from None
+    runs = {name: folder / name for name in ("sft", "reward", *ARMS)}
+    page = _environment().get_template("report.html.jinja")
+    report = folder / "report.html"
+    write_text(report, page.render(_context(summary, runs)))
+    return report
+
+
+def story(summary: Summary) -> str:
+    """The demo in at most ten lines for a terminal: figures of the policies, then a sample of each.
+
+    Args:
+        summary: of summary.json.
+
+    Returns:
+        Plain text, no line over `WIDTH` characters.
+    """
+    policies = _policies(summary)
+    names = {name: _plain_label(name, summary) for name in policies}
+    width = max((len(label) for label in names.values()), default=0)
+    cell = {name: [_plain_estimate(policies[name].get(key)) for key in ("gold", "proxy", "kl")] for name in policies}
+    lines = [f"{'':{width}}  {'gold':>14}  {'proxy':>14}  {'KL (nats)':>14}"]
+    for name, label in names.items():
+        gold, proxy, kl = cell[name]
+        line = f"{label:{width}}  {gold:>14}  {proxy:>14}  {kl:>14}"
+        best = policies[name].get("gold_peak")
+        if best and _number(_mean(best.get("gold"))):
+            line += f"   gold's best {_mean(best['gold']):.2f} at step {best['step']}"
+        lines.append(line)
+    shown = {name: policies[name]["sample"] for name in policies if policies[name].get("sample")}
+    asked = {sample["prompt"] for sample in shown.values()}
+    if len(asked) == 1:
+        lines.append(_one_line("asked: ", *asked))
+    for name, sample in shown.items():
+        said = sample["response"] if len(asked) == 1 else f"{sample['prompt']} -> {sample['response']}"
+        lines.append(_one_line(f"{names[name]:{width}}  ", said))
+    return "\n".join(line.rstrip() for line in lines[:10])
+
+
+def findings(summary: Summary) -> list[dict[str, Any]]:
+    """What the run shows and what it does not, each with its figures.
+
+    Returns:
+        {"holds": bool, "text": str}; differences beyond two standard errors of the difference hold.
+    """
+    policies = _policies(summary)
+    found = []
+
+    def compare(low: str, high: str, quantity: str, claim: str, denial: str) -> None:
+        if low not in policies or high not in policies:
+            return
+        a, b = policies[low].get(quantity) or {}, policies[high].get(quantity) or {}
+        if not (_number(a.get("mean")) and _number(b.get("mean"))):
+            return
+        gain, error = b["mean"] - a["mean"], hypot(a.get("se") or 0.0, b.get("se") or 0.0)
+        holds = gain > 2 * error
+        found.append({"holds": holds, "text": f"{claim if holds else denial} ({quantity} {_pm(a)} → {_pm(b)})."})
+
+    compare("base", "sft", "gold", "Demonstrations made the model better", "Demonstrations did not show a gain")
+    compare("sft", "ppo", "gold", "PPO on a leash made it better still", "PPO on a leash did not show a gain over SFT")
+    loose = "Without the leash the reward model was pleased"
+    compare("ppo", "ppo-no-leash", "proxy", f"{loose} more", f"{loose} no more than with it")
+    turn, end = _turn(summary), (policies.get("ppo-no-leash") or {}).get("gold") or {}
+    if turn and _number(end.get("mean")):
+        holds = turn["gold"]["mean"] - end["mean"] > 2 * hypot(turn["gold"].get("se") or 0.0, end.get("se") or 0.0)
+        claim = "Meanwhile what is truly wanted " + (
+            "fell from its best" if holds else "did not clearly fall from its best"
+        )
+        text = f"{claim} (gold {_pm(turn['gold'])} at step {turn['step']} → {_pm(end)} at the end)."
+        found.append({"holds": holds, "text": text})
+    return found
+
+
+def _turn(summary: Summary) -> Mapping[str, Any] | None:
+    """Where the gold of the unleashed run was best, with its standard error where the curve has it."""
+    best = _policies(summary).get("ppo-no-leash", {}).get("gold_peak")
+    if not best or not _number(_mean(best.get("gold"))):
+        return None
+    rows = [row for row in _curves(summary).get("ppo-no-leash", ()) if row["step"] == best["step"]]
+    error = (rows[0].get("gold") or {}).get("se") if rows else None
+    return {"step": best["step"], "gold": {"mean": _mean(best["gold"]), "se": error}}
+
+
+def _context(summary: Summary, runs: Mapping[str, Path]) -> dict[str, Any]:
+    """All that the page needs, in the order in which it shows it."""
+    policies = _policies(summary)
+    curves = {name: rows for name, rows in _curves(summary).items() if len(figures.complete(rows)) >= 2}
+    profile = list(dict.fromkeys(key for policy in policies.values() for key in policy.get("profile") or {}))
+    reward = summary.get("reward_model") or {}
+    return {
+        "summary": summary,
+        "labels": {name: _label(name, summary) for name in [*policies, *curves, *ARMS]},
+        "policies": policies,
+        "profile": profile,
+        "findings": findings(summary),
+        "story": story(summary),
+        "distance": _distance_figures(curves, summary),
+        "training": _svg(figures.training, curves, _short_labels(curves)) if curves else None,
+        "reliability": _svg(figures.reliability, reward) if reward.get("reliability") else None,
+        "accuracy": _svg(figures.accuracy, reward) if _number(reward.get("accuracy")) else None,
+        "reward": reward,
+        "losses": _losses(runs),
+        "samples": [_sample(sample, summary) for sample in summary.get("samples") or []],
+        "gates": _gates(summary, runs),
+        "configs": {name: record["config"] for name, path in runs.items() if (record := read_record(path))},
+        "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    }
+
+
+def _distance_figures(curves: Mapping[str, Sequence[Any]], summary: Summary) -> list[dict[str, Any]]:
+    """The picture of overoptimization for each arm, the other arm faint in it."""
+    short = _short_labels(curves)
+    drawn = []
+    for name, rows in curves.items():
+        other = next((key for key in curves if key != name), None)
+        best = (_policies(summary).get(name, {}).get("gold_peak") or {}).get("step")
+        svg = _svg(
+            figures.overoptimization,
+            rows,
+            name=name,
+            other=curves[other] if other else (),
+            other_label=short[other] if other else "",
+            peak_step=best,
+        )
+        drawn.append({"policy": name, "svg": svg, "evaluations": len(figures.complete(rows))})
+    return drawn
+
+
+def _losses(runs: Mapping[str, Path]) -> dict[str, Markup]:
+    """Loss curves of the stages that are learnt from data."""
+    drawn = {}
+    for name, keys, unit, floor in (
+        ("sft", ("eval_loss", "eval/loss"), "nats a token", None),
+        (
+            "reward",
+            ("eval_log_loss", "eval/log_loss", "eval_loss", "eval/loss"),
+            "nats a pair",
+            (log(2), "a coin: log 2"),
+        ),
+    ):
+        rows = read_jsonl(runs[name] / "metrics.jsonl")
+        if any("loss" in row for row in rows):
+            drawn[name] = _svg(figures.loss, rows, name=name, held_out=keys, unit=unit, floor=floor)
+    return drawn
+
+
+def _sample(sample: Mapping[str, Any], summary: Summary) -> dict[str, Any]:
+    """One prompt with its answers, a column for each policy, in the order of training."""
+    columns: dict[str, list[Any]] = {}
+    for answer in sample["answers"]:
+        best = (_policies(summary).get(answer["policy"], {}).get("gold_peak") or {}).get("step")
+        peak = best is not None and answer.get("step") == best and answer["policy"] in ARMS
+        columns.setdefault(answer["policy"], []).append({**answer, "peak": peak})
+    for answers in columns.values():
+        answers.sort(key=lambda answer: answer.get("step") or 0)
+    return {**sample, "columns": {name: columns[name] for name in _in_order(columns)}}
+
+
+def _gates(summary: Summary, runs: Mapping[str, Path]) -> dict[str, Mapping[str, Any]]:
+    """Verdicts of the stages on themselves: the summary's, else those of the run folders."""
+    left = {name: ((read_record(path) or {}).get("gates") or {}).get("out") for name, path in runs.items()}
+    return {**{name: verdict for name, verdict in left.items() if verdict}, **(summary.get("gates") or {})}
+
+
+def _policies(summary: Summary) -> dict[str, Mapping[str, Any]]:
+    policies = summary.get("policies") or {}
+    return {name: policies[name] for name in _in_order(policies)}
+
+
+def _curves(summary: Summary) -> dict[str, Sequence[Any]]:
+    curves = summary.get("curves") or {}
+    return {name: curves[name] for name in _in_order(curves)}
+
+
+def _in_order(names: Any) -> list[str]:
+    """The chain's order; what it does not know comes last."""
+    return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
+def _label(name: str, summary: Summary) -> str:
+    beta = summary.get("beta")
+    leashed = "PPO on a leash" + (f", β = {beta:g}" if _number(beta) else "")
+    known = {"base": "Base model", "sft": "SFT", "ppo": leashed, "ppo-no-leash": "PPO without a leash"}
+    return known.get(name, name)
+
+
+def _plain_label(name: str, summary: Summary) -> str:
+    beta = summary.get("beta")
+    leashed = f"PPO, beta {beta:g}" if _number(beta) else "PPO, leashed"
+    return {"base": "base", "sft": "SFT", "ppo": leashed, "ppo-no-leash": "PPO, no leash"}.get(name, name)
+
+
+def _short_labels(names: Any) -> dict[str, str]:
+    return {name: {"ppo": "leash", "ppo-no-leash": "no leash"}.get(name, name) for name in names}
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("kleash.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"figure": _figure, "pm": _pm, "clean": _visible, "mean": _mean, "seconds": _seconds}
+    return environment
+
+
+def _svg(draw: Callable[..., str], *arguments: Any, **options: Any) -> Markup:
+    """A picture as markup: the one thing on the page that is not escaped. Its texts are ours and were escaped by it."""
+    return Markup(draw(*arguments, **options))
+
+
+def _figure(value: Any, digits: int = 2) -> str:
+    """A number with a true minus; a dash where there is none."""
+    if value == "unknown":
+        return "unknown"
+    if not _number(value):
+        return "–"
+    text = f"{value:.{digits}f}"
+    return text.replace("-", "−") if float(text) else text.lstrip("-")
+
+
+def _pm(estimate: Any, digits: int = 2) -> str:
+    """Mean ± standard error."""
+    if not isinstance(estimate, Mapping):
+        return _figure(estimate, digits)
+    error = estimate.get("se")
+    return _figure(estimate.get("mean"), digits) + (f" ± {error:.{digits}f}" if _number(error) else "")
+
+
+def _plain_estimate(estimate: Any) -> str:
+    return _pm(estimate).replace("−", "-").replace("–", "-")
+
+
+def _mean(value: Any) -> Any:
+    return value.get("mean") if isinstance(value, Mapping) else value
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if value < 60 else f"{int(value) // 60} min {int(value) % 60:02d} s"
+
+
+def _visible(text: str) -> str:
+    """Text without characters that steer a terminal or turn the direction of reading; newlines stay."""
+    return "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else "�" for c in text)
+
+
+def _one_line(lead: str, text: str) -> str:
+    """One line of a terminal: nothing in it that steers the terminal, cut with an ellipsis."""
+    line = lead + _visible(" ".join(text.split()))
+    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
