@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -174,8 +175,8 @@ def scatter(values: Float[Tensor, " N"], mask: Bool[Tensor, "*S"]) -> Float[Tens
 
 def run_decoder(decoder: Model, **inputs: Any) -> Any:
     """Call a decoder with those of the inputs that it knows: models with relative positions take no `position_ids`."""
-    parameters = inspect.signature(decoder.forward).parameters
-    return decoder(**{name: value for name, value in inputs.items() if name in parameters})
+    accepted = _parameters(decoder.__class__)
+    return decoder(**{name: value for name, value in inputs.items() if name in accepted})
 
 
 def check_forward(model: Model, batch: GroupBatch) -> None:
@@ -243,8 +244,14 @@ def _own_scores(model: Model, batch: GroupBatch) -> Tensor:
     return found - centring_offset(model)
 
 
+@cache
+def _parameters(kind: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)
+
+
 def _can_share(decoder: Model) -> bool:
-    checkpointing = decoder.training and getattr(decoder, "is_gradient_checkpointing", False)
+    # the property that tells this was renamed within transformers 5; the flag it reads was not
+    checkpointing = decoder.training and any(getattr(m, "gradient_checkpointing", False) for m in decoder.modules())
     return not checkpointing and plain_attention(decoder)
 
 
@@ -252,19 +259,19 @@ def _shared_states(decoder: Model, batch: GroupBatch, fed: int) -> Float[Tensor,
     responses = batch.shape[1]
     attention = batch.prompt_attention
     positions = prompt_positions(attention)
-    cache = DynamicCache(config=decoder.config)
+    past = DynamicCache(config=decoder.config)
     states = run_decoder(
         decoder,
         input_ids=batch.prompt_ids,
         attention_mask=attention.long(),
         position_ids=positions,
-        past_key_values=cache,
+        past_key_values=past,
         use_cache=True,
     ).last_hidden_state
     first = states[:, -1:].repeat_interleave(responses, 0)
     if fed == 0:
         return first
-    cache.batch_repeat_interleave(responses)
+    past.batch_repeat_interleave(responses)
     mask = batch.response_attention[..., :fed].flatten(0, 1).long()
     start = positions[:, -1].repeat_interleave(responses)[:, None]
     states = run_decoder(
@@ -272,7 +279,7 @@ def _shared_states(decoder: Model, batch: GroupBatch, fed: int) -> Float[Tensor,
         input_ids=batch.response_ids[..., :fed].flatten(0, 1),
         attention_mask=torch.cat([attention.long().repeat_interleave(responses, 0), mask], 1),
         position_ids=start + mask.cumsum(-1),
-        past_key_values=cache,
+        past_key_values=past,
         use_cache=True,
     ).last_hidden_state
     return torch.cat([first, states], 1)
