@@ -10,7 +10,7 @@ A row is told by its columns:
     chosen, rejected                    the same as whole conversations, which share their beginning
 
 Prompts and responses are text or turns (`[{"role": ..., "content": ...}]`). `finished` is false (or a list) where a
-response was cut off, `annotator` says who labelled. All other columns are kept in `Group.columns`; null is read as absent.
+response was cut off, `annotator` says who labelled. Other columns are kept in `Group.columns`; null is read as absent.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 Row = dict[str, Any]
-Turns = tuple[Message, ...]
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -58,7 +57,7 @@ def read_groups(source: str | Path, *, split: str | None = None) -> Iterator[Gro
     return _parsed(name, rows)
 
 
-def parse_row(row: Mapping[str, Any]) -> Group:
+def parse_row(row: Any) -> Group:
     """One row as a group; the module's docstring has the schemas.
 
     Raises:
@@ -98,9 +97,7 @@ def _preference(left: Row) -> Group:
         raise DataError("'chosen' and 'rejected' are of unequal kinds; both must be text or both lists of turns")
     prompt = _content(left.pop("prompt"), "prompt") if "prompt" in left else None
     if prompt is None or (not isinstance(chosen, str) and chosen[0]["role"] != "assistant"):
-        shared, chosen, rejected = (
-            _split_text(chosen, rejected) if isinstance(chosen, str) else _split(chosen, rejected)
-        )
+        shared, chosen, rejected = _split(chosen, rejected)
         if prompt is not None and not _begins(shared, prompt):
             raise DataError("'prompt' is not what 'chosen' and 'rejected' begin with; leave it out, or correct it")
         prompt = shared
@@ -119,6 +116,8 @@ def _conversation(left: Row) -> Group:
     turns = _content(left.pop("messages"), "messages")
     if isinstance(turns, str):
         raise DataError("'messages' is text; it must be a list of turns with role and content")
+    if "prompt" in left and not _begins(turns, _content(left.pop("prompt"), "prompt")):
+        raise DataError("'prompt' is not what 'messages' begins with; leave it out, or correct it")
     start = next((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), len(turns))
     if start == len(turns):
         return Group(turns, columns=left)
@@ -171,32 +170,27 @@ def _label(left: Row, size: int) -> Label | None:
     return Preference(_probability(value, column), _annotator(left))
 
 
-def _split(chosen: Turns, rejected: Turns) -> tuple[Turns, Turns, Turns]:
-    """The turns that two whole conversations share, and what follows them in each."""
+def _split(chosen: Content, rejected: Content) -> tuple[Content, Content, Content]:
+    """What two whole conversations share, and what follows it in each."""
     least = min(len(chosen), len(rejected))
     shared = next((i for i in range(least) if chosen[i] != rejected[i]), least)
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        # Conversations written out as text (HH-RLHF) part after a speaker's mark.
+        shared = str(chosen).rfind("Assistant:", 0, shared) + len("Assistant:")
+        if shared < len("Assistant:"):
+            raise DataError("'prompt' is missing; a preference row needs prompt, chosen and rejected")
+        return chosen[:shared], chosen[shared:], rejected[shared:]
     if shared == least:  # one holds the other: the last answer that both have begins the response
         shared = max((i for i, turn in enumerate(chosen[:least]) if turn["role"] == "assistant"), default=0)
     if shared == 0:
         raise DataError("'chosen' and 'rejected' share no first turn; whole conversations do, else give 'prompt'")
-    for column, turns in (("chosen", chosen), ("rejected", rejected)):
-        if turns[shared]["role"] != "assistant":
+    for column, turn in (("chosen", chosen[shared]), ("rejected", rejected[shared])):
+        if turn["role"] != "assistant":
             raise DataError(
-                f"'{column}[{shared}]' is the first turn to differ and is by '{turns[shared]['role']}'; "
+                f"'{column}[{shared}]' is the first turn to differ and is by '{turn['role']}'; "
                 "the two may differ from an assistant turn on"
             )
     return chosen[:shared], chosen[shared:], rejected[shared:]
-
-
-def _split_text(chosen: str, rejected: Any) -> tuple[str, str, str]:
-    """The same for conversations written out as text (HH-RLHF), which part after a speaker's mark."""
-    least = min(len(chosen), len(rejected))
-    shared = next((i for i in range(least) if chosen[i] != rejected[i]), least)
-    start = chosen.rfind("Assistant:", 0, shared)
-    if start < 0:
-        raise DataError("'prompt' is missing; a preference row needs prompt, chosen and rejected")
-    start += len("Assistant:")
-    return chosen[:start], chosen[start:], rejected[start:]
 
 
 def _begins(shared: Content, prompt: Content) -> bool:
