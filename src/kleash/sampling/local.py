@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
+from kleash.data import chat
 from kleash.data.group import GroupBatch
 from kleash.errors import DataError, ModelError
 from kleash.models.forward import find_decoder, plain_attention, projection, prompt_positions, run_decoder
@@ -44,7 +45,7 @@ class LocalSampler:
         tokenizer: gives the end token and the padding.
         max_new_tokens: longest response, end token included.
         temperature: divides the logits; 0 takes the likeliest token.
-        end_ids: tokens that end a response; None: the tokenizer's end token.
+        end_ids: tokens that end a response; None: those of `kleash.data.chat.end_ids`.
         max_rows: responses sampled at once.
 
     Attributes:
@@ -65,14 +66,10 @@ class LocalSampler:
         end_ids: Sequence[int] | None = None,
         max_rows: int = 256,
     ) -> None:
-        if end_ids is None:
-            end_ids = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-        if not end_ids:
-            raise ModelError(
-                "the tokenizer has no end token, so no response could ever end; set its eos_token or give end_ids"
-            )
+        self.end_ids = tuple(chat.end_ids(tokenizer) if end_ids is None else end_ids)
+        if not self.end_ids:
+            raise ModelError("no token may end a response, so none could ever end; give end_ids")
         self.model = model
-        self.end_ids = tuple(end_ids)
         self.pad_id = self.end_ids[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
@@ -98,7 +95,7 @@ class LocalSampler:
         between the two largest logits.
 
         Raises:
-            DataError: a prompt is empty or does not fit into the model's context.
+            DataError: there is no prompt, or one is empty or does not fit into the model's context.
         """
         self._check(prompts)
         keys = range(len(prompts)) if keys is None else keys
@@ -136,6 +133,8 @@ class LocalSampler:
         )
 
     def _check(self, prompts: Sequence[Sequence[int]]) -> None:
+        if not prompts:
+            raise DataError("there is no prompt to respond to; give at least one")
         context = context_length(self.model)
         for index, prompt in enumerate(prompts):
             if not prompt:
