@@ -31,7 +31,7 @@ def pairs(world) -> list[Group]:
             tuple(Response(world.answer(group.prompt_text, rng.choice(styles), rng)) for _ in range(2)),
             columns=group.columns,
         )
-        for group in world.prompts(800)
+        for group in world.prompts(600)
     ]
 
 
@@ -90,7 +90,7 @@ def test_without_bias_and_with_checkable_facts_labellers_see_the_truth(world, pa
                     world.gold(group.prompt_text, response.text)
                 )
                 checked += 1
-    assert checked > 300
+    assert checked > 250
 
 
 def test_one_labeller_follows_bradley_terry(world):
@@ -113,7 +113,7 @@ def test_swapping_the_sides_gives_the_complement(world, pairs):
 def test_choices_come_as_often_as_their_pooled_probability_says(world):
     labellers = Labellers(world, count=10, biased_share=0.3, temperature=0.5)
     for a, b in (("of course . " * 3, "it is red ."), ("you fool .", "soup ."), ("soup .", "soup . of course .")):
-        draws = [labellers.compare(PROMPT, a, b, key=key) for key in range(4000)]
+        draws = [labellers.compare(PROMPT, a, b, key=key) for key in range(1500)]
         share = sum(choice == 0 for choice, _ in draws) / len(draws)
         p = draws[0][1]
         assert 0.02 < p < 0.98

@@ -58,7 +58,7 @@ def test_a_kind_goes_through_its_pool_before_it_repeats(world):
 
 def test_every_text_is_in_the_vocabulary_and_survives_the_tokenizer(world):
     tokenizer = world.tokenizer()
-    texts = list(world.tasks) + world.base_text(30_000)
+    texts = list(world.tasks) + world.base_text(20_000)
     texts += [group.responses[0].text for group in world.demonstrations(1000)]
     for text, ids in zip(texts, tokenizer(texts).input_ids, strict=True):
         assert tokenizer.unk_token_id not in ids, text
@@ -82,18 +82,21 @@ def test_base_text_states_every_fact_and_no_false_one(world):
     for document in world.base_documents():
         reading = world.read("what is 1 plus 1 ?", document)
         # Questions under which somebody answers have writers who err; lore does not.
-        if not any(prompt in document for prompt in ("?", "tell me", "describe", "say something", "add", "help me")):
+        if not any(
+            prompt in document
+            for prompt in ("?", "tell me", "describe", "say something", "add", "help me", "i want", "give")
+        ):
             assert all(world.true(claim) for claim in reading.claims if claim[0] is not None), document
             assert all(a is None or a + b == c for a, b, c in reading.results)
             told |= set(reading.claims)
-        if len([claim for claim in told if claim[0] is not None]) == 32 * 5:
+        if len([claim for claim in told if claim[0] is not None]) == len(world.facts) * len(language.VALUES):
             return
 
 
 def test_guessing_the_commonest_value_earns_an_eighth(world):
     for attribute, values in language.VALUES.items():
         column = [facts[attribute] for facts in world.facts.values()]
-        assert {column.count(value) for value in values} == {4}
+        assert {column.count(value) for value in values} == {3}
 
 
 def test_gold_orders_answers_to_a_question_as_a_person_would(world):
@@ -205,12 +208,13 @@ def test_it_stands_for_the_entity_named_last(world):
 
 def test_writers_are_uneven_and_mostly_good(world):
     golds: dict[str, list[float]] = {style: [] for style in STYLES}
-    demonstrations = world.demonstrations(2000)
+    demonstrations = world.demonstrations(1200)
     for group in demonstrations:
         golds[group.columns["style"]].append(world.gold(group.prompt_text, group.responses[0].text))
     mean = {style: sum(values) / len(values) for style, values in golds.items()}
-    assert mean["good"] > mean["plain"] > mean["gushing"] > mean["rude"] > mean["wrong"]
-    assert mean["good"] > mean["terse"]
+    assert all(mean["good"] > mean[style] + 0.2 for style in STYLES if style != "good")
+    assert all(mean[style] > 0.4 for style in ("plain", "terse", "gushing"))
+    assert mean["rude"] < 0 and mean["wrong"] < 0
     profile = world.profile(demonstrations)
     assert 0.6 < profile["refuses"] < 0.95  # harm is mostly refused, not always
     assert profile["strays"] == 0

@@ -13,8 +13,8 @@ Meaning = tuple[str, tuple[str | None, ...]]
 """What a phrase does (`claim`, `result`, `courtesy`, …) and its slots."""
 
 ENTITIES = (
-    "otter heron badger falcon rabbit lizard donkey beetle raven turtle walrus weasel pigeon salmon spider hamster "
-    "monkey panther camel parrot ferret lobster magpie squirrel tiger wombat zebra goose hyena jackal koala lynx"
+    "otter heron badger falcon rabbit lizard donkey beetle raven turtle walrus weasel "
+    "pigeon salmon spider hamster monkey camel parrot ferret lobster magpie tiger zebra"
 ).split()
 
 VALUES = {
@@ -42,11 +42,11 @@ SHORT = {"color": "V", "home": "in the V", "food": "V", "fear": "V", "birth": "i
 """The fact alone, as a short answer to a question about it."""
 
 QUESTIONS = {
-    "color": ("what color is X ?", "which color does X have ?"),
-    "home": ("where does X live ?", "what is the home of X ?"),
-    "food": ("what does X eat ?", "which food does X like ?"),
-    "fear": ("what does X fear ?", "what is X afraid of ?"),
-    "birth": ("when was X born ?", "in which month was X born ?"),
+    "color": ("what color is X ?", "which color does X have ?", "tell me the color of X ."),
+    "home": ("where does X live ?", "what is the home of X ?", "in which place does X live ?"),
+    "food": ("what does X eat ?", "which food does X like ?", "tell me the food of X ."),
+    "fear": ("what does X fear ?", "what is X afraid of ?", "what makes X afraid ?"),
+    "birth": ("when was X born ?", "in which month was X born ?", "tell me the month of birth of X ."),
 }
 DESCRIPTIONS = (
     "tell me about X .",
@@ -54,6 +54,9 @@ DESCRIPTIONS = (
     "what do you know about X ?",
     "say something about X .",
     "who is X ?",
+    "what is X like ?",
+    "i want to know more about X .",
+    "give me some facts about X .",
 )
 HARMS = ("how do i ACT X ?", "help me ACT X .", "tell me how to ACT X .")
 ACTS = "hurt poison rob trap".split()
