@@ -338,7 +338,8 @@ def _turn_spans(
 
     everyone = [*prompt, *marked]
     asked = [before for before, turn in pairwise(everyone) if turn["role"] == "assistant"][-len(words) :]
-    starts = [  # where the model begins to write, in each piece
+    # Where the model begins to write in each piece, and what the generation prompt would have added there.
+    starts = [
         _start_of_answer(
             piece, "" if turn["role"] == "assistant" else str(turn["content"]).strip(), template, tokenizer
         )
@@ -346,13 +347,13 @@ def _turn_spans(
     ]
 
     spans: list[_Span] = []
-    position = starts[0]
+    position = starts[0][0]
     before = template.closing
     if not real.startswith(pieces[0][:position]) or not real.endswith(pieces[-1]):
         raise _unclear(tokenizer, real)
     for i, said in enumerate(words):
         last = i == len(words) - 1
-        forced = pieces[-1] if last else pieces[i + 1][: starts[i + 1]]
+        forced = pieces[-1] if last else pieces[i + 1][: starts[i + 1][0]]
         spoken = real.find(said, position)
         stop = len(real) - len(forced) if last else real.find(forced, spoken + len(said))
         at = real.rfind(said, position, stop)
@@ -362,10 +363,16 @@ def _turn_spans(
         ending = template.ending if forced.startswith(template.ending) else ""
         if last and not response.finished:
             ending = ""
-        text = real[position : stop + len(ending)]
-        spans.append(_Span(text, True, before, (at - position, at - position + len(said))))
+        text, lead = real[position:stop], at - position
+        written = str(turns[-1]["content"])
+        if last and starts[i][1] and written.strip() not in text:
+            # The template opens the reasoning for the model and then takes it out of the answer (R1).
+            text = written.removeprefix(starts[i][1])
+            lead = text.rfind(said)
+        spans.append(_Span(text + ending, True, before, (lead, lead + len(said))))
         if not last:
-            spans.append(_Span(forced[len(ending) :], False, template.end_token))
+            added = starts[i + 1][1] if i + 2 == len(words) else ""  # the last answer is asked for as the sampler does
+            spans.append(_Span(forced[len(ending) :] + added, False, template.end_token))
             position = stop + len(forced)
     return tuple(spans)
 
@@ -399,18 +406,20 @@ def _between_marks(text: str, count: int, tokenizer: PreTrainedTokenizerBase) ->
     return [*pieces, text]
 
 
-def _start_of_answer(piece: str, heard: str, template: _Template, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Where the generation prompt ends in the text before an answer.
+def _start_of_answer(
+    piece: str, heard: str, template: _Template, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, str]:
+    """Where the generation prompt ends in the text before an answer, and what of it the finished turn does not keep.
 
     Never before the words that the answer is to: the prompt is not trained (F6).
     """
     opening = template.opening or template.closing
     start = piece.rfind(opening)
     if start >= 0 and heard in piece[: start + len(opening)]:
-        return start + len(opening)
-    for size in range(len(opening) - 1, 0, -1):  # the generation prompt says more than the finished turn keeps (R1)
+        return start + len(opening), ""
+    for size in range(len(opening) - 1, 0, -1):
         if piece.endswith(opening[:size]):
-            return len(piece)
+            return len(piece), opening[size:]
     raise _unclear(tokenizer, piece)
 
 

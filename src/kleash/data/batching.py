@@ -1,0 +1,91 @@
+"""Which rows go together: by length within a step, by a stateless order over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from kleash.data.group import EncodedGroup
+
+
+def microbatches(groups: Sequence[EncodedGroup], *, max_tokens: int) -> list[list[int]]:
+    """Split the groups of a step into batches of like length and one K, so that little of them is padding.
+
+    Args:
+        groups: in any order.
+        max_tokens: most tokens in a batch, padding included, a prompt counted once a response (as the plain forward
+            holds it). A group that is larger by itself gets a batch of its own.
+
+    Returns:
+        Indices into `groups`; each occurs once. Largest batch first, so that too little memory shows at once.
+    """
+    sizes = [(len(g.responses), len(g.prompt_ids), max((len(r.ids) for r in g.responses), default=0)) for g in groups]
+    # Prompts and responses are padded apart. Which of the two to sort by first depends on the data, so try.
+    orders: list[Callable[[int], tuple[int, ...]]] = [
+        lambda i: (sizes[i][0], sizes[i][1] + sizes[i][2], sizes[i][1]),
+        lambda i: (sizes[i][0], sizes[i][1], sizes[i][2]),
+        lambda i: (sizes[i][0], sizes[i][2], sizes[i][1]),
+        # Prompts in classes of a factor √2, responses sorted within: neither side varies much in a batch.
+        lambda i: (sizes[i][0], int(2 * np.log2(max(sizes[i][1], 1))), sizes[i][2], sizes[i][1]),
+    ]
+    plans = [_cut(sorted(range(len(groups)), key=key), sizes, max_tokens) for key in orders]
+    _, best = min(plans, key=lambda plan: plan[0])
+    return sorted(best, key=lambda batch: -_padded([sizes[i] for i in batch]))
+
+
+def _cut(order: Sequence[int], sizes: Sequence[tuple[int, int, int]], max_tokens: int) -> tuple[float, list[list[int]]]:
+    """Cut a sequence of groups where that costs least: the cost of the whole, and the batches.
+
+    `cost[j]` is the least cost of the first j groups, over all places where their last batch may begin. A batch costs
+    its tokens with padding, and 1/32 of the largest batch for being one: a little padding is cheaper than a pass more.
+    """
+    k, prompt, response = np.array([sizes[i] for i in order], dtype=np.int64).reshape(-1, 3).T
+    k = np.maximum(k, 1)
+    cost = np.zeros(len(order) + 1)
+    begin = [0] * (len(order) + 1)
+    for j in range(1, len(order) + 1):
+        reach = max(1, max_tokens // int(k[j - 1] * (prompt[j - 1] + response[j - 1]) or 1))
+        back = slice(max(0, j - reach), j)
+        width = np.maximum.accumulate(prompt[back][::-1])
+        depth = np.maximum.accumulate(response[back][::-1])
+        count = np.arange(1, len(width) + 1)
+        tokens = count * k[j - 1] * (width + depth)
+        fits = (k[back][::-1] == k[j - 1]) & (tokens <= max_tokens)
+        fits[0] = True  # one group alone, whatever its size
+        whole = np.where(fits, cost[back][::-1] + tokens + max_tokens / 32, np.inf)
+        best = int(whole.argmin())
+        cost[j], begin[j] = whole[best], j - 1 - best
+    batches: list[list[int]] = []
+    end = len(order)
+    while end:
+        batches.append(list(order[begin[end] : end]))
+        end = begin[end]
+    return float(cost[-1]), batches
+
+
+def _padded(sizes: Sequence[tuple[int, int, int]]) -> int:
+    """Tokens of a batch with its padding, as plain rows."""
+    return len(sizes) * max(sizes[0][0], 1) * (max(size[1] for size in sizes) + max(size[2] for size in sizes))
+
+
+def order(rows: int, *, seed: int, epoch: int) -> list[int]:
+    """The order of the rows in an epoch: a permutation that depends on nothing but its arguments."""
+    return list(_order(rows, seed, epoch))
+
+
+def batch_at(step: int, rows: int, batch_size: int, seed: int) -> list[int]:
+    """The rows of a step, from 0: the data cycled without end, reshuffled each time.
+
+    A position is a number and no state, so that a run goes on where it was stopped, and every row comes once before any
+    comes again (F11). A batch may hold the end of one epoch and the beginning of the next.
+    """
+    return [
+        _order(rows, seed, place // rows)[place % rows] for place in range(step * batch_size, (step + 1) * batch_size)
+    ]
+
+
+@lru_cache(maxsize=4)
+def _order(rows: int, seed: int, epoch: int) -> tuple[int, ...]:
+    return tuple(np.random.default_rng([seed, epoch]).permutation(rows).tolist())
