@@ -25,6 +25,7 @@ ROWS = {
     "padded on the left": ([2, 2, 5, 6, 2], [F, F, T, T, T], 4),
     "padded on both sides": ([2, 5, 6, 2, 2], [F, T, T, F, F], 2),
     "forced tokens inside": ([5, 7, 7, 6, 2], [T, F, F, T, T], 4),
+    "a forced token before the last": ([5, 6, 7, 2, 2], [T, T, F, T, F], 3),
     "forced tokens at the end": ([5, 6, 7, 7, 2], [T, T, F, F, F], 1),
 }
 

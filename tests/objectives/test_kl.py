@@ -183,6 +183,15 @@ def test_F14_as_losses_k1_pulls_nowhere_k2_backward_and_k3_forward(policy, refer
     torch.testing.assert_close(as_loss(kl.k3), forward, **close)
 
 
+@settings(deadline=None, max_examples=30)
+@given(distributions, distributions)
+def test_F14_the_gradient_of_exact_is_that_of_the_divergence(policy, reference):
+    logits = policy.clone().requires_grad_()
+    ours = torch.autograd.grad(kl.exact(logits, reference), logits)[0]
+    gap = policy - reference  # by pencil: dKL/dz_v = π(v) (log-ratio of v − KL)
+    torch.testing.assert_close(ours, policy.exp() * (gap - expectation(policy, gap)), rtol=1e-9, atol=1e-12)
+
+
 def test_F14_k3_as_a_loss_is_not_the_gradient_of_the_leash():
     logits = torch.tensor([2.0, 0.0, -1.0], dtype=torch.float64, requires_grad=True)
     reference = torch.tensor([0.1, 0.3, 0.6], dtype=torch.float64).log()
