@@ -70,8 +70,8 @@ def summary(seed: int = 0) -> dict[str, Any]:
     def sample(index: int, gold: float, proxy: float) -> dict[str, Any]:
         return {"prompt": PROMPTS["question"], "response": ANSWERS["question"][index], "gold": gold, "proxy": proxy}
 
-    def top(row: dict[str, Any]) -> dict[str, float]:
-        return {"step": row["step"], "gold": row["gold"]["mean"], "kl": row["kl"]["mean"]}
+    def top(row: dict[str, Any]) -> dict[str, Any]:
+        return {"step": row["step"], "gold": row["gold"], "kl": row["kl"]}
 
     def profile(true: float, refuses: float, courtesies: float, length: float) -> dict[str, float]:
         return {"facts_true": true, "refuses": refuses, "courtesies": courtesies, "length": length, "ends": 0.98}
@@ -97,7 +97,7 @@ def summary(seed: int = 0) -> dict[str, Any]:
     samples = []
     for kind, prompt in PROMPTS.items():
         made = [
-            ("base", None, 0, -0.9, -1.1), ("sft", None, 1, -0.3, 0.1),
+            ("base", None, 0, -0.9, -1.1), ("sft", 0, 1, -0.3, 0.1),
             ("ppo", 0, 1, -0.3, 0.1), ("ppo", 50, 2, 1.2, 0.7), ("ppo", 100, 2, 1.3, 0.9),
             ("ppo-no-leash", turn["step"], 3, 0.9, 1.1), ("ppo-no-leash", 100, 4, -3.2, 1.9),
         ]  # fmt: skip
@@ -122,7 +122,7 @@ def summary(seed: int = 0) -> dict[str, Any]:
             "sft": gate(True, "held-out loss 3.912 → 0.871 nats a token on 100 rows", eval_loss=0.871),
             "reward": gate(True, "accuracy 0.741 [0.706, 0.773] on 600 held-out pairs"),
             "ppo": gate(True, "KL 4.1 nats, reward rose from 0.02 to 0.95"),
-            "ppo-no-leash": gate(False, "KL 21.9 nats, entropy fell from 1.9 to 0.2", advice="raise --beta or stop earlier"),
+            "ppo-no-leash": gate(False, "KL 21.9 nats, entropy fell from 1.9 to 0.2", advice="raise --beta"),
         },
         "versions": {"kleash": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0"},
     }  # fmt: skip

@@ -21,6 +21,9 @@ Row = Mapping[str, Any]
 Curve = Sequence[Row]
 """Evaluations of one policy, in the order of training: `step` and {"mean", "se"} of `gold`, `proxy`, `kl`."""
 
+Ends = list[tuple[float, float, str, str]]
+"""Where lines end, x and y, and what to write there in which colour."""
+
 # Colours that matplotlib draws with, and the variables that stand in their place on the page.
 INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
 GOLD, PROXY, KL, GOOD = "#050505", "#060606", "#070707", "#080808"
@@ -47,7 +50,7 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9.5,
+    "font.size": 10.5,
     "text.color": INK,
     "axes.labelcolor": MUTED,
     "axes.edgecolor": GRID,
@@ -56,7 +59,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.titlesize": 9.5,
+    "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
     "axes.unicode_minus": True,
     "grid.color": GRID,
@@ -99,25 +102,21 @@ def overoptimization(
             _same_limits(axes, quantity, [*rows, *others])
             if _distance(rows[-1]) > _distance(peak):
                 axes.axvspan(_distance(peak), axes.get_xlim()[1], color=MUTED, alpha=0.09, linewidth=0)
-            if others:
-                far = _distance(others[-1]) > 0.6 * axes.get_xlim()[1]
-                axes.annotate(
-                    other_label, (_distance(others[-1]), others[-1][quantity]["mean"]), (-4 if far else 5, 5),
-                    textcoords="offset points", ha="right" if far else "left", color=MUTED, fontsize=8.5,
-                )  # fmt: skip
+        if others:  # named once: to the left of an end that is far out, to the right of another
+            far = _distance(others[-1]) > 0.6 * panels[0].get_xlim()[1]
+            panels[0].annotate(
+                other_label, (_distance(others[-1]), others[-1]["gold"]["mean"]), (-8 if far else 5, 0 if far else 5),
+                textcoords="offset points", ha="right" if far else "left", va="center", color=MUTED, fontsize=9.5,
+            )  # fmt: skip
         panels[0].plot(
             _distance(peak), peak["gold"]["mean"], "o", color=GOLD, markersize=7, markeredgecolor=INK, zorder=5
         )
-        panels[0].annotate(
+        right = _distance(peak) < 0.6 * panels[1].get_xlim()[1]
+        panels[1].annotate(  # below, where a climbing proxy leaves room
             f"{_peak_word(rows, peak)}: {peak['gold']['mean']:.2f}\nstep {peak['step']}, KL {peak['kl']['mean']:.1f}",
-            (_distance(peak), 0.03),
-            xycoords=("data", "axes fraction"),
-            xytext=_beside(_distance(peak), panels[0].get_xlim()[1]),
-            textcoords="offset points",
-            ha="left" if _distance(peak) < 0.6 * panels[0].get_xlim()[1] else "right",
-            va="bottom",
-            fontsize=8.5,
-        )
+            (_distance(peak), 0.04), (6 if right else -6, 0), xycoords=("data", "axes fraction"),
+            textcoords="offset points", ha="left" if right else "right", va="bottom", fontsize=9.5,
+        )  # fmt: skip
         panels[1].set_xlabel("√KL from SFT (√nats): how far the policy has gone")
         return svg()
 
@@ -131,9 +130,10 @@ def training(curves: Mapping[str, Curve], labels: Mapping[str, str]) -> str:
     """
     with _figure("training", 5.4) as (figure, svg):
         panels = figure.subplots(3, 1, sharex=True)
+        names: dict[Axes, Ends] = {}
         for axes, quantity in zip(panels, ("gold", "proxy", "kl"), strict=True):
             axes.set_title(TITLES[quantity], color=COLOURS[quantity], weight="bold")
-            ends = []
+            ends = names.setdefault(axes, [])
             for index, (name, curve) in enumerate(curves.items()):
                 rows = complete(curve)
                 if not rows:
@@ -144,11 +144,11 @@ def training(curves: Mapping[str, Curve], labels: Mapping[str, str]) -> str:
                 high = [mean + error for mean, error in zip(means, errors, strict=True)]
                 colour, dash = COLOURS[quantity], "solid" if index == 0 else (0, (4, 2))
                 axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-                axes.plot(steps, means, color=colour, linestyle=dash, gid=f"{name}-{quantity}")
-                ends.append((steps[-1], means[-1], labels[name]))
-            _write_at_ends(axes, ends)
+                axes.plot(steps, means, color=colour, linestyle=dash, gid=f"{_slug(name)}-{quantity}")
+                ends.append((steps[-1], means[-1], labels[name], INK))
             axes.margins(y=0.12)
         panels[-1].set_xlabel("PPO step")
+        _write_at_ends(figure, names)
         return svg()
 
 
@@ -159,7 +159,6 @@ def reliability(report: Row) -> str:
     with _figure("calibration", 4.3) as (figure, svg):
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
-        upper.text(0.665, 0.655, "as right as it is sure", color=MUTED, fontsize=8.5, va="top")
         below = [max(0.0, r - row["low"]) for r, row in zip(right, rows, strict=True)]
         above = [max(0.0, row["high"] - r) for r, row in zip(right, rows, strict=True)]
         upper.errorbar(sure, right, yerr=(below, above), fmt="none", ecolor=PROXY, elinewidth=1, alpha=0.6)
@@ -170,7 +169,9 @@ def reliability(report: Row) -> str:
         upper.yaxis.set_major_formatter(_percent)
         lower.vlines(sure, 0, [row["pairs"] for row in rows], color=KL, linewidth=5, gid="pairs")
         lower.set_title(f"pairs in the bin (n = {report['pairs']})", color=KL, weight="bold")
-        lower.set_ylim(0, max(row["pairs"] for row in rows) * 1.1)
+        most = max(row["pairs"] for row in rows)
+        lower.set_ylim(0, 1.1 * most)
+        lower.set_yticks([most])
         lower.xaxis.set_major_formatter(_percent)
         lower.set_xlabel("how sure the reward model is of its choice")
         return svg()
@@ -227,22 +228,22 @@ def loss(rows: Sequence[Row], *, name: str, held_out: Sequence[str], unit: str, 
         if floor:
             axes.axhline(floor[0], color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
             axes.annotate(
-                floor[1], (0.0, floor[0]), (2, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
-                color=MUTED, fontsize=8.5,
+                floor[1], (1.0, floor[0]), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
+                color=MUTED, fontsize=9.5, ha="right",
             )  # fmt: skip
         if train:
             axes.plot(*zip(*train, strict=True), color=KL, linewidth=0.9, alpha=0.55, gid="steps")
         if evaluated:
             steps, values = zip(*evaluated, strict=True)
             axes.plot(steps, values, "o-", color=PROXY, markersize=4, gid="held-out")
-        ends = [(*evaluated[-1], "held out", PROXY)] if evaluated else []
+        ends: Ends = [(*evaluated[-1], "held out", PROXY)] if evaluated else []
         if train:
             tail = [value for _, value in train[-max(1, len(train) // 10) :]]
             ends.append((train[-1][0], sum(tail) / len(tail), "training", KL))
-        _write_at_ends(axes, ends)
         axes.margins(y=0.08)
         axes.set_ylabel(unit)
         axes.set_xlabel("step")
+        _write_at_ends(figure, {axes: ends})
         return svg()
 
 
@@ -267,29 +268,26 @@ def _same_limits(axes: Axes, quantity: str, rows: Curve) -> None:
     axes.set_xlim(-0.03 * furthest, 1.04 * furthest)
 
 
-def _write_at_ends(axes: Axes, ends: Sequence[tuple[Any, ...]]) -> None:
+def _write_at_ends(figure: Figure, names: Mapping[Axes, Ends]) -> None:
     """Write names to the right of where lines end, pushed apart so that none lies on another."""
-    axes.get_figure(root=True).draw_without_rendering()  # fixes the scale that the distances below are measured in
-    placed: list[float] = []
-    for x, y, text, *colour in sorted(ends, key=lambda end: end[1]):
-        height = axes.transData.transform((x, y))[1] * 72 / axes.figure.dpi
-        lifted = max([height, *(other + 11 for other in placed)])
-        placed.append(lifted)
-        axes.annotate(
-            text, (x, y), (5, lifted - height), textcoords="offset points", va="center", fontsize=8.5,
-            color=colour[0] if colour else INK, annotation_clip=False,
-        )  # fmt: skip
+    figure.draw_without_rendering()  # fixes the scale that the distances below are measured in
+    for axes, ends in names.items():
+        lowest = float("-inf")
+        for x, y, text, colour in sorted(ends, key=lambda end: end[1]):
+            height = axes.transData.transform((x, y))[1] * 72 / figure.dpi
+            lowest = max(height, lowest)
+            axes.annotate(
+                text, (x, y), (5, lowest - height), textcoords="offset points", va="center", fontsize=9.5,
+                color=colour, annotation_clip=False,
+            )  # fmt: skip
+            lowest += 12
 
 
 def _peak_word(rows: Curve, peak: Row) -> str:
-    """What the highest gold means: a peak only where something lies on both sides of it."""
+    """Where gold was best: a turn is in sight only where something lies on both sides of it."""
     if peak["step"] == rows[-1]["step"]:
-        return "highest at the end"
-    return "never above the start" if peak["step"] == rows[0]["step"] else "gold peaks"
-
-
-def _beside(x: float, end: float) -> tuple[float, float]:
-    return (6, 0) if x < 0.6 * end else (-6, 0)
+        return "gold is best at the end"
+    return "gold is best at the start" if peak["step"] == rows[0]["step"] else "gold is best here"
 
 
 def complete(curve: Curve) -> list[Row]:
@@ -300,6 +298,11 @@ def complete(curve: Curve) -> list[Row]:
 def _distance(row: Row) -> float:
     """√KL; an estimate that came out below zero is no distance."""
     return sqrt(max(0.0, row["kl"]["mean"]))
+
+
+def _slug(name: str) -> str:
+    """A name as part of an id, whatever is in it."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower())
 
 
 def _number(value: Any) -> bool:
@@ -313,6 +316,7 @@ def _percent(value: float, _: float | None) -> str:
 @contextmanager
 def _figure(name: str, height: float) -> Iterator[tuple[Figure, Callable[[], str]]]:
     """A figure in the house style, and a function that turns it into SVG for the inside of a page."""
+    name = _slug(name)
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):  # the same numbers give the same file
         figure = Figure(figsize=(4.6, height), layout="constrained")
         yield figure, lambda: _inline(figure, name)

@@ -14,7 +14,7 @@ from math import hypot, isfinite, log
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 from markupsafe import Markup
 
 from kleash.errors import InputError
@@ -123,24 +123,26 @@ def findings(summary: Summary) -> list[dict[str, Any]]:
 
 
 def _turn(summary: Summary) -> Mapping[str, Any] | None:
-    """Where the gold of the unleashed run was best, with its standard error where the curve has it."""
+    """Where the gold of the unleashed run was best."""
     best = _policies(summary).get("ppo-no-leash", {}).get("gold_peak")
     if not best or not _number(_mean(best.get("gold"))):
         return None
-    rows = [row for row in _curves(summary).get("ppo-no-leash", ()) if row["step"] == best["step"]]
-    error = (rows[0].get("gold") or {}).get("se") if rows else None
-    return {"step": best["step"], "gold": {"mean": _mean(best["gold"]), "se": error}}
+    gold = best["gold"] if isinstance(best["gold"], Mapping) else {"mean": best["gold"], "se": None}
+    return {"step": best["step"], "gold": gold}
 
 
 def _context(summary: Summary, runs: Mapping[str, Path]) -> dict[str, Any]:
     """All that the page needs, in the order in which it shows it."""
     policies = _policies(summary)
     curves = {name: rows for name, rows in _curves(summary).items() if len(figures.complete(rows)) >= 2}
-    profile = list(dict.fromkeys(key for policy in policies.values() for key in policy.get("profile") or {}))
+    profile = list(
+        dict.fromkeys(key for policy in policies.values() for key in policy.get("profile") or {} if key != "gold")
+    )
     reward = summary.get("reward_model") or {}
     return {
         "summary": summary,
         "labels": {name: _label(name, summary) for name in [*policies, *curves, *ARMS]},
+        "short": _short_labels(policies),
         "policies": policies,
         "profile": profile,
         "findings": findings(summary),
@@ -196,26 +198,40 @@ def _losses(runs: Mapping[str, Path]) -> dict[str, Markup]:
 
 
 def _sample(sample: Mapping[str, Any], summary: Summary) -> dict[str, Any]:
-    """One prompt with its answers, a column for each policy, in the order of training."""
-    columns: dict[str, list[Any]] = {}
-    for answer in sample["answers"]:
-        best = (_policies(summary).get(answer["policy"], {}).get("gold_peak") or {}).get("step")
-        peak = best is not None and answer.get("step") == best and answer["policy"] in ARMS
-        columns.setdefault(answer["policy"], []).append({**answer, "peak": peak})
-    for answers in columns.values():
-        answers.sort(key=lambda answer: answer.get("step") or 0)
-    return {**sample, "columns": {name: columns[name] for name in _in_order(columns)}}
+    """One prompt with its answers: a column for what came before PPO and one for each arm, in the order of training."""
+    columns: dict[str, list[dict[str, Any]]] = {}
+    answers = sorted(sample["answers"], key=lambda answer: answer.get("step") or 0)
+    for name in _in_order({answer["policy"] for answer in answers}):
+        best = (_policies(summary).get(name, {}).get("gold_peak") or {}).get("step")
+        before = name in ("base", "sft")
+        for answer in answers:
+            if answer["policy"] == name:
+                step = answer.get("step")
+                heading = _label(name, summary) if before or step is None else f"step {step}"
+                heading += " · its best gold" if name in ARMS and step is not None and step == best else ""
+                column = columns.setdefault("Before PPO" if before else _label(name, summary), [])
+                column.append({"gold": None, "proxy": None, **answer, "name": heading})
+    return {**sample, "columns": [{"title": title, "answers": column} for title, column in columns.items()]}
 
 
 def _gates(summary: Summary, runs: Mapping[str, Path]) -> dict[str, Mapping[str, Any]]:
     """Verdicts of the stages on themselves: the summary's, else those of the run folders."""
     left = {name: ((read_record(path) or {}).get("gates") or {}).get("out") for name, path in runs.items()}
-    return {**{name: verdict for name, verdict in left.items() if verdict}, **(summary.get("gates") or {})}
+    return {name: verdict for name, verdict in {**left, **(summary.get("gates") or {})}.items() if verdict}
 
 
-def _policies(summary: Summary) -> dict[str, Mapping[str, Any]]:
+def _policies(summary: Summary) -> dict[str, dict[str, Any]]:
+    """The policies in the order of the chain, without a best step or a sample that is not whole."""
+    whole = {"gold_peak": ("step", "gold"), "sample": ("prompt", "response")}
     policies = summary.get("policies") or {}
-    return {name: policies[name] for name in _in_order(policies)}
+    return {
+        name: {
+            key: value
+            for key, value in policies[name].items()
+            if all(part in (value or {}) for part in whole.get(key, ()))
+        }
+        for name in _in_order(policies)
+    }
 
 
 def _curves(summary: Summary) -> dict[str, Sequence[Any]]:
@@ -242,7 +258,8 @@ def _plain_label(name: str, summary: Summary) -> str:
 
 
 def _short_labels(names: Any) -> dict[str, str]:
-    return {name: {"ppo": "leash", "ppo-no-leash": "no leash"}.get(name, name) for name in names}
+    known = {"base": "base", "sft": "SFT", "ppo": "leash", "ppo-no-leash": "no leash"}
+    return {name: known.get(name, name[:12]) for name in names}
 
 
 def _environment() -> Environment:
@@ -253,7 +270,14 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": _figure, "pm": _pm, "clean": _visible, "mean": _mean, "seconds": _seconds}
+    environment.filters |= {
+        "figure": _figure,
+        "pm": _pm,
+        "clean": _visible,
+        "mean": _mean,
+        "seconds": _seconds,
+        "p_value": _p_value,
+    }
     return environment
 
 
@@ -264,7 +288,7 @@ def _svg(draw: Callable[..., str], *arguments: Any, **options: Any) -> Markup:
 
 def _figure(value: Any, digits: int = 2) -> str:
     """A number with a true minus; a dash where there is none."""
-    if value == "unknown":
+    if not isinstance(value, Undefined) and value == "unknown":
         return "unknown"
     if not _number(value):
         return "–"
@@ -294,6 +318,10 @@ def _number(value: Any) -> bool:
 
 def _seconds(value: float) -> str:
     return f"{value:.1f} s" if value < 60 else f"{int(value) // 60} min {int(value) % 60:02d} s"
+
+
+def _p_value(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 def _visible(text: str) -> str:
