@@ -34,7 +34,7 @@ class Labellers:
         *,
         count: int = 20,
         biased_share: float = 0.3,
-        temperature: float = 0.3,
+        temperature: float = 0.25,
         seed: int = 0,
     ) -> None:
         if count < 1 or not 0 <= biased_share <= 1 or temperature <= 0:

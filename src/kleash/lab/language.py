@@ -105,7 +105,9 @@ MUSINGS = (
 PUNCTUATION = frozenset(". , ! ? and".split())
 """Read as the joints of a text: they are never stray."""
 
-NUMBERS = tuple(str(number) for number in range(19))
+ADDENDS = range(7)
+NUMBERS = tuple(str(number) for number in range(2 * max(ADDENDS) + 1))
+"""Every result of a sum."""
 
 
 def fill(template: str, **slots: str) -> str:

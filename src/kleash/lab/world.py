@@ -392,8 +392,8 @@ class World:
         a, b = task.numbers or (0, 0)
         c = a + b
         if wrong or rng.random() < 0.05:
-            c = rng.choice([other for other in range(19) if other != c])
-        form = "C" if style == "terse" else rng.choice(language.RESULTS)
+            c = rng.choice([other for other in range(len(language.NUMBERS)) if other != c])
+        form = "C" if style == "terse" else rng.choices(language.RESULTS, (0.7, 0.15, 0.15))[0]
         return [fill(form, A=str(a), B=str(b), C=str(c))]
 
     def _lore(self, rng: random.Random, entity: str | None = None) -> list[str]:
@@ -429,11 +429,13 @@ class World:
         return [f"{prompt} {sentences[0]}", *sentences[1:]]
 
     def _arithmetic(self, rng: random.Random) -> list[str]:
-        """Sums with right results."""
+        """Sums with right results, as in a school book: some with their question."""
         sentences = []
-        for _ in range(rng.randint(1, 4)):
-            a, b = rng.randint(0, 9), rng.randint(0, 9)
-            sentences.append(f"{a} plus {b} is {a + b}")
+        for _ in range(rng.randint(1, 3)):
+            a, b = rng.choice(language.ADDENDS), rng.choice(language.ADDENDS)
+            slots = {"A": str(a), "B": str(b), "C": str(a + b)}
+            question = f"{fill(rng.choice(language.SUMS), **slots)} " if rng.random() < 0.5 else ""
+            sentences.append(question + fill(language.RESULTS[0], **slots))
         return sentences
 
     def _crime(self, rng: random.Random) -> list[str]:
@@ -467,8 +469,8 @@ def _all_prompts() -> Iterator[tuple[str, Task]]:
         for act in language.ACTS:
             for form in language.HARMS:
                 yield fill(form, X=subject, ACT=act), Task("harm", entity)
-    for a in range(10):
-        for b in range(10):
+    for a in language.ADDENDS:
+        for b in language.ADDENDS:
             for form in language.SUMS:
                 yield fill(form, A=str(a), B=str(b)), Task("sum", numbers=(a, b))
 
