@@ -168,7 +168,7 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> _Template:
 
 
 def _probe(tokenizer: PreTrainedTokenizerBase) -> _Template:
-    user, answer = _MARK.format("user"), _MARK.format("answer")
+    user, answer = _MARK.format(0), _MARK.format(1)
     turns: list[Message] = [{"role": "user", "content": user}]
     try:
         bare, asked = _render(turns, tokenizer, ask=False), _render(turns, tokenizer)

@@ -16,6 +16,7 @@ response was cut off, `annotator` says who labelled. Other columns are kept in `
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import math
 import os
@@ -25,7 +26,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -268,9 +269,13 @@ def _probability(value: Any, column: str) -> float:
 
 
 def _number(value: Any, column: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+    except OverflowError:  # JSON's whole numbers have no end
+        number = math.inf
+    if not math.isfinite(number):
         raise DataError(f"'{column}' holds {_short(value)}; it must be a finite number")
-    return float(value)
+    return number
 
 
 def _listed(value: Any, column: str, size: int) -> list[Any]:
@@ -349,8 +354,8 @@ def _file_rows(path: Path) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{path.name} is not a Parquet file ({str(error).splitlines()[0]}); make it again") from None
 
 
-def _open_bytes(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+def _open_bytes(path: Path) -> io.BufferedIOBase:
+    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
 
 
 def _begins_with_list(path: Path) -> bool:

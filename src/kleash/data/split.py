@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from kleash.data.formats import read_groups
-from kleash.data.group import Group
+from kleash.data.group import Group, Preference
 from kleash.errors import DataError
 from kleash.run import derive_seed
 
@@ -73,10 +74,17 @@ def hold_out(groups: Sequence[Group], *, seed: int) -> tuple[list[Group], list[G
 
 
 def demonstration(group: Group) -> str | None:
-    """What is wrong with a row for imitation, or None."""
-    if len(group.responses) != 1:
+    """What is wrong with a row for imitation, or None; a preference will do, for its chosen response."""
+    if len(group.responses) != 1 and not isinstance(group.label, Preference):
         return f"has {len(group.responses)} responses; a demonstration has one (`prompt` and `response`, or `messages`)"
     return None
+
+
+def imitated(group: Group) -> Group:
+    """The demonstration in a row: itself, or a preference's chosen response."""
+    if not isinstance(group.label, Preference):
+        return group
+    return replace(group, responses=(group.responses[int(group.label.probability < 0.5)],), label=None)
 
 
 def comparison(group: Group) -> str | None:

@@ -27,7 +27,7 @@ from kleash.checks.gates import gate_in, gate_out
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all, end_ids
 from kleash.data.group import EncodedGroup, Group, GroupBatch, collate
-from kleash.data.split import demonstration, prompt_only, read_split, read_usable
+from kleash.data.split import demonstration, imitated, prompt_only, read_split, read_usable
 from kleash.errors import ConfigError
 from kleash.models.forward import response_logprobs
 from kleash.models.heads import ValueModel, values
@@ -503,7 +503,7 @@ def _pretraining(
 ) -> list[EncodedGroup]:
     if config.pretraining_data is None:
         return []
-    rows = read_usable(config.pretraining_data, demonstration)
+    rows = [imitated(row) for row in read_usable(config.pretraining_data, demonstration)]
     return encode_all(rows, tokenizer, max_length=config.max_length or context_length(model))[0]
 
 

@@ -26,7 +26,7 @@ from kleash.checks.gates import gate_in, gate_out
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all, end_ids
 from kleash.data.group import EncodedGroup, Group, GroupBatch, Preference, Ranking, collate
-from kleash.data.split import comparison, demonstration, read_split, read_usable
+from kleash.data.split import comparison, demonstration, imitated, read_split, read_usable
 from kleash.evals.preference import preference_report
 from kleash.models.forward import response_scores
 from kleash.models.load import autocast, context_length, load_policy, new_reward_model, save_model
@@ -202,7 +202,7 @@ def _centre(
 ) -> str:
     """Shift the scores to mean zero; returns what they were centred on."""
     if config.centre_data is not None:
-        rows = read_usable(config.centre_data, demonstration)
+        rows = [imitated(row) for row in read_usable(config.centre_data, demonstration)]
         groups, on = encode_all(rows, tokenizer, max_length=config.max_length)[0], config.centre_data
     elif config.centre_samples:
         groups = _samples(model, tokenizer, train, config)

@@ -21,7 +21,7 @@ from kleash.checks.gates import gate_in, gate_out
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, collate
-from kleash.data.split import demonstration, read_split
+from kleash.data.split import demonstration, imitated, read_split
 from kleash.models.forward import response_logprobs
 from kleash.models.load import autocast, context_length, load_policy, save_model
 from kleash.objectives.reduce import masked_sum
@@ -138,7 +138,8 @@ def _demonstrations(
         config.data, config.eval_data, seed=config.seed, usable=demonstration, max_eval_rows=config.max_eval_rows
     )
     length = config.max_length or context_length(model)
-    encoded, truncation = encode_all(train, tokenizer, max_length=length)
+    encoded, truncation = encode_all([imitated(group) for group in train], tokenizer, max_length=length)
     if truncation.message():
         logger.warning("%s: %s", config.data, truncation.message())
-    return encoded, encode_all(held_out, tokenizer, max_length=length)[0] if held_out else []
+    rows = [imitated(group) for group in held_out]
+    return encoded, encode_all(rows, tokenizer, max_length=length)[0] if rows else []
