@@ -9,6 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 BIN := .venv/bin
+PIP := $(BIN)/pip install --disable-pip-version-check $(shell test -t 2 || echo -qq)# pip's own progress in a terminal
 READY := .venv/ready
 
 .PHONY: help demo test test-slow lint types bench setup clean
@@ -46,9 +47,9 @@ $(READY): pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || \
 		{ echo "this Python cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "setting up .venv: PyTorch from $(TORCH_INDEX), then kleash and what it needs (minutes, once)"
-	@$(BIN)/pip install -q --disable-pip-version-check --retries 2 --no-deps --index-url $(TORCH_INDEX) "$(TORCH)" || \
+	@$(PIP) --retries 2 --no-deps --index-url $(TORCH_INDEX) "$(TORCH)" || \
 		{ echo "no $(TORCH) from $(TORCH_INDEX); name another: make TORCH=torch==VERSION TORCH_INDEX=URL" >&2; exit 1; }
-	@$(BIN)/pip install -q --disable-pip-version-check -e ".[dev]"
+	@$(PIP) -e ".[dev]"
 	@touch $@
 
 clean: ## the set-up and every cache, not the runs

@@ -101,8 +101,9 @@ def test_an_interrupted_run_goes_on_under_its_id_in_wandb(folder, monkeypatch) -
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     identity = start_and_go_on("wandb", folder)
-    logs = [path for path in (folder.path / "wandb").glob("offline-run-*") if path.name.endswith(f"-{identity}")]
-    assert b"0.05" in b"".join(log.read_bytes() for path in logs for log in path.glob("run-*.wandb"))
+    runs = list((folder.path / "wandb").glob("offline-run-*"))
+    assert {run.name.rpartition("-")[2] for run in runs} == {identity}
+    assert b"0.05" in b"".join(log.read_bytes() for run in runs for log in run.glob("run-*.wandb"))
 
 
 def test_an_interrupted_run_goes_on_under_its_name_in_trackio(folder, monkeypatch) -> None:
