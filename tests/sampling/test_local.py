@@ -149,6 +149,16 @@ def test_blocks_do_not_show(sampler: LocalSampler, max_rows: int) -> None:
     assert torch.equal(found.mask, expected.mask)
 
 
+def test_prompts_of_similar_length_share_a_block(model) -> None:
+    sampler = LocalSampler(model, tokenizer(), max_new_tokens=1, max_rows=2)
+    fed: list[int] = []
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: fed.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    sampler([[5] * length for length in (30, 2, 29, 1, 3, 31)], group_size=1, seed=0)
+    assert fed == [2 * 2, 2 * 29, 2 * 31]
+
+
 def test_a_longer_limit_extends_and_never_changes(model) -> None:
     short, long = (
         flat(LocalSampler(model, tokenizer(), max_new_tokens=limit)(PROMPTS, group_size=2, seed=1)) for limit in (5, 20)
@@ -264,12 +274,12 @@ def test_greedy_logprobs_are_those_of_temperature_one(model) -> None:
 
 
 def test_draw_inverts_the_distribution() -> None:
-    probabilities = torch.tensor([0.1, 0.0, 0.4, 0.5, 0.0])
+    probabilities = torch.tensor([0.0, 0.1, 0.0, 0.4, 0.5, 0.0])
     uniforms = torch.tensor([0.0, 0.05, 0.0999, 0.1001, 0.3, 0.4999, 0.5001, 0.9, 1 - 2**-53], dtype=torch.float64)
-    tokens, logprobs, near = draw(probabilities.log().expand(9, 5), uniforms, temperature=1.0)
-    assert tokens.tolist() == [0, 0, 0, 2, 2, 2, 3, 3, 3]
+    tokens, logprobs, near = draw(probabilities.log().expand(9, 6), uniforms, temperature=1.0)
+    assert tokens.tolist() == [1, 1, 1, 3, 3, 3, 4, 4, 4]  # never one of probability 0
     torch.testing.assert_close(logprobs.exp(), probabilities[tokens])
-    assert not near.any()  # the ends of the unit interval have no neighbour
+    assert not near.any()  # the ends of the unit interval have no neighbour, also behind tokens of probability 0
 
 
 @pytest.mark.parametrize("offset, counted", [(0.0, True), (5e-7, True), (-5e-7, True), (2e-6, False), (-2e-6, False)])

@@ -244,7 +244,7 @@ def draw(
     above = cumulative.gather(-1, tokens)
     below = cumulative.gather(-1, (tokens - 1).clamp_min_(0))
     # beyond the first and the last token with any probability there is no neighbour
-    near = ((above - target < NEAR_TIE) & (above < total)) | ((target - below < NEAR_TIE) & (tokens > 0))
+    near = ((above - target < NEAR_TIE) & (above < total)) | ((target - below < NEAR_TIE) & (below > 0) & (tokens > 0))
     return tokens.squeeze(-1), logprobs, near.squeeze(-1)
 
 

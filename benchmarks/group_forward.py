@@ -1,0 +1,100 @@
+"""The group forward against plain rows: forward and backward of response log-probabilities, as ratios.
+
+Three ways over the same batch: `model(...).logits` of all rows (what a plain trainer does), our rows (projecting
+response tokens only), and the shared prompt.
+
+python benchmarks/group_forward.py [--model FOLDER_OR_NAME] [--prompts 4 --prompt-tokens 128 --group-size 8]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from kleash.data.group import GroupBatch
+from kleash.models.forward import response_logprobs
+from kleash.models.load import load_policy
+
+
+def tiny() -> LlamaForCausalLM:
+    """A random Llama of 1.6 M parameters."""
+    config = LlamaConfig(
+        vocab_size=2048,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        bos_token_id=None,
+    )
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--new-tokens", type=int, default=48)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+
+    model = load_policy(options.model)[0].eval() if options.model else tiny()
+    shape = (options.prompts, options.group_size, options.new_tokens)
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.config.vocab_size
+    real = torch.ones(shape, dtype=torch.bool)
+    batch = GroupBatch(
+        prompt_ids=torch.randint(2, vocabulary, (options.prompts, options.prompt_tokens), generator=generator),
+        prompt_attention=torch.ones(options.prompts, options.prompt_tokens, dtype=torch.bool),
+        response_ids=torch.randint(2, vocabulary, shape, generator=generator),
+        response_attention=real,
+        mask=real,
+    ).to(model.device)
+
+    def plain() -> Tensor:
+        ids = torch.cat(
+            [batch.prompt_ids.repeat_interleave(options.group_size, 0), batch.response_ids.flatten(0, 1)], 1
+        )
+        logprobs = model(ids).logits[:, :-1].float().log_softmax(-1)
+        return logprobs.gather(-1, ids[:, 1:, None]).squeeze(-1)[:, options.prompt_tokens - 1 :].reshape(shape)
+
+    ways: dict[str, Callable[[], Tensor]] = {
+        "plain": plain,
+        "rows": lambda: response_logprobs(model, batch, shared=False)[0],
+        "shared": lambda: response_logprobs(model, batch, shared=True)[0],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    results: dict[str, tuple[Tensor, Tensor]] = {}
+    for _ in range(options.repeats + 1):  # in turn, so that the machine's other work falls on all; the first is dropped
+        for name, run in ways.items():
+            model.zero_grad(set_to_none=True)
+            began = time.perf_counter()
+            logprobs = run()
+            logprobs.mean().backward()
+            seconds[name].append(time.perf_counter() - began)
+            gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+            results[name] = (logprobs.detach(), gradient)
+    print(f"{options.prompts} x {options.prompt_tokens}, K = {options.group_size}, {options.new_tokens} new tokens")
+    base = statistics.median(seconds["plain"][1:])
+    for name, times in seconds.items():
+        middle = statistics.median(times[1:])
+        value = (results[name][0] - results["plain"][0]).abs().max()
+        gap = (results[name][1] - results["plain"][1]).norm() / results["plain"][1].norm()
+        print(
+            f"{name:7s} {middle:8.3f} s   ratio {base / middle:5.2f}   "
+            f"log-probabilities within {float(value):.0e}, gradients within {float(gap):.0e} (relative)"
+        )
+
+
+if __name__ == "__main__":
+    main()
