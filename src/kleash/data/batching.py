@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -21,18 +21,29 @@ def microbatches(groups: Sequence[EncodedGroup], *, max_tokens: int) -> list[lis
     Returns:
         Indices into `groups`; each occurs once. Largest batch first, so that too little memory shows at once.
     """
-    sizes = [(len(g.responses), len(g.prompt_ids), max((len(r.ids) for r in g.responses), default=0)) for g in groups]
-    # Prompts and responses are padded apart. Which of the two to sort by first depends on the data, so try.
-    orders: list[Callable[[int], tuple[int, ...]]] = [
-        lambda i: (sizes[i][0], sizes[i][1] + sizes[i][2], sizes[i][1]),
-        lambda i: (sizes[i][0], sizes[i][1], sizes[i][2]),
-        lambda i: (sizes[i][0], sizes[i][2], sizes[i][1]),
-        # Prompts in classes of a factor √2, responses sorted within: neither side varies much in a batch.
-        lambda i: (sizes[i][0], int(2 * np.log2(max(sizes[i][1], 1))), sizes[i][2], sizes[i][1]),
+    return by_size(
+        [(len(g.responses), len(g.prompt_ids), max((len(r.ids) for r in g.responses), default=0)) for g in groups],
+        max_tokens=max_tokens,
+    )
+
+
+def by_size(sizes: Sequence[tuple[int, int, int]], *, max_tokens: int) -> list[list[int]]:
+    """The same for groups known by their sizes: (responses, tokens of the prompt, tokens of the longest response)."""
+    # Prompts and responses are padded apart: sort by one in classes of a factor 2^½ or 2^¼, by the other within, to and
+    # fro so that a batch over two classes is of one kind. Which goes first depends on the data: the cheapest plan wins.
+    plans = [
+        _cut(sorted(range(len(sizes)), key=lambda i: _place(sizes[i], first, fineness)), sizes, max_tokens)
+        for first in (1, 2)
+        for fineness in (2, 4)
     ]
-    plans = [_cut(sorted(range(len(groups)), key=key), sizes, max_tokens) for key in orders]
     _, best = min(plans, key=lambda plan: plan[0])
     return sorted(best, key=lambda batch: -_padded([sizes[i] for i in batch]))
+
+
+def _place(size: tuple[int, int, int], first: int, fineness: int) -> tuple[int, int, int, int]:
+    kind = int(fineness * np.log2(max(size[first], 1)))
+    second = size[3 - first]
+    return size[0], kind, second if kind % 2 else -second, size[first]
 
 
 def _cut(order: Sequence[int], sizes: Sequence[tuple[int, int, int]], max_tokens: int) -> tuple[float, list[list[int]]]:
