@@ -53,8 +53,18 @@ def test_the_peak_is_marked_where_gold_is_best(summary: dict[str, Any]):
 
 @pytest.mark.parametrize(("golds", "words"), [([0.0, 1.0], "best at the end"), ([1.0, 0.0], "best at the start")])
 def test_a_run_without_a_turn_is_not_said_to_have_one(golds: list[float], words: str):
-    curve = [{"step": i, **{key: {"mean": g, "se": 0.1} for key in figures.COLOURS}} for i, g in enumerate(golds)]
-    assert words in figures.overoptimization(curve, name="x")
+    curve = [
+        {
+            "step": i,
+            "gold": {"mean": gold, "se": 0.1},
+            "proxy": {"mean": i, "se": 0.1},
+            "kl": {"mean": float(i), "se": 0.1},
+        }
+        for i, gold in enumerate(golds)
+    ]
+    svg = figures.overoptimization(curve, name="x")
+    assert words in svg
+    assert ("x-past" in svg) == (golds[0] > golds[1])  # ground is shaded only where the run went on past the best
 
 
 def test_a_kl_estimate_below_zero_is_no_distance():
@@ -105,13 +115,13 @@ def test_accuracy_shows_a_ceiling_only_where_it_is_known(summary: dict[str, Any]
 
 
 def test_losses_hold_every_step_and_every_held_out_figure():
-    rows = [{"step": i, "loss": 1 / i, **({"eval_loss": 1 / i} if i % 4 == 0 else {})} for i in range(1, 21)]
+    # So many and so smooth that a plotting library would leave some out.
+    rows = [{"step": i, "loss": 1 / i, **({"eval_loss": 1 / i} if i % 80 == 0 else {})} for i in range(1, 401)]
     svg = figures.loss(rows, name="sft", held_out=("eval_loss",), unit="nats", floor=None)
-    assert len(points(svg, "loss-sft-steps")) == 20
+    assert len(points(svg, "loss-sft-steps")) == 400
     held_out = points(svg, "loss-sft-held-out")
-    assert is_affine(held_out[:, 0], [4, 8, 12, 16, 20]) and is_affine(
-        held_out[:, 1], [1 / i for i in (4, 8, 12, 16, 20)]
-    )
+    assert is_affine(held_out[:, 0], [80, 160, 240, 320, 400])
+    assert is_affine(held_out[:, 1], [1 / i for i in (80, 160, 240, 320, 400)])
 
 
 def test_evaluations_that_lack_a_figure_are_left_out(summary: dict[str, Any]):

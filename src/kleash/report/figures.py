@@ -101,7 +101,9 @@ def overoptimization(
             axes.axvline(_distance(peak), color=INK, linewidth=0.9, linestyle=(0, (2, 2)), gid=f"peak-{quantity}")
             _same_limits(axes, quantity, [*rows, *others])
             if _distance(rows[-1]) > _distance(peak):
-                axes.axvspan(_distance(peak), axes.get_xlim()[1], color=MUTED, alpha=0.09, linewidth=0, gid="past")
+                axes.axvspan(
+                    _distance(peak), axes.get_xlim()[1], color=MUTED, alpha=0.09, linewidth=0, gid=f"past-{quantity}"
+                )
         if others:  # named once: to the left of an end that is far out, to the right of another
             far = _distance(others[-1]) > 0.6 * panels[0].get_xlim()[1]
             panels[0].annotate(

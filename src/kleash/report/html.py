@@ -175,7 +175,9 @@ def _distance_figures(curves: Mapping[str, Sequence[Any]], summary: Summary) -> 
             other_label=short[other] if other else "",
             peak_step=best,
         )
-        drawn.append({"policy": name, "svg": svg, "past": '-past"' in svg, "evaluations": len(figures.complete(rows))})
+        drawn.append(
+            {"policy": name, "svg": svg, "past": "-past-gold" in svg, "evaluations": len(figures.complete(rows))}
+        )
     return drawn
 
 
