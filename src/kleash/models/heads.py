@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kleash.data.group import GroupBatch
 from kleash.errors import ModelError
 from kleash.models.forward import centring_offset, find_decoder, response_states, scatter
+from kleash.models.load import disable_dropout
 from kleash.run import derive_seed
 
 
@@ -90,4 +91,6 @@ def values(model: ValueModel, batch: GroupBatch, *, shared: bool | None = None) 
 
 
 def _trainable_copy(model: Any) -> Any:
-    return copy.deepcopy(find_decoder(model)).requires_grad_(True)
+    decoder = copy.deepcopy(find_decoder(model)).requires_grad_(True)
+    disable_dropout(decoder)
+    return decoder
