@@ -9,12 +9,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kleash.errors import ConfigError
+
+
+C = TypeVar("C", bound="Config")
 
 
 class Config(BaseModel):
@@ -23,7 +26,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
     @classmethod
-    def make(cls, values: Mapping[str, Any], *, source: str = "config") -> Self:
+    def make(cls: type[C], values: Mapping[str, Any], *, source: str = "config") -> C:
         """Validate values into a config.
 
         Args:

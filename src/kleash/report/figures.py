@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
-from math import sqrt
+from math import hypot, sqrt
 from typing import Any
 
 import matplotlib
@@ -87,7 +87,7 @@ def overoptimization(
         peak_step: the step to mark; that of the highest gold of the curve by default.
 
     Returns:
-        SVG. Past a peak that is not the end the ground is shaded.
+        SVG. Where gold ends below its best by more than two standard errors, the ground past the best is shaded.
     """
     rows, others = complete(curve), complete(other)
     highest = max(rows, key=lambda row: row["gold"]["mean"])
@@ -100,15 +100,15 @@ def overoptimization(
             _against_distance(axes, rows, quantity, colour=COLOURS[quantity], errors=True, gid=quantity)
             axes.axvline(_distance(peak), color=INK, linewidth=0.9, linestyle=(0, (2, 2)), gid=f"peak-{quantity}")
             _same_limits(axes, quantity, [*rows, *others])
-            if _distance(rows[-1]) > _distance(peak):
+            if _fell(peak, rows[-1]):
                 axes.axvspan(
                     _distance(peak), axes.get_xlim()[1], color=MUTED, alpha=0.09, linewidth=0, gid=f"past-{quantity}"
                 )
-        if others:  # named once: to the left of an end that is far out, to the right of another
+        if others:  # named once: below an end that is far out, to the right of another
             far = _distance(others[-1]) > 0.6 * panels[0].get_xlim()[1]
             panels[0].annotate(
-                other_label, (_distance(others[-1]), others[-1]["gold"]["mean"]), (-8 if far else 5, 0 if far else 5),
-                textcoords="offset points", ha="right" if far else "left", va="center", color=MUTED, fontsize=9.5,
+                other_label, (_distance(others[-1]), others[-1]["gold"]["mean"]), (0 if far else 5, -5 if far else 5),
+                textcoords="offset points", ha="right" if far else "left", va="top" if far else "center", color=MUTED, fontsize=9.5,
             )  # fmt: skip
         panels[0].plot(
             _distance(peak), peak["gold"]["mean"], "o", color=GOLD, markersize=7, markeredgecolor=INK, zorder=5
@@ -283,6 +283,12 @@ def _write_at_ends(figure: Figure, names: Mapping[Axes, Ends]) -> None:
                 color=colour, annotation_clip=False,
             )  # fmt: skip
             lowest += 12
+
+
+def _fell(peak: Row, end: Row) -> bool:
+    """Whether the run went further and ended with less gold, by more than two standard errors of the difference."""
+    error = hypot(peak["gold"].get("se") or 0.0, end["gold"].get("se") or 0.0)
+    return _distance(end) > _distance(peak) and peak["gold"]["mean"] - end["gold"]["mean"] > 2 * error
 
 
 def _peak_word(rows: Curve, peak: Row) -> str:

@@ -144,7 +144,7 @@ def _context(summary: Summary, runs: Mapping[str, Path]) -> dict[str, Any]:
         "labels": {name: _label(name, summary) for name in [*policies, *curves, *ARMS]},
         "short": _short_labels(policies),
         "policies": policies,
-        "profile": profile,
+        "profile": sorted(profile, key=lambda key: "/" not in key),  # gold by kind of prompt first
         "findings": findings(summary),
         "story": story(summary),
         "distance": _distance_figures(curves, summary),

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.data.batching import microbatches
-from kleash.data.chat import encode
+from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Group, Response, collate
 from kleash.models.forward import response_scores
 from kleash.models.load import autocast, load_reward_model
@@ -57,7 +57,7 @@ class LearnedReward:
     def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
         """See `Reward`."""
         groups = groups if self.reads_ids else [_as_text(group) for group in groups]
-        encoded = [encode(group, self.tokenizer) for group in groups]
+        encoded, _ = encode_all(groups, self.tokenizer)
         return score_encoded(self.model, encoded, dtype=self.dtype, micro_batch_tokens=self.micro_batch_tokens)
 
 

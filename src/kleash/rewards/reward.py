@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from kleash.data.group import Content, Group
 from kleash.errors import ConfigError, DataError
 
 
+@runtime_checkable
 class Reward(Protocol):
     """Scores groups of one K."""
 

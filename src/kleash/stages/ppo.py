@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import ratio
 from kleash.checks.gates import gate_in, gate_out
-from kleash.data.batching import batch_at, microbatches
+from kleash.data.batching import batch_at, by_size, microbatches
 from kleash.data.chat import encode_all, end_ids
 from kleash.data.group import EncodedGroup, Group, GroupBatch, collate
 from kleash.data.split import demonstration, imitated, prompt_only, read_split, read_usable
@@ -408,22 +408,9 @@ def _in_parts(actors: Actors, batch: GroupBatch, compute: Any) -> Float[Tensor, 
 
 def _parts_of(batch: GroupBatch, rows: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Rows of a batch in micro-batches, by length."""
-    lengths = (batch.prompt_attention.sum(-1) + batch.lengths[:, 0]).tolist()
-    prompts = batch.prompt_attention.sum(-1).tolist()
-    return by_length([(prompts[row], lengths[row] - prompts[row]) for row in rows], rows, max_tokens)
-
-
-def by_length(sizes: Sequence[tuple[int, int]], rows: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Cut rows, sorted by length, where the padded part would exceed `max_tokens`."""
-    parts: list[list[int]] = []
-    width = depth = 0
-    for (prompt, response), row in sorted(zip(sizes, rows, strict=True), key=lambda item: (sum(item[0]), item[1])):
-        width, depth = max(width, prompt), max(depth, response)
-        if not parts or (len(parts[-1]) + 1) * (width + depth) > max_tokens:
-            parts.append([])
-            width, depth = prompt, response
-        parts[-1].append(row)
-    return parts
+    prompts, lengths = batch.prompt_attention.sum(-1).tolist(), batch.lengths[:, 0].tolist()
+    parts = by_size([(1, prompts[row], lengths[row]) for row in rows], max_tokens=max_tokens)
+    return [[rows[index] for index in part] for part in parts]
 
 
 def _minibatches(config: PPOConfig, rollout: Rollout, step: int, epoch: int) -> Iterator[list[int]]:
@@ -447,7 +434,7 @@ def _keep_up(actors: Actors, groups: Sequence[EncodedGroup], optimizer: Optimize
     return total
 
 
-def _evaluate(actors: Actors, prompts: Sequence[EncodedGroup], folder: RunFolder, step: int) -> dict[str, Any]:
+def _evaluate(actors: Actors, prompts: Sequence[EncodedGroup], folder: RunFolder, step: int) -> dict[str, float]:
     """Sample the held-out prompts afresh, with the same streams at every step, and write the responses down."""
     batch, groups, scores = _sample(actors, prompts, seed=derive_seed(actors.config.seed, "evaluation"))
     mask = batch.mask[:, 0]
@@ -468,8 +455,8 @@ def _evaluate(actors: Actors, prompts: Sequence[EncodedGroup], folder: RunFolder
     ]
     folder.append("samples.jsonl", rows)
     ended = sum(row["finished"] for row in rows) / len(rows)
-    length = mask.sum(-1).float().mean()
-    return {"eval_reward": scores.mean(), "eval_kl": drift.mean(), "eval_end_rate": ended, "eval_length": length}
+    means = {"eval_reward": scores, "eval_kl": drift, "eval_length": mask.sum(-1).float()}
+    return {"eval_end_rate": ended, **{name: float(figures.mean()) for name, figures in means.items()}}
 
 
 def _critic(policy: PreTrainedModel, reward: Reward, config: PPOConfig) -> ValueModel:

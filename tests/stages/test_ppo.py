@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from kleash.checks import ratio
+from kleash.data.group import EncodedGroup, EncodedResponse, Group, collate
+from kleash.errors import ConfigError, TrainingError
+from kleash.models import forward
+from kleash.models.heads import ValueModel
+from kleash.models.load import load_policy
+from kleash.run import read_jsonl
+from kleash.sampling.local import LocalSampler
+from kleash.stages import ppo, reward_model
+from kleash.training.optim import Optimizer
+
+
+class CountZ:
+    """More of the letter z is better; a response without any scores exactly 0.0."""
+
+    def __call__(self, groups: list[Group]) -> Float[Tensor, "P K"]:
+        return torch.tensor([[float(r.text.split().count("z")) for r in group.responses] for group in groups])
+
+
+def config(base: Path, data: Path, **changes: object) -> ppo.PPOConfig:
+    values: dict[str, object] = {
+        "model": str(base), "data": str(data), "reward": "count_z:reward", "out": base.parent / "ppo", "max_steps": 2,
+        "batch_size": 8, "max_new_tokens": 6, "inner_epochs": 2, "minibatches": 2, "learning_rate": 1e-3,
+        "value_init": "policy",
+    }  # fmt: skip
+    return ppo.PPOConfig.make(values | changes)
+
+
+def actors(settings: ppo.PPOConfig, base: Path, reward: Any = None) -> tuple[ppo.Actors, list[EncodedGroup]]:
+    """Everyone who takes part, made as `run` makes them."""
+    model, tokenizer = load_policy(base)
+    prompts, _ = ppo._prompts(settings, model, tokenizer)
+    sampler = LocalSampler(model, tokenizer, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)
+    critic = ValueModel.from_policy(model, seed=0)
+    reference = load_policy(base)[0]
+    with torch.no_grad():  # a reference that is not the policy, so that there is a drift
+        reference.lm_head.weight.mul_(1.3)
+    return ppo.Actors(settings, model, tokenizer, reference, reward or CountZ(), critic, sampler), prompts
+
+
+def gradients(settings: ppo.PPOConfig, base: Path) -> tuple[Tensor, Tensor]:
+    """Gradient of the policy and of the value network in one update over a whole rollout."""
+    cast, prompts = actors(settings, base)
+    rollout = ppo.collect(cast, prompts[:8], beta=0.1, step=1)
+    taken: list[Tensor] = []
+
+    def keep(model: torch.nn.Module) -> Optimizer:
+        optimizer = Optimizer(model, steps=1, learning_rate=1e-3)
+        optimizer.step = lambda: {  # type: ignore[method-assign]
+            "grad_norm": taken.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))  # type: ignore[func-returns-value]
+        }
+        return optimizer
+
+    ppo.learn(cast, rollout, range(8), keep(cast.policy), keep(cast.critic))
+    return taken[0], taken[1]
+
+
+def test_F1_policy_and_critic_gradients_are_the_same_for_any_number_of_micro_batches(base: Path, prompts: Path) -> None:
+    whole = gradients(config(base, prompts, micro_batch_tokens=10_000), base)
+    for tokens in (1, 30):
+        split = gradients(config(base, prompts, micro_batch_tokens=tokens), base)
+        for got, expected in zip(split, whole, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)  # float32: the sampler's numbers are
+
+
+def test_F10_every_coefficient_changes_the_update(base: Path, prompts: Path) -> None:
+    plain = gradients(config(base, prompts, whiten_advantages=False), base)
+    for changes, which in [
+        ({"whiten_advantages": True}, 0), ({"gamma": 0.5}, 0), ({"lam": 0.2}, 0), ({"missing_eos_score": -5.0}, 0),
+        ({"whiten_rewards": True}, 0), ({"reward_clip": 0.5}, 0), ({"value_coefficient": 0.7}, 1),
+    ]:  # fmt: skip
+        changed = gradients(config(base, prompts, **{"whiten_advantages": False} | changes), base)
+        assert not torch.allclose(changed[which], plain[which], rtol=1e-3), f"{changes} changed nothing"
+
+
+def test_F10_beta_changes_the_advantages(base: Path, prompts: Path) -> None:
+    cast, rows = actors(config(base, prompts, whiten_advantages=False), base)
+    leashed, free = (ppo.collect(cast, rows[:8], beta=beta, step=1) for beta in (1.0, 0.0))
+    torch.testing.assert_close(leashed.scores, free.scores)
+    assert float(leashed.drift.abs().max()) > 1e-3
+    assert not torch.allclose(leashed.advantages, free.advantages)
+
+
+def test_the_leash_is_k1_per_token_and_the_score_stands_on_the_last_one(base: Path, prompts: Path) -> None:
+    cast, rows = actors(config(base, prompts, whiten_advantages=False, lam=1.0, gamma=1.0), base)
+    rollout = ppo.collect(cast, rows[:8], beta=0.3, step=1)
+    for row in range(8):
+        length = int(rollout.batch.lengths[row, 0])
+        # With γ = λ = 1 the return at t is what is still to come: the score, less β for each nat from t on.
+        for t in range(length):
+            expected = float(rollout.scores[row]) - 0.3 * float(rollout.drift[row, t:length].sum())
+            assert float(rollout.returns[row, t]) == pytest.approx(expected, abs=1e-4)
+        assert float(rollout.returns[row, length:].abs().sum()) == 0
+
+
+def test_F4_a_reward_of_exactly_zero_counts(base: Path, prompts: Path) -> None:
+    class Nothing:
+        def __call__(self, groups: list[Group]) -> Float[Tensor, "P K"]:
+            return torch.zeros(len(groups), 1)
+
+    cast, rows = actors(config(base, prompts, whiten_advantages=False), base, Nothing())
+    rollout = ppo.collect(cast, rows[:8], beta=0.0, step=1)
+    assert float(rollout.scores.abs().max()) == 0
+    mask = rollout.batch.mask[:, 0]
+    assert bool((rollout.advantages[mask].abs() > 0).any()), "a value that expected more is disappointed by 0.0"
+
+
+def test_F3_the_missing_eos_score_replaces_the_reward_of_what_did_not_end(base: Path, write: Any) -> None:
+    # The prompt holds the end token's word: an end in the *prompt* must not count as the response's.
+    data = write("ends.jsonl", [{"prompt": "a <end> b"}] * 20)
+    settings = config(base, data, missing_eos_score=-7.0, whiten_advantages=False, lam=1.0, max_new_tokens=3)
+    cast, rows = actors(settings, base)
+    rollout = ppo.collect(cast, rows[:16], beta=0.0, step=1)
+    ended = [group.responses[0].finished for group in rollout.groups]
+    assert 0 < sum(ended) or not all(ended)
+    for row, group in enumerate(rollout.groups):
+        expected = float(rollout.scores[row]) if group.responses[0].finished else -7.0
+        assert float(rollout.returns[row, 0]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_F7_the_ratio_is_one_before_the_first_update(base: Path, prompts: Path) -> None:
+    for temperature in (1.0, 0.7):
+        folder = ppo.run(config(base, prompts, temperature=temperature, out=base.parent / f"t{temperature}"), reward=CountZ())
+        assert all(abs(row["first_ratio"] - 1) < 1e-3 for row in folder.metrics())
+
+
+def check(base: Path, prompts: Path, spoil: Any, temperature: float = 1.0) -> None:
+    """One rollout and its first update, with a fault planted in between."""
+    cast, rows = actors(config(base, prompts, temperature=temperature), base)
+    rollout = ppo.collect(cast, rows[:8], beta=0.1, step=1)
+    rollout = spoil(cast, rollout) or rollout
+    policy = Optimizer(cast.policy, steps=1, learning_rate=1e-3)
+    ppo.learn(cast, rollout, range(8), policy, Optimizer(cast.critic, steps=1, learning_rate=1e-3), first=True)
+
+
+def test_F7_dropout_is_caught_and_named(base: Path, prompts: Path) -> None:
+    def dropout(cast: ppo.Actors, rollout: ppo.Rollout) -> None:
+        for layer in cast.policy.model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        cast.policy.train()
+
+    with pytest.raises(TrainingError, match="dropout is active in training"):
+        check(base, prompts, dropout)
+
+
+def test_F7_a_temperature_missing_in_the_rollout_is_caught_and_named(base: Path, prompts: Path) -> None:
+    def forget(cast: ppo.Actors, rollout: ppo.Rollout) -> None:
+        rollout.old_logprobs[:] = forward.response_logprobs(cast.policy, rollout.batch)[0][:, 0].detach()
+
+    with pytest.raises(TrainingError, match=r"lack the temperature 0\.5"):
+        check(base, prompts, forget, temperature=0.5)
+
+
+def test_F7_ids_that_were_tokenised_again_are_caught(base: Path, prompts: Path) -> None:
+    def retokenise(cast: ppo.Actors, rollout: ppo.Rollout) -> None:
+        rollout.batch.response_ids[:, 0, 0] = (rollout.batch.response_ids[:, 0, 0] + 1) % 30
+
+    with pytest.raises(TrainingError, match="decoded and tokenised again"):
+        check(base, prompts, retokenise)
+
+
+def test_F7_the_check_compares_what_was_computed_and_not_a_copy(base: Path, prompts: Path) -> None:
+    cast, rows = actors(config(base, prompts), base)
+    batch = cast.sampler([row.prompt_ids for row in rows[:4]], group_size=1, seed=0)
+    logprobs = forward.response_logprobs(cast.policy, batch)[0][:, 0].detach()
+    assert float(ratio.check_first(cast.policy, batch, logprobs, logprobs, 1.0, "float32")) == 1.0
+    with pytest.raises(TrainingError):
+        ratio.check_first(cast.policy, batch, logprobs + 0.1, logprobs, 1.0, "float32")
+
+
+def test_F3_padding_that_is_the_end_token_changes_nothing(
+    base: Path, prompts: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    first = ppo.run(config(base, prompts, out=base.parent / "apart"), reward=CountZ())
+    tiny_tokenizer.pad_token = tiny_tokenizer.eos_token
+    tiny_tokenizer.save_pretrained(base)
+    second = ppo.run(config(base, prompts, out=base.parent / "same"), reward=CountZ())
+    for a, b in zip(first.metrics(), second.metrics(), strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+
+
+def test_a_reward_is_climbed(base: Path, prompts: Path) -> None:
+    folder = ppo.run(
+        config(base, prompts, max_steps=25, batch_size=32, learning_rate=5e-3, beta=0.0, eval_every=25), reward=CountZ()
+    )
+    rows = folder.metrics()
+    assert rows[0]["step"] == 0 and "eval_reward" in rows[0]
+    assert rows[-1]["eval_reward"] > rows[0]["eval_reward"] + 1
+    AutoModelForCausalLM.from_pretrained(folder.path)
+
+
+def test_the_policy_stays_at_the_reference_on_a_short_leash(base: Path, prompts: Path) -> None:
+    long, short = (
+        ppo.run(
+            config(base, prompts, max_steps=15, batch_size=32, learning_rate=5e-3, beta=beta, out=base.parent / str(beta)),
+            reward=CountZ(),
+        ).metrics()[-1]["kl"]
+        for beta in (0.0, 20.0)
+    )
+    assert short < long / 5
+
+
+def test_held_out_samples_are_written_with_their_columns(base: Path, prompts: Path) -> None:
+    folder = ppo.run(config(base, prompts, max_steps=4, eval_every=2), reward=CountZ())
+    rows = read_jsonl(folder.path / "samples.jsonl")
+    assert {row["step"] for row in rows} == {0, 2, 4}
+    assert len(rows) == 3 * 3, "a tenth of 30 prompts, at three measurements"
+    assert {"prompt", "response", "finished", "score", "kl", "number"} <= rows[0].keys()
+    assert all(row["kl"] == 0 for row in rows if row["step"] == 0) or max(abs(r["kl"]) for r in rows if r["step"] == 0) < 1e-4
+
+
+def test_snapshots_load(base: Path, prompts: Path) -> None:
+    folder = ppo.run(config(base, prompts, max_steps=4, snapshot_every=2), reward=CountZ())
+    snapshots = sorted(folder.path.glob("snapshots/*"))
+    assert [path.name for path in snapshots] == ["step-000002", "step-000004"]
+    AutoModelForCausalLM.from_pretrained(snapshots[0])
+
+
+def test_adaptive_beta_rises_where_kl_is_above_its_target(base: Path, prompts: Path) -> None:
+    settings = config(base, prompts, max_steps=8, learning_rate=1e-2, beta=0.01, target_kl=1e-6, kl_horizon=40)
+    betas = [row["beta"] for row in ppo.run(settings, reward=CountZ()).metrics()]
+    assert betas[0] == 0.01 and betas[-1] > 1.5 * betas[0]
+
+
+def test_the_average_of_the_weights_is_what_is_saved(base: Path, prompts: Path) -> None:
+    plain = ppo.run(config(base, prompts, max_steps=3, learning_rate=1e-2, out=base.parent / "plain"), reward=CountZ())
+    slow = ppo.run(
+        config(base, prompts, max_steps=3, learning_rate=1e-2, ema_decay=0.9999, out=base.parent / "slow"), reward=CountZ()
+    )
+    start, end, average = (load_policy(path)[0].lm_head.weight for path in (base, plain.path, slow.path))
+    assert float((average - start).abs().max()) < float((end - start).abs().max()) / 10
+
+
+def test_pretraining_data_keeps_its_likelihood_up(base: Path, prompts: Path, demonstrations: Path) -> None:
+    settings: dict[str, object] = {"max_steps": 6, "learning_rate": 5e-3, "batch_size": 16}
+    mixed = ppo.run(
+        config(base, prompts, pretraining_data=str(demonstrations), out=base.parent / "ptx", **settings), reward=CountZ()
+    ).metrics()
+    assert mixed[-1]["pretraining_loss"] < mixed[0]["pretraining_loss"] - 0.3
+
+
+def test_the_value_network_starts_from_the_reward_model(base: Path, prompts: Path, comparisons: Path) -> None:
+    reward = reward_model.run(
+        reward_model.RewardConfig(
+            model=str(base), data=str(comparisons), out=base.parent / "rm", max_steps=5, centre_samples=8, learning_rate=1e-3
+        )
+    )
+    learned = ppo.build_reward(str(reward.path), policy_tokenizer=load_policy(base)[1])
+    policy, _ = load_policy(base)
+    critic = ppo._critic(policy, learned, config(base, prompts, value_init="reward"))
+    torch.testing.assert_close(critic.head.weight, learned.model.score.weight)  # type: ignore[attr-defined]
+    assert critic.head.weight.data_ptr() != learned.model.score.weight.data_ptr()  # type: ignore[attr-defined]
+    folder = ppo.run(config(base, prompts, reward=str(reward.path), value_init="reward", force=True))
+    assert folder.finished
+
+
+def test_presets_are_the_published_values_and_what_is_given_wins(base: Path, prompts: Path) -> None:
+    required = {"model": "m", "data": "d", "reward": "r", "out": "o"}
+    n_plus = ppo.PPOConfig.make(required | {"preset": "n-plus"})
+    assert (n_plus.beta, n_plus.inner_epochs, n_plus.temperature, n_plus.missing_eos_score) == (0.05, 4, 0.7, -1.0)
+    instruct = ppo.PPOConfig.make(required | {"preset": "instructgpt", "beta": 0.3})
+    assert (instruct.beta, instruct.minibatches, instruct.ema_decay) == (0.3, 8, 0.992)
+    for preset in ("n-plus", "instructgpt"):
+        out = base.parent / preset
+        changes = {"preset": preset, "out": out, "batch_size": 16, "max_steps": 1}
+        values = {k: v for k, v in config(base, prompts).model_dump(exclude_unset=True).items() if k not in ("inner_epochs", "minibatches")}
+        assert ppo.run(ppo.PPOConfig.make(values | changes), reward=CountZ()).finished
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"minibatches": 9}, r"minibatches \(9\) cannot be more than batch_size \(8\)"),
+        ({"beta": -1}, "'beta' is -1, but should be greater than or equal to 0"),
+        ({"beta": 0, "target_kl": 6}, "beta must start above 0"),
+        ({"betaa": 1}, r"unknown key 'betaa'; did you mean 'beta'\?"),
+        ({"temperature": 0}, "'temperature' is 0"),
+    ],
+)
+def test_impossible_settings_are_one_line(base: Path, prompts: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        config(base, prompts, **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_room_for_a_prompt_is_said(base: Path, prompts: Path) -> None:
+    with pytest.raises(ConfigError, match="leaves no room for a prompt in a context of 256"):
+        ppo.run(config(base, prompts, max_new_tokens=256), reward=CountZ())
+
+
+def test_rows_of_one_batch_do_not_touch_each_other(base: Path) -> None:
+    """A row's log-probabilities and value are the same alone and beside longer ones."""
+    model, _ = load_policy(base)
+    critic = ValueModel.from_policy(model, seed=0)
+    rows = [
+        EncodedGroup((6,) * (1 + i), (EncodedResponse((7,) * (5 - i), (True,) * (5 - i)),), Group("a")) for i in range(3)
+    ]
+    together, alone = collate(rows), [collate([row]) for row in rows]
+    for i, row in enumerate(alone):
+        for compute in (lambda b: forward.response_logprobs(model, b)[0], lambda b: ppo.values(critic, b)):
+            torch.testing.assert_close(compute(together)[i, 0, : 5 - i], compute(row)[0, 0], rtol=0, atol=1e-5)

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+
+from kleash.data.chat import encode_all
+from kleash.data.formats import read_groups
+from kleash.data.group import Group, Ranking, Response
+from kleash.errors import ModelError
+from kleash.models.load import load_reward_model, new_reward_model, save_model
+from kleash.rewards.learned import LearnedReward, score_encoded
+from kleash.rewards.reward import build_reward
+from kleash.run import read_jsonl, read_record
+from kleash.stages import reward_model
+from kleash.training.optim import Optimizer
+
+
+def config(base: Path, data: Path, **changes: object) -> reward_model.RewardConfig:
+    values = {"model": str(base), "data": str(data), "out": base.parent / "reward", "batch_size": 8, "learning_rate": 3e-3}
+    return reward_model.RewardConfig.make(
+        values | {"max_steps": 30, "centre_samples": 16, "centre_max_new_tokens": 8} | changes
+    )
+
+
+@pytest.fixture
+def trained(base: Path, comparisons: Path) -> Path:
+    return reward_model.run(config(base, comparisons)).path
+
+
+def gradient(base: Path, data: Path, micro_batch_tokens: int, **changes: object) -> torch.Tensor:
+    model, tokenizer = new_reward_model(base, seed=0)
+    model.double()
+    groups = encode_all(list(read_groups(data)), tokenizer)[0][:16]
+    optimizer = Optimizer(model, steps=1, learning_rate=1e-3)
+    taken: list[torch.Tensor] = []
+    optimizer.step = lambda: taken.append(torch.cat([p.grad.flatten() for p in model.parameters()])) or {}  # type: ignore[method-assign,func-returns-value,union-attr]
+    settings = config(base, data, micro_batch_tokens=micro_batch_tokens, **changes)
+    # float64 all the way, so that the comparison is of the algorithm and not of rounding
+    original, torch.Tensor.float = torch.Tensor.float, torch.Tensor.double  # type: ignore[method-assign]
+    try:
+        reward_model._step(model, optimizer, groups, settings)
+    finally:
+        torch.Tensor.float = original  # type: ignore[method-assign]
+    return taken[0]
+
+
+@pytest.mark.parametrize("changes", [{}, {"margin": 0.5}, {"centring": 0.1}])
+def test_F1_the_gradient_is_the_same_for_any_number_of_micro_batches(
+    base: Path, comparisons: Path, changes: dict[str, object]
+) -> None:
+    whole = gradient(base, comparisons, 100_000, **changes)
+    for tokens in (1, 40, 150):
+        torch.testing.assert_close(gradient(base, comparisons, tokens, **changes), whole, rtol=1e-6, atol=1e-10)
+
+
+def test_F10_margin_and_centring_change_the_update(base: Path, comparisons: Path) -> None:
+    plain = gradient(base, comparisons, 1000)
+    for changes in ({"margin": 0.5}, {"centring": 0.1}):
+        assert not torch.allclose(gradient(base, comparisons, 1000, **changes), plain)
+
+
+def test_it_learns_what_was_preferred_and_its_gate_passes(trained: Path) -> None:
+    gates = (read_record(trained) or {})["gates"]["out"]
+    assert gates["passed"]
+    reward = build_reward(str(trained))
+    scores = reward([Group("a b", (Response("z z c"), Response("d c")))])
+    assert scores[0, 0] > scores[0, 1]
+
+
+def test_F16_the_report_is_written_with_the_model(trained: Path) -> None:
+    report = (read_record(trained) or {})["results"]["report"]
+    low, high = report["accuracy_interval"]
+    assert low < report["accuracy"] <= high
+    assert {"log_loss", "ece", "length_slope", "against_length"} <= report.keys()
+    assert report["noise_ceiling"] == "unknown", "plain pairs do not say how noisy they are"
+
+
+def test_F16_the_noise_ceiling_is_known_where_labels_carry_their_probability(base: Path, write: object, comparisons: Path) -> None:
+    rows = [{**row, "label_probability": 0.8} for row in read_jsonl(comparisons)]
+    reward_model.run(config(base, write("soft.jsonl", rows), max_steps=2))  # type: ignore[operator]
+    assert (read_record(base.parent / "reward") or {})["results"]["report"]["noise_ceiling"] == pytest.approx(0.8)
+
+
+def test_F8_a_score_does_not_depend_on_batch_or_padding(trained: Path, comparisons: Path) -> None:
+    model, tokenizer = load_reward_model(trained)
+    groups = encode_all(list(read_groups(comparisons)), tokenizer)[0]
+    alone = torch.cat([score_encoded(model, [group]) for group in groups])
+    for size in (2, 3, 16):
+        batched = torch.cat([score_encoded(model, groups[i : i + size]) for i in range(0, len(groups), size)])
+        torch.testing.assert_close(batched, alone, rtol=0, atol=1e-5)
+    tokenizer.padding_side = "left"
+    again = LearnedReward(model, tokenizer)([group.source for group in groups])
+    torch.testing.assert_close(again, alone, rtol=0, atol=1e-5)
+
+
+def test_F8_plain_transformers_gives_our_score_up_to_the_offset(trained: Path, comparisons: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(trained).eval()
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    groups = list(read_groups(comparisons))[:12]
+    ours = build_reward(str(trained))(groups)[:, 0]
+    texts = [f"{group.prompt_text} {group.responses[0].text} <end>" for group in groups]
+    with torch.no_grad():
+        theirs = model(**tokenizer(texts, return_tensors="pt", padding=True)).logits[:, 0]
+    assert abs(model.config.kleash_offset) > 1e-4
+    torch.testing.assert_close(theirs - model.config.kleash_offset, ours, rtol=0, atol=1e-5)
+
+
+def test_F8_saving_and_loading_changes_no_score(trained: Path, comparisons: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_reward_model(trained)
+    groups = encode_all(list(read_groups(comparisons)), tokenizer)[0]
+    save_model(tmp_path / "again", model, tokenizer, "")
+    again, _ = load_reward_model(tmp_path / "again")
+    torch.testing.assert_close(score_encoded(again, groups), score_encoded(model, groups), rtol=0, atol=0)
+
+
+def test_scores_have_mean_zero_on_the_centring_rows(base: Path, comparisons: Path, demonstrations: Path) -> None:
+    folder = reward_model.run(config(base, comparisons, centre_data=str(demonstrations)))
+    scores = build_reward(str(folder.path))(list(read_groups(demonstrations)))
+    assert float(scores.mean()) == pytest.approx(0.0, abs=1e-5)
+    assert float(scores.std()) > 0.01
+
+
+def test_F3_a_pad_token_that_is_the_end_token_gets_replaced(
+    tmp_path: Path, base: Path, comparisons: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tiny_tokenizer.pad_token = tiny_tokenizer.eos_token
+    tiny_tokenizer.save_pretrained(base)
+    folder = reward_model.run(config(base, comparisons, max_steps=2))
+    test_F8_plain_transformers_gives_our_score_up_to_the_offset(folder.path, comparisons)
+    model = AutoModelForSequenceClassification.from_pretrained(folder.path)
+    assert model.config.pad_token_id != AutoTokenizer.from_pretrained(folder.path).eos_token_id
+
+
+def test_F9_a_policy_with_another_tokenizer_is_scored_through_text(trained: Path, comparisons: Path) -> None:
+    """Another vocabulary in another order, ids beyond the reward model's: an index error in other toolkits."""
+    words = ["<stop>", *(f"unused{i}" for i in range(300)), *"zyxwvutsrqponmlkjihgfedcba"]
+    other = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<stop>"))
+    other.pre_tokenizer = WhitespaceSplit()
+    policy = PreTrainedTokenizerFast(tokenizer_object=other, eos_token="<stop>", unk_token="<stop>")
+    texts = list(read_groups(comparisons))[:8]
+
+    def sampled(group: Group) -> Group:
+        responses = tuple(
+            Response(
+                ids=(*policy(response.text)["input_ids"], 0),
+                decode=lambda ids: policy.decode(ids, skip_special_tokens=True),
+            )
+            for response in group.responses
+        )
+        return Group(group.prompt, responses)
+
+    reward = build_reward(str(trained), policy_tokenizer=policy)
+    expected = build_reward(str(trained))(texts)
+    torch.testing.assert_close(reward([sampled(group) for group in texts]), expected, rtol=0, atol=1e-6)
+
+
+def test_rankings_and_ties_are_learned_from(base: Path, write: object) -> None:
+    rows = [
+        {"prompt": f"{'abcdef'[i % 6]}", "responses": ["z z", "z a", "a b", "b a"], "ranks": [0, 1, 2, 2]} for i in range(30)
+    ]
+    folder = reward_model.run(config(base, write("ranked.jsonl", rows), max_steps=40, eval_data=None))  # type: ignore[operator]
+    scores = build_reward(str(folder.path))([Group("a", tuple(map(Response, ("z z", "z a", "a b", "b a"))))])[0]
+    assert scores[0] > scores[1] > scores[2:].max()
+
+
+def test_the_pairs_of_a_ranking_are_all_its_comparisons() -> None:
+    group = Group("a", tuple(map(Response, "bcd")), Ranking((2, 0, 2)))
+    assert sorted(reward_model.pairs_of(group)) == [(0, 2, 0.5), (1, 0, 1.0), (1, 2, 1.0)]
+
+
+def test_a_language_model_is_refused_as_a_reward(base: Path) -> None:
+    with pytest.raises(ModelError, match="no reward model; give a folder made by `kleash reward`"):
+        load_reward_model(base)
+
+
+def test_the_head_starts_at_the_published_scale(base: Path) -> None:
+    weights = np.concatenate(
+        [new_reward_model(base, seed=seed)[0].score.weight.detach().numpy().ravel() for seed in range(100)]
+    )
+    assert weights.std() == pytest.approx((32 + 1) ** -0.5, rel=0.05)
