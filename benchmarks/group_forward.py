@@ -73,25 +73,27 @@ def main() -> None:
         "rows": lambda: response_logprobs(model, batch, shared=False)[0],
         "shared": lambda: response_logprobs(model, batch, shared=True)[0],
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     results: dict[str, tuple[Tensor, Tensor]] = {}
     for _ in range(options.repeats + 1):  # in turn, so that the machine's other work falls on all; the first is dropped
         for name, run in ways.items():
             model.zero_grad(set_to_none=True)
-            began = time.perf_counter()
+            wall, processor = time.perf_counter(), time.process_time()
             logprobs = run()
             logprobs.mean().backward()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append((time.perf_counter() - wall, time.process_time() - processor))
             gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
             results[name] = (logprobs.detach(), gradient)
     print(f"{options.prompts} x {options.prompt_tokens}, K = {options.group_size}, {options.new_tokens} new tokens")
-    base = statistics.median(seconds["plain"][1:])
-    for name, times in seconds.items():
-        middle = statistics.median(times[1:])
+    middle = {
+        name: [statistics.median(column) for column in zip(*found[1:], strict=True)] for name, found in seconds.items()
+    }
+    for name, (wall, processor) in middle.items():
         value = (results[name][0] - results["plain"][0]).abs().max()
         gap = (results[name][1] - results["plain"][1]).norm() / results["plain"][1].norm()
         print(
-            f"{name:7s} {middle:8.3f} s   ratio {base / middle:5.2f}   "
+            f"{name:7s} {wall:8.3f} s, ratio {middle['plain'][0] / wall:5.2f}; "
+            f"of processor time {processor:8.3f} s, ratio {middle['plain'][1] / processor:5.2f}; "
             f"log-probabilities within {float(value):.0e}, gradients within {float(gap):.0e} (relative)"
         )
 

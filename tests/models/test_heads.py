@@ -77,24 +77,18 @@ def test_from_a_reward_model_the_value_is_its_score_so_far() -> None:
         torch.testing.assert_close(found[t], score[0, 0], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "build", [lambda: ValueModel.from_policy(policy(), seed=3), lambda: ValueModel.from_reward_model(reward_model())]
-)
-def test_training_the_copy_leaves_the_original(build) -> None:
-    for source, make in (
-        (policy(), lambda m: ValueModel.from_policy(m, seed=3)),
-        (reward_model(), ValueModel.from_reward_model),
-    ):
-        source.requires_grad_(False)
-        before = {name: tensor.clone() for name, tensor in source.state_dict().items()}
-        model = make(source)
-        assert all(parameter.requires_grad for parameter in model.parameters())
-        values(model, collate(encoded((3, (4, 2))))).sum().backward()
-        assert all(parameter.grad is not None for parameter in model.parameters())
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(1.0)
-        assert all(torch.equal(tensor, before[name]) for name, tensor in source.state_dict().items())
+@pytest.mark.parametrize("kind", ["policy", "reward model"])
+def test_training_the_copy_leaves_the_original(kind: str) -> None:
+    source = (policy() if kind == "policy" else reward_model()).requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    model = ValueModel.from_policy(source, seed=3) if kind == "policy" else ValueModel.from_reward_model(source)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    values(model, collate(encoded((3, (4, 2))))).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in source.state_dict().items())
 
 
 def test_fresh_head_has_the_published_spread() -> None:
@@ -107,6 +101,15 @@ def test_fresh_head_has_the_published_spread() -> None:
     assert not model.head.bias.any()
     assert torch.equal(model.head.weight, ValueModel.from_policy(policy(), seed=0).head.weight)
     assert not torch.equal(model.head.weight, ValueModel.from_policy(policy(), seed=1).head.weight)
+
+
+@torch.no_grad()
+def test_F7_no_dropout_is_left_in_the_copy() -> None:
+    reward = reward_model()
+    for layer in reward.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model, batch = ValueModel.from_reward_model(reward), collate(encoded((3, (4, 2))))
+    assert torch.equal(values(model.train(), batch), values(model.eval(), batch))
 
 
 @torch.no_grad()
