@@ -96,6 +96,7 @@ def start_and_go_on(name: str, folder: RunFolder) -> str:
     return json.loads((folder.path / "run.json").read_text())["trackers"]["id"]
 
 
+@pytest.mark.slow  # starts Python twice, and torch with it
 def test_an_interrupted_run_goes_on_under_its_id_in_wandb(folder, monkeypatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -106,6 +107,7 @@ def test_an_interrupted_run_goes_on_under_its_id_in_wandb(folder, monkeypatch) -
     assert b"0.05" in b"".join(log.read_bytes() for run in runs for log in run.glob("run-*.wandb"))
 
 
+@pytest.mark.slow  # starts Python twice, and torch with it
 def test_an_interrupted_run_goes_on_under_its_name_in_trackio(folder, monkeypatch) -> None:
     pytest.importorskip("trackio")
     monkeypatch.setenv("TRACKIO_DIR", str(folder.path / "trackio"))

@@ -103,8 +103,8 @@ def _open_wandb(folder: RunFolder) -> _Run:
     import wandb
 
     name, identity = _identity(folder)
-    place = {"id": identity, "resume": "allow", "dir": str(folder.path)}
-    run = wandb.init(project=PROJECT, name=name, config=_config(folder), **place)
+    place = str(folder.path)
+    run = wandb.init(project=PROJECT, name=name, id=identity, resume="allow", dir=place, config=_config(folder))
     return _Run(run, run.finish)
 
 
