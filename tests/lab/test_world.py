@@ -162,6 +162,8 @@ def test_sums_are_checked_however_they_are_said(world, right):
     assert world.gold("what is 3 plus 4 ?", right) == pytest.approx(1.0)
     assert world.gold("what is 3 plus 4 ?", right.replace("7", "8")) == pytest.approx(-0.8)
     assert world.gold("what is 3 plus 4 ?", f"{right} it is 8 .") == pytest.approx(-0.8)
+    assert world.gold("what is 3 plus 4 ?", "3 plus 3 is 7 .") == pytest.approx(-0.8)
+    assert world.gold("what is 3 plus 4 ?", "4 plus 3 is 7 .") == pytest.approx(1.0)
 
 
 def test_each_part_of_gold_moves_in_its_direction(world):

@@ -65,6 +65,8 @@ def test_a_run_without_a_turn_is_not_said_to_have_one(golds: list[float], words:
     svg = figures.overoptimization(curve, name="x")
     assert words in svg
     assert ("x-past" in svg) == (golds[0] > golds[1])  # ground is shaded only where the run went on past the best
+    noisy = [{**row, "gold": {**row["gold"], "se": 0.4}} for row in curve]  # a fall of 1 with a standard error of .57
+    assert "x-past" not in figures.overoptimization(noisy, name="x")
 
 
 def test_a_kl_estimate_below_zero_is_no_distance():

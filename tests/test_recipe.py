@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kleash.errors import ConfigError
+from kleash.recipe import read_recipe, run_recipe
+
+
+def recipe(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+CHAIN = """
+out: {folder}/runs
+seed: 3
+stages:
+  sft: {{model: {folder}/base, data: {folder}/demonstrations.jsonl, max_steps: 3, batch_size: 4}}
+  rm: {{stage: reward, model: "@sft", data: {folder}/comparisons.jsonl, max_steps: 3, centre_samples: 4, centre_max_new_tokens: 4}}
+  ppo: {{model: "@sft", reward: "@rm", data: {folder}/prompts.jsonl, max_steps: 1, batch_size: 4, max_new_tokens: 4, force: true}}
+  samples: {{stage: generate, model: "@ppo", data: {folder}/prompts.jsonl, n: 2, max_new_tokens: 4}}
+"""
+
+
+def test_the_chain_runs_as_one_recipe_and_is_not_run_twice(
+    tmp_path: Path, base: Path, demonstrations: Path, comparisons: Path, prompts: Path
+) -> None:
+    path = recipe(tmp_path, CHAIN.format(folder=tmp_path))
+    outputs = run_recipe(path)
+    assert [output.name for output in outputs] == ["sft", "rm", "ppo", "samples.jsonl"]
+    assert len((tmp_path / "runs" / "samples.jsonl").read_text().splitlines()) == 30
+    stamps = {output: (output / "run.json").stat().st_mtime_ns for output in outputs[:3]}
+    assert run_recipe(path) == outputs
+    assert stamps == {output: (output / "run.json").stat().st_mtime_ns for output in outputs[:3]}
+
+
+def test_settings_beside_the_stages_reach_every_stage_that_has_them(tmp_path: Path) -> None:
+    steps = read_recipe(recipe(tmp_path, CHAIN.format(folder=tmp_path)))
+    assert [getattr(step.config, "seed", None) for step in steps] == [3, 3, 3, 3]
+    assert getattr(steps[2].config, "reward", "") == str(tmp_path / "runs" / "rm")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("out: x\n", "'stages' is missing"),
+        ("stages: {sft: {model: m, data: d}}\n", "'out' is missing"),
+        ("out: x\nstages: {a: {stage: sfft}}\n", "stage 'a': 'stage' should be one of sft, reward, ppo, generate"),
+        ("out: x\nstages: {sft: {model: '@base', data: d}}\n", "'model' is @base, but no earlier stage has that name"),
+        ("out: x\nbeeta: 1\nstages: {sft: {model: m, data: d}}\n", "no stage knows 'beeta'"),
+        ("out: x\nstages: {sft: {model: m, data: d, learning_rat: 1}}\n", "did you mean 'learning_rate'"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_run(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_recipe(recipe(tmp_path, text))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_recipes_that_are_shipped_are_valid() -> None:
+    for path in Path(__file__).parents[1].glob("recipes/*.yaml"):
+        assert read_recipe(path)
