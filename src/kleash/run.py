@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from safetensors import SafetensorError
 
 import kleash
 from kleash.errors import InputError, MachineError
@@ -63,11 +64,13 @@ class RunFolder:
         identity = {"stage": stage, **{k: v for k, v in settings.items() if k not in NOT_IDENTITY}}
         identity |= {f"sha256 of {role}": value["sha256"] for role, value in inputs.items()}
         record = read_record(path)
-        if record is not None:
+        if record is not None and record["identity"] != identity and not _has_work(path, record):
+            record = None  # an earlier attempt ended before it had done anything: there is nothing to protect
+        elif record is not None:
             _refuse_other(path, record["identity"], identity, inputs)
             record["config"] = settings
             return cls(path, record)
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and any(path.iterdir()) and not (path / "run.json").exists():
             raise InputError(f"{path} holds files that are not a kleash run; choose another --out or empty it")
         record = {
             "kleash": kleash.__version__,
@@ -227,10 +230,16 @@ def machine_errors(path: Path) -> Iterator[None]:
     """Turn a full disk or a forbidden folder into one line."""
     try:
         yield
-    except OSError as error:
-        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            raise
-        raise MachineError(f"{path}: {error.strerror or error}; free space or choose another place, then run again") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MachineError(f"{path}: {reason}; free space or choose another place, then run again") from None
+
+
+def _has_work(path: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a run has got so far that starting anew would lose something."""
+    return record["status"] == "finished" or any(path.glob("checkpoints/step-*")) or bool(read_jsonl(path / "metrics.jsonl"))
 
 
 def _refuse_other(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], inputs: Fingerprints) -> None:

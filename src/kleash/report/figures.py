@@ -108,7 +108,8 @@ def overoptimization(
             far = _distance(others[-1]) > 0.6 * panels[0].get_xlim()[1]
             panels[0].annotate(
                 other_label, (_distance(others[-1]), others[-1]["gold"]["mean"]), (0 if far else 5, -5 if far else 5),
-                textcoords="offset points", ha="right" if far else "left", va="top" if far else "center", color=MUTED, fontsize=9.5,
+                textcoords="offset points", ha="right" if far else "left", va="top" if far else "center",
+                color=MUTED, fontsize=9.5,
             )  # fmt: skip
         panels[0].plot(
             _distance(peak), peak["gold"]["mean"], "o", color=GOLD, markersize=7, markeredgecolor=INK, zorder=5

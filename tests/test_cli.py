@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from kleash.cli import _run
+from kleash.run import read_jsonl
+
+
+def kleash(*words: object) -> int:
+    return _run([str(word) for word in words])
+
+
+def fails(capsys: pytest.CaptureFixture[str], code: int, message: str, *words: object) -> None:
+    """The command ends with the code, and the last thing it says is one line with the message."""
+    assert kleash(*words) == code
+    output = capsys.readouterr()
+    line = output.err.strip().splitlines()[-1]
+    assert line.startswith("kleash: "), output.err
+    assert re.search(message, line), line
+    assert "Traceback" not in output.err and output.out == ""
+
+
+def sft(base: Path, data: object, *more: object) -> list[object]:
+    return ["sft", "--model", base, "--data", data, "--out", base.parent / "out", "--max-steps", 2, *more]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"prompt": "a", "response": "b"}\n{"prompt": "a", \n', r"rows.jsonl row 2"),
+        ("", r"rows.jsonl.* (empty|no rows|holds no)"),
+        ('{"prompt": "a", "chosen": "b"}\n', r"rows.jsonl row 1: .*rejected"),
+        ('{"question": "a"}\n', r"rows.jsonl row 1"),
+        ('{"prompt": "a", "response": 3}\n', r"rows.jsonl row 1: .*response"),
+    ],
+    ids=["broken row", "empty file", "missing column", "no known column", "wrong type"],
+)
+def test_bad_data_ends_in_one_line_that_names_the_row(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text(text)
+    fails(capsys, 2, message, *sft(base, data))
+
+
+def test_a_missing_file_is_said_without_asking_the_hub(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, 2, "nowhere.jsonl", *sft(base, "nowhere.jsonl"))
+
+
+def test_a_missing_model_is_said_without_asking_the_hub(
+    tmp_path: Path, demonstrations: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails(capsys, 2, "there is no such folder", *sft(tmp_path / "no" / "model", demonstrations))
+
+
+def test_a_prompt_longer_than_the_context_is_named(base: Path, write: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write("long.jsonl", [{"prompt": "a"}, {"prompt": "a " * 300}])
+    words = ["generate", "--model", base, "--data", data, "--out", base.parent / "out.jsonl", "--max-new-tokens", 8]
+    fails(capsys, 2, r"long.jsonl row 2: a prompt of 300 tokens and 8 new ones exceed the model's context of 256", *words)
+    rows = write("long_rows.jsonl", [{"prompt": "a " * 300, "response": "b"}] * 3)
+    fails(capsys, 2, r"no row can be used: .*300", *sft(base, rows))
+
+
+def test_rows_that_are_cut_or_dropped_are_told(base: Path, write: Any, capsys: pytest.CaptureFixture[str], caplog: Any) -> None:
+    rows = [{"prompt": "a", "response": "b c"}] * 20 + [{"prompt": "a", "response": "b " * 50}] * 20
+    with caplog.at_level("WARNING"):
+        assert kleash(*sft(base, write("some.jsonl", rows), "--max-length", 10, "--eval-data", write("e.jsonl", rows[:2]))) == 0
+    assert "of 40 rows, 20 cut (max_length 10)" in caplog.text
+
+
+def test_messages_without_a_template_are_one_line(
+    base: Path, write: Any, tiny_tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_tokenizer.chat_template = None
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    tiny_tokenizer.save_pretrained(base)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    fails(capsys, 2, "has no chat template", *sft(base, write("turns.jsonl", [{"messages": turns}])))
+
+
+def test_a_model_without_an_end_token_is_one_line(
+    base: Path, demonstrations: Path, tiny_tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_tokenizer.eos_token = None
+    tiny_tokenizer.save_pretrained(base)
+    assert AutoTokenizer.from_pretrained(base).eos_token_id is None
+    fails(capsys, 2, "has no end token", *sft(base, demonstrations))
+
+
+def test_a_typo_in_an_option_or_a_config_key_is_one_line(
+    base: Path, demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails(capsys, 2, r"unknown option --learning-rat; did you mean --learning-rate\?", *sft(base, demonstrations, "--learning-rat", 1))
+    fails(capsys, 2, r"invalid choice: 'sfft'", "sfft")
+    config = tmp_path / "sft.yaml"
+    config.write_text("learning_rat: 1e-4\n")
+    fails(capsys, 2, r"unknown key 'learning_rat'; did you mean 'learning_rate'\?", *sft(base, demonstrations, "--config", config))
+    fails(capsys, 2, r"'learning_rate' is 'fast', but should be a valid number", *sft(base, demonstrations, "--learning-rate", "fast"))
+    fails(capsys, 2, r"'data' is missing; give Rows to work on", "sft", "--model", base, "--out", tmp_path / "out")
+
+
+def test_abbreviations_are_refused(base: Path, demonstrations: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, 2, "unknown option --learning", *sft(base, demonstrations, "--learning", 1e-4))
+
+
+def test_options_win_over_the_config_file(base: Path, demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "sft.yaml"
+    config.write_text(f"model: {base}\ndata: {demonstrations}\nlearning_rate: 1e-4\nbatch_size: 4\nmax_grad_norm: 2.0\n")
+    words = ["--out", tmp_path / "out", "--max-steps", 1, "--batch-size", 8, "--max-grad-norm", "null", "--json"]
+    assert kleash("sft", "--config", config, *words) == 0
+    assert json.loads(capsys.readouterr().out)["results"]["step"] == 1
+    used = json.loads((tmp_path / "out" / "run.json").read_text())["config"]
+    assert (used["learning_rate"], used["batch_size"], used["max_grad_norm"]) == (1e-4, 8, None)
+
+
+def test_results_go_to_stdout_and_the_rest_to_stderr(base: Path, demonstrations: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert kleash(*sft(base, demonstrations)) == 0
+    assert capsys.readouterr().out.strip() == str(base.parent / "out")
+
+
+def test_check_tells_the_gates_and_exits_with_one_where_one_failed(
+    base: Path, demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert kleash(*sft(base, demonstrations, "--learning-rate", 5, "--schedule", "constant")) == 0, "a failed gate out exits 0"
+    capsys.readouterr()
+    assert kleash("check", base.parent / "out") == 1
+    assert "out: FAILED: held-out loss" in capsys.readouterr().out
+    next_stage = ["sft", "--model", base.parent / "out", "--data", demonstrations, "--out", tmp_path / "next", "--max-steps", 1]
+    fails(capsys, 1, "failed its own gate: held-out loss", *next_stage)
+    assert kleash(*next_stage, "--force") == 0
+
+
+def test_generate_adds_responses_beside_the_columns(base: Path, prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "samples.jsonl"
+    assert kleash("generate", "--model", base, "--data", prompts, "--out", out, "-n", 3, "--max-new-tokens", 5) == 0
+    rows = read_jsonl(out)
+    assert [row["number"] for row in rows] == list(range(30))
+    assert all(len(row["responses"]) == 3 for row in rows)
+    again = tmp_path / "again.jsonl"
+    words = ["--rows-at-once", 4, "--max-new-tokens", 5]
+    assert kleash("generate", "--model", base, "--data", prompts, "--out", again, "-n", 3, *words) == 0
+    assert read_jsonl(again) == rows, "a response does not depend on the batch it is in"
+
+
+def test_generate_does_not_write_over_what_is_there(base: Path, prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, 2, "is there already", "generate", "--model", base, "--data", prompts, "--out", prompts)
+
+
+def test_a_reward_that_is_nothing_is_one_line(base: Path, prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["ppo", "--model", base, "--data", prompts, "--out", base.parent / "ppo"]
+    fails(capsys, 2, "no such folder; give a reward model's folder or module:function", *words, "--reward", "good")
+    fails(capsys, 2, "No module named 'nothing_here'", *words, "--reward", "nothing_here:f")
+
+
+def test_F17_a_whole_run_makes_no_network_call(base: Path, demonstrations: Path, network: Any) -> None:
+    assert kleash(*sft(base, demonstrations)) == 0
+    assert network.attempts() == []
+
+
+def test_ctrl_c_ends_with_130_and_loses_nothing(base: Path, demonstrations: Path, tmp_path: Path) -> None:
+    words = [str(word) for word in sft(base, demonstrations, "--save-every", 2)]
+    words[words.index("--max-steps") + 1] = "100000"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kleash", *words], stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    metrics = base.parent / "out" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 30):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1] == "kleash: interrupted; what was done is kept, run the same command again to go on"
+    assert "Traceback" not in errors
+    assert list((base.parent / "out" / "checkpoints").glob("step-*"))
+    assert len(read_jsonl(metrics)) >= 30
+
+
+def test_a_full_disk_ends_with_3_and_loses_nothing(base: Path, demonstrations: Path) -> None:
+    words = [sys.executable, "-m", "kleash", *(str(word) for word in sft(base, demonstrations))]
+    small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
+    ended = subprocess.run(words, preexec_fn=small, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 3, ended.stderr
+    assert re.search(r"^kleash: .*File too large.*; free space or choose another place", ended.stderr.splitlines()[-1])
+    assert "Traceback" not in ended.stderr
+    assert kleash(*sft(base, demonstrations)) == 0, "with room again the same command goes on"
+
+
+def test_a_corrected_command_may_use_the_folder_of_one_that_did_nothing(
+    base: Path, write: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write("rows.jsonl", [{"prompt": "a", "answer": "b"}])
+    fails(capsys, 2, "rows.jsonl row 1", *sft(base, data))
+    write("rows.jsonl", [{"prompt": "a", "response": "b"}] * 4)
+    assert kleash(*sft(base, data)) == 0
+
+
+def test_the_help_of_every_command_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    for stage in ("sft", "reward", "ppo", "generate"):
+        with pytest.raises(SystemExit) as ended:
+            kleash(stage, "--help")
+        assert ended.value.code == 0
+        text = capsys.readouterr().out
+        assert "example:" in text and "--model" in text and "(default: " in text
+    with pytest.raises(SystemExit):
+        kleash("--help")
+    assert "kleash demo" in capsys.readouterr().out
+
+
+def test_inspect_shows_the_rows(base: Path, demonstrations: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert kleash("inspect", "--model", base, "--data", demonstrations, "--rows", 2) == 0
+    assert "<end>" in capsys.readouterr().out
