@@ -137,7 +137,11 @@ def demonstrations(write: Write) -> Path:
 def comparisons(write: Write) -> Path:
     """Pairs in which more of the letter z is better."""
     rows = [
-        {"prompt": letters(i, 1 + i % 4), "chosen": "z " * (1 + i % 3) + letters(i, i % 5), "rejected": letters(i, 1 + i % 6)}
+        {
+            "prompt": letters(i, 1 + i % 4),
+            "chosen": "z " * (1 + i % 3) + letters(i, i % 5),
+            "rejected": letters(i, 1 + i % 6),
+        }
         for i in range(60)
     ]
     return write("comparisons.jsonl", [{k: v.strip() for k, v in row.items()} for row in rows])

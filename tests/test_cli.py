@@ -68,15 +68,22 @@ def test_a_missing_model_is_said_without_asking_the_hub(
 def test_a_prompt_longer_than_the_context_is_named(base: Path, write: Any, capsys: pytest.CaptureFixture[str]) -> None:
     data = write("long.jsonl", [{"prompt": "a"}, {"prompt": "a " * 300}])
     words = ["generate", "--model", base, "--data", data, "--out", base.parent / "out.jsonl", "--max-new-tokens", 8]
-    fails(capsys, 2, r"long.jsonl row 2: a prompt of 300 tokens and 8 new ones exceed the model's context of 256", *words)
+    fails(
+        capsys, 2, r"long.jsonl row 2: a prompt of 300 tokens and 8 new ones exceed the model's context of 256", *words
+    )
     rows = write("long_rows.jsonl", [{"prompt": "a " * 300, "response": "b"}] * 3)
     fails(capsys, 2, r"no row can be used: .*300", *sft(base, rows))
 
 
-def test_rows_that_are_cut_or_dropped_are_told(base: Path, write: Any, capsys: pytest.CaptureFixture[str], caplog: Any) -> None:
+def test_rows_that_are_cut_or_dropped_are_told(
+    base: Path, write: Any, capsys: pytest.CaptureFixture[str], caplog: Any
+) -> None:
     rows = [{"prompt": "a", "response": "b c"}] * 20 + [{"prompt": "a", "response": "b " * 50}] * 20
     with caplog.at_level("WARNING"):
-        assert kleash(*sft(base, write("some.jsonl", rows), "--max-length", 10, "--eval-data", write("e.jsonl", rows[:2]))) == 0
+        assert (
+            kleash(*sft(base, write("some.jsonl", rows), "--max-length", 10, "--eval-data", write("e.jsonl", rows[:2])))
+            == 0
+        )
     assert "of 40 rows, 20 cut (max_length 10)" in caplog.text
 
 
@@ -102,12 +109,27 @@ def test_a_model_without_an_end_token_is_one_line(
 def test_a_typo_in_an_option_or_a_config_key_is_one_line(
     base: Path, demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fails(capsys, 2, r"unknown option --learning-rat; did you mean --learning-rate\?", *sft(base, demonstrations, "--learning-rat", 1))
+    fails(
+        capsys,
+        2,
+        r"unknown option --learning-rat; did you mean --learning-rate\?",
+        *sft(base, demonstrations, "--learning-rat", 1),
+    )
     fails(capsys, 2, r"invalid choice: 'sfft'", "sfft")
     config = tmp_path / "sft.yaml"
     config.write_text("learning_rat: 1e-4\n")
-    fails(capsys, 2, r"unknown key 'learning_rat'; did you mean 'learning_rate'\?", *sft(base, demonstrations, "--config", config))
-    fails(capsys, 2, r"'learning_rate' is 'fast', but should be a valid number", *sft(base, demonstrations, "--learning-rate", "fast"))
+    fails(
+        capsys,
+        2,
+        r"unknown key 'learning_rat'; did you mean 'learning_rate'\?",
+        *sft(base, demonstrations, "--config", config),
+    )
+    fails(
+        capsys,
+        2,
+        r"'learning_rate' is 'fast', but should be a valid number",
+        *sft(base, demonstrations, "--learning-rate", "fast"),
+    )
     fails(capsys, 2, r"'data' is missing; give Rows to work on", "sft", "--model", base, "--out", tmp_path / "out")
 
 
@@ -115,9 +137,13 @@ def test_abbreviations_are_refused(base: Path, demonstrations: Path, capsys: pyt
     fails(capsys, 2, "unknown option --learning", *sft(base, demonstrations, "--learning", 1e-4))
 
 
-def test_options_win_over_the_config_file(base: Path, demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_win_over_the_config_file(
+    base: Path, demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "sft.yaml"
-    config.write_text(f"model: {base}\ndata: {demonstrations}\nlearning_rate: 1e-4\nbatch_size: 4\nmax_grad_norm: 2.0\n")
+    config.write_text(
+        f"model: {base}\ndata: {demonstrations}\nlearning_rate: 1e-4\nbatch_size: 4\nmax_grad_norm: 2.0\n"
+    )
     words = ["--out", tmp_path / "out", "--max-steps", 1, "--batch-size", 8, "--max-grad-norm", "null", "--json"]
     assert kleash("sft", "--config", config, *words) == 0
     assert json.loads(capsys.readouterr().out)["results"]["step"] == 1
@@ -125,7 +151,9 @@ def test_options_win_over_the_config_file(base: Path, demonstrations: Path, tmp_
     assert (used["learning_rate"], used["batch_size"], used["max_grad_norm"]) == (1e-4, 8, None)
 
 
-def test_results_go_to_stdout_and_the_rest_to_stderr(base: Path, demonstrations: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_go_to_stdout_and_the_rest_to_stderr(
+    base: Path, demonstrations: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert kleash(*sft(base, demonstrations)) == 0
     assert capsys.readouterr().out.strip() == str(base.parent / "out")
 
@@ -133,11 +161,23 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(base: Path, demonstrations:
 def test_check_tells_the_gates_and_exits_with_one_where_one_failed(
     base: Path, demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert kleash(*sft(base, demonstrations, "--learning-rate", 5, "--schedule", "constant")) == 0, "a failed gate out exits 0"
+    assert kleash(*sft(base, demonstrations, "--learning-rate", 5, "--schedule", "constant")) == 0, (
+        "a failed gate out exits 0"
+    )
     capsys.readouterr()
     assert kleash("check", base.parent / "out") == 1
     assert "out: FAILED: held-out loss" in capsys.readouterr().out
-    next_stage = ["sft", "--model", base.parent / "out", "--data", demonstrations, "--out", tmp_path / "next", "--max-steps", 1]
+    next_stage = [
+        "sft",
+        "--model",
+        base.parent / "out",
+        "--data",
+        demonstrations,
+        "--out",
+        tmp_path / "next",
+        "--max-steps",
+        1,
+    ]
     fails(capsys, 1, "failed its own gate: held-out loss", *next_stage)
     assert kleash(*next_stage, "--force") == 0
 
@@ -154,7 +194,9 @@ def test_generate_adds_responses_beside_the_columns(base: Path, prompts: Path, t
     assert read_jsonl(again) == rows, "a response does not depend on the batch it is in"
 
 
-def test_generate_does_not_write_over_what_is_there(base: Path, prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_does_not_write_over_what_is_there(
+    base: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fails(capsys, 2, "is there already", "generate", "--model", base, "--data", prompts, "--out", prompts)
 
 
@@ -173,7 +215,10 @@ def test_ctrl_c_ends_with_130_and_loses_nothing(base: Path, demonstrations: Path
     words = [str(word) for word in sft(base, demonstrations, "--save-every", 2)]
     words[words.index("--max-steps") + 1] = "100000"
     process = subprocess.Popen(
-        [sys.executable, "-m", "kleash", *words], stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [sys.executable, "-m", "kleash", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     metrics = base.parent / "out" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 30):
@@ -181,7 +226,10 @@ def test_ctrl_c_ends_with_130_and_loses_nothing(base: Path, demonstrations: Path
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.strip().splitlines()[-1] == "kleash: interrupted; what was done is kept, run the same command again to go on"
+    assert (
+        errors.strip().splitlines()[-1]
+        == "kleash: interrupted; what was done is kept, run the same command again to go on"
+    )
     assert "Traceback" not in errors
     assert list((base.parent / "out" / "checkpoints").glob("step-*"))
     assert len(read_jsonl(metrics)) >= 30

@@ -19,8 +19,12 @@ out: {folder}/runs
 seed: 3
 stages:
   sft: {{model: {folder}/base, data: {folder}/demonstrations.jsonl, max_steps: 3, batch_size: 4}}
-  rm: {{stage: reward, model: "@sft", data: {folder}/comparisons.jsonl, max_steps: 3, centre_samples: 4, centre_max_new_tokens: 4}}
-  ppo: {{model: "@sft", reward: "@rm", data: {folder}/prompts.jsonl, max_steps: 1, batch_size: 4, max_new_tokens: 4, force: true}}
+  rm:
+    {{stage: reward, model: "@sft", data: {folder}/comparisons.jsonl, max_steps: 3, centre_samples: 4,
+     centre_max_new_tokens: 4}}
+  ppo:
+    {{model: "@sft", reward: "@rm", data: {folder}/prompts.jsonl, max_steps: 1, batch_size: 4, max_new_tokens: 4,
+     force: true}}
   samples: {{stage: generate, model: "@ppo", data: {folder}/prompts.jsonl, n: 2, max_new_tokens: 4}}
 """
 

@@ -83,8 +83,9 @@ def _machine_failure(error: BaseException) -> str | None:
 class _Parser(argparse.ArgumentParser):
     """Argparse with no abbreviations and its errors in one line."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+    def __init__(self, **settings: Any) -> None:
+        settings = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter} | settings
+        super().__init__(**settings)
 
     def error(self, message: str) -> NoReturn:
         from kleash.errors import ConfigError
@@ -96,7 +97,7 @@ class _Parser(argparse.ArgumentParser):
             raise ConfigError(f"unknown option {given}; {hint}")
         raise ConfigError(f"{message}; see `{self.prog} --help`")
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: D102
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, rest = self.parse_known_args(args, namespace)
         if rest:
             command = getattr(parsed, "parser", self)
@@ -133,13 +134,17 @@ def _parser(arguments: Sequence[str]) -> _Parser:
         if stage == asked:
             _add_fields(command, stage)
 
-    inspect = _command(commands, "inspect", "show rows as the model sees them, tokens coloured by role in the loss", _inspect)
+    inspect = _command(
+        commands, "inspect", "show rows as the model sees them, tokens coloured by role in the loss", _inspect
+    )
     inspect.add_argument("--model", required=True, help="whose tokenizer and template: a folder or a hub name")
     inspect.add_argument("--data", required=True, help="rows: a file, a saved `datasets` folder or a hub name")
     inspect.add_argument("--rows", type=int, default=3, help="how many rows (default: %(default)s)")
     inspect.add_argument("--max-length", type=int, help="cut as training with this --max-length would")
 
-    check = _command(commands, "check", "the verdicts that a run's gates left in its folder; exit code 1 if one failed", _check)
+    check = _command(
+        commands, "check", "the verdicts that a run's gates left in its folder; exit code 1 if one failed", _check
+    )
     check.add_argument("folder", type=Path, metavar="DIR")
     check.add_argument("--json", action="store_true", help="print them as JSON")
     return parser
@@ -163,7 +168,9 @@ def _add_fields(command: _Parser, stage: str) -> None:
 
     config = stage_config(stage)
     command.description = f"{command.description}\n\n{textwrap.fill(' '.join((config.__doc__ or '').split()), 100)}"
-    command.add_argument("--config", type=Path, metavar="FILE", help="YAML of the options below; options given here win")
+    command.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML of the options below; options given here win"
+    )
     command.add_argument("--json", action="store_true", help="print the run's results as JSON")
     for name, field in config.model_fields.items():
         option = SHORT.get(name, "--" + name.replace("_", "-"))

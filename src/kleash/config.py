@@ -1,7 +1,7 @@
 """Typed, frozen configs: one definition for YAML, command line and Python.
 
-A stage's config is a subclass of `Config` with a docstring under each field; the docstring is also its help text. Values
-are validated when the config is made, whatever they were read from, and what is wrong is one line (`ConfigError`).
+A stage's config is a subclass of `Config` with a docstring under each field, which is also its help text. Values are
+validated when the config is made, whatever they were read from, and what is wrong is one line (`ConfigError`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kleash.errors import ConfigError
-
 
 C = TypeVar("C", bound="Config")
 
@@ -77,7 +76,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
-        raise ConfigError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or error}); mend the file") from None
+        raise ConfigError(
+            f"{path}{line}: not YAML ({getattr(error, 'problem', None) or error}); mend the file"
+        ) from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path}: holds {type(values).__name__}, but should be a mapping of 'key: value' lines")
     # 1e-5 has no dot, so YAML 1.1 reads it as text; pydantic turns it into the number that was meant.

@@ -191,11 +191,11 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash of a file, or of a folder's own files (names and contents; what a run left beside a model does not count)."""
+    """Hash of a file, or of a folder's own files, without what a run leaves beside a model."""
     digest = hashlib.sha256()
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
     aside = {"run.json", "metrics.jsonl", "samples.jsonl", "README.md"}
     for file in sorted(path.iterdir()):
         if file.is_file() and file.name not in aside and not file.name.startswith("."):
@@ -222,7 +222,11 @@ def derive_seed(*parts: object) -> int:
 def versions() -> dict[str, str]:
     """Versions of what a run's numbers depend on."""
     names = ("torch", "transformers", "tokenizers", "datasets", "numpy")
-    return {"python": platform.python_version(), "kleash": kleash.__version__, **{n: metadata.version(n) for n in names}}
+    return {
+        "python": platform.python_version(),
+        "kleash": kleash.__version__,
+        **{n: metadata.version(n) for n in names},
+    }
 
 
 @contextmanager
@@ -239,7 +243,11 @@ def machine_errors(path: Path) -> Iterator[None]:
 
 def _has_work(path: Path, record: Mapping[str, Any]) -> bool:
     """Whether a run has got so far that starting anew would lose something."""
-    return record["status"] == "finished" or any(path.glob("checkpoints/step-*")) or bool(read_jsonl(path / "metrics.jsonl"))
+    return (
+        record["status"] == "finished"
+        or any(path.glob("checkpoints/step-*"))
+        or bool(read_jsonl(path / "metrics.jsonl"))
+    )
 
 
 def _refuse_other(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], inputs: Fingerprints) -> None:

@@ -123,7 +123,7 @@ def test_F3_the_missing_eos_score_replaces_the_reward_of_what_did_not_end(base: 
     cast, rows = actors(settings, base)
     rollout = ppo.collect(cast, rows[:16], beta=0.0, step=1)
     ended = [group.responses[0].finished for group in rollout.groups]
-    assert 0 < sum(ended) or not all(ended)
+    assert sum(ended) > 0 or not all(ended)
     for row, group in enumerate(rollout.groups):
         expected = float(rollout.scores[row]) if group.responses[0].finished else -7.0
         assert float(rollout.returns[row, 0]) == pytest.approx(expected, abs=1e-5)
@@ -131,7 +131,9 @@ def test_F3_the_missing_eos_score_replaces_the_reward_of_what_did_not_end(base: 
 
 def test_F7_the_ratio_is_one_before_the_first_update(base: Path, prompts: Path) -> None:
     for temperature in (1.0, 0.7):
-        folder = ppo.run(config(base, prompts, temperature=temperature, out=base.parent / f"t{temperature}"), reward=CountZ())
+        folder = ppo.run(
+            config(base, prompts, temperature=temperature, out=base.parent / f"t{temperature}"), reward=CountZ()
+        )
         assert all(abs(row["first_ratio"] - 1) < 1e-3 for row in folder.metrics())
 
 
@@ -203,7 +205,9 @@ def test_a_reward_is_climbed(base: Path, prompts: Path) -> None:
 def test_the_policy_stays_at_the_reference_on_a_short_leash(base: Path, prompts: Path) -> None:
     long, short = (
         ppo.run(
-            config(base, prompts, max_steps=15, batch_size=32, learning_rate=5e-3, beta=beta, out=base.parent / str(beta)),
+            config(
+                base, prompts, max_steps=15, batch_size=32, learning_rate=5e-3, beta=beta, out=base.parent / str(beta)
+            ),
             reward=CountZ(),
         ).metrics()[-1]["kl"]
         for beta in (0.0, 20.0)
@@ -217,7 +221,10 @@ def test_held_out_samples_are_written_with_their_columns(base: Path, prompts: Pa
     assert {row["step"] for row in rows} == {0, 2, 4}
     assert len(rows) == 3 * 3, "a tenth of 30 prompts, at three measurements"
     assert {"prompt", "response", "finished", "score", "kl", "number"} <= rows[0].keys()
-    assert all(row["kl"] == 0 for row in rows if row["step"] == 0) or max(abs(r["kl"]) for r in rows if r["step"] == 0) < 1e-4
+    assert (
+        all(row["kl"] == 0 for row in rows if row["step"] == 0)
+        or max(abs(r["kl"]) for r in rows if r["step"] == 0) < 1e-4
+    )
 
 
 def test_snapshots_load(base: Path, prompts: Path) -> None:
@@ -236,7 +243,8 @@ def test_adaptive_beta_rises_where_kl_is_above_its_target(base: Path, prompts: P
 def test_the_average_of_the_weights_is_what_is_saved(base: Path, prompts: Path) -> None:
     plain = ppo.run(config(base, prompts, max_steps=3, learning_rate=1e-2, out=base.parent / "plain"), reward=CountZ())
     slow = ppo.run(
-        config(base, prompts, max_steps=3, learning_rate=1e-2, ema_decay=0.9999, out=base.parent / "slow"), reward=CountZ()
+        config(base, prompts, max_steps=3, learning_rate=1e-2, ema_decay=0.9999, out=base.parent / "slow"),
+        reward=CountZ(),
     )
     start, end, average = (load_policy(path)[0].lm_head.weight.detach() for path in (base, plain.path, slow.path))
     assert float((average - start).abs().max()) < float((end - start).abs().max()) / 10
@@ -245,7 +253,8 @@ def test_the_average_of_the_weights_is_what_is_saved(base: Path, prompts: Path) 
 def test_pretraining_data_keeps_its_likelihood_up(base: Path, prompts: Path, demonstrations: Path) -> None:
     settings: dict[str, object] = {"max_steps": 6, "learning_rate": 5e-3, "batch_size": 16}
     mixed = ppo.run(
-        config(base, prompts, pretraining_data=str(demonstrations), out=base.parent / "ptx", **settings), reward=CountZ()
+        config(base, prompts, pretraining_data=str(demonstrations), out=base.parent / "ptx", **settings),
+        reward=CountZ(),
     ).metrics()
     assert mixed[-1]["pretraining_loss"] < mixed[0]["pretraining_loss"] - 0.3
 
@@ -253,7 +262,12 @@ def test_pretraining_data_keeps_its_likelihood_up(base: Path, prompts: Path, dem
 def test_the_value_network_starts_from_the_reward_model(base: Path, prompts: Path, comparisons: Path) -> None:
     reward = reward_model.run(
         reward_model.RewardConfig(
-            model=str(base), data=str(comparisons), out=base.parent / "rm", max_steps=5, centre_samples=8, learning_rate=1e-3
+            model=str(base),
+            data=str(comparisons),
+            out=base.parent / "rm",
+            max_steps=5,
+            centre_samples=8,
+            learning_rate=1e-3,
         )
     )
     learned = ppo.build_reward(str(reward.path), policy_tokenizer=load_policy(base)[1])
@@ -274,7 +288,11 @@ def test_presets_are_the_published_values_and_what_is_given_wins(base: Path, pro
     for preset in ("n-plus", "instructgpt"):
         out = base.parent / preset
         changes = {"preset": preset, "out": out, "batch_size": 16, "max_steps": 1}
-        values = {k: v for k, v in config(base, prompts).model_dump(exclude_unset=True).items() if k not in ("inner_epochs", "minibatches")}
+        values = {
+            k: v
+            for k, v in config(base, prompts).model_dump(exclude_unset=True).items()
+            if k not in ("inner_epochs", "minibatches")
+        }
         assert ppo.run(ppo.PPOConfig.make(values | changes), reward=CountZ()).finished
 
 
@@ -304,7 +322,8 @@ def test_rows_of_one_batch_do_not_touch_each_other(base: Path) -> None:
     model, _ = load_policy(base)
     critic = ValueModel.from_policy(model, seed=0)
     rows = [
-        EncodedGroup((6,) * (1 + i), (EncodedResponse((7,) * (5 - i), (True,) * (5 - i)),), Group("a")) for i in range(3)
+        EncodedGroup((6,) * (1 + i), (EncodedResponse((7,) * (5 - i), (True,) * (5 - i)),), Group("a"))
+        for i in range(3)
     ]
     together, alone = collate(rows), [collate([row]) for row in rows]
     for i, row in enumerate(alone):

@@ -26,7 +26,9 @@ class TableReward:
         }
 
     def __call__(self, groups: list[Group]) -> Float[Tensor, "P K"]:
-        return torch.tensor([[self.scores[group.prompt, response.ids] for response in group.responses] for group in groups])
+        return torch.tensor(
+            [[self.scores[group.prompt, response.ids] for response in group.responses] for group in groups]
+        )
 
 
 def settings(folder: Path, beta: float, **changes: object) -> ppo.PPOConfig:

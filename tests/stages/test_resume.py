@@ -31,13 +31,24 @@ def command(stage: str, folder: Path, out: Path) -> list[str]:
         "ppo": "--reward count_z:reward --max-steps 12 --batch-size 8 --max-new-tokens 5 --eval-every 3 --ema-decay 0.9"
         " --target-kl 0.1 --kl-horizon 100 --value-init policy",
     }[stage]
-    start = [sys.executable, "-m", "kleash", stage, "--model", str(folder / "base"), "--data", str(folder / f"{data}.jsonl")]
+    start = [
+        sys.executable,
+        "-m",
+        "kleash",
+        stage,
+        "--model",
+        str(folder / "base"),
+        "--data",
+        str(folder / f"{data}.jsonl"),
+    ]
     return [*start, "--out", str(out), "--learning-rate", "3e-3", "--save-every", "3", *options.split()]
 
 
 def run(words: list[str], cwd: Path, *, kill_after_rows: int | None = None, out: Path | None = None) -> int:
     """Run a command to its end, or kill it with SIGKILL once metrics.jsonl has so many rows."""
-    process = subprocess.Popen(words, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+    )
     if kill_after_rows is None:
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
@@ -103,7 +114,9 @@ def test_F11_generate_goes_on_with_the_next_block(base: Path, prompts: Path, tmp
     assert not blocks.exists()
 
 
-def test_F11_other_data_in_the_same_folder_is_refused_and_named(base: Path, demonstrations: Path, tmp_path: Path) -> None:
+def test_F11_other_data_in_the_same_folder_is_refused_and_named(
+    base: Path, demonstrations: Path, tmp_path: Path
+) -> None:
     settings = {"model": str(base), "data": str(demonstrations), "out": tmp_path / "sft", "max_steps": 2}
     sft.run(sft.SFTConfig.make(settings))
     with pytest.raises(InputError, match=r"was made with max_steps = 2, and now it is 3; choose another --out"):

@@ -23,7 +23,13 @@ from kleash.training.optim import Optimizer
 
 
 def config(base: Path, data: Path, **changes: object) -> reward_model.RewardConfig:
-    values = {"model": str(base), "data": str(data), "out": base.parent / "reward", "batch_size": 8, "learning_rate": 3e-3}
+    values = {
+        "model": str(base),
+        "data": str(data),
+        "out": base.parent / "reward",
+        "batch_size": 8,
+        "learning_rate": 3e-3,
+    }
     return reward_model.RewardConfig.make(
         values | {"max_steps": 30, "centre_samples": 16, "centre_max_new_tokens": 8} | changes
     )
@@ -82,7 +88,9 @@ def test_F16_the_report_is_written_with_the_model(trained: Path) -> None:
     assert report["noise_ceiling"] == "unknown", "plain pairs do not say how noisy they are"
 
 
-def test_F16_the_noise_ceiling_is_known_where_labels_carry_their_probability(base: Path, write: object, comparisons: Path) -> None:
+def test_F16_the_noise_ceiling_is_known_where_labels_carry_their_probability(
+    base: Path, write: object, comparisons: Path
+) -> None:
     rows = [{**row, "label_probability": 0.8} for row in read_jsonl(comparisons)]
     reward_model.run(config(base, write("soft.jsonl", rows), max_steps=2))  # type: ignore[operator]
     assert (read_record(base.parent / "reward") or {})["results"]["report"]["noise_ceiling"] == pytest.approx(0.8)
@@ -164,7 +172,8 @@ def test_F9_a_policy_with_another_tokenizer_is_scored_through_text(trained: Path
 
 def test_rankings_and_ties_are_learned_from(base: Path, write: object) -> None:
     rows = [
-        {"prompt": f"{'abcdef'[i % 6]}", "responses": ["z z", "z a", "a b", "b a"], "ranks": [0, 1, 2, 2]} for i in range(30)
+        {"prompt": f"{'abcdef'[i % 6]}", "responses": ["z z", "z a", "a b", "b a"], "ranks": [0, 1, 2, 2]}
+        for i in range(30)
     ]
     folder = reward_model.run(config(base, write("ranked.jsonl", rows), max_steps=40, eval_data=None))  # type: ignore[operator]
     scores = build_reward(str(folder.path))([Group("a", tuple(map(Response, ("z z", "z a", "a b", "b a"))))])[0]

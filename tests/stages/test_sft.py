@@ -88,15 +88,15 @@ def test_choosing_the_best_keeps_the_weights_of_the_least_held_out_loss(base: Pa
 def test_live_models_can_be_trained_without_a_folder(base: Path, demonstrations: Path) -> None:
     model, tokenizer = load_policy(base)
     before = model.lm_head.weight.detach().clone()
-    folder = sft.run(config(Path("anything"), demonstrations, out=base.parent / "live", max_steps=2), policy=(model, tokenizer))
+    folder = sft.run(
+        config(Path("anything"), demonstrations, out=base.parent / "live", max_steps=2), policy=(model, tokenizer)
+    )
     assert not torch.equal(model.lm_head.weight, before)
     assert folder.record["inputs"]["model"]["path"] == "live LlamaForCausalLM"
 
 
 def test_a_preference_row_is_imitated_by_its_chosen_response(base: Path, write: object, comparisons: Path) -> None:
-    chosen = [
-        {"prompt": row["prompt"], "response": row["chosen"]} for row in read_jsonl(comparisons)
-    ]
+    chosen = [{"prompt": row["prompt"], "response": row["chosen"]} for row in read_jsonl(comparisons)]
     a = sft.run(config(base, comparisons, out=base.parent / "a", max_steps=3))
     b = sft.run(config(base, write("chosen.jsonl", chosen), out=base.parent / "b", max_steps=3))  # type: ignore[operator]
     assert (a.path / "model.safetensors").read_bytes() == (b.path / "model.safetensors").read_bytes()

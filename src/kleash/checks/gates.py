@@ -51,6 +51,10 @@ def gate_in(folder: RunFolder, *, role: str, parent: str | Path, force: bool) ->
     if verdict is None:
         folder.note("gates", **{f"in ({role})": {"passed": None, "finding": f"{parent} carries no verdict"}})
         return
-    folder.note("gates", **{f"in ({role})": {"passed": verdict["passed"], "finding": verdict["finding"], "forced": force}})
+    folder.note(
+        "gates", **{f"in ({role})": {"passed": verdict["passed"], "finding": verdict["finding"], "forced": force}}
+    )
     if not verdict["passed"] and not force:
-        raise GateError(f"{role} {parent} failed its own gate: {verdict['finding']}; {verdict['advice']}, or --force to go on")
+        raise GateError(
+            f"{role} {parent} failed its own gate: {verdict['finding']}; {verdict['advice']}, or --force to go on"
+        )

@@ -66,7 +66,9 @@ def _cause(policy: PreTrainedModel, batch: GroupBatch, old_logprobs: Tensor, tem
             return f"the rollout's log-probabilities lack the temperature {temperature}; divide its logits by it too"
         for other in (0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0):
             if gap(other) <= TOLERANCE["float32"]:
-                return f"the rollout was sampled at temperature {other}, training divides by {temperature}; make them one"
+                return (
+                    f"the rollout was sampled at temperature {other}, training divides by {temperature}; make them one"
+                )
         if gap(temperature) <= TOLERANCE["float32"]:
             return "training computes in another precision than the sampler; give both one --dtype"
     finally:

@@ -168,7 +168,8 @@ class GroupBatch:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> GroupBatch:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
+        return replace(self, **changed)
 
 
 def collate(groups: Sequence[EncodedGroup], *, pad_id: int = 0, device: torch.device | str = "cpu") -> GroupBatch:

@@ -173,12 +173,15 @@ def _summarise(world: World, out: Path, size: Size, seed: int, runs: Mapping[str
         best = max(curves[name], key=lambda point: point["gold_choose"])
         policies[name] = _policy(world, _rows(run, step=curves[name][-1]["step"], split="test"))
         policies[name]["gold_peak"] = {"step": best["step"], "gold": best["gold"], "kl": best["kl"]}
-    public = {name: [{k: v for k, v in point.items() if k != "gold_choose"} for point in curve] for name, curve in curves.items()}
+    public = {
+        name: [{k: v for k, v in point.items() if k != "gold_choose"} for point in curve]
+        for name, curve in curves.items()
+    }
     return {"policies": policies, "curves": public, "samples": _side_by_side(world, policies, curves, runs, size)}
 
 
 def _curve(world: World, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Gold, proxy and KL on the test prompts at each measured step; gold on the others is what the peak is chosen by."""
+    """Gold, proxy and KL on the test prompts at each measured step, and gold on those the peak is chosen by."""
     points = []
     for step in sorted({row["step"] for row in rows}):
         here = [row for row in rows if row["step"] == step]
@@ -248,15 +251,15 @@ def _side_by_side(
     size: Size,
 ) -> list[dict[str, Any]]:
     """Two test prompts of each kind, answered by every policy through training."""
-    tables: dict[tuple[str, int], dict[str, dict[str, Any]]] = {("sft", 0): {}}
+    first = {row["prompt"]: row for row in _rows(runs["ppo"], step=0, split="test")}
+    tables: dict[tuple[str, int], dict[str, dict[str, Any]]] = {("sft", 0): first}
     for name, run in runs.items():
         steps = [point["step"] for point in curves[name]]
         wanted = {steps[len(steps) // 3], policies[name]["gold_peak"]["step"], steps[-1]} - {0}
         for step in sorted(wanted):
             tables[name, step] = {row["prompt"]: row for row in _rows(run, step=step, split="test")}
-    tables["sft", 0] = {row["prompt"]: row for row in _rows(runs["ppo"], step=0, split="test")}
     chosen: dict[str, list[str]] = {}
-    for prompt, row in tables["sft", 0].items():
+    for prompt, row in first.items():
         chosen.setdefault(row["kind"], [])
         if len(chosen[row["kind"]]) < 2:
             chosen[row["kind"]].append(prompt)
@@ -266,11 +269,14 @@ def _side_by_side(
             "kind": kind,
             "answers": [
                 {
-                    "policy": policy, "step": step, "response": row["response"], "gold": _gold(world, row),
-                    "proxy": row["score"], "parts": world.explain(prompt, row["response"], row["finished"]),
+                    "policy": policy,
+                    "step": step,
+                    "response": table[prompt]["response"],
+                    "gold": _gold(world, table[prompt]),
+                    "proxy": table[prompt]["score"],
+                    "parts": world.explain(prompt, table[prompt]["response"], table[prompt]["finished"]),
                 }
                 for (policy, step), table in tables.items()
-                if (row := table.get(prompt)) is not None
             ],
         }
         for kind, prompts in chosen.items()

@@ -10,7 +10,7 @@ from pydantic import Field
 from transformers import LlamaForCausalLM
 
 from kleash.lab.world import World
-from kleash.models.load import pick_device, save_model
+from kleash.models.load import move, save_model
 from kleash.objectives.logprobs import token_logprobs
 from kleash.run import RunFolder, derive_seed
 from kleash.stages.artifacts import model_card
@@ -44,13 +44,14 @@ def run(config: PretrainConfig) -> RunFolder:
         return folder
     world = World(config.seed)
     torch.manual_seed(derive_seed(config.seed, "base model"))
-    model = LlamaForCausalLM(world.base_config()).to(pick_device(config.device))
+    model = LlamaForCausalLM(world.base_config())
+    move(model, config.device)
     text = world.base_ids(config.tokens, seed=config.seed).to(model.device)
     rows = text[: len(text) // config.row_length * config.row_length].view(-1, config.row_length)
     steps = len(rows) // config.batch_size
 
     optimizer = Optimizer(model, steps=steps, learning_rate=config.learning_rate, warmup_steps=20, weight_decay=0.01)
-    parts = {"model": model, "optimizer": optimizer}
+    parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
     state = checkpoint.restore(folder, parts)
     with Progress(steps, "base model", start=state["step"]) as progress:
         for step in range(state["step"] + 1, steps + 1):

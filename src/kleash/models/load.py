@@ -45,7 +45,7 @@ def load_policy(model: str | Path, *, device: str = "auto") -> tuple[PreTrainedM
     with _loading(model):
         policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, **_where(model))
     disable_dropout(policy)
-    return policy.to(pick_device(device)), tokenizer
+    return move(policy, device), tokenizer
 
 
 def load_reward_model(model: str | Path, *, device: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -65,7 +65,7 @@ def load_reward_model(model: str | Path, *, device: str = "auto") -> tuple[PreTr
         reward = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32, **_where(model))
     if reward.config.num_labels != 1 or not hasattr(reward, "score"):
         raise ModelError(f"{model} has {reward.config.num_labels} outputs; a reward model has one, named `score`")
-    return reward.to(pick_device(device)).eval(), tokenizer
+    return move(reward, device).eval(), tokenizer
 
 
 def new_reward_model(
@@ -98,7 +98,7 @@ def new_reward_model(
     reward.config.pad_token_id = tokenizer.pad_token_id
     reward.config.kleash_offset = 0.0
     disable_dropout(reward)
-    return reward.to(pick_device(device)), tokenizer
+    return move(reward, device), tokenizer
 
 
 def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
@@ -151,6 +151,12 @@ def autocast(dtype: str, device: torch.device) -> contextlib.AbstractContextMana
     if dtype == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, dtype))
+
+
+def move(model: PreTrainedModel, device: str) -> PreTrainedModel:
+    """The model itself, on a device by name."""
+    nn.Module.to(model, pick_device(device))
+    return model
 
 
 def pick_device(device: str) -> torch.device:

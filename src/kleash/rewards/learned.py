@@ -1,7 +1,7 @@
 """A reward model as a reward, and the one function that computes its scores.
 
-Training, held-out figures, `ppo` and the tests all score through `score_encoded`, so that the same response has the same
-score everywhere, whatever batch it is in (F8).
+Held-out figures, centring, `ppo` and the tests all score through `score_encoded`, and training through the function
+below it, so that the same response has the same score everywhere, whatever batch it is in (F8).
 """
 
 from __future__ import annotations

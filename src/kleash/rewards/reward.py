@@ -55,7 +55,8 @@ class FunctionReward:
         """
         rows = [(group, response) for group in groups for response in group.responses]
         columns: dict[str, list[Any]] = {
-            key: [group.columns.get(key) for group, _ in rows] for key in {key for group in groups for key in group.columns}
+            key: [group.columns.get(key) for group, _ in rows]
+            for key in {key for group in groups for key in group.columns}
         }
         scores = self.function(
             prompts=[_plain(group.prompt) for group, _ in rows],
@@ -67,7 +68,9 @@ class FunctionReward:
         )
         scores = list(scores)
         if len(scores) != len(rows):
-            raise DataError(f"{self.name} gave {len(scores)} scores for {len(rows)} completions; it must give one for each")
+            raise DataError(
+                f"{self.name} gave {len(scores)} scores for {len(rows)} completions; it must give one for each"
+            )
         for score, (_, response) in zip(scores, rows, strict=True):
             if not isinstance(score, (int, float)) or not math.isfinite(score):
                 raise DataError(f"{self.name} gave {score!r} for {response.text[:60]!r}; it must give finite numbers")
@@ -104,8 +107,10 @@ def _find(name: str) -> Callable[..., Any]:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"--reward {name}: {error}; give module:function, importable from {here}") from None
     if not callable(function):
-        raise ConfigError(f"--reward {name}: is a {type(function).__name__}; give a function f(prompts, completions, **columns)")
-    return function  # type: ignore[no-any-return]
+        raise ConfigError(
+            f"--reward {name}: is a {type(function).__name__}; give a function f(prompts, completions, **columns)"
+        )
+    return function
 
 
 def _plain(content: Content) -> str | list[dict[str, Any]]:

@@ -29,11 +29,14 @@ def model_card(folder: RunFolder, summary: str) -> str:
     """The README.md of a model folder."""
     record = folder.record
     settings = json.dumps(record["config"], indent=2, ensure_ascii=False)
-    parents = "\n".join(f"- {role}: `{value['path']}` (sha256 {value['sha256'][:12]})" for role, value in record["inputs"].items())
+    parents = "\n".join(
+        f"- {role}: `{value['path']}` (sha256 {value['sha256'][:12]})" for role, value in record["inputs"].items()
+    )
     return (
         f"---\nlibrary_name: transformers\ntags: [kleash, {record['stage']}]\n---\n\n"
         f"# Made by `kleash {record['stage']}`\n\n{summary}\n\nFrom:\n\n{parents}\n\n"
-        f"Settings:\n\n```json\n{settings}\n```\n\nEvery figure is in `run.json` and `metrics.jsonl` beside this file.\n"
+        f"Settings:\n\n```json\n{settings}\n```\n\n"
+        "Every figure is in `run.json` and `metrics.jsonl` beside this file.\n"
     )
 
 

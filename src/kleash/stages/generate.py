@@ -51,9 +51,7 @@ class GenerateConfig(StageConfig):
     """Responses that are sampled together. Changes memory and speed, not the responses."""
 
 
-def run(
-    config: GenerateConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
-) -> Path:
+def run(config: GenerateConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> Path:
     """Sample responses and write them.
 
     Args:
@@ -109,7 +107,10 @@ def run(
 
 def _identity(config: GenerateConfig) -> dict[str, object]:
     settings = config.model_dump(mode="json", exclude=NOT_IDENTITY)
-    return settings | {"sha256 of model": fingerprint(config.model)["sha256"], "sha256 of data": fingerprint(config.data)["sha256"]}
+    return settings | {
+        "sha256 of model": fingerprint(config.model)["sha256"],
+        "sha256 of data": fingerprint(config.data)["sha256"],
+    }
 
 
 def _start_anew_unless(blocks: Path, identity: dict[str, object]) -> None:
@@ -126,8 +127,8 @@ def _refuse_too_long(config: GenerateConfig, ids: Sequence[tuple[int, ...]], con
     for row, prompt in enumerate(ids, start=1):
         if context is not None and len(prompt) + config.max_new_tokens > context:
             raise DataError(
-                f"{config.data} row {row}: a prompt of {len(prompt)} tokens and {config.max_new_tokens} new ones exceed the "
-                f"model's context of {context}; shorten the prompt or lower --max-new-tokens"
+                f"{config.data} row {row}: a prompt of {len(prompt)} tokens and {config.max_new_tokens} new ones "
+                f"exceed the model's context of {context}; shorten the prompt or lower --max-new-tokens"
             )
 
 

@@ -46,10 +46,10 @@ from kleash.stages.artifacts import inputs_of, model_card
 from kleash.stages.settings import TrainingConfig
 from kleash.training import checkpoint
 from kleash.training.ema import Average
-from kleash.training.optim import Optimizer, Schedule
+from kleash.training.optim import Optimizer
 from kleash.training.progress import Progress
 from kleash.training.selection import Selection
-from kleash.training.trackers import Trackers
+from kleash.training.trackers import Trackers, require
 
 logger = logging.getLogger("kleash")
 
@@ -60,7 +60,7 @@ FORMULA = {
     "reward": "r_t = − β (log π_old(y_t) − log π_ref(y_t)) + [t last] score",
     "advantage": "GAE(γ, λ) of r_t, whitened over the rollout's tokens where whiten_advantages",
     "policy loss": "− min(ρ A, clip(ρ, 1 ± clip) A), mean over the minibatch's tokens",
-    "value loss": "value_coefficient · ½ max((V − R)², (clip(V, V_old ± value_clip) − R)²), mean over the minibatch's tokens",
+    "value loss": "value_coefficient · ½ max((V − R)², (clip(V, V_old ± value_clip) − R)²), mean over the same",
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -185,6 +185,7 @@ def run(
     Returns:
         The finished run; metrics.jsonl has a row a rollout, samples.jsonl the responses to the held-out prompts.
     """
+    require(config.trackers)
     folder = RunFolder.open(config.out, stage="ppo", config=config, inputs=inputs_of(config, model=policy))
     if folder.finished:
         return folder
@@ -192,7 +193,9 @@ def run(
     gate_in(folder, role="reward", parent=config.reward, force=config.force)
     model, tokenizer = policy or load_policy(config.model, device=config.device)
     prompts, held_out = _prompts(config, model, tokenizer)
-    reference = freeze(load_policy(config.reference, device=config.device)[0]) if config.reference else frozen_copy(model)
+    reference = (
+        freeze(load_policy(config.reference, device=config.device)[0]) if config.reference else frozen_copy(model)
+    )
     reward = reward or build_reward(
         config.reward, policy_tokenizer=tokenizer, device=config.device, dtype=config.dtype,
         micro_batch_tokens=config.micro_batch_tokens,
@@ -200,7 +203,11 @@ def run(
     critic = _critic(model, reward, config)
     pretraining = _pretraining(config, model, tokenizer)
     sampler = LocalSampler(
-        model, tokenizer, max_new_tokens=config.max_new_tokens, temperature=config.temperature, end_ids=end_ids(tokenizer)
+        model,
+        tokenizer,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        end_ids=end_ids(tokenizer),
     )
     actors = Actors(config, model, tokenizer, reference, reward, critic, sampler)
     steps = config.steps(len(prompts))
@@ -212,7 +219,7 @@ def run(
     value_rate = config.value_learning_rate if config.value_learning_rate is not None else config.learning_rate
     value_optimizer = Optimizer(critic, steps=updates, **settings | {"learning_rate": value_rate})
     average = Average(model, config.ema_decay)
-    parts = {
+    parts: checkpoint.Parts = {
         "model": model, "value": critic, "optimizer": optimizer, "value_optimizer": value_optimizer,
         "average": average.tensors,
     }  # fmt: skip
@@ -336,13 +343,19 @@ def learn(
         if first:
             totals["first_ratio"] = torch.maximum(
                 totals.get("first_ratio", torch.ones((), device=device)),
-                ratio.check_first(actors.policy, batch, logprobs.detach(), old_logprobs, config.temperature, config.dtype),
+                ratio.check_first(
+                    actors.policy, batch, logprobs.detach(), old_logprobs, config.temperature, config.dtype
+                ),
             )
         loss, surrogate = clipped_surrogate(
             logprobs, old_logprobs, rollout.advantages[index, :width], clip=config.clip, mask=mask
         )
         value_loss, value_metrics = clipped_value_loss(
-            predicted.float(), rollout.values[index, :width], rollout.returns[index, :width], clip=config.value_clip, mask=mask
+            predicted.float(),
+            rollout.values[index, :width],
+            rollout.returns[index, :width],
+            clip=config.value_clip,
+            mask=mask,
         )
         policy_loss, value_loss = masked_sum(loss, mask) / tokens, masked_sum(value_loss, mask) / tokens
         optimizer.backward(policy_loss)
@@ -471,7 +484,9 @@ def _prompts(
     context = context_length(model)
     room = config.max_length or (context - config.max_new_tokens if context else None)
     if room is not None and room < 1:
-        raise ConfigError(f"max_new_tokens {config.max_new_tokens} leaves no room for a prompt in a context of {context}")
+        raise ConfigError(
+            f"max_new_tokens {config.max_new_tokens} leaves no room for a prompt in a context of {context}"
+        )
     train, held_out = read_split(
         config.data, config.eval_data, seed=config.seed, usable=prompt_only, max_eval_rows=config.max_eval_rows
     )
@@ -485,9 +500,7 @@ def _bare(group: Group) -> Group:
     return Group(prompt=group.prompt, columns=group.columns)
 
 
-def _pretraining(
-    config: PPOConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> list[EncodedGroup]:
+def _pretraining(config: PPOConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[EncodedGroup]:
     if config.pretraining_data is None:
         return []
     rows = [imitated(row) for row in read_usable(config.pretraining_data, demonstration)]
@@ -518,7 +531,7 @@ def _verdict(folder: RunFolder) -> None:
     gate_out(
         folder,
         passed=last["end_rate"] >= 0.5,
-        finding=f"{last['end_rate']:.0%} of the last rollout's responses ended by themselves, at KL {last['kl']:.2f} nats",
+        finding=f"{last['end_rate']:.0%} of the last rollout's responses ended, at KL {last['kl']:.2f} nats",
         advice="raise --max-new-tokens if they are good, --beta or --missing-eos-score if they run on",
         end_rate=last["end_rate"],
         kl=last["kl"],

@@ -41,7 +41,7 @@ from kleash.training import checkpoint
 from kleash.training.optim import Optimizer
 from kleash.training.progress import Progress
 from kleash.training.selection import Selection
-from kleash.training.trackers import Trackers
+from kleash.training.trackers import Trackers, require
 
 logger = logging.getLogger("kleash")
 
@@ -55,7 +55,7 @@ FORMULA = (
 
 
 class RewardConfig(TrainingConfig):
-    """Learn a reward from comparisons. Defaults: Ouyang et al. 2022 (arXiv:2203.02155), C.2, unless a field says else."""
+    """Learn a reward from comparisons. Defaults: Ouyang et al. 2022 (arXiv:2203.02155), C.2, unless a field says."""
 
     batch_size: int = Field(64, ge=1)
     """Prompts in one optimiser step, each with all pairs of its K responses."""
@@ -76,9 +76,7 @@ class RewardConfig(TrainingConfig):
     """Longest of those samples, in tokens."""
 
 
-def run(
-    config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
-) -> RunFolder:
+def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> RunFolder:
     """Train a reward model and write a folder that `transformers` loads as a sequence classifier.
 
     Args:
@@ -88,6 +86,7 @@ def run(
     Returns:
         The finished run; the report on held-out pairs is in run.json under `results`.
     """
+    require(config.trackers)
     folder = RunFolder.open(config.out, stage="reward", config=config, inputs=inputs_of(config, model=reward))
     if folder.finished:
         return folder
@@ -98,7 +97,7 @@ def run(
     folder.note("formulas", loss=FORMULA)
 
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
-    parts = {"model": model, "optimizer": optimizer}
+    parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
     state = checkpoint.restore(folder, parts)
     selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
     with Progress(steps, "reward", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
@@ -117,7 +116,11 @@ def run(
 
     checkpoint.save(folder, steps, parts, keep=config.keep, **selection.numbers)
     chosen = selection.take(model, steps)
-    results: dict[str, Any] = {"step": chosen, "rows": len(train), "centred_on": _centre(model, tokenizer, train, config)}
+    results: dict[str, Any] = {
+        "step": chosen,
+        "rows": len(train),
+        "centred_on": _centre(model, tokenizer, train, config),
+    }
     if held_out:
         results["report"] = report(model, held_out, train, config)
         _verdict(folder, results["report"])
@@ -128,7 +131,7 @@ def run(
 def report(
     model: PreTrainedModel, held_out: Sequence[EncodedGroup], train: Sequence[EncodedGroup], config: RewardConfig
 ) -> dict[str, Any]:
-    """Accuracy with its interval, log loss, calibration, length slope, noise ceiling: over all held-out pairs at once."""
+    """Accuracy with interval, log loss, calibration, length slope, noise ceiling: over all held-out pairs at once."""
     scores: list[tuple[float, float]] = []
     ordered: list[EncodedGroup] = []
     for size in sorted({len(group.responses) for group in held_out}):
@@ -211,7 +214,9 @@ def _centre(
         groups, on = list(train), "the training responses"
     model.config.kleash_offset = 0.0
     sizes = {len(group.responses) for group in groups}
-    scores = [score_encoded(model, [g for g in groups if len(g.responses) == size], dtype=config.dtype) for size in sizes]
+    scores = [
+        score_encoded(model, [g for g in groups if len(g.responses) == size], dtype=config.dtype) for size in sizes
+    ]
     model.config.kleash_offset = float(torch.cat([score.flatten() for score in scores]).double().mean())
     return on
 
@@ -225,30 +230,37 @@ def _samples(
     prompts = [train[row] for row in rows if len(train[row].prompt_ids) <= room]
     sampler = LocalSampler(policy, own, max_new_tokens=config.centre_max_new_tokens)
     with autocast(config.dtype, policy.device):
-        batch = sampler([prompt.prompt_ids for prompt in prompts], group_size=1, seed=derive_seed(config.seed, "centre"))
+        batch = sampler(
+            [prompt.prompt_ids for prompt in prompts], group_size=1, seed=derive_seed(config.seed, "centre")
+        )
     sampled = decode_groups(batch, [prompt.source for prompt in prompts], own, end_ids(own))
     # The reward model's tokenizer is the policy's, save for a pad token, so the sampled ids are scored as they are.
     return encode_all(sampled, tokenizer, max_length=None)[0]
 
 
 def _verdict(folder: RunFolder, figures: dict[str, Any]) -> None:
-    low, high = figures["accuracy_interval"]
+    low = figures["accuracy_interval"][0]
     gate_out(
         folder,
         passed=low > 0.5,
-        finding=f"held-out accuracy {figures['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f}, {figures['pairs']} pairs)",
+        finding=_accuracy(figures),
         advice="it must be above one half for sure: get more comparisons, or look at them with `kleash inspect`",
         accuracy=figures["accuracy"],
         low=low,
     )
 
 
+def _accuracy(figures: dict[str, Any]) -> str:
+    low, high = figures["accuracy_interval"]
+    accuracy, pairs = figures["accuracy"], figures["pairs"]
+    return f"held-out accuracy {accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}, {pairs} pairs)"
+
+
 def _summary(figures: dict[str, Any] | None) -> str:
     if figures is None:
         return "Not measured: no held-out pairs."
-    low, high = figures["accuracy_interval"]
     return (
-        f"Held-out accuracy {figures['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f}, {figures['pairs']} pairs). "
+        f"{_accuracy(figures).capitalize()}. "
         "`transformers` gives this model's score up to the offset `kleash_offset` of its config."
     )
 
@@ -264,5 +276,3 @@ def _comparisons(
     if truncation.message():
         logger.warning("%s: %s", config.data, truncation.message())
     return encoded, encode_all(held_out, tokenizer, max_length=length)[0] if held_out else []
-
-

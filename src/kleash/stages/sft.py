@@ -32,7 +32,7 @@ from kleash.training import checkpoint
 from kleash.training.optim import Optimizer
 from kleash.training.progress import Progress
 from kleash.training.selection import Selection
-from kleash.training.trackers import Trackers
+from kleash.training.trackers import Trackers, require
 
 logger = logging.getLogger("kleash")
 
@@ -49,9 +49,7 @@ class SFTConfig(TrainingConfig):
     """Peak learning rate. InstructGPT took 9.65e-6, N+ 3e-6; small models bear 100 times as much."""
 
 
-def run(
-    config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
-) -> RunFolder:
+def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> RunFolder:
     """Train on demonstrations and write a folder that `transformers` loads.
 
     Args:
@@ -61,6 +59,7 @@ def run(
     Returns:
         The finished run; run.json holds `eval_loss` (nats a token) before and after.
     """
+    require(config.trackers)
     folder = RunFolder.open(config.out, stage="sft", config=config, inputs=inputs_of(config, model=policy))
     if folder.finished:
         return folder
@@ -71,7 +70,7 @@ def run(
     folder.note("formulas", loss=FORMULA)
 
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
-    parts = {"model": model, "optimizer": optimizer}
+    parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
     state = checkpoint.restore(folder, parts)
     selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
     before = state.get("before", evaluate(model, held_out, config) if held_out else math.nan)
@@ -80,8 +79,9 @@ def run(
             rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
             metrics = _step(model, optimizer, [train[row] for row in rows], config)
             if held_out and config.due(step, steps):
-                metrics["eval_loss"] = evaluate(model, held_out, config)
-                selection.offer(model, step, metrics["eval_loss"])
+                held_out_loss = evaluate(model, held_out, config)
+                metrics["eval_loss"] = held_out_loss
+                selection.offer(model, step, held_out_loss)
             row = folder.log(step, metrics)
             trackers.log(step, row)
             progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})

@@ -78,7 +78,7 @@ class Optimizer:
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradient; `loss` is its sum divided by the step's count."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def step(self) -> dict[str, Any]:
         """Take the step and clear the gradient.
@@ -110,9 +110,7 @@ class Optimizer:
         """Take back what `state` gave."""
         self.taken = int(tensors["taken"])
         for name, parameter in self.parameters.items():
-            state = {
-                key.rpartition("/")[2]: value for key, value in tensors.items() if key.rpartition("/")[0] == name
-            }
+            state = {key.rpartition("/")[2]: value for key, value in tensors.items() if key.rpartition("/")[0] == name}
             if state:
                 self.adam.state[parameter] = {
                     key: value.to(parameter.device if key != "step" else value.device) for key, value in state.items()

@@ -15,7 +15,9 @@ from kleash.training.checkpoint import load_weights, weights
 class Selection:
     """Keeps the weights of the step with the least figure."""
 
-    def __init__(self, folder: RunFolder, choose: Literal["best", "last"], *, step: int = 0, least: float | None = None):
+    def __init__(
+        self, folder: RunFolder, choose: Literal["best", "last"], *, step: int = 0, least: float | None = None
+    ):
         """Start, or go on from a checkpoint's `step` and `least`."""
         self.folder, self.choose = folder, choose
         self.step, self.least = step, math.inf if least is None else least
