@@ -84,8 +84,8 @@ class _Parser(argparse.ArgumentParser):
     """Argparse with no abbreviations and its errors in one line."""
 
     def __init__(self, **settings: Any) -> None:
-        settings = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter} | settings
-        super().__init__(**settings)
+        own: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(**own | settings)
 
     def error(self, message: str) -> NoReturn:
         from kleash.errors import ConfigError

@@ -100,6 +100,7 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
     state = checkpoint.restore(folder, parts)
     selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
+    figures: dict[str, Any] | None = None
     with Progress(steps, "reward", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
         for step in range(state["step"] + 1, steps + 1):
             rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
@@ -122,7 +123,8 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
         "centred_on": _centre(model, tokenizer, train, config),
     }
     if held_out:
-        results["report"] = report(model, held_out, train, config)
+        # Only differences count, so centring changes no figure; the last weights have just been measured.
+        results["report"] = figures if figures and chosen == steps else report(model, held_out, train, config)
         _verdict(folder, results["report"])
     save_model(folder.path, model, tokenizer, model_card(folder, _summary(results.get("report"))))
     return folder.finish(**results)

@@ -73,15 +73,15 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
     state = checkpoint.restore(folder, parts)
     selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
+    after = math.nan
     before = state.get("before", evaluate(model, held_out, config) if held_out else math.nan)
     with Progress(steps, "sft", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
         for step in range(state["step"] + 1, steps + 1):
             rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
             metrics = _step(model, optimizer, [train[row] for row in rows], config)
             if held_out and config.due(step, steps):
-                held_out_loss = evaluate(model, held_out, config)
-                metrics["eval_loss"] = held_out_loss
-                selection.offer(model, step, held_out_loss)
+                metrics["eval_loss"] = after = evaluate(model, held_out, config)
+                selection.offer(model, step, after)
             row = folder.log(step, metrics)
             trackers.log(step, row)
             progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})
@@ -89,7 +89,8 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
                 checkpoint.save(folder, step, parts, keep=config.keep, before=before, **selection.numbers)
 
     chosen = selection.take(model, steps)
-    after = evaluate(model, held_out, config) if held_out else math.nan
+    if held_out and (chosen != steps or math.isnan(after)):
+        after = evaluate(model, held_out, config)
     gate_out(
         folder,
         passed=not held_out or after < before,
