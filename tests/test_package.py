@@ -32,6 +32,12 @@ def test_public_names_exist_and_are_documented(name: str) -> None:
         assert public.__doc__, f"kleash.{name} has no docstring"
 
 
+def test_the_api_page_lists_exactly_the_public_names() -> None:
+    table = (ROOT / "docs" / "api.md").read_text().split("## Public names")[1]
+    listed = [name.strip("` ") for line in table.splitlines() if line.startswith("| `") for name in line.split("|")[1].split(",")]
+    assert sorted(listed) == sorted(kleash.__all__)
+
+
 def test_every_module_is_imported_without_side_effects_on_the_terminal() -> None:
     modules = [
         ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
