@@ -41,8 +41,8 @@ class Size:
     demonstrations: int = 1500
     pairs: int = 6000
     biased_share: float = 0.3
-    beta: float = 0.05
-    rollouts: int = 80
+    beta: float = 0.2
+    rollouts: int = 60
     batch_size: int = 64
     eval_every: int = 5
     choose_prompts: int = 96
@@ -89,7 +89,7 @@ def run(out: Path, *, seed: int = 0, size: Size | None = None) -> dict[str, Any]
         reward_model.run(
             reward_model.RewardConfig(
                 model=str(out / "sft"), data=str(files["comparisons"]), out=out / "reward", seed=seed,
-                batch_size=64, learning_rate=6e-4, centre_samples=256, centre_max_new_tokens=size.max_new_tokens,
+                batch_size=64, learning_rate=1e-3, centre_samples=256, centre_max_new_tokens=size.max_new_tokens,
                 eval_every=20, max_eval_rows=1000,
             )
         ),
@@ -167,7 +167,8 @@ def _summarise(world: World, out: Path, size: Size, seed: int, runs: Mapping[str
     curves = {name: _curve(world, read_jsonl(run.path / "samples.jsonl")) for name, run in runs.items()}
     held_out = list(read_groups(out / "data" / "held_out.jsonl"))
     test = [group for group in held_out if group.columns["split"] == "test"]
-    policies: dict[str, Any] = {"base": _measure_base(world, out, size, seed, test)}
+    base = _base_samples(out, size, seed, test)
+    policies: dict[str, Any] = {"base": _policy(world, base)}
     policies["sft"] = _policy(world, _rows(runs["ppo"], step=0, split="test"))
     for name, run in runs.items():
         best = max(curves[name], key=lambda point: point["gold_choose"])
@@ -177,7 +178,7 @@ def _summarise(world: World, out: Path, size: Size, seed: int, runs: Mapping[str
         name: [{k: v for k, v in point.items() if k != "gold_choose"} for point in curve]
         for name, curve in curves.items()
     }
-    return {"policies": policies, "curves": public, "samples": _side_by_side(world, policies, curves, runs, size)}
+    return {"policies": policies, "curves": public, "samples": _side_by_side(world, base, policies, curves, runs)}
 
 
 def _curve(world: World, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -223,7 +224,7 @@ def _rows(run: Any, *, step: int, split: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["step"] == step and row["split"] == split]
 
 
-def _measure_base(world: World, out: Path, size: Size, seed: int, prompts: Iterable[Group]) -> dict[str, Any]:
+def _base_samples(out: Path, size: Size, seed: int, prompts: Iterable[Group]) -> list[dict[str, Any]]:
     """Base samples on the test prompts, with their proxy and their KL from the SFT model."""
     model, tokenizer = load_policy(out / "base")
     reference, _ = load_policy(out / "sft")
@@ -236,23 +237,25 @@ def _measure_base(world: World, out: Path, size: Size, seed: int, prompts: Itera
         assert batch.sampler_logprobs is not None
         drift = kl.k1(batch.sampler_logprobs, response_logprobs(reference, batch)[0])
     nats = kl.per_sequence(drift, batch.mask)[:, 0].tolist()
-    rows = [
+    return [
         {"prompt": g.prompt, "response": g.responses[0].text, "finished": g.responses[0].finished, "score": s, "kl": n}
         for g, s, n in zip(groups, reward(groups)[:, 0].tolist(), nats, strict=True)
     ]
-    return _policy(world, rows)
 
 
 def _side_by_side(
     world: World,
+    base: Sequence[Mapping[str, Any]],
     policies: Mapping[str, Any],
     curves: Mapping[str, Sequence[Mapping[str, Any]]],
     runs: Mapping[str, Any],
-    size: Size,
 ) -> list[dict[str, Any]]:
     """Two test prompts of each kind, answered by every policy through training."""
     first = {row["prompt"]: row for row in _rows(runs["ppo"], step=0, split="test")}
-    tables: dict[tuple[str, int], dict[str, dict[str, Any]]] = {("sft", 0): first}
+    tables: dict[tuple[str, int | None], dict[str, Mapping[str, Any]]] = {
+        ("base", None): {row["prompt"]: row for row in base},
+        ("sft", 0): dict(first),
+    }
     for name, run in runs.items():
         steps = [point["step"] for point in curves[name]]
         wanted = {steps[len(steps) // 3], policies[name]["gold_peak"]["step"], steps[-1]} - {0}
