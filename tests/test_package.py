@@ -34,7 +34,12 @@ def test_public_names_exist_and_are_documented(name: str) -> None:
 
 def test_the_api_page_lists_exactly_the_public_names() -> None:
     table = (ROOT / "docs" / "api.md").read_text().split("## Public names")[1]
-    listed = [name.strip("` ") for line in table.splitlines() if line.startswith("| `") for name in line.split("|")[1].split(",")]
+    listed = [
+        name.strip("` ")
+        for line in table.splitlines()
+        if line.startswith("| `")
+        for name in line.split("|")[1].split(",")
+    ]
     assert sorted(listed) == sorted(kleash.__all__)
 
 

@@ -118,3 +118,13 @@ def test_a_gate_that_failed_stops_the_next_stage_unless_forced(base: Path, demon
         sft.run(config(broken.path, demonstrations, **onwards))
     sft.run(config(broken.path, demonstrations, force=True, **onwards))
     assert (read_record(base.parent / "next") or {})["gates"]["in (model)"]["forced"]
+
+
+def test_a_response_may_stand_in_a_column_of_another_name(base: Path, write: object) -> None:
+    rows = [{"prompt": "a b", "solution": "c d", "answer": "d"}] * 24
+    turns = [{"prompt": [{"role": "user", "content": "a b"}], "solution": "c d"}] * 24
+    for name, data in (("text", rows), ("turns", turns)):
+        file = write(f"{name}.jsonl", data)  # type: ignore[operator]
+        folder = sft.run(config(base, file, out=base.parent / name, max_steps=1, response_column="solution"))
+        # "c d" and the end token, three tokens a row
+        assert folder.metrics()[0]["tokens"] == 8 * 3

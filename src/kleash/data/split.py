@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from kleash.data.formats import read_groups
-from kleash.data.group import Group, Preference
+from kleash.data.group import Content, Group, Preference, Response
 from kleash.errors import DataError
 from kleash.run import derive_seed
 
@@ -26,6 +26,7 @@ def read_split(
     seed: int,
     usable: Callable[[Group], str | None],
     max_eval_rows: int | None = None,
+    response_column: str | None = None,
 ) -> tuple[list[Group], list[Group]]:
     """Read the rows to train on and the rows to measure on.
 
@@ -35,6 +36,7 @@ def read_split(
         seed: which tenth.
         usable: says of a row what is wrong with it for this stage, or None.
         max_eval_rows: at most so many held-out rows.
+        response_column: where the response stands, if not under a name that the schemas know.
 
     Returns:
         Training groups, held-out groups.
@@ -42,17 +44,24 @@ def read_split(
     Raises:
         DataError: naming the first row that the stage cannot use.
     """
-    groups = read_usable(data, usable)
+    groups = read_usable(data, usable, response_column=response_column)
     if eval_data is not None:
-        return groups, read_usable(eval_data, usable)[:max_eval_rows]
+        return groups, read_usable(eval_data, usable, max_eval_rows, response_column=response_column)
     train, held_out = hold_out(groups, seed=seed)
     return train, held_out[:max_eval_rows]
 
 
-def read_usable(data: str | Path, usable: Callable[[Group], str | None], limit: int | None = None) -> list[Group]:
+def read_usable(
+    data: str | Path,
+    usable: Callable[[Group], str | None],
+    limit: int | None = None,
+    *,
+    response_column: str | None = None,
+) -> list[Group]:
     """Read the rows of a file, refusing the first that a stage cannot use."""
     groups = []
-    for row, group in enumerate(islice(read_groups(data), limit), start=1):
+    for row, read in enumerate(islice(read_groups(data), limit), start=1):
+        group = read if response_column is None else answered_by(read, response_column)
         problem = usable(group)
         if problem:
             raise DataError(f"{data} row {row}: {problem}")
@@ -76,7 +85,10 @@ def hold_out(groups: Sequence[Group], *, seed: int) -> tuple[list[Group], list[G
 def demonstration(group: Group) -> str | None:
     """What is wrong with a row for imitation, or None; a preference will do, for its chosen response."""
     if len(group.responses) != 1 and not isinstance(group.label, Preference):
-        return f"has {len(group.responses)} responses; a demonstration has one (`prompt` and `response`, or `messages`)"
+        return (
+            f"has {len(group.responses)} responses; a demonstration has one: `prompt` and `response`, `messages`, "
+            "or a column named by --response-column"
+        )
     return None
 
 
@@ -85,6 +97,16 @@ def imitated(group: Group) -> Group:
     if not isinstance(group.label, Preference):
         return group
     return replace(group, responses=(group.responses[int(group.label.probability < 0.5)],), label=None)
+
+
+def answered_by(group: Group, column: str) -> Group:
+    """A row whose response stands in a column of another name; rows without that column are left as they are."""
+    text = group.columns.get(column)
+    if not isinstance(text, str):
+        return group
+    content: Content = text if isinstance(group.prompt, str) else ({"role": "assistant", "content": text},)
+    columns = {name: value for name, value in group.columns.items() if name != column}
+    return replace(group, responses=(Response(content),), label=None, columns=columns)
 
 
 def comparison(group: Group) -> str | None:

@@ -47,6 +47,8 @@ class SFTConfig(TrainingConfig):
 
     learning_rate: float = 1e-5
     """Peak learning rate. InstructGPT took 9.65e-6, N+ 3e-6; small models bear 100 times as much."""
+    response_column: str | None = None
+    """Column that holds the response, where it is none of `response`, `completion`, `messages` (`solution`, say)."""
 
 
 def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> RunFolder:
@@ -136,8 +138,9 @@ def _demonstrations(
     config: SFTConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
     train, held_out = read_split(
-        config.data, config.eval_data, seed=config.seed, usable=demonstration, max_eval_rows=config.max_eval_rows
-    )
+        config.data, config.eval_data, seed=config.seed, usable=demonstration, max_eval_rows=config.max_eval_rows,
+        response_column=config.response_column,
+    )  # fmt: skip
     length = config.max_length or context_length(model)
     encoded, truncation = encode_all([imitated(group) for group in train], tokenizer, max_length=length)
     if truncation.message():
