@@ -20,6 +20,7 @@ from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Group, Response, collate
 from kleash.models.forward import response_scores
 from kleash.models.load import autocast, load_reward_model
+from kleash.training.progress import Progress
 
 
 class LearnedReward:
@@ -74,10 +75,14 @@ def score_encoded(
         micro_batch_tokens: tokens in memory at once.
     """
     scores = torch.zeros(len(groups), len(groups[0].responses))
-    for part in microbatches(groups, max_tokens=micro_batch_tokens):
-        batch = collate([groups[row] for row in part], device=model.device)
-        with autocast(dtype, model.device):
-            scores[part] = response_scores(model, batch).float().cpu()
+    done = 0
+    with Progress(len(groups), "score") as progress:
+        for part in microbatches(groups, max_tokens=micro_batch_tokens):
+            batch = collate([groups[row] for row in part], device=model.device)
+            with autocast(dtype, model.device):
+                scores[part] = response_scores(model, batch).float().cpu()
+            done += len(part)
+            progress.update(done)
     return scores
 
 

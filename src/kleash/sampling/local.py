@@ -23,6 +23,7 @@ from kleash.data.group import GroupBatch
 from kleash.errors import DataError, ModelError
 from kleash.models.forward import find_decoder, plain_attention, projection, prompt_positions, run_decoder
 from kleash.models.load import context_length
+from kleash.training.progress import Progress
 
 NEAR_TIE = 1e-6
 """How close a draw may come to a boundary before rounding could have decided it."""
@@ -110,13 +111,15 @@ class LocalSampler:
         training = self.model.training
         self.model.eval()  # dropout would sample from another policy (F7)
         try:
-            for rows, siblings in self._blocks(prompts, group_size):
-                prompt_ids, prompt_attention = _pad_left([prompts[row] for row in rows], self.pad_id, device)
-                draws = torch.from_numpy(uniforms[rows, siblings].reshape(-1, self.max_new_tokens)).to(device)
-                block = self._sample(prompt_ids, prompt_attention, draws)
-                for whole, part in ((ids, block.ids), (logprobs, block.logprobs), (attention, block.attention)):
-                    whole[rows, siblings] = part.reshape(len(rows), -1, self.max_new_tokens)
-                self.near_ties += int((block.near & block.attention).sum())
+            with Progress(len(prompts) * group_size, "sample") as progress:
+                for rows, siblings in self._blocks(prompts, group_size):
+                    prompt_ids, prompt_attention = _pad_left([prompts[row] for row in rows], self.pad_id, device)
+                    draws = torch.from_numpy(uniforms[rows, siblings].reshape(-1, self.max_new_tokens)).to(device)
+                    block = self._sample(prompt_ids, prompt_attention, draws)
+                    for whole, part in ((ids, block.ids), (logprobs, block.logprobs), (attention, block.attention)):
+                        whole[rows, siblings] = part.reshape(len(rows), -1, self.max_new_tokens)
+                    self.near_ties += int((block.near & block.attention).sum())
+                    progress.update(progress.step + len(draws))
         finally:
             self.model.train(training)
         self.tokens_sampled += int(attention.sum())

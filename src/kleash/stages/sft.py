@@ -109,13 +109,16 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
 @torch.no_grad()
 def evaluate(model: PreTrainedModel, groups: Sequence[EncodedGroup], config: SFTConfig) -> float:
     """−log π(response | prompt) a token, over all trained tokens of the groups."""
-    total, count = 0.0, 0
-    for part in microbatches(groups, max_tokens=config.micro_batch_tokens):
-        batch = collate([groups[row] for row in part], device=model.device)
-        with autocast(config.dtype, model.device):
-            logprobs, _ = response_logprobs(model, batch)
-        total -= float(masked_sum(logprobs, batch.mask))
-        count += int(batch.mask.sum())
+    total, count, done = 0.0, 0, 0
+    with Progress(len(groups), "held-out loss") as progress:
+        for part in microbatches(groups, max_tokens=config.micro_batch_tokens):
+            batch = collate([groups[row] for row in part], device=model.device)
+            with autocast(config.dtype, model.device):
+                logprobs, _ = response_logprobs(model, batch)
+            total -= float(masked_sum(logprobs, batch.mask))
+            count += int(batch.mask.sum())
+            done += len(part)
+            progress.update(done, loss=total / count)
     return total / count
 
 
