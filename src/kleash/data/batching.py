@@ -53,16 +53,16 @@ def _cut(order: Sequence[int], sizes: Sequence[tuple[int, int, int]], max_tokens
     its tokens with padding, and 1/32 of the largest batch for being one: a little padding is cheaper than a pass more.
     """
     k, prompt, response = np.array([sizes[i] for i in order], dtype=np.int64).reshape(-1, 3).T
-    k = np.maximum(k, 1)
+    rows = np.maximum(k, 1)  # a prompt without responses is a row, too
     cost = np.zeros(len(order) + 1)
     begin = [0] * (len(order) + 1)
     for j in range(1, len(order) + 1):
-        reach = max(1, max_tokens // int(k[j - 1] * (prompt[j - 1] + response[j - 1]) or 1))
+        reach = max(1, max_tokens // int(rows[j - 1] * (prompt[j - 1] + response[j - 1]) or 1))
         back = slice(max(0, j - reach), j)
         width = np.maximum.accumulate(prompt[back][::-1])
         depth = np.maximum.accumulate(response[back][::-1])
         count = np.arange(1, len(width) + 1)
-        tokens = count * k[j - 1] * (width + depth)
+        tokens = count * rows[j - 1] * (width + depth)
         fits = (k[back][::-1] == k[j - 1]) & (tokens <= max_tokens)
         fits[0] = True  # one group alone, whatever its size
         whole = np.where(fits, cost[back][::-1] + tokens + max_tokens / 32, np.inf)
