@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kleash.data.batching import batch_at, microbatches, order
@@ -29,6 +29,7 @@ sizes = st.lists(st.tuples(st.integers(1, 30), st.lists(st.integers(0, 30), max_
 
 @settings(max_examples=60, deadline=None)
 @given(sizes, st.integers(1, 200))
+@example([(1, []), (1, [0])], 2)  # a bare prompt and an empty response are of two kinds
 def test_every_group_is_in_one_batch_of_its_k_that_fits(shapes, max_tokens):
     groups = [group(prompt, *responses) for prompt, responses in shapes]
     batches = microbatches(groups, max_tokens=max_tokens)
