@@ -28,7 +28,7 @@ from kleash.data.chat import encode_all, end_ids
 from kleash.data.group import EncodedGroup, Group, GroupBatch, Preference, Ranking, collate
 from kleash.data.split import comparison, demonstration, imitated, read_split, read_usable
 from kleash.evals.preference import preference_report
-from kleash.models.forward import response_scores
+from kleash.models.forward import check_forward, response_scores
 from kleash.models.load import autocast, context_length, load_policy, new_reward_model, save_model
 from kleash.objectives.bradley_terry import pair_loss, ranking_loss
 from kleash.rewards.learned import score_encoded
@@ -93,6 +93,7 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     gate_in(folder, role="model", parent=config.model, force=config.force)
     model, tokenizer = reward or new_reward_model(config.model, seed=config.seed, device=config.device)
     train, held_out = _comparisons(config, model, tokenizer)
+    check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
     steps = config.steps(len(train))
     folder.note("formulas", loss=FORMULA)
 

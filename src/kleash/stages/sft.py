@@ -22,7 +22,7 @@ from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, collate
 from kleash.data.split import demonstration, imitated, read_split
-from kleash.models.forward import response_logprobs
+from kleash.models.forward import check_forward, response_logprobs
 from kleash.models.load import autocast, context_length, load_policy, save_model
 from kleash.objectives.reduce import masked_sum
 from kleash.run import RunFolder
@@ -68,6 +68,7 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     gate_in(folder, role="model", parent=config.model, force=config.force)
     model, tokenizer = policy or load_policy(config.model, device=config.device)
     train, held_out = _demonstrations(config, model, tokenizer)
+    check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
     steps = config.steps(len(train))
     folder.note("formulas", loss=FORMULA)
 
