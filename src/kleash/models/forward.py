@@ -173,10 +173,19 @@ def scatter(values: Float[Tensor, " N"], mask: Bool[Tensor, "*S"]) -> Float[Tens
     return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
-def run_decoder(decoder: Model, **inputs: Any) -> Any:
-    """Call a decoder with those of the inputs that it knows: models with relative positions take no `position_ids`."""
+def run_decoder(decoder: Model, *, cache: DynamicCache | None = None, **inputs: Any) -> Any:
+    """Call a decoder with those of the inputs that it knows: models with relative positions take no `position_ids`.
+
+    Args:
+        decoder: of any kind.
+        cache: keys and values so far, filled further; None keeps none.
+        inputs: ids, masks, positions.
+    """
     accepted = _parameters(decoder.__class__)
-    return decoder(**{name: value for name, value in inputs.items() if name in accepted})
+    known = {name: value for name, value in inputs.items() if name in accepted}
+    if cache is not None:  # transformers 5.24 gave the argument this name
+        known["cache" if "cache" in accepted else "past_key_values"] = cache
+    return decoder(**known, use_cache=cache is not None)
 
 
 def check_forward(model: Model, batch: GroupBatch) -> None:
@@ -265,8 +274,7 @@ def _shared_states(decoder: Model, batch: GroupBatch, fed: int) -> Float[Tensor,
         input_ids=batch.prompt_ids,
         attention_mask=attention.long(),
         position_ids=positions,
-        past_key_values=past,
-        use_cache=True,
+        cache=past,
     ).last_hidden_state
     first = states[:, -1:].repeat_interleave(responses, 0)
     if fed == 0:
@@ -279,8 +287,7 @@ def _shared_states(decoder: Model, batch: GroupBatch, fed: int) -> Float[Tensor,
         input_ids=batch.response_ids[..., :fed].flatten(0, 1),
         attention_mask=torch.cat([attention.long().repeat_interleave(responses, 0), mask], 1),
         position_ids=start + mask.cumsum(-1),
-        past_key_values=past,
-        use_cache=True,
+        cache=past,
     ).last_hidden_state
     return torch.cat([first, states], 1)
 
@@ -297,6 +304,5 @@ def _row_states(decoder: Model, batch: GroupBatch, fed: int) -> Float[Tensor, "R
         input_ids=join(batch.prompt_ids, batch.response_ids),
         attention_mask=attention.long(),
         position_ids=prompt_positions(attention),
-        use_cache=False,
     ).last_hidden_state
     return states[:, batch.prompt_ids.shape[1] - 1 :]

@@ -170,8 +170,7 @@ class LocalSampler:
             input_ids=prompt_ids,
             attention_mask=prompt_attention.long(),
             position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
+            cache=cache,
         ).last_hidden_state
         logits = project(states[:, -1]).repeat_interleave(siblings, 0)
         _expand(decoder, cache, siblings, steps)
@@ -210,8 +209,7 @@ class LocalSampler:
                 input_ids=tokens[:, None],
                 attention_mask=None if attention is None else attention[:, : width + step + 1],
                 position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
+                cache=cache,
             ).last_hidden_state
             logits = project(states[:, -1])
         block.write(active, step, drawn)
