@@ -10,6 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 
 BIN := .venv/bin
 PIP := $(BIN)/pip install --disable-pip-version-check $(shell test -t 2 || echo -qq)# pip's own progress in a terminal
+PYTEST := $(BIN)/pytest -q -n auto --dist loadscope# a process a core, each module in one of them
 READY := .venv/ready
 
 .PHONY: help demo test test-slow lint types bench setup clean
@@ -21,10 +22,10 @@ demo: $(READY) ## the small world, from base model to report: 5 minutes on 2 cor
 	$(BIN)/kleash demo
 
 test: $(READY) ## the fast tests
-	$(BIN)/pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(READY) ## the slow tests: training to the closed form, kill and resume, the demo made small
-	$(BIN)/pytest -q -m slow
+	$(PYTEST) -m slow
 
 lint: $(READY) ## style, format and the floors
 	$(BIN)/ruff check .
