@@ -42,7 +42,7 @@ class Size:
     pairs: int = 6000
     biased_share: float = 0.3
     beta: float = 0.2
-    rollouts: int = 60
+    rollouts: int = 50
     batch_size: int = 64
     eval_every: int = 5
     choose_prompts: int = 96
