@@ -66,10 +66,10 @@ def log_policy(llama: PreTrainedModel, *, temperature: float = 1.0) -> Tensor:
     return response_logprobs(llama, collate(batch()), temperature=temperature)[0].double().sum(-1)
 
 
-def reward_table(seed: int = 0) -> Tensor:
+def reward_table(seed: int = 0, *, span: float = 1.0) -> Tensor:
     """A reward in [0, 1] for every response: [prompts, responses]."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(len(PROMPTS), len(responses()), generator=generator, dtype=torch.double)
+    return span * torch.rand(len(PROMPTS), len(responses()), generator=generator, dtype=torch.double)
 
 
 def optimum(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
