@@ -36,15 +36,16 @@ def settings(folder: Path, beta: float, **changes: object) -> ppo.PPOConfig:
     values: dict[str, object] = {
         "model": str(folder / "model"), "data": str(folder / "prompts.jsonl"), "reward": "the enumerable table",
         "out": folder / "ppo", "beta": beta, "max_steps": 150, "batch_size": 256, "max_new_tokens": enumerable.LONGEST,
-        "learning_rate": 4e-3, "value_learning_rate": 8e-3, "value_init": "policy", "value_clip": None, "lam": 1.0,
+        "learning_rate": 2e-3, "value_learning_rate": 8e-3, "value_init": "policy", "value_clip": None, "lam": 1.0,
         "inner_epochs": 2, "minibatches": 2, "value_coefficient": 1.0,
     }  # fmt: skip
     return ppo.PPOConfig.make(values | changes)
 
 
-# At β = 0.1 and span 1 the best and the worst response are 10 nats apart: π* then leaves 3 % to responses so rare that
-# nobody who samples from the policy meets them, which is the limit of any learner on its own samples (docs/log.md).
-@pytest.mark.parametrize(("beta", "span"), [(0.1, 0.5), (0.5, 1.0), (2.0, 1.0)])
+# The span at β = 0.1 keeps the best and the worst response 2.5 nats apart. At 10 nats the distance stays at 0.026 to 0.037:
+# while the policy still moves fast it all but drops responses that π* gives a percent or two, and what is not sampled is
+# not learned back (docs/log.md).
+@pytest.mark.parametrize(("beta", "span"), [(0.1, 0.25), (0.5, 1.0), (2.0, 1.0)])
 def test_ppo_reaches_the_closed_form_optimum(tmp_path: Path, beta: float, span: float) -> None:
     enumerable.write(tmp_path, enumerable.model())
     rewards = enumerable.reward_table(span=span)
