@@ -219,12 +219,17 @@ def test_ctrl_c_ends_with_130_and_loses_nothing(base: Path, demonstrations: Path
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # what a shell starts in the background ignores Ctrl-C, and hands that down: the tests may run like that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     metrics = base.parent / "out" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 30):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert (
         errors.strip().splitlines()[-1]
