@@ -30,6 +30,7 @@ from kleash.data.split import comparison, demonstration, imitated, read_split, r
 from kleash.evals.preference import preference_report
 from kleash.models.forward import check_forward, response_scores
 from kleash.models.load import autocast, context_length, load_policy, new_reward_model, save_model
+from kleash.models.lora import merge_lora
 from kleash.objectives.bradley_terry import pair_loss, ranking_loss
 from kleash.rewards.learned import score_encoded
 from kleash.run import RunFolder, derive_seed
@@ -37,6 +38,7 @@ from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
 from kleash.stages.artifacts import inputs_of, model_card
 from kleash.stages.settings import TrainingConfig
+from kleash.stages.trainable import make_trainable
 from kleash.training import checkpoint
 from kleash.training.optim import Optimizer
 from kleash.training.progress import Progress
@@ -92,6 +94,7 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
         return folder
     gate_in(folder, role="model", parent=config.model, force=config.force)
     model, tokenizer = reward or new_reward_model(config.model, seed=config.seed, device=config.device)
+    make_trainable(model, config)
     train, held_out = _comparisons(config, model, tokenizer)
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
     steps = config.steps(len(train))
@@ -127,6 +130,7 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
         # Only differences count, so centring changes no figure; the last weights have just been measured.
         results["report"] = figures if figures and chosen == steps else report(model, held_out, train, config)
         _verdict(folder, results["report"])
+    merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, _summary(results.get("report"))))
     return folder.finish(**results)
 
