@@ -40,13 +40,13 @@ def config(base: Path, data: Path, **changes: object) -> ppo.PPOConfig:
 def actors(settings: ppo.PPOConfig, base: Path, reward: Any = None) -> tuple[ppo.Actors, list[EncodedGroup]]:
     """Everyone who takes part, made as `run` makes them."""
     model, tokenizer = load_policy(base)
-    prompts, _ = ppo._prompts(settings, model, tokenizer)
+    prompts, _ = ppo.read_prompts(settings, model, tokenizer)
     sampler = LocalSampler(model, tokenizer, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)
     critic = ValueModel.from_policy(model, seed=0)
     reference = load_policy(base)[0]
     with torch.no_grad():  # a reference that is not the policy, so that there is a drift
         reference.lm_head.weight.mul_(1.3)
-    return ppo.Actors(settings, model, tokenizer, reference, reward or CountZ(), critic, sampler), prompts
+    return ppo.Actors(settings, model, tokenizer, reference, reward or CountZ(), sampler, critic), prompts
 
 
 def gradients(settings: ppo.PPOConfig, base: Path) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ class TrainingConfig(StageConfig):
     """What every stage that trains is told besides."""
 
     max_steps: int | None = Field(None, ge=1)
-    """Optimiser steps to take (rollouts for ppo), cycling the data; overrides `epochs`."""
+    """Optimiser steps to take (rollouts for ppo and grpo), cycling the data; overrides `epochs`."""
     epochs: float = Field(1.0, gt=0)
     """Passes over the data."""
     batch_size: int = Field(32, ge=1)
