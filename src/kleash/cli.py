@@ -25,6 +25,7 @@ STAGE_HELP = {
     "sft": "imitate demonstrations: the launch point of the policy and the anchor of the leash",
     "reward": "learn a reward model from comparisons",
     "ppo": "climb a reward on a KL leash",
+    "dpo": "learn a policy from comparisons, with neither reward model nor sampling",
     "generate": "sample responses to prompts",
 }
 
@@ -32,6 +33,7 @@ EXAMPLES = {
     "sft": "kleash sft --model HuggingFaceTB/SmolLM2-135M --data demonstrations.jsonl --out runs/sft",
     "reward": "kleash reward --model runs/sft --data comparisons.jsonl --out runs/reward",
     "ppo": "kleash ppo --model runs/sft --data prompts.jsonl --reward runs/reward --out runs/ppo --beta 0.05",
+    "dpo": "kleash dpo --model runs/sft --data comparisons.jsonl --out runs/dpo --beta 0.1",
     "generate": "kleash generate --model runs/ppo --data prompts.jsonl --out samples.jsonl -n 4",
 }
 

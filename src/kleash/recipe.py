@@ -30,6 +30,7 @@ STAGES = {
     "sft": ("kleash.stages.sft", "SFTConfig"),
     "reward": ("kleash.stages.reward_model", "RewardConfig"),
     "ppo": ("kleash.stages.ppo", "PPOConfig"),
+    "dpo": ("kleash.stages.dpo", "DPOConfig"),
     "generate": ("kleash.stages.generate", "GenerateConfig"),
 }
 """Stage name → module and config; imported when asked for, since torch takes its time."""
