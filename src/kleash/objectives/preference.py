@@ -79,7 +79,7 @@ def smoothed_dpo_loss(
         `dpo_loss` at p(1 − ε) + (1 − p)ε, least where h is the logit of that: bounded at p = 1.
 
     References:
-        Mitchell 2023, A note on DPO with noisy preferences and relationship to IPO (ericmitchell.ai/cdpo.pdf) eq. 3.
+        Mitchell 2023, A note on DPO with noisy preferences and relationship to IPO (ericmitchell.ai/cdpo.pdf).
     """
     _check_flips(label_smoothing)
     smoothed = p * (1 - label_smoothing) + (1 - p) * label_smoothing
@@ -110,7 +110,7 @@ def robust_dpo_loss(
         ValueError: ε ≥ ½: such labels say nothing, or the opposite.
 
     References:
-        Chowdhury et al. 2024 (arXiv:2403.00409) eq. 12.
+        Chowdhury et al. 2024 (arXiv:2403.00409).
     """
     _check_flips(label_smoothing)
     clean = (p - label_smoothing) / (1 - 2 * label_smoothing)  # L is linear in p
@@ -130,7 +130,7 @@ def ipo_loss(
         One loss a pair, not reduced, least where Δ = (2p − 1)/2β: finite for every label.
 
     References:
-        Azar et al. 2023 (arXiv:2310.12036) eq. 17; with soft labels eq. 12's expectation.
+        Azar et al. 2023 (arXiv:2310.12036) eq. 17; a soft label is the mean of both hard ones.
     """
     first, second = (policy - reference).unbind(-1)
     gap, target = first - second, 1 / (2 * beta)
@@ -182,7 +182,7 @@ def length_normalised_dpo_loss(
         beta: the leash, > 0; larger than DPO's by about the length of a response.
 
     References:
-        Lambert et al. 2024 (arXiv:2411.15124) eq. 6.
+        Lambert et al. 2024 (arXiv:2411.15124).
     """
     return _on_rewards(implicit_rewards(policy, reference, beta=beta, lengths=lengths), p)
 
@@ -207,7 +207,7 @@ def plackett_luce_loss(
         ValueError: two responses share a rank; the model has no ties.
 
     References:
-        Rafailov et al. 2023 (arXiv:2305.18290) eq. 20.
+        Rafailov et al. 2023 (arXiv:2305.18290) A.3, eq. 20.
     """
     order = ranks.argsort(dim=-1)
     if not (ranks.gather(-1, order).diff() > 0).all():

@@ -285,7 +285,7 @@ def _step(
 def summed_logprobs(
     model: PreTrainedModel, groups: Sequence[EncodedGroup], config: DPOConfig
 ) -> list[Float[Tensor, " _"]]:
-    """Sums log π(y|x) of the K responses of each group, on the CPU."""
+    """Log-probabilities of the K responses of each group, summed over their tokens, on the CPU."""
     sums: list[Tensor] = [torch.empty(0)] * len(groups)
     done = 0
     with Progress(len(groups), "log-probabilities") as progress:
@@ -360,7 +360,7 @@ def measure_kl(
 def _reference_logprobs(
     folder: RunFolder, config: DPOConfig, model: PreTrainedModel, groups: Sequence[EncodedGroup]
 ) -> list[Float[Tensor, " _"]]:
-    """Sums log π_ref(y|x) of the K responses of each group: computed once, kept in the folder under a hash of its content.
+    """What `summed_logprobs` gives of the reference: computed once, and kept in the folder under a hash of its content.
 
     Called before anything is trained or restored, when `model` still is what it starts as.
     """
