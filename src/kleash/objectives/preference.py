@@ -12,6 +12,7 @@ implicit rewards order the pair as the label does, 0 where they reverse it, ½ w
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -214,7 +215,9 @@ def plackett_luce_loss(
         raise ValueError("Plackett–Luce knows no ties: two responses of a prompt share a rank; compare them in pairs")
     rewards = implicit_rewards(policy, reference, beta=beta)
     ordered = rewards.gather(-1, order)
-    left = ordered.flip(-1).logcumsumexp(-1).flip(-1)  # log Σ_{j ≥ k} exp h_j
+    gone = torch.ones(2 * ordered.shape[-1:], dtype=torch.bool, device=ordered.device).tril(-1)  # [k, j]: j < k
+    # Row by row: the gradient of `logcumsumexp` loses digits where rewards lie far apart.
+    left = ordered[:, None].masked_fill(gone, -torch.inf).logsumexp(-1)  # log Σ_{j ≥ k} exp h_j
     seen = ordered.detach()
     comparisons = ranking_loss(rewards.detach(), ranks)[1]
     return (left - ordered).sum(-1), {**comparisons, "chosen_reward": seen[:, 0], "rejected_reward": seen[:, -1]}
