@@ -26,6 +26,7 @@ STAGE_HELP = {
     "reward": "learn a reward model from comparisons",
     "ppo": "climb a reward on a KL leash",
     "grpo": "climb a reward on a KL leash, a group of responses its own baseline: GRPO, Dr. GRPO, RLOO, DAPO",
+    "dpo": "learn a policy from comparisons, with neither reward model nor sampling",
     "generate": "sample responses to prompts",
 }
 
@@ -34,6 +35,7 @@ EXAMPLES = {
     "reward": "kleash reward --model runs/sft --data comparisons.jsonl --out runs/reward",
     "ppo": "kleash ppo --model runs/sft --data prompts.jsonl --reward runs/reward --out runs/ppo --beta 0.05",
     "grpo": "kleash grpo --model runs/sft --data prompts.jsonl --reward runs/reward --out runs/grpo --preset rloo",
+    "dpo": "kleash dpo --model runs/sft --data comparisons.jsonl --out runs/dpo --beta 0.1",
     "generate": "kleash generate --model runs/ppo --data prompts.jsonl --out samples.jsonl -n 4",
 }
 

@@ -31,6 +31,7 @@ STAGES = {
     "reward": ("kleash.stages.reward_model", "RewardConfig"),
     "ppo": ("kleash.stages.ppo", "PPOConfig"),
     "grpo": ("kleash.stages.grpo", "GRPOConfig"),
+    "dpo": ("kleash.stages.dpo", "DPOConfig"),
     "generate": ("kleash.stages.generate", "GenerateConfig"),
 }
 """Stage name → module and config; imported when asked for, since torch takes its time."""

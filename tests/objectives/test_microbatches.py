@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,10 +13,17 @@ from torch.nn.functional import logsigmoid, pad
 from kleash.objectives import (
     clipped_surrogate,
     clipped_value_loss,
+    dpo_loss,
+    ipo_loss,
     kl,
+    length_normalised_dpo_loss,
     masked_sum,
     pair_loss,
+    plackett_luce_loss,
     ranking_loss,
+    robust_dpo_loss,
+    simpo_loss,
+    smoothed_dpo_loss,
     token_logprobs,
 )
 
@@ -38,6 +47,9 @@ PROMPTS = {
     "ranks": torch.randint(0, 3, (ROWS, RESPONSES), generator=torch.Generator().manual_seed(5)),
     "p": torch.rand(ROWS, dtype=torch.float64, generator=torch.Generator().manual_seed(6)),
     "margin": torch.rand(ROWS, dtype=torch.float64, generator=torch.Generator().manual_seed(7)),
+    "reference": make(ROWS, RESPONSES, seed=10),
+    "lengths": torch.randint(1, 9, (ROWS, RESPONSES), generator=torch.Generator().manual_seed(11)),
+    "order": make(ROWS, RESPONSES, seed=12).argsort(-1),
 }
 
 
@@ -82,7 +94,29 @@ TOKENWISE = {
     "k2": divergence(kl.k2),
     "k3": divergence(kl.k3),
 }
+
+
+def preference(loss, **settings):
+    """A loss of policy, then reference or lengths or both, then label."""
+
+    def total(batch, weight):
+        given = {name: batch[name][:, :2] for name in ("reference", "lengths") if name in taken}
+        return loss(predicted(batch, weight)[:, :2], **given, **settings, p=batch["p"])[0].sum()
+
+    taken = inspect.signature(loss).parameters
+    return total
+
+
 PROMPTWISE = {
+    "dpo_loss": preference(dpo_loss, beta=0.5),
+    "smoothed_dpo_loss": preference(smoothed_dpo_loss, beta=0.5, label_smoothing=0.1),
+    "robust_dpo_loss": preference(robust_dpo_loss, beta=0.5, label_smoothing=0.1),
+    "ipo_loss": preference(ipo_loss, beta=0.5),
+    "simpo_loss": preference(simpo_loss, beta=2.0, gamma=1.0),
+    "length_normalised_dpo_loss": preference(length_normalised_dpo_loss, beta=5.0),
+    "plackett_luce_loss": lambda batch, weight: plackett_luce_loss(
+        predicted(batch, weight), batch["reference"], batch["order"], beta=0.5
+    )[0].sum(),
     "pair_loss": lambda batch, weight: pair_loss(
         predicted(batch, weight)[:, :2], p=batch["p"], margin=batch["margin"], centring=0.1
     )[0].sum(),

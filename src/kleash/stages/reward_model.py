@@ -139,18 +139,33 @@ def report(
     model: PreTrainedModel, held_out: Sequence[EncodedGroup], train: Sequence[EncodedGroup], config: RewardConfig
 ) -> dict[str, Any]:
     """Accuracy with interval, log loss, calibration, length slope, noise ceiling: over all held-out pairs at once."""
-    scores: list[tuple[float, float]] = []
+    rewards: list[list[float]] = []
     ordered: list[EncodedGroup] = []
     for size in sorted({len(group.responses) for group in held_out}):
         groups = [group for group in held_out if len(group.responses) == size]
         table = score_encoded(model, groups, dtype=config.dtype, micro_batch_tokens=config.micro_batch_tokens)
-        for group, row in zip(groups, table.tolist(), strict=True):
-            scores += [(row[a], row[b]) for a, b, _ in pairs_of(group.source)]
+        rewards += table.tolist()
         ordered += groups
-    known = [group.source.columns.get("label_probability") for group in ordered for _ in pairs_of(group.source)]
+    return rewards_report(ordered, rewards, train)
+
+
+def rewards_report(
+    held_out: Sequence[EncodedGroup], rewards: Sequence[Sequence[float]], train: Sequence[EncodedGroup]
+) -> dict[str, Any]:
+    """The report on a reward for each response of the held-out groups, explicit or implicit; formulas: docs/metrics.md.
+
+    Args:
+        held_out: groups with a comparison each.
+        rewards: their rewards, in the same order.
+        train: the training groups, on which the length baseline is fitted.
+    """
+    pairs = [
+        (group, row, *pair) for group, row in zip(held_out, rewards, strict=True) for pair in pairs_of(group.source)
+    ]
+    known = [group.source.columns.get("label_probability") for group, *_ in pairs]
     return preference_report(
-        np.array(scores),
-        *_labels(ordered),
+        np.array([(row[a], row[b]) for _, row, a, b, _ in pairs]),
+        *_labels(held_out),
         label_probability=None if None in known else np.array(known, dtype=float),
         train_p=_labels(train)[0],
         train_lengths=_labels(train)[1],
