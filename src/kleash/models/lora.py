@@ -1,4 +1,4 @@
-"""Low-rank adapters through `peft`: W + (α/r)·BA, with W frozen and B starting at zero (Hu et al. 2021, arXiv:2106.09685).
+"""Low-rank adapters through `peft`: W + (α/r)·BA, with W frozen and B starting at zero (arXiv:2106.09685).
 
 The adapters are put into the model that is there, whose class stays what it was, so that what takes a model takes
 one with adapters. Switched off they leave the model that training began with, which is the reference of the leash
@@ -7,6 +7,7 @@ at no cost in memory. A run ends with them merged: its folder is a plain model a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -50,6 +51,15 @@ def merge_lora(model: nn.Module) -> None:
     for name, layer in _adapted(model):
         layer.merge()
         model.set_submodule(name, layer.get_base_layer())
+
+
+def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A plain model with the adapters merged, the model itself left as it is; without adapters that model."""
+    if not _adapted(model):
+        return model
+    merged = copy.deepcopy(model)
+    merge_lora(merged)
+    return merged
 
 
 @contextmanager

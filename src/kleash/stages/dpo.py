@@ -32,6 +32,7 @@ from kleash.data.split import comparison, read_split
 from kleash.evals.policy import MeanSE, mean_se
 from kleash.models.forward import check_forward, response_logprobs
 from kleash.models.load import autocast, context_length, freeze, frozen_copy, load_policy, save_model
+from kleash.models.lora import lora_off, merge_lora
 from kleash.objectives import kl
 from kleash.objectives.preference import (
     dpo_loss,
@@ -49,6 +50,7 @@ from kleash.sampling.local import LocalSampler
 from kleash.stages.artifacts import inputs_of, model_card
 from kleash.stages.reward_model import pairs_of, rewards_report
 from kleash.stages.settings import TrainingConfig
+from kleash.stages.trainable import make_trainable
 from kleash.training import checkpoint
 from kleash.training.optim import Optimizer
 from kleash.training.progress import Progress
@@ -163,6 +165,7 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
     fresh_reference = _reference_loader(config, model, live=policy is not None)
     references = _reference_logprobs(folder, config, model, [*train, *held_out])
+    make_trainable(model, config)
     steps = config.steps(len(train))
     folder.note("formulas", loss=_formula(config))
 
@@ -201,6 +204,7 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
             drift = measure_kl(model, tokenizer, held_out, fresh_reference, config)
         results |= {"report": figures, "kl": drift}
         _verdict(folder, figures)
+    merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, _summary(results)))
     return folder.finish(**results)
 
@@ -350,7 +354,7 @@ def measure_kl(
     sizes = [(batch.shape[1], len(prompt), batch.shape[2]) for prompt in prompts]
     for part in by_size(sizes, max_tokens=config.micro_batch_tokens):
         rows = batch.select(torch.tensor(part, device=model.device))
-        with autocast(config.dtype, model.device):
+        with autocast(config.dtype, model.device), lora_off(reference):
             logprobs, _ = response_logprobs(reference, rows)
         assert rows.sampler_logprobs is not None
         drift[part] = kl.per_sequence(kl.k1(rows.sampler_logprobs, logprobs), rows.mask).float().cpu()
@@ -380,6 +384,8 @@ def _reference_logprobs(
 
 def _reference_loader(config: DPOConfig, model: PreTrainedModel, *, live: bool) -> Callable[[], PreTrainedModel]:
     """How to come by the reference where a KL is measured: loaded anew each time, so as to hold no memory between."""
+    if config.reference is None and config.lora_rank is not None:
+        return lambda: model  # asked with its adapters switched off
     if live and config.reference is None:
         kept = frozen_copy(model)  # what the live model starts as lies nowhere else
         return lambda: kept

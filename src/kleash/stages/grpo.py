@@ -30,7 +30,8 @@ from kleash.data.batching import batch_at
 from kleash.data.chat import end_ids
 from kleash.data.group import EncodedGroup, Group, GroupBatch, concatenate
 from kleash.models.forward import response_logprobs
-from kleash.models.load import autocast, freeze, frozen_copy, load_policy, save_model
+from kleash.models.load import autocast, load_policy, save_model
+from kleash.models.lora import merge_lora, merged_copy
 from kleash.objectives import kl
 from kleash.objectives.advantage import group_centred, group_standardised, leave_one_out
 from kleash.objectives.policy import clipped_surrogate, truncated_importance
@@ -45,7 +46,7 @@ from kleash.stages.rollouts import (
     RolloutConfig,
     accumulate,
     evaluate,
-    logprobs_under,
+    load_reference,
     minibatches,
     parts_of,
     read_prompts,
@@ -54,6 +55,7 @@ from kleash.stages.rollouts import (
     summary,
     verdict,
 )
+from kleash.stages.trainable import make_trainable
 from kleash.training import checkpoint
 from kleash.training.optim import Optimizer
 from kleash.training.progress import Progress
@@ -234,13 +236,12 @@ def run(
     model, tokenizer = policy or load_policy(config.model, device=config.device)
     prompts, held_out = read_prompts(config, model, tokenizer)
     # at β = 0 the loss does not need it, but how far the policy has gone is the figure that tells a missing leash
-    reference = (
-        freeze(load_policy(config.reference, device=config.device)[0]) if config.reference else frozen_copy(model)
-    )
+    reference = load_reference(config, model)
     reward = reward or build_reward(
         config.reward, policy_tokenizer=tokenizer, device=config.device, dtype=config.dtype,
         micro_batch_tokens=config.micro_batch_tokens,
     )  # fmt: skip
+    make_trainable(model, config)
     sampler = LocalSampler(
         model,
         tokenizer,
@@ -280,7 +281,8 @@ def run(
                 metrics |= evaluate(actors, held_out, folder, step)
                 selection.offer(model, step, config.beta * metrics["eval_kl"] - metrics["eval_reward"])
             if config.snapshot_every and step % config.snapshot_every == 0:
-                save_model(folder.path / "snapshots" / f"step-{step:06d}", model, tokenizer, model_card(folder, ""))
+                snapshot = folder.path / "snapshots" / f"step-{step:06d}"
+                save_model(snapshot, merged_copy(model), tokenizer, model_card(folder, ""))
             row = folder.log(step, metrics)
             trackers.log(step, row)
             progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})
@@ -294,6 +296,7 @@ def run(
     keep(done)
     chosen = selection.take(model, done)
     verdict(folder, advice="raise --max-new-tokens if they are good, --beta or --overlong penalise if they run on")
+    merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, summary(folder)))
     ended = "all rollouts done"
     if stopping.solved:
@@ -340,7 +343,7 @@ def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, place: int, step
 
     batch = batch.split(_fitting(batch, config.micro_batch_tokens))
     old_logprobs = rollout_logprobs(actors, batch)
-    reference_logprobs = logprobs_under(actors, actors.reference, batch)
+    reference_logprobs = rollouts.reference_logprobs(actors, batch)
     drift = kl.per_sequence(kl.k1(old_logprobs, reference_logprobs), batch.mask).reshape(scores.shape)
     compared = shaped - config.beta * drift if config.leash == "reward" else shaped
     advantages = ADVANTAGES[config.advantage][0](compared).reshape(batch.shape[:2])

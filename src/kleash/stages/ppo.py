@@ -29,7 +29,8 @@ from kleash.data.group import EncodedGroup, Group, GroupBatch, collate
 from kleash.data.split import demonstration, imitated, read_usable
 from kleash.models.forward import response_logprobs
 from kleash.models.heads import ValueModel, values
-from kleash.models.load import autocast, context_length, freeze, frozen_copy, load_policy, save_model
+from kleash.models.load import autocast, context_length, load_policy, save_model
+from kleash.models.lora import merge_lora, merged_copy
 from kleash.objectives import kl
 from kleash.objectives.advantage import gae, token_rewards
 from kleash.objectives.policy import clipped_surrogate
@@ -47,7 +48,7 @@ from kleash.stages.rollouts import (
     accumulate,
     evaluate,
     in_parts,
-    logprobs_under,
+    load_reference,
     minibatches,
     parts_of,
     read_prompts,
@@ -56,6 +57,7 @@ from kleash.stages.rollouts import (
     summary,
     verdict,
 )
+from kleash.stages.trainable import make_trainable
 from kleash.training import checkpoint
 from kleash.training.ema import Average
 from kleash.training.optim import Optimizer
@@ -183,14 +185,14 @@ def run(
     gate_in(folder, role="reward", parent=config.reward, force=config.force)
     model, tokenizer = policy or load_policy(config.model, device=config.device)
     prompts, held_out = read_prompts(config, model, tokenizer)
-    reference = (
-        freeze(load_policy(config.reference, device=config.device)[0]) if config.reference else frozen_copy(model)
-    )
+    reference = load_reference(config, model)
     reward = reward or build_reward(
         config.reward, policy_tokenizer=tokenizer, device=config.device, dtype=config.dtype,
         micro_batch_tokens=config.micro_batch_tokens,
     )  # fmt: skip
     critic = _critic(model, reward, config)
+    make_trainable(model, config)
+    make_trainable(critic.decoder, config)
     pretraining = _pretraining(config, model, tokenizer)
     sampler = LocalSampler(
         model,
@@ -238,7 +240,8 @@ def run(
                 metrics |= evaluate(actors, held_out, folder, step)
                 selection.offer(model, step, beta * metrics["eval_kl"] - metrics["eval_reward"])
             if config.snapshot_every and step % config.snapshot_every == 0:
-                save_model(folder.path / "snapshots" / f"step-{step:06d}", model, tokenizer, model_card(folder, ""))
+                snapshot = folder.path / "snapshots" / f"step-{step:06d}"
+                save_model(snapshot, merged_copy(model), tokenizer, model_card(folder, ""))
             row = folder.log(step, metrics)
             trackers.log(step, row)
             progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})
@@ -250,6 +253,7 @@ def run(
     if config.choose == "last":
         average.take(model)
     verdict(folder, advice="raise --max-new-tokens if they are good, --beta or --missing-eos-score if they run on")
+    merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, summary(folder)))
     return folder.finish(step=chosen, beta=beta, prompts=len(prompts), near_ties=sampler.near_ties)
 
@@ -269,7 +273,7 @@ def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, beta: float, ste
     batch, groups, scores = sample(actors, prompts, group_size=1, seed=derive_seed(config.seed, "rollout", step))
     mask, scores = batch.mask[:, 0], scores[:, 0]
     old_logprobs = rollout_logprobs(actors, batch)[:, 0]
-    drift = kl.k1(old_logprobs, logprobs_under(actors, actors.reference, batch)[:, 0])
+    drift = kl.k1(old_logprobs, rollouts.reference_logprobs(actors, batch)[:, 0])
     state_values = in_parts(actors, batch, lambda part: values(actors.critic, part))[:, 0]
 
     shaped = scores if config.reward_clip is None else scores.clamp(-config.reward_clip, config.reward_clip)

@@ -20,7 +20,8 @@ from kleash.data.group import EncodedGroup, Group, GroupBatch
 from kleash.data.split import prompt_only, read_split
 from kleash.errors import ConfigError
 from kleash.models.forward import response_logprobs
-from kleash.models.load import autocast, context_length
+from kleash.models.load import autocast, context_length, freeze, frozen_copy, load_policy
+from kleash.models.lora import lora_off
 from kleash.objectives import kl
 from kleash.rewards.reward import Reward
 from kleash.run import RunFolder, derive_seed
@@ -66,6 +67,7 @@ class Actors:
     policy: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     reference: PreTrainedModel
+    """With adapters: the policy itself, asked with them switched off."""
     reward: Reward
     sampler: LocalSampler
 
@@ -84,6 +86,19 @@ def logprobs_under(actors: Actors, model: PreTrainedModel, batch: GroupBatch) ->
     """Log-probability of each token under a model, without gradient; 0 where masked."""
     temperature = actors.config.temperature
     return in_parts(actors, batch, lambda part: response_logprobs(model, part, temperature=temperature)[0])
+
+
+def reference_logprobs(actors: Actors, batch: GroupBatch) -> Float[Tensor, "P K T"]:
+    """Log-probability of each token under the reference: a frozen copy, or the policy without its adapters."""
+    with lora_off(actors.reference):
+        return logprobs_under(actors, actors.reference, batch)
+
+
+def load_reference(config: RolloutConfig, policy: PreTrainedModel) -> PreTrainedModel:
+    """What the leash is tied to: to be called before the policy is changed, adapters included."""
+    if config.reference is not None:
+        return freeze(load_policy(config.reference, device=config.device)[0])
+    return policy if config.lora_rank is not None else frozen_copy(policy)
 
 
 def rollout_logprobs(actors: Actors, batch: GroupBatch) -> Float[Tensor, "P K T"]:
@@ -131,7 +146,7 @@ def evaluate(actors: Actors, prompts: Sequence[EncodedGroup], folder: RunFolder,
     seed = derive_seed(actors.config.seed, "evaluation")
     batch, groups, scores = sample(actors, prompts, group_size=1, seed=seed)
     assert batch.sampler_logprobs is not None
-    reference = logprobs_under(actors, actors.reference, batch)
+    reference = reference_logprobs(actors, batch)
     drift = kl.per_sequence(kl.k1(batch.sampler_logprobs, reference), batch.mask)
     rows = [
         {

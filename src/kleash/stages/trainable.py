@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
-
+from kleash.models.forward import Model
 from kleash.models.lora import add_lora
 from kleash.stages.settings import TrainingConfig
 
 
-def make_trainable(model: PreTrainedModel, config: TrainingConfig) -> None:
+def make_trainable(model: Model, config: TrainingConfig) -> None:
     """Put adapters in where the config asks for them, and switch gradient checkpointing on."""
     if config.lora_rank is not None:
         add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
