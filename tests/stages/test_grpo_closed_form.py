@@ -12,6 +12,7 @@ from tests.stages import enumerable
 from tests.stages.test_ppo_closed_form import TableReward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["rloo", "dr-grpo"])
 def test_the_leash_in_the_reward_leads_to_the_closed_form_optimum(preset: str, tmp_path: Path) -> None:
     enumerable.write(tmp_path, enumerable.model())
