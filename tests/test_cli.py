@@ -255,7 +255,7 @@ def test_a_corrected_command_may_use_the_folder_of_one_that_did_nothing(
 
 
 def test_the_help_of_every_command_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    for stage in ("sft", "reward", "ppo", "dpo", "generate"):
+    for stage in STAGE_HELP:
         with pytest.raises(SystemExit) as ended:
             kleash(stage, "--help")
         assert ended.value.code == 0

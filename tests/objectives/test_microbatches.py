@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import get_args
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid, pad
 
 from kleash.objectives import (
+    Normalisation,
     clipped_surrogate,
     clipped_value_loss,
     dpo_loss,
@@ -25,6 +27,7 @@ from kleash.objectives import (
     simpo_loss,
     smoothed_dpo_loss,
     token_logprobs,
+    token_weights,
 )
 
 ROWS, TOKENS, FEATURES, VOCABULARY, RESPONSES = 8, 5, 3, 7, 3
@@ -71,6 +74,13 @@ def value(clip):
         return masked_sum(loss, batch["mask"])
 
     return total
+
+
+def weighted(batch, weight):
+    """The surrogate in a normalisation: the weights were made for the whole step and cut with the rows."""
+    near = predicted(batch, weight)
+    loss, _ = clipped_surrogate(near, near.detach() - batch["old"] / 4, batch["target"], clip=0.2, mask=batch["mask"])
+    return (torch.where(batch["mask"], batch["weights"], 0) * loss).sum()
 
 
 def likelihood(batch, weight):
@@ -141,7 +151,8 @@ def splits(draw):
 
 def padded(batch, left, right):
     """More columns that nobody may read; what the loss is handed there is NaN, what the model reads is a number."""
-    junk = {"features": 5.0, "old": float("nan"), "target": float("nan"), "ids": 0, "mask": False}
+    nan = float("nan")
+    junk = {"features": 5.0, "old": nan, "target": nan, "weights": nan, "ids": 0, "mask": False}
     sides = {name: (0, 0) * (x.dim() - 2) + (left, right) for name, x in batch.items()}
     return {name: pad(x, sides[name], value=junk[name]) for name, x in batch.items()}
 
@@ -158,6 +169,20 @@ def test_F1_any_microbatches_and_any_padding_give_one_gradient(name, split, data
     whole = gradient(total, [DATA], count)
     assert whole.abs().max() > 1e-3
     torch.testing.assert_close(gradient(total, batches, count), whole, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("normalisation", get_args(Normalisation))
+@settings(deadline=None, max_examples=25)
+@given(split=splits(), data=st.data())
+def test_F1_any_microbatches_give_one_gradient_in_every_normalisation(normalisation, split, data):
+    step = DATA | {"weights": token_weights(MASK, normalisation, longest=TOKENS).double()}
+    batches = [
+        padded({key: x[rows] for key, x in step.items()}, data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3)))
+        for rows in split
+    ]
+    whole = gradient(weighted, [step], 1)
+    assert whole.abs().max() > 1e-4
+    torch.testing.assert_close(gradient(weighted, batches, 1), whole, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", PROMPTWISE)
@@ -189,3 +214,25 @@ def test_F2_reduced_losses_of_rows_of_unequal_length_by_hand():
     pair, _ = pair_loss(scores, p=torch.ones(2, dtype=torch.float64))
     expected = -(logsigmoid(torch.tensor(1.0)) + logsigmoid(torch.tensor(-3.0))).item() / 2
     assert pair.mean().item() == pytest.approx(expected)
+
+
+# Three responses of 3, 1 and 0 tokens, losses 1 2 3 | 10 | none; at most 5 tokens. By hand:
+BY_HAND = {
+    "token": (1 + 2 + 3 + 10) / 4,
+    "sequence": ((1 + 2 + 3) / 3 + 10 + 0) / 3,  # a response without a token is counted, its loss is 0
+    "constant": (1 + 2 + 3 + 10) / (3 * 5),
+}
+
+
+@pytest.mark.parametrize("normalisation", get_args(Normalisation))
+def test_F2_every_normalisation_of_rows_of_unequal_length_by_hand(normalisation):
+    mask = torch.tensor([[True, True, True], [False, True, False], [False, False, False]])
+    loss = torch.tensor([[1.0, 2.0, 3.0], [50.0, 10.0, 60.0], [70.0, 80.0, 90.0]])
+    weights = token_weights(mask, normalisation, longest=5)
+    assert (weights * loss).sum().item() == pytest.approx(BY_HAND[normalisation])
+    assert not weights[~mask].any()
+
+
+def test_F2_a_step_without_a_token_weighs_nothing():
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    assert not any(token_weights(nothing, name, longest=5).any() for name in get_args(Normalisation))

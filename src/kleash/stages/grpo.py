@@ -86,21 +86,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         "advantage": "standardised", "normalisation": "sequence", "leash": "loss-k3", "beta": 0.04, "clip": 0.2,
         "group_size": 64, "batch_size": 16, "learning_rate": 1e-6, "max_new_tokens": 1024,
     },
-    # Liu et al. 2025 (arXiv:2503.20783): no deviation, no length, no leash.
+    # Liu et al. 2025 (arXiv:2503.20783) and the released qwen2.5-math-7b.sh: no deviation, no length, no leash.
     "dr-grpo": {
         "advantage": "centred", "normalisation": "constant", "leash": "reward", "beta": 0.0, "clip": 0.2,
-        "group_size": 8, "batch_size": 128, "learning_rate": 1e-6, "schedule": "constant",
+        "group_size": 8, "batch_size": 128, "minibatches": 8, "learning_rate": 1e-6, "schedule": "constant",
+        "max_new_tokens": 3000,
     },
     # Ahmadian et al. 2024 (arXiv:2402.14740): REINFORCE on whole responses: one update, so no clip at work.
     "rloo": {
         "advantage": "leave-one-out", "normalisation": "constant", "leash": "reward", "beta": 0.03, "group_size": 4,
         "learning_rate": 1e-6,
     },
-    # Yu et al. 2025 (arXiv:2503.14476) §4.1, and the released recipe.
+    # Yu et al. 2025 (arXiv:2503.14476) §4.1 and the released run_dapo_qwen2.5_32b.sh.
     "dapo": {
         "advantage": "standardised", "normalisation": "token", "beta": 0.0, "clip": 0.2, "clip_high": 0.28,
         "replace_flat": True, "overlong": "penalise", "group_size": 16, "batch_size": 512, "minibatches": 16,
-        "learning_rate": 1e-6, "schedule": "constant", "warmup_steps": 320,
+        "learning_rate": 1e-6, "schedule": "constant", "warmup_steps": 320, "weight_decay": 0.1,
     },
 }  # fmt: skip
 

@@ -51,7 +51,7 @@ def restore(folder: RunFolder, parts: Parts) -> dict[str, Any]:
     """
     states = saved(folder)
     if not states:
-        folder.rewind(0)
+        folder.rewind(-1)  # rows of step 0 are measured again, too
         return {"step": 0}
     for name, part in parts.items():
         tensors = load_file(states[-1] / f"{name}.safetensors")
