@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from kleash.cli import _run
+from kleash.cli import STAGE_HELP, _run
 from kleash.run import read_jsonl
 
 
