@@ -38,7 +38,7 @@ from kleash.objectives.policy import clipped_surrogate
 from kleash.objectives.reduce import masked_mean, masked_sum, masked_whiten
 from kleash.objectives.value import clipped_value_loss, explained_variance
 from kleash.rewards.learned import LearnedReward
-from kleash.rewards.reward import Reward, build_reward
+from kleash.rewards.reward import Reward, build_reward, explain
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
@@ -85,7 +85,8 @@ class PPOConfig(TrainingConfig):
     preset: Literal["instructgpt", "n-plus"] | None = None
     """A published set of values for everything not given: `instructgpt` or `n-plus`."""
     reward: str
-    """What to climb: a reward model's folder, or `module:function` with TRL's signature."""
+    """What to climb: a reward model's folder, `module:function` with TRL's signature, a verifier (number, math, exact,
+    regex, json-schema), or a .yaml composition."""
     reference: str | None = None
     """What the leash is tied to; null is `model` as it starts."""
     beta: float = Field(0.05, ge=0)
@@ -161,6 +162,8 @@ class Rollout:
     groups: list[Group]
     scores: Float[Tensor, " R"]
     """The reward as it was given, before clips and penalties."""
+    parts: dict[str, Float[Tensor, " R"]]
+    """What the reward is made of, by name; empty where it is one thing."""
     old_logprobs: Float[Tensor, "R T"]
     drift: Float[Tensor, "R T"]
     """k1 of each token."""
@@ -281,7 +284,7 @@ class Actors:
 def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, beta: float, step: int) -> Rollout:
     """Sample a response for each prompt, score it, and work out what was better than expected."""
     config = actors.config
-    batch, groups, scores = _sample(actors, prompts, seed=derive_seed(config.seed, "rollout", step))
+    batch, groups, scores, parts = _sample(actors, prompts, seed=derive_seed(config.seed, "rollout", step))
     mask = batch.mask[:, 0]
     assert batch.sampler_logprobs is not None
     old_logprobs = batch.sampler_logprobs[:, 0]
@@ -300,7 +303,7 @@ def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, beta: float, ste
     advantages, returns = gae(rewards, state_values, gamma=config.gamma, lam=config.lam, mask=mask)
     if config.whiten_advantages:
         advantages = masked_whiten(advantages, mask)
-    return Rollout(batch, groups, scores, old_logprobs, drift, state_values, advantages, returns)
+    return Rollout(batch, groups, scores, parts, old_logprobs, drift, state_values, advantages, returns)
 
 
 def learn(
@@ -383,6 +386,7 @@ def describe(rollout: Rollout, beta: float) -> dict[str, Any]:
     mismatch = (rollout.old_logprobs - rollout.batch.sampler_logprobs[:, 0]).abs()
     return {
         "reward": rollout.scores.mean(),
+        **{f"reward/{name}": part.mean() for name, part in rollout.parts.items()},
         "kl": kl.per_sequence(rollout.drift, mask).mean(),
         "beta": beta,
         "length": mask.sum(-1).float().mean(),
@@ -395,11 +399,12 @@ def describe(rollout: Rollout, beta: float) -> dict[str, Any]:
 
 def _sample(
     actors: Actors, prompts: Sequence[EncodedGroup], *, seed: int
-) -> tuple[GroupBatch, list[Group], Float[Tensor, " R"]]:
+) -> tuple[GroupBatch, list[Group], Float[Tensor, " R"], dict[str, Float[Tensor, " R"]]]:
     with autocast(actors.config.dtype, actors.policy.device):
         batch = actors.sampler([prompt.prompt_ids for prompt in prompts], group_size=1, seed=seed)
     groups = decode_groups(batch, [prompt.source for prompt in prompts], actors.tokenizer, end_ids(actors.tokenizer))
-    return batch, groups, actors.reward(groups)[:, 0].to(actors.policy.device)
+    scores, parts = explain(actors.reward, groups)
+    return batch, groups, scores[:, 0].to(actors.policy.device), {name: part[:, 0] for name, part in parts.items()}
 
 
 def _logprobs(actors: Actors, model: PreTrainedModel, batch: GroupBatch) -> Float[Tensor, "R T"]:
@@ -449,7 +454,7 @@ def _keep_up(actors: Actors, groups: Sequence[EncodedGroup], optimizer: Optimize
 
 def _evaluate(actors: Actors, prompts: Sequence[EncodedGroup], folder: RunFolder, step: int) -> dict[str, float]:
     """Sample the held-out prompts afresh, with the same streams at every step, and write the responses down."""
-    batch, groups, scores = _sample(actors, prompts, seed=derive_seed(actors.config.seed, "evaluation"))
+    batch, groups, scores, _ = _sample(actors, prompts, seed=derive_seed(actors.config.seed, "evaluation"))
     mask = batch.mask[:, 0]
     assert batch.sampler_logprobs is not None
     policy = batch.sampler_logprobs[:, 0]
