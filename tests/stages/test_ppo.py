@@ -215,6 +215,19 @@ def test_the_policy_stays_at_the_reference_on_a_short_leash(base: Path, prompts:
     assert short < long / 5
 
 
+def test_F15_the_parts_of_a_reward_and_the_verdicts_of_a_verifier_are_logged_apart(base: Path, write: Any) -> None:
+    data = write(
+        "answers.jsonl", [{"prompt": f"a {i}", "answer": str(i % 3), "pattern": ".*[a-m] *"} for i in range(30)]
+    )
+    reward = base.parent / "reward.yaml"
+    reward.write_text("parts: [{reward: number, weight: 2}, {reward: regex, name: early, weight: 0.5, clip: [0, 0.5]}]")
+    for row in ppo.run(config(base, data, reward=str(reward), batch_size=16)).metrics():
+        assert row["reward"] == pytest.approx(2 * row["reward/number"] + 0.25 * row["reward/early"])
+        shares = [row[f"reward/number/{verdict}"] for verdict in ("right", "wrong", "unparsable", "timed_out")]
+        assert sum(shares) == pytest.approx(1) and shares[0] == row["reward/number"] and shares[2] > 0
+        assert 0 < row["reward/early"] < 1
+
+
 def test_held_out_samples_are_written_with_their_columns(base: Path, prompts: Path) -> None:
     folder = ppo.run(config(base, prompts, max_steps=4, eval_every=2), reward=CountZ())
     rows = read_jsonl(folder.path / "samples.jsonl")

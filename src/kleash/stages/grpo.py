@@ -193,6 +193,8 @@ class Rollout:
     groups: list[Group]
     scores: Float[Tensor, "P K"]
     """As the reward gave them."""
+    score_parts: dict[str, Float[Tensor, "P K"]]
+    """What they are made of, by name; empty where the reward is one thing."""
     shaped: Float[Tensor, "P K"]
     """With penalties, without the leash."""
     drift: Float[Tensor, "P K"]
@@ -320,12 +322,13 @@ def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, place: int, step
     """
     config = actors.config
     kept: list[tuple[GroupBatch, list[Group], Tensor]] = []
+    kept_parts: list[dict[str, Tensor]] = []
     wanted, seen, seen_flat = config.batch_size, 0, 0
     for attempt in range(REPLACING_ROUNDS if config.replace_flat else 1):
         rows = [batch_at(at, len(prompts), 1, config.seed)[0] for at in range(place, place + wanted)]
         place += wanted
         name = ("rollout", step) if attempt == 0 else ("rollout", step, attempt)
-        batch, groups, scores = sample(
+        batch, groups, scores, score_parts = sample(
             actors, [prompts[row] for row in rows], group_size=config.group_size, seed=derive_seed(config.seed, *name)
         )
         dull = flat(_shape(config, scores, batch))
@@ -334,12 +337,14 @@ def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, place: int, step
         use = torch.arange(len(groups), device=dull.device) if last else (~dull).nonzero().squeeze(1)
         if len(use):
             kept.append((batch.select(use), [groups[index] for index in use.tolist()], scores[use]))
+            kept_parts.append({name: part[use.cpu()] for name, part in score_parts.items()})
         wanted -= len(use)
         if wanted == 0:
             break
     batch = concatenate([batch for batch, _, _ in kept])
     groups = [group for _, some, _ in kept for group in some]
     scores = torch.cat([scores for _, _, scores in kept])
+    score_parts = {name: torch.cat([parts[name] for parts in kept_parts]) for name in kept_parts[0]}
     shaped = _shape(config, scores, batch)
 
     batch = batch.split(_fitting(batch, config.micro_batch_tokens))
@@ -352,7 +357,17 @@ def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, place: int, step
     if config.overlong == "mask":
         batch = batch.without(~_ended(groups, batch))
     return Rollout(
-        batch, lengths, groups, scores, shaped, drift, seen_flat / seen, old_logprobs, reference_logprobs, advantages
+        batch,
+        lengths,
+        groups,
+        scores,
+        score_parts,
+        shaped,
+        drift,
+        seen_flat / seen,
+        old_logprobs,
+        reference_logprobs,
+        advantages,
     ), place
 
 
@@ -437,6 +452,7 @@ def describe(rollout: Rollout, beta: float) -> dict[str, Any]:
     ended = [float(response.finished) for group in rollout.groups for response in group.responses]
     return {
         "reward": rollout.scores.mean(),
+        **{f"reward/{name}": part.mean() for name, part in rollout.score_parts.items()},
         "kl": rollout.drift.mean(),
         "beta": beta,
         "length": rollout.sampled.mean(),

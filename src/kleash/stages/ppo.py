@@ -153,6 +153,8 @@ class Rollout:
     groups: list[Group]
     scores: Float[Tensor, " R"]
     """The reward as it was given, before clips and penalties."""
+    parts: dict[str, Float[Tensor, " R"]]
+    """What the reward is made of, by name; empty where it is one thing."""
     old_logprobs: Float[Tensor, "R T"]
     drift: Float[Tensor, "R T"]
     """k1 of each token."""
@@ -270,8 +272,10 @@ class Actors(rollouts.Actors):
 def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, beta: float, step: int) -> Rollout:
     """Sample a response for each prompt, score it, and work out what was better than expected."""
     config = actors.config
-    batch, groups, scores = sample(actors, prompts, group_size=1, seed=derive_seed(config.seed, "rollout", step))
+    seed = derive_seed(config.seed, "rollout", step)
+    batch, groups, scores, score_parts = sample(actors, prompts, group_size=1, seed=seed)
     mask, scores = batch.mask[:, 0], scores[:, 0]
+    parts = {name: part[:, 0] for name, part in score_parts.items()}
     old_logprobs = rollout_logprobs(actors, batch)[:, 0]
     drift = kl.k1(old_logprobs, rollouts.reference_logprobs(actors, batch)[:, 0])
     state_values = in_parts(actors, batch, lambda part: values(actors.critic, part))[:, 0]
@@ -286,7 +290,7 @@ def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, beta: float, ste
     advantages, returns = gae(rewards, state_values, gamma=config.gamma, lam=config.lam, mask=mask)
     if config.whiten_advantages:
         advantages = masked_whiten(advantages, mask)
-    return Rollout(batch, groups, scores, old_logprobs, drift, state_values, advantages, returns)
+    return Rollout(batch, groups, scores, parts, old_logprobs, drift, state_values, advantages, returns)
 
 
 def learn(
@@ -369,6 +373,7 @@ def describe(rollout: Rollout, beta: float) -> dict[str, Any]:
     mismatch = (rollout.old_logprobs - rollout.batch.sampler_logprobs[:, 0]).abs()
     return {
         "reward": rollout.scores.mean(),
+        **{f"reward/{name}": part.mean() for name, part in rollout.parts.items()},
         "kl": kl.per_sequence(rollout.drift, mask).mean(),
         "beta": beta,
         "length": mask.sum(-1).float().mean(),

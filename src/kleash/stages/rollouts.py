@@ -23,7 +23,7 @@ from kleash.models.forward import response_logprobs
 from kleash.models.load import autocast, context_length, freeze, frozen_copy, load_policy
 from kleash.models.lora import lora_off
 from kleash.objectives import kl
-from kleash.rewards.reward import Reward
+from kleash.rewards.reward import Reward, explain
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
@@ -39,7 +39,8 @@ class RolloutConfig(TrainingConfig):
     """What every stage that learns from its own samples is told besides."""
 
     reward: str
-    """What to climb: a reward model's folder, or `module:function` with TRL's signature."""
+    """What to climb: a reward model's folder, `module:function` with TRL's signature, a verifier (number, math, exact,
+    regex, json-schema), or a .yaml composition."""
     reference: str | None = None
     """What the leash is tied to; null is `model` as it starts."""
     beta: float = Field(0.05, ge=0)
@@ -74,12 +75,13 @@ class Actors:
 
 def sample(
     actors: Actors, prompts: Sequence[EncodedGroup], *, group_size: int, seed: int
-) -> tuple[GroupBatch, list[Group], Float[Tensor, "P K"]]:
-    """Sample K responses to each prompt and score them."""
+) -> tuple[GroupBatch, list[Group], Float[Tensor, "P K"], dict[str, Float[Tensor, "P K"]]]:
+    """Sample K responses to each prompt and score them: the sum, and by name what it is made of."""
     with autocast(actors.config.dtype, actors.policy.device):
         batch = actors.sampler([prompt.prompt_ids for prompt in prompts], group_size=group_size, seed=seed)
     groups = decode_groups(batch, [prompt.source for prompt in prompts], actors.tokenizer, end_ids(actors.tokenizer))
-    return batch, groups, actors.reward(groups).to(actors.policy.device)
+    scores, score_parts = explain(actors.reward, groups)
+    return batch, groups, scores.to(actors.policy.device), score_parts
 
 
 def logprobs_under(actors: Actors, model: PreTrainedModel, batch: GroupBatch) -> Float[Tensor, "P K T"]:
@@ -144,7 +146,7 @@ def minibatches(config: RolloutConfig, rows: int, step: int, epoch: int) -> Iter
 def evaluate(actors: Actors, prompts: Sequence[EncodedGroup], folder: RunFolder, step: int) -> dict[str, float]:
     """Sample the held-out prompts afresh, with the same streams at every step, and write the responses down."""
     seed = derive_seed(actors.config.seed, "evaluation")
-    batch, groups, scores = sample(actors, prompts, group_size=1, seed=seed)
+    batch, groups, scores, _ = sample(actors, prompts, group_size=1, seed=seed)
     assert batch.sampler_logprobs is not None
     reference = reference_logprobs(actors, batch)
     drift = kl.per_sequence(kl.k1(batch.sampler_logprobs, reference), batch.mask)
