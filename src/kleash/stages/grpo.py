@@ -357,18 +357,9 @@ def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, place: int, step
     if config.overlong == "mask":
         batch = batch.without(~_ended(groups, batch))
     return Rollout(
-        batch,
-        lengths,
-        groups,
-        scores,
-        score_parts,
-        shaped,
-        drift,
-        seen_flat / seen,
-        old_logprobs,
-        reference_logprobs,
+        batch, lengths, groups, scores, score_parts, shaped, drift, seen_flat / seen, old_logprobs, reference_logprobs,
         advantages,
-    ), place
+    ), place  # fmt: skip
 
 
 def learn(

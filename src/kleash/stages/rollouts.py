@@ -23,7 +23,7 @@ from kleash.models.forward import response_logprobs
 from kleash.models.load import autocast, context_length, freeze, frozen_copy, load_policy
 from kleash.models.lora import lora_off
 from kleash.objectives import kl
-from kleash.rewards.reward import Reward, explain
+from kleash.rewards.reward import Parts, Reward, explain
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
@@ -75,7 +75,7 @@ class Actors:
 
 def sample(
     actors: Actors, prompts: Sequence[EncodedGroup], *, group_size: int, seed: int
-) -> tuple[GroupBatch, list[Group], Float[Tensor, "P K"], dict[str, Float[Tensor, "P K"]]]:
+) -> tuple[GroupBatch, list[Group], Float[Tensor, "P K"], Parts]:
     """Sample K responses to each prompt and score them: the sum, and by name what it is made of."""
     with autocast(actors.config.dtype, actors.policy.device):
         batch = actors.sampler([prompt.prompt_ids for prompt in prompts], group_size=group_size, seed=seed)
