@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from typing import Any
@@ -218,9 +219,24 @@ def test_one_process_serves_all_checks_and_every_thread() -> None:
         thread.join()
     assert found == ["right"] * 4
     assert verifiers._worker._process is process and process is not None
-    os.kill(process.pid, 9)
-    assert verdict("regex", "a", "a") == "timed_out"
-    assert verdict("regex", "a", "a") == "right"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert verdict("regex", "a", "a") == "right", "ended from outside between two checks: no fault of the next one"
+
+
+def test_after_an_interruption_no_reply_is_taken_for_another_request() -> None:
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        assert verdict("regex", "a", "a") == "right"
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            verdict("regex", "a" * 26 + "!", "(a+)+")  # takes seconds, then says wrong
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert [verdict("regex", "a", "a") for _ in range(3)] == ["right"] * 3
 
 
 @pytest.mark.parametrize("reference", ["https://example.invalid/schema.json", "other.json#/a"])

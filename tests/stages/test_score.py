@@ -9,11 +9,12 @@ import torch
 
 from kleash.cli import _run
 from kleash.data.formats import read_groups
-from kleash.data.group import Group
+from kleash.data.group import Group, Response
 from kleash.errors import DataError
 from kleash.recipe import run_recipe
+from kleash.rewards.reward import build_reward
 from kleash.run import read_jsonl
-from kleash.stages import score
+from kleash.stages import reward_model, score
 
 
 def kleash(*words: object) -> int:
@@ -116,3 +117,19 @@ def test_generated_samples_are_scored_in_a_recipe_by_a_composition(base: Path, w
     assert results["verdicts"]["regex/right"] + results["verdicts"]["regex/unparsable"] == 24
     mean = sum(map(sum, (row["score"] for row in rows))) / 24
     assert mean == pytest.approx(results["parts"]["number"]["mean"] + 0.5 * results["parts"]["regex"]["mean"])
+
+
+def test_F8_a_reward_model_gives_the_scores_that_it_gives_everywhere(
+    base: Path, comparisons: Path, write: Any, tmp_path: Path
+) -> None:
+    values = {"model": str(base), "data": str(comparisons), "out": tmp_path / "rm", "max_steps": 1, "centre_samples": 4}
+    reward_model.run(reward_model.RewardConfig.make(values | {"centre_max_new_tokens": 4}))
+    rows = [{"prompt": "a", "responses": ["z z", "a b c", ""]}, {"prompt": "b c", "response": "z"}]
+    data, out = write("rows.jsonl", rows), tmp_path / "s.jsonl"
+    assert kleash("score", "--reward", tmp_path / "rm", "--data", data, "--out", out) == 0
+    reward = build_reward(str(tmp_path / "rm"))
+    first, second = read_jsonl(out)
+    for text, found in zip([*rows[0]["responses"]], first["score"], strict=True):
+        assert found == pytest.approx(float(reward([Group("a", (Response(text),))])), abs=1e-5)
+    assert second["score"] == pytest.approx(float(reward([Group("b c", (Response("z"),))])), abs=1e-5)
+    assert len({*first["score"], second["score"]}) == 4

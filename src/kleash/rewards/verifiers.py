@@ -18,6 +18,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import Any
 
@@ -93,11 +94,11 @@ class _Worker:
         """The verdict on a text; `timed_out` where the process ended over it."""
         request = json.dumps({"check": name, "text": text, "expected": expected, "seconds": seconds})
         with self._lock:
-            process = self._process or self._start()
-            assert process.stdin is not None and process.stdout is not None
-            process.stdin.write(request + "\n")
-            process.stdin.flush()
-            reply = process.stdout.readline()
+            try:
+                reply = self._exchange(request + "\n")
+            except BaseException:  # Ctrl-C: the reply that is still to come must not be taken for the next one's
+                self._stop()
+                raise
             if not reply:
                 self._stop()
                 return checks.TIMED_OUT
@@ -105,6 +106,16 @@ class _Worker:
         if "error" in answer:
             raise checks.BadRowError(answer["error"])
         return str(answer["verdict"])
+
+    def _exchange(self, request: str) -> str:
+        if self._process is None or self._process.poll() is not None:
+            self._stop()
+            self._process = self._start()
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(request)
+            self._process.stdin.flush()
+        return self._process.stdout.readline()
 
     def _start(self) -> subprocess.Popen[str]:
         # By its file and not as a module of the package: it needs neither kleash nor torch. -P: no path of its own.
@@ -117,7 +128,6 @@ class _Worker:
             process.kill()
             process.wait()
             raise MachineError(f"the process that checks responses did not start ({' '.join(command)}); run it by hand")
-        self._process = process
         atexit.register(self._stop)
         return process
 
