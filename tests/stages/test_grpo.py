@@ -246,6 +246,13 @@ def test_F7_the_ratio_is_one_before_the_first_update(base: Path, prompts: Path) 
         assert all(abs(row["first_ratio"] - 1) < 1e-3 for row in folder.metrics())
 
 
+def test_in_bfloat16_the_trainers_numbers_are_computed_again_and_the_mismatch_is_logged(
+    base: Path, prompts: Path
+) -> None:
+    folder = grpo.run(config(base, prompts, dtype="bfloat16"), reward=SumIds())
+    assert all(0 <= row["sampler_mismatch"] < 0.25 and row["first_ratio"] < 1.3 for row in folder.metrics())
+
+
 def test_F7_faults_are_caught_and_named_in_groups(base: Path, prompts: Path) -> None:
     def dropout(cast: grpo.Actors, rollout: grpo.Rollout) -> None:
         for layer in cast.policy.model.layers:
@@ -338,10 +345,12 @@ def test_F11_interrupted_and_run_again_it_ends_with_the_same_weights(preset: str
             warmup_steps=0, learning_rate=3e-3, batch_size=4, group_size=4,
         )  # fmt: skip
 
-    whole = grpo.run(settings("whole"), reward=CountZ())
-    for calls in (2, 6, 2):  # before the first state, on the way, in the last measurement
+    count = Breaks(1000)
+    whole = grpo.run(settings("whole"), reward=count)
+    for calls in (2, (1000 - count.calls) * 2 // 3, 1):  # before the first state, well after it, and at once
         with pytest.raises(Interrupted):
             grpo.run(settings("broken"), reward=Breaks(calls))
+    assert list((base.parent / "broken" / "checkpoints").glob("step-*")), "no state to go on from: this says nothing"
     broken = grpo.run(settings("broken"), reward=CountZ())
     for name in ("model.safetensors", "metrics.jsonl", "samples.jsonl"):
         assert (broken.path / name).read_bytes() == (whole.path / name).read_bytes(), name
