@@ -46,8 +46,8 @@ def test_dpo_reaches_the_closed_form_optimum(tmp_path: Path) -> None:
 
     values = {
         "model": str(tmp_path / "model"), "data": str(tmp_path / "pairs.jsonl"), "out": tmp_path / "dpo", "beta": beta,
-        "max_steps": 300, "batch_size": 64, "learning_rate": 7e-3, "max_new_tokens": enumerable.LONGEST,
-        "kl_samples": 2000, "save_every": 300,
+        "max_steps": 250, "batch_size": 64, "learning_rate": 1e-2, "max_new_tokens": enumerable.LONGEST,
+        "kl_samples": 2000, "save_every": 250,
     }  # fmt: skip
     folder = dpo.run(dpo.DPOConfig.make(values))
 

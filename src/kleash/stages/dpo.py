@@ -380,7 +380,7 @@ def _reference_logprobs(
 
 def _reference_loader(config: DPOConfig, model: PreTrainedModel, *, live: bool) -> Callable[[], PreTrainedModel]:
     """How to come by the reference where a KL is measured: loaded anew each time, so as to hold no memory between."""
-    if live and config.reference is None:
+    if live and config.reference is None and config.kl_due(1, 1):
         kept = frozen_copy(model)  # what the live model starts as lies nowhere else
         return lambda: kept
     return lambda: freeze(load_policy(config.reference or config.model, device=config.device)[0])
