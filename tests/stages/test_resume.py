@@ -25,6 +25,7 @@ def reward(prompts, completions, number, **columns):
 
 def command(stage: str, folder: Path, out: Path) -> list[str]:
     data = {"sft": "demonstrations", "reward": "comparisons", "ppo": "prompts", "grpo": "prompts"}[stage]
+    data = {"sft": "demonstrations", "reward": "comparisons", "ppo": "prompts", "dpo": "comparisons"}[stage]
     options = {
         "sft": "--max-steps 40 --batch-size 8 --eval-every 10 --choose best",
         "reward": "--max-steps 30 --batch-size 8 --centre-samples 8 --centre-max-new-tokens 4",
@@ -32,6 +33,8 @@ def command(stage: str, folder: Path, out: Path) -> list[str]:
         " --target-kl 0.1 --kl-horizon 100 --value-init policy",
         "grpo": "--reward count_z:reward --max-steps 12 --batch-size 4 --group-size 4 --max-new-tokens 5 --eval-every 3"
         " --preset dapo --warmup-steps 0 --minibatches 2",
+        "dpo": "--max-steps 30 --batch-size 8 --eval-every 10 --choose best --kl-every 7 --kl-samples 8"
+        " --max-new-tokens 4",
     }[stage]
     start = [
         sys.executable,
@@ -75,6 +78,7 @@ def run(words: list[str], cwd: Path, *, kill_after_rows: int | None = None, out:
         pytest.param("reward", [4, 17, 30], marks=pytest.mark.slow),
         pytest.param("ppo", [2, 6, 11], marks=pytest.mark.slow),
         pytest.param("grpo", [2, 6, 11], marks=pytest.mark.slow),
+        pytest.param("dpo", [4, 17, 30], marks=pytest.mark.slow),
     ],
 )
 def test_F11_killed_and_run_again_it_ends_with_the_same_weights(

@@ -387,6 +387,7 @@ def _reference_loader(config: DPOConfig, model: PreTrainedModel, *, live: bool) 
     if config.reference is None and config.lora_rank is not None:
         return lambda: model  # asked with its adapters switched off
     if live and config.reference is None:
+    if live and config.reference is None and config.kl_due(1, 1):
         kept = frozen_copy(model)  # what the live model starts as lies nowhere else
         return lambda: kept
     return lambda: freeze(load_policy(config.reference or config.model, device=config.device)[0])
