@@ -24,8 +24,7 @@ def reward(prompts, completions, number, **columns):
 
 
 def command(stage: str, folder: Path, out: Path) -> list[str]:
-    data = {"sft": "demonstrations", "reward": "comparisons", "ppo": "prompts", "grpo": "prompts"}[stage]
-    data = {"sft": "demonstrations", "reward": "comparisons", "ppo": "prompts", "dpo": "comparisons"}[stage]
+    data = {"sft": "demonstrations", "reward": "comparisons", "dpo": "comparisons"}.get(stage, "prompts")
     options = {
         "sft": "--max-steps 40 --batch-size 8 --eval-every 10 --choose best",
         "reward": "--max-steps 30 --batch-size 8 --centre-samples 8 --centre-max-new-tokens 4",

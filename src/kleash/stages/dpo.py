@@ -386,7 +386,6 @@ def _reference_loader(config: DPOConfig, model: PreTrainedModel, *, live: bool) 
     """How to come by the reference where a KL is measured: loaded anew each time, so as to hold no memory between."""
     if config.reference is None and config.lora_rank is not None:
         return lambda: model  # asked with its adapters switched off
-    if live and config.reference is None:
     if live and config.reference is None and config.kl_due(1, 1):
         kept = frozen_copy(model)  # what the live model starts as lies nowhere else
         return lambda: kept
