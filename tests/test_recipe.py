@@ -52,7 +52,7 @@ def test_settings_beside_the_stages_reach_every_stage_that_has_them(tmp_path: Pa
     [
         ("out: x\n", "'stages' is missing"),
         ("stages: {sft: {model: m, data: d}}\n", "'out' is missing"),
-        ("out: x\nstages: {a: {stage: sfft}}\n", "stage 'a': 'stage' should be one of sft, reward, ppo, generate"),
+        ("out: x\nstages: {a: {stage: sfft}}\n", "stage 'a': 'stage' should be one of sft, reward, ppo"),
         ("out: x\nstages: {sft: {model: '@base', data: d}}\n", "'model' is @base, but no earlier stage has that name"),
         ("out: x\nbeeta: 1\nstages: {sft: {model: m, data: d}}\n", "no stage knows 'beeta'"),
         ("out: x\nstages: {sft: {model: m, data: d, learning_rat: 1}}\n", "did you mean 'learning_rate'"),

@@ -25,14 +25,22 @@ STAGE_HELP = {
     "sft": "imitate demonstrations: the launch point of the policy and the anchor of the leash",
     "reward": "learn a reward model from comparisons",
     "ppo": "climb a reward on a KL leash",
+    "grpo": "climb a reward on a KL leash, a group of responses its own baseline: GRPO, Dr. GRPO, RLOO, DAPO",
+    "dpo": "learn a policy from comparisons, with neither reward model nor sampling",
     "generate": "sample responses to prompts",
+    "score": "what a reward says of responses that are there already",
+    "best-of-n": "sample n responses a prompt and keep the best, with what best of k would give for every k up to n",
 }
 
 EXAMPLES = {
     "sft": "kleash sft --model HuggingFaceTB/SmolLM2-135M --data demonstrations.jsonl --out runs/sft",
     "reward": "kleash reward --model runs/sft --data comparisons.jsonl --out runs/reward",
     "ppo": "kleash ppo --model runs/sft --data prompts.jsonl --reward runs/reward --out runs/ppo --beta 0.05",
+    "grpo": "kleash grpo --model runs/sft --data prompts.jsonl --reward runs/reward --out runs/grpo --preset rloo",
+    "dpo": "kleash dpo --model runs/sft --data comparisons.jsonl --out runs/dpo --beta 0.1",
     "generate": "kleash generate --model runs/ppo --data prompts.jsonl --out samples.jsonl -n 4",
+    "score": "kleash score --reward math --data samples.jsonl --out scored.jsonl",
+    "best-of-n": "kleash best-of-n --model runs/sft --data prompts.jsonl --reward runs/reward --out best.jsonl -n 16",
 }
 
 SHORT = {"n": "-n"}
@@ -191,6 +199,7 @@ def _stage(stage: str) -> Callable[[argparse.Namespace], None]:
         from kleash.config import read_yaml
         from kleash.recipe import run_stage, stage_config
         from kleash.run import RunFolder
+        from kleash.stages.files import results_of
 
         given = {key.removeprefix("field:"): value for key, value in vars(command).items() if key.startswith("field:")}
         options = {key: _value(value) for key, value in given.items() if value is not None and value is not False}
@@ -201,7 +210,9 @@ def _stage(stage: str) -> Callable[[argparse.Namespace], None]:
         if isinstance(result, RunFolder):
             _print_results(result, as_json=command.json)
         else:
-            print(json.dumps({"out": str(result)}) if command.json else result)
+            results = results_of(result)
+            told = {"out": str(result)} | ({} if results is None else {"results": results})
+            print(json.dumps(told) if command.json else result)
 
     return run
 

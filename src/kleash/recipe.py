@@ -7,9 +7,9 @@
       reward: {stage: reward, model: "@sft", data: comparisons.jsonl}
       ppo:    {stage: ppo, model: "@sft", reward: "@reward", data: prompts.jsonl, beta: 0.05}
 
-`@name` is what an earlier stage wrote. Each stage writes to `out/name`. Keys beside `stages` are settings of every
-stage that has them. A stage that is done, with unchanged settings, data and parents, is not run again; an interrupted
-one goes on where it was.
+`@name` is what an earlier stage wrote. Each stage writes to `out/name`, or to `out/name.jsonl` where it writes rows.
+Keys beside `stages` are settings of every stage that has them. A stage that is done, with unchanged settings, data and
+parents, is not run again; an interrupted one goes on where it was.
 """
 
 from __future__ import annotations
@@ -30,9 +30,16 @@ STAGES = {
     "sft": ("kleash.stages.sft", "SFTConfig"),
     "reward": ("kleash.stages.reward_model", "RewardConfig"),
     "ppo": ("kleash.stages.ppo", "PPOConfig"),
+    "grpo": ("kleash.stages.grpo", "GRPOConfig"),
+    "dpo": ("kleash.stages.dpo", "DPOConfig"),
     "generate": ("kleash.stages.generate", "GenerateConfig"),
+    "score": ("kleash.stages.score", "ScoreConfig"),
+    "best-of-n": ("kleash.stages.best_of_n", "BestOfNConfig"),
 }
 """Stage name → module and config; imported when asked for, since torch takes its time."""
+
+WRITE_A_FILE = ("generate", "score", "best-of-n")
+"""Stages whose `out` is a file of rows and no folder."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ def read_recipe(path: Path, *, out: Path | None = None) -> list[Step]:
         used |= recipe.keys() & known.keys()
         values = {key: value for key, value in recipe.items() if key in known} | settings
         values.pop("stage", None)
-        values.setdefault("out", str(root / (f"{name}.jsonl" if stage == "generate" else name)))
+        values.setdefault("out", str(root / (f"{name}.jsonl" if stage in WRITE_A_FILE else name)))
         values = {key: _resolve(value, outputs, f"{path}: stage '{name}': '{key}'") for key, value in values.items()}
         steps.append(Step(name, stage, stage_config(stage).make(values, source=f"{path}: stage '{name}'")))
         outputs[name] = str(values["out"])

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kleash.objectives import gae, token_rewards
+from kleash.objectives import gae, group_centred, group_standardised, leave_one_out, token_rewards
 
 T, F = True, False
 
@@ -142,3 +142,40 @@ def test_advantages_and_returns_are_targets_without_gradient():
     advantages, returns = gae(torch.randn(2, 3), values, gamma=1.0, lam=0.95, mask=torch.ones(2, 3, dtype=torch.bool))
     assert not advantages.requires_grad
     assert not returns.requires_grad
+
+
+# Scores 0 0 3 and 5 5 5. Means 1 and 5; deviations with K − 1: √((1 + 1 + 4)/2) = √3 and 0; means of the others of
+# each: 1.5, 1.5, 0.
+GROUPS = double([[0.0, 0.0, 3.0], [5.0, 5.0, 5.0]])
+ROOT = 3**0.5 + 1e-4
+
+
+@pytest.mark.parametrize(
+    ("advantage", "expected"),
+    [
+        (group_centred, [-1.0, -1.0, 2.0]),
+        (group_standardised, [-1.0 / ROOT, -1.0 / ROOT, 2.0 / ROOT]),
+        (leave_one_out, [-1.5, -1.5, 3.0]),
+    ],
+)
+def test_group_advantages_by_hand(advantage, expected):
+    assert advantage(GROUPS)[0].tolist() == pytest.approx(expected)
+    assert advantage(GROUPS)[1].tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("advantage", [group_centred, group_standardised, leave_one_out])
+def test_a_group_of_equal_scores_has_no_advantage_at_all_whatever_the_score_rounds_to(advantage):
+    for score in (0.1, 1e6 + 0.1, -0.7, 1e-30):
+        assert not advantage(torch.full((2, 7), score)).any()
+
+
+@pytest.mark.parametrize("advantage", [group_centred, group_standardised, leave_one_out])
+def test_a_score_added_to_a_whole_group_changes_nothing(advantage):
+    torch.testing.assert_close(advantage(GROUPS + double([[8.0], [-2.0]])), advantage(GROUPS))
+    torch.testing.assert_close(advantage(GROUPS).sum(-1), double([0.0, 0.0]), atol=1e-12, rtol=0)
+
+
+def test_standardising_makes_groups_of_any_spread_alike_and_centring_does_not():
+    wide = GROUPS[:1] * 100
+    torch.testing.assert_close(group_standardised(wide), group_standardised(GROUPS[:1]), rtol=1e-3, atol=0)
+    torch.testing.assert_close(group_centred(wide), 100 * group_centred(GROUPS[:1]))

@@ -21,6 +21,8 @@ from kleash.objectives import (
     masked_sum,
     masked_whiten,
     token_rewards,
+    token_weights,
+    truncated_importance,
 )
 
 MASK = torch.tensor([[0, 1, 1, 0, 1, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]], dtype=torch.bool)
@@ -52,6 +54,9 @@ CASES = {
     "masked_whiten, mean kept": (lambda x: one(masked_whiten(x, MASK, shift_mean=False)), tokens(1)),
     "k1": (lambda a, b: one(kl.k1(a, b, mask=MASK)), tokens(2)),
     "k2": (lambda a, b: one(kl.k2(a, b, mask=MASK)), tokens(2)),
+    "k2_of_responses": (lambda a, b: one(kl.k2_of_responses(a, b, mask=MASK)), tokens(2)),
+    "token_weights": (lambda: one(token_weights(MASK, "sequence", longest=6)), ()),
+    "truncated_importance": (lambda a, b: one(truncated_importance(a, b, mask=MASK)), tokens(2)),
     "k3": (lambda a, b: one(kl.k3(a, b, mask=MASK)), tokens(2)),
     "per_sequence": (lambda x: one(kl.per_sequence(x, MASK)), tokens(1)),
     "clipped_surrogate": (lambda a, b, c: with_metrics(clipped_surrogate(a, b, c, clip=0.2, mask=MASK)), tokens(3)),

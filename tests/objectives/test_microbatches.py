@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,13 +12,22 @@ from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid, pad
 
 from kleash.objectives import (
+    Normalisation,
     clipped_surrogate,
     clipped_value_loss,
+    dpo_loss,
+    ipo_loss,
     kl,
+    length_normalised_dpo_loss,
     masked_sum,
     pair_loss,
+    plackett_luce_loss,
     ranking_loss,
+    robust_dpo_loss,
+    simpo_loss,
+    smoothed_dpo_loss,
     token_logprobs,
+    token_weights,
 )
 
 ROWS, TOKENS, FEATURES, VOCABULARY, RESPONSES = 8, 5, 3, 7, 3
@@ -38,6 +50,9 @@ PROMPTS = {
     "ranks": torch.randint(0, 3, (ROWS, RESPONSES), generator=torch.Generator().manual_seed(5)),
     "p": torch.rand(ROWS, dtype=torch.float64, generator=torch.Generator().manual_seed(6)),
     "margin": torch.rand(ROWS, dtype=torch.float64, generator=torch.Generator().manual_seed(7)),
+    "reference": make(ROWS, RESPONSES, seed=10),
+    "lengths": torch.randint(1, 9, (ROWS, RESPONSES), generator=torch.Generator().manual_seed(11)),
+    "order": make(ROWS, RESPONSES, seed=12).argsort(-1),
 }
 
 
@@ -61,6 +76,13 @@ def value(clip):
     return total
 
 
+def weighted(batch, weight):
+    """The surrogate in a normalisation: the weights were made for the whole step and cut with the rows."""
+    near = predicted(batch, weight)
+    loss, _ = clipped_surrogate(near, near.detach() - batch["old"] / 4, batch["target"], clip=0.2, mask=batch["mask"])
+    return (torch.where(batch["mask"], batch["weights"], 0) * loss).sum()
+
+
 def likelihood(batch, weight):
     kept = batch["mask"]
     logprobs, _ = token_logprobs(lambda x: x @ weight.T, batch["features"][kept], batch["ids"][kept], chunk_size=3)
@@ -82,7 +104,29 @@ TOKENWISE = {
     "k2": divergence(kl.k2),
     "k3": divergence(kl.k3),
 }
+
+
+def preference(loss, **settings):
+    """A loss of policy, then reference or lengths or both, then label."""
+
+    def total(batch, weight):
+        given = {name: batch[name][:, :2] for name in ("reference", "lengths") if name in taken}
+        return loss(predicted(batch, weight)[:, :2], **given, **settings, p=batch["p"])[0].sum()
+
+    taken = inspect.signature(loss).parameters
+    return total
+
+
 PROMPTWISE = {
+    "dpo_loss": preference(dpo_loss, beta=0.5),
+    "smoothed_dpo_loss": preference(smoothed_dpo_loss, beta=0.5, label_smoothing=0.1),
+    "robust_dpo_loss": preference(robust_dpo_loss, beta=0.5, label_smoothing=0.1),
+    "ipo_loss": preference(ipo_loss, beta=0.5),
+    "simpo_loss": preference(simpo_loss, beta=2.0, gamma=1.0),
+    "length_normalised_dpo_loss": preference(length_normalised_dpo_loss, beta=5.0),
+    "plackett_luce_loss": lambda batch, weight: plackett_luce_loss(
+        predicted(batch, weight), batch["reference"], batch["order"], beta=0.5
+    )[0].sum(),
     "pair_loss": lambda batch, weight: pair_loss(
         predicted(batch, weight)[:, :2], p=batch["p"], margin=batch["margin"], centring=0.1
     )[0].sum(),
@@ -107,7 +151,8 @@ def splits(draw):
 
 def padded(batch, left, right):
     """More columns that nobody may read; what the loss is handed there is NaN, what the model reads is a number."""
-    junk = {"features": 5.0, "old": float("nan"), "target": float("nan"), "ids": 0, "mask": False}
+    nan = float("nan")
+    junk = {"features": 5.0, "old": nan, "target": nan, "weights": nan, "ids": 0, "mask": False}
     sides = {name: (0, 0) * (x.dim() - 2) + (left, right) for name, x in batch.items()}
     return {name: pad(x, sides[name], value=junk[name]) for name, x in batch.items()}
 
@@ -124,6 +169,20 @@ def test_F1_any_microbatches_and_any_padding_give_one_gradient(name, split, data
     whole = gradient(total, [DATA], count)
     assert whole.abs().max() > 1e-3
     torch.testing.assert_close(gradient(total, batches, count), whole, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("normalisation", get_args(Normalisation))
+@settings(deadline=None, max_examples=25)
+@given(split=splits(), data=st.data())
+def test_F1_any_microbatches_give_one_gradient_in_every_normalisation(normalisation, split, data):
+    step = DATA | {"weights": token_weights(MASK, normalisation, longest=TOKENS).double()}
+    batches = [
+        padded({key: x[rows] for key, x in step.items()}, data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3)))
+        for rows in split
+    ]
+    whole = gradient(weighted, [step], 1)
+    assert whole.abs().max() > 1e-4
+    torch.testing.assert_close(gradient(weighted, batches, 1), whole, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", PROMPTWISE)
@@ -155,3 +214,25 @@ def test_F2_reduced_losses_of_rows_of_unequal_length_by_hand():
     pair, _ = pair_loss(scores, p=torch.ones(2, dtype=torch.float64))
     expected = -(logsigmoid(torch.tensor(1.0)) + logsigmoid(torch.tensor(-3.0))).item() / 2
     assert pair.mean().item() == pytest.approx(expected)
+
+
+# Three responses of 3, 1 and 0 tokens, losses 1 2 3 | 10 | none; at most 5 tokens. By hand:
+BY_HAND = {
+    "token": (1 + 2 + 3 + 10) / 4,
+    "sequence": ((1 + 2 + 3) / 3 + 10 + 0) / 3,  # a response without a token is counted, its loss is 0
+    "constant": (1 + 2 + 3 + 10) / (3 * 5),
+}
+
+
+@pytest.mark.parametrize("normalisation", get_args(Normalisation))
+def test_F2_every_normalisation_of_rows_of_unequal_length_by_hand(normalisation):
+    mask = torch.tensor([[True, True, True], [False, True, False], [False, False, False]])
+    loss = torch.tensor([[1.0, 2.0, 3.0], [50.0, 10.0, 60.0], [70.0, 80.0, 90.0]])
+    weights = token_weights(mask, normalisation, longest=5)
+    assert (weights * loss).sum().item() == pytest.approx(BY_HAND[normalisation])
+    assert not weights[~mask].any()
+
+
+def test_F2_a_step_without_a_token_weighs_nothing():
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    assert not any(token_weights(nothing, name, longest=5).any() for name in get_args(Normalisation))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kleash.objectives import clipped_surrogate
+from kleash.objectives import clipped_surrogate, truncated_importance
 
 # ratio, advantage: objective, d objective / d log π, held by the clip; clip 0.2, by eq. 7 with pencil
 CASES = [
@@ -56,3 +56,33 @@ def test_metrics_are_detached():
     _, metrics = clipped_surrogate(logprobs, torch.zeros(2, 3), torch.randn(2, 3), clip=0.2, mask=mask)
     assert set(metrics) == {"ratio", "clip_fraction", "approx_kl"}
     assert not any(metric.requires_grad for metric in metrics.values())
+
+
+# ratio, advantage: objective, slope; clips 0.2 and 0.28 (arXiv:2503.14476 eq. 10) by hand
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "objective", "slope"),
+    [(1.25, 1.0, 1.25, 1.25), (1.3, 1.0, 1.28, 0.0), (0.75, -1.0, -0.8, 0.0), (0.75, 1.0, 0.75, 0.75)],
+)
+def test_the_two_clips_are_apart(ratio, advantage, objective, slope):
+    logprobs = torch.tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    loss, _ = clipped_surrogate(logprobs, 0 * one, advantage * one, clip=0.2, clip_high=0.28, mask=one.bool())
+    assert loss.item() == pytest.approx(-objective)
+    assert torch.autograd.grad(loss.sum(), logprobs)[0].item() == pytest.approx(-slope)
+
+
+def test_one_clip_is_both():
+    logprobs, old, advantages = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)).unbind(0)
+    mask = torch.ones(4, 5, dtype=torch.bool)
+    one, both = (
+        clipped_surrogate(logprobs, old, advantages, clip=0.2, clip_high=high, mask=mask)[0] for high in (None, 0.2)
+    )
+    assert torch.equal(one, both)
+
+
+def test_the_importance_of_a_token_is_the_ratio_of_the_engines_up_to_a_limit():
+    trainer, sampler = torch.tensor([[0.5, 0.5, 0.1, 0.3]]).log(), torch.tensor([[0.5, 0.4, 0.4, 0.1]]).log()
+    mask = torch.tensor([[True, True, True, True]])
+    assert truncated_importance(trainer, sampler, mask=mask)[0].tolist() == pytest.approx([1.0, 1.25, 0.25, 2.0])
+    assert truncated_importance(trainer, sampler, limit=5.0, mask=mask)[0, 3].item() == pytest.approx(3.0)
+    assert not truncated_importance(trainer.requires_grad_(), sampler, mask=mask).requires_grad

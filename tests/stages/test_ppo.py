@@ -40,13 +40,13 @@ def config(base: Path, data: Path, **changes: object) -> ppo.PPOConfig:
 def actors(settings: ppo.PPOConfig, base: Path, reward: Any = None) -> tuple[ppo.Actors, list[EncodedGroup]]:
     """Everyone who takes part, made as `run` makes them."""
     model, tokenizer = load_policy(base)
-    prompts, _ = ppo._prompts(settings, model, tokenizer)
+    prompts, _ = ppo.read_prompts(settings, model, tokenizer)
     sampler = LocalSampler(model, tokenizer, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)
     critic = ValueModel.from_policy(model, seed=0)
     reference = load_policy(base)[0]
     with torch.no_grad():  # a reference that is not the policy, so that there is a drift
         reference.lm_head.weight.mul_(1.3)
-    return ppo.Actors(settings, model, tokenizer, reference, reward or CountZ(), critic, sampler), prompts
+    return ppo.Actors(settings, model, tokenizer, reference, reward or CountZ(), sampler, critic), prompts
 
 
 def gradients(settings: ppo.PPOConfig, base: Path) -> tuple[Tensor, Tensor]:
@@ -213,6 +213,19 @@ def test_the_policy_stays_at_the_reference_on_a_short_leash(base: Path, prompts:
         for beta in (0.0, 20.0)
     )
     assert short < long / 5
+
+
+def test_F15_the_parts_of_a_reward_and_the_verdicts_of_a_verifier_are_logged_apart(base: Path, write: Any) -> None:
+    data = write(
+        "answers.jsonl", [{"prompt": f"a {i}", "answer": str(i % 3), "pattern": ".*[a-m] *"} for i in range(30)]
+    )
+    reward = base.parent / "reward.yaml"
+    reward.write_text("parts: [{reward: number, weight: 2}, {reward: regex, name: early, weight: 0.5, clip: [0, 0.5]}]")
+    for row in ppo.run(config(base, data, reward=str(reward), batch_size=16)).metrics():
+        assert row["reward"] == pytest.approx(2 * row["reward/number"] + 0.25 * row["reward/early"])
+        shares = [row[f"reward/number/{verdict}"] for verdict in ("right", "wrong", "unparsable", "timed_out")]
+        assert sum(shares) == pytest.approx(1) and shares[0] == row["reward/number"] and shares[2] > 0
+        assert 0 < row["reward/early"] < 1
 
 
 def test_held_out_samples_are_written_with_their_columns(base: Path, prompts: Path) -> None:

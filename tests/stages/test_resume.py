@@ -24,12 +24,16 @@ def reward(prompts, completions, number, **columns):
 
 
 def command(stage: str, folder: Path, out: Path) -> list[str]:
-    data = {"sft": "demonstrations", "reward": "comparisons", "ppo": "prompts"}[stage]
+    data = {"sft": "demonstrations", "reward": "comparisons", "dpo": "comparisons"}.get(stage, "prompts")
     options = {
         "sft": "--max-steps 40 --batch-size 8 --eval-every 10 --choose best",
         "reward": "--max-steps 30 --batch-size 8 --centre-samples 8 --centre-max-new-tokens 4",
         "ppo": "--reward count_z:reward --max-steps 12 --batch-size 8 --max-new-tokens 5 --eval-every 3 --ema-decay 0.9"
         " --target-kl 0.1 --kl-horizon 100 --value-init policy",
+        "grpo": "--reward count_z:reward --max-steps 12 --batch-size 4 --group-size 4 --max-new-tokens 5 --eval-every 3"
+        " --preset dapo --warmup-steps 0 --minibatches 2",
+        "dpo": "--max-steps 30 --batch-size 8 --eval-every 10 --choose best --kl-every 7 --kl-samples 8"
+        " --max-new-tokens 4",
     }[stage]
     start = [
         sys.executable,
@@ -72,6 +76,8 @@ def run(words: list[str], cwd: Path, *, kill_after_rows: int | None = None, out:
         pytest.param("sft", [1, 9, 20, 39], marks=pytest.mark.slow),
         pytest.param("reward", [4, 17, 30], marks=pytest.mark.slow),
         pytest.param("ppo", [2, 6, 11], marks=pytest.mark.slow),
+        pytest.param("grpo", [2, 6, 11], marks=pytest.mark.slow),
+        pytest.param("dpo", [4, 17, 30], marks=pytest.mark.slow),
     ],
 )
 def test_F11_killed_and_run_again_it_ends_with_the_same_weights(
@@ -87,7 +93,7 @@ def test_F11_killed_and_run_again_it_ends_with_the_same_weights(
 
     assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert read_jsonl(killed / "metrics.jsonl") == read_jsonl(whole / "metrics.jsonl")
-    if stage == "ppo":
+    if stage in ("ppo", "grpo"):
         assert read_jsonl(killed / "samples.jsonl") == read_jsonl(whole / "samples.jsonl")
     results = [json.loads((path / "run.json").read_text())["results"] for path in (killed, whole)]
     assert results[0] == results[1]

@@ -31,8 +31,8 @@ def check_first(
 
     Args:
         policy: the model being trained.
-        batch: rows that were just sampled, K = 1.
-        logprobs: of the training forward.
+        batch: groups that were just sampled, of any K.
+        logprobs: of the training forward, R = P·K rows.
         old_logprobs: of the rollout.
         temperature: that training divides logits by.
         dtype: what was computed in.
@@ -40,7 +40,7 @@ def check_first(
     Raises:
         TrainingError: a token's log-ratio is beyond rounding; the message names the likeliest cause.
     """
-    gap = torch.where(batch.mask[:, 0], (logprobs - old_logprobs).abs(), 0)
+    gap = torch.where(batch.mask.flatten(0, 1), (logprobs - old_logprobs).abs(), 0)
     worst = gap.max() if gap.numel() else gap.new_zeros(())
     if not worst <= TOLERANCE[dtype]:
         raise TrainingError(
@@ -53,8 +53,8 @@ def check_first(
 @torch.no_grad()
 def _cause(policy: PreTrainedModel, batch: GroupBatch, old_logprobs: Tensor, temperature: float) -> str:
     def gap(divisor: float) -> float:
-        again = response_logprobs(policy, batch, temperature=divisor)[0][:, 0]
-        return float(torch.where(batch.mask[:, 0], (again - old_logprobs).abs(), 0).max())
+        again = response_logprobs(policy, batch, temperature=divisor)[0].flatten(0, 1)
+        return float(torch.where(batch.mask.flatten(0, 1), (again - old_logprobs).abs(), 0).max())
 
     same = gap(temperature)
     training = policy.training

@@ -54,6 +54,11 @@ def read_groups(source: str | Path, *, split: str | None = None) -> Iterator[Gro
     Raises:
         DataError: at once where there is nothing to read, or at the row that cannot be read, naming it.
     """
+    return (group for _, group in read_rows(source, split=split))
+
+
+def read_rows(source: str | Path, *, split: str | None = None) -> Iterator[tuple[Row, Group]]:
+    """Rows as they stand, each with its group; see `read_groups`."""
     name, rows = _open(source, split)
     return _parsed(name, rows)
 
@@ -77,12 +82,12 @@ def parse_row(row: Any) -> Group:
     raise DataError(f"none of the known schemas fits the columns {sorted(row)}; a row has one of: {known}")
 
 
-def _parsed(name: str, rows: Iterator[tuple[int, Any]]) -> Iterator[Group]:
+def _parsed(name: str, rows: Iterator[tuple[int, Any]]) -> Iterator[tuple[Row, Group]]:
     empty = True
     for number, row in rows:
         empty = False
         try:
-            yield parse_row(row)
+            yield row, parse_row(row)
         except DataError as error:
             raise DataError(f"{name} row {number}: {error}") from None
     if empty:
@@ -439,8 +444,12 @@ def write_groups(groups: Iterable[Group], path: str | Path) -> int:
     Raises:
         DataError: an ending that is not known, a column that the schema uses, or columns that the format cannot hold.
     """
+    return write_rows(map(to_row, groups), path)
+
+
+def write_rows(rows: Iterable[Row], path: str | Path) -> int:
+    """Write rows as they stand; see `write_groups`."""
     path = Path(path)
-    rows = map(to_row, groups)
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         with _replacing(path) as temporary:
             return _write_lines(rows, temporary, packed=path.name.endswith(".gz"))

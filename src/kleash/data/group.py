@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kleash.errors import DataError
 
@@ -166,6 +167,24 @@ class GroupBatch:
 
         return batch._map(trim)
 
+    def without(self, responses: Bool[Tensor, "P K"]) -> GroupBatch:
+        """The same groups, some of whose responses do not count: their tokens are real, but out of the mask."""
+        return replace(self, mask=self.mask & ~responses[..., None])
+
+    def split(self, size: int) -> GroupBatch:
+        """Groups of K as K/size groups of `size` each, the parts of one group in a row, so that memory can part them.
+
+        A tensor over [P, K, …] follows by `tensor.reshape(-1, size, …)`.
+        """
+
+        def part(tensor: Tensor) -> Tensor:
+            repeats = self.shape[1] // size
+            if tensor.dim() == 3:
+                return tensor.reshape(-1, size, tensor.shape[-1])
+            return tensor.repeat_interleave(repeats, 0)
+
+        return self._map(part)
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> GroupBatch:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
@@ -208,3 +227,21 @@ def collate(groups: Sequence[EncodedGroup], *, pad_id: int = 0, device: torch.de
         if sampled
         else None,
     )
+
+
+def concatenate(batches: Sequence[GroupBatch]) -> GroupBatch:
+    """Sampled batches of one K as one, padded to the widest."""
+    width = max(batch.prompt_ids.shape[1] for batch in batches)
+    depth = max(batch.shape[2] for batch in batches)
+
+    def widen(tensor: Tensor) -> Tensor:
+        left, right = (0, depth - tensor.shape[-1]) if tensor.dim() == 3 else (width - tensor.shape[-1], 0)
+        return pad(tensor, (left, right))
+
+    widened = [vars(batch._map(widen)) for batch in batches]
+    tensors: dict[str, Any] = {
+        name: torch.cat([batch[name] for batch in widened])
+        for name, value in widened[0].items()
+        if isinstance(value, Tensor)
+    }
+    return replace(batches[0], **tensors)

@@ -1,4 +1,4 @@
-"""From scores to advantages: the reward of each token, and generalised advantage estimation."""
+"""From scores to advantages: the reward of each token, generalised advantage estimation, and groups as baselines."""
 
 from __future__ import annotations
 
@@ -69,3 +69,58 @@ def gae(
             next_advantage = torch.where(here, advantage, next_advantage)
             next_value = torch.where(here, values[:, t], next_value)
         return advantages, advantages + values
+
+
+def group_centred(scores: Float[Tensor, "P K"]) -> Float[Tensor, "P K"]:
+    """A score less the mean of its group.
+
+    The mean holds the response's own score, so the policy gradient is in expectation (K − 1)/K of the exact one: its
+    direction is right, its length a matter of the learning rate.
+
+    Args:
+        scores: of K ≥ 2 responses to each prompt.
+
+    Returns:
+        r − mean(r), exactly 0 in a group of equal scores.
+
+    References:
+        Liu et al. 2025 (arXiv:2503.20783) §3.2, "Dr. GRPO".
+    """
+    from_first = scores - scores[:, :1]  # equal scores become 0 before a mean could round
+    return from_first - from_first.mean(-1, keepdim=True)
+
+
+def group_standardised(scores: Float[Tensor, "P K"], *, eps: float = 1e-4) -> Float[Tensor, "P K"]:
+    """A score less the mean of its group, by the standard deviation of its group.
+
+    Every group weighs the same, whether its responses differ by much or by next to nothing: prompts that are nearly
+    always or nearly never answered are weighed up.
+
+    Args:
+        scores: of K ≥ 2 responses to each prompt.
+        eps: added to the deviation, in units of reward.
+
+    Returns:
+        (r − mean(r)) / (std(r) + eps), the deviation with K − 1; exactly 0 in a group of equal scores.
+
+    References:
+        Shao et al. 2024 (arXiv:2402.03300) §4.1.2; K − 1 and eps as in TRL's `GRPOTrainer`, the paper has neither.
+    """
+    centred = group_centred(scores)
+    deviation = (centred.square().sum(-1, keepdim=True) / (scores.shape[-1] - 1)).sqrt()
+    return centred / (deviation + eps)
+
+
+def leave_one_out(scores: Float[Tensor, "P K"]) -> Float[Tensor, "P K"]:
+    """A score less the mean of the *others* of its group: the policy gradient is exact in expectation.
+
+    Args:
+        scores: of K ≥ 2 responses to each prompt.
+
+    Returns:
+        r_k − mean of r_j over j ≠ k, which is K/(K − 1) (r_k − mean(r)); exactly 0 in a group of equal scores.
+
+    References:
+        Kool et al. 2019 (openreview.net/forum?id=r1lgTGL5DE); Ahmadian et al. 2024 (arXiv:2402.14740) eq. 9, "RLOO".
+    """
+    return group_centred(scores) * (scores.shape[-1] / (scores.shape[-1] - 1))

@@ -85,6 +85,31 @@ def k3(
     return torch.expm1(-ratio) + ratio  # expm1: near π = π_ref the ones cancel and ratio²/2 is what is left
 
 
+def k2_of_responses(
+    policy: Float[Tensor, "*R T"], reference: Float[Tensor, "*R T"], *, mask: Bool[Tensor, "*R T"] | None = None
+) -> Float[Tensor, "*R T"]:
+    """`k2` of whole responses, laid on their tokens: the loss whose gradient is that of the reverse KL of responses.
+
+    With d_t the log-ratio of a token and D = Σ_t d_t, the tokens' shares ½ d_t D sum to ½ D², whose gradient D ∇log
+    π(y) is in expectation over fresh samples exactly ∇KL(π ‖ π_ref). `k2` or `k3` of single tokens leaves out what a
+    token leads to, and `k3` pulls towards another divergence besides.
+
+    Args:
+        policy: log π of tokens sampled from π, with gradient.
+        reference: log π_ref of the same tokens.
+        mask: True where a token counts; None counts all.
+
+    Returns:
+        ½ d_t D of each token, of either sign, not reduced; 0 where masked. Weights that are constant within a response
+        keep the gradient's direction for it.
+
+    References:
+        Liu et al. 2025 (arXiv:2510.01555) on k2 as a loss; Tang & Munos 2025 (arXiv:2506.09477) on responses.
+    """
+    ratio = _log_ratio(policy, reference, mask)
+    return ratio * ratio.sum(-1, keepdim=True) / 2
+
+
 def exact(policy_logits: Float[Tensor, "*S V"], reference_logits: Float[Tensor, "*S V"]) -> Float[Tensor, "*S"]:
     """KL(π ‖ π_ref) at each position, summed over the whole vocabulary: no sampling noise of the token.
 

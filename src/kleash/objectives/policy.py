@@ -16,6 +16,7 @@ def clipped_surrogate(
     advantages: Float[Tensor, "R T"],
     *,
     clip: float,
+    clip_high: float | None = None,
     mask: Bool[Tensor, "R T"],
 ) -> tuple[Float[Tensor, "R T"], Metrics]:
     """Proximal policy optimisation, the clipped objective.
@@ -28,6 +29,7 @@ def clipped_surrogate(
         old_logprobs: log π of the same tokens at rollout, without.
         advantages: advantage of each token, without gradient.
         clip: how far the ratio may move, > 0.
+        clip_high: how far it may move up, > 0; None is `clip`. More room upwards lets unlikely tokens rise (DAPO).
         mask: True where the policy chose the token.
 
     Returns:
@@ -36,12 +38,13 @@ def clipped_surrogate(
         is zero; `approx_kl`, k3 of KL(π_old ‖ π).
 
     References:
-        Schulman et al. 2017 (arXiv:1707.06347) eq. 7.
+        Schulman et al. 2017 (arXiv:1707.06347) eq. 7; Yu et al. 2025 (arXiv:2503.14476) eq. 10 for two clips.
     """
     logprobs, old_logprobs = torch.where(mask, logprobs, 0), torch.where(mask, old_logprobs, 0)
     advantages = torch.where(mask, advantages, 0)
     ratio = (logprobs - old_logprobs).exp()
-    free, clipped = ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages
+    low, high = 1 - clip, 1 + (clip if clip_high is None else clip_high)
+    free, clipped = ratio * advantages, ratio.clamp(low, high) * advantages
     objective = torch.minimum(free, clipped)
     metrics = {
         "ratio": torch.where(mask, ratio, 0).detach(),
@@ -49,3 +52,32 @@ def clipped_surrogate(
         "approx_kl": kl.k3(old_logprobs, logprobs).detach(),  # the samples are of π_old
     }
     return -objective, metrics
+
+
+def truncated_importance(
+    logprobs: Float[Tensor, "*S"],
+    sampler_logprobs: Float[Tensor, "*S"],
+    *,
+    limit: float = 2.0,
+    mask: Bool[Tensor, "*S"],
+) -> Float[Tensor, "*S"]:
+    """What a token's loss is multiplied by where another engine sampled it than the one that trains.
+
+    Without the limit the weighted gradient is unbiased and its variance has no bound; with it a token that the sampler
+    found unlikely counts `limit` times at most.
+
+    Args:
+        logprobs: log π of each token by the trainer, with the weights that sampled.
+        sampler_logprobs: log π of the same tokens by the sampler.
+        limit: C, ≥ 1.
+        mask: True where the policy chose the token.
+
+    Returns:
+        min(π/π_sampler, C) of each token, without gradient; 0 where masked. 1 where the two engines agree.
+
+    References:
+        Yao et al. 2025, Your efficient RL framework secretly brings you off-policy RL training
+        (fengyao.notion.site/off-policy-rl), which names C = 2.
+    """
+    gap = torch.where(mask, logprobs, 0) - torch.where(mask, sampler_logprobs, 0)
+    return torch.where(mask, gap.detach().exp().clamp(max=limit), 0)

@@ -5,12 +5,17 @@ What a mask leaves out is replaced *before* any arithmetic: NaN · 0 is NaN, for
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 Metrics = dict[str, Tensor]
 """What a loss tells about itself: detached tensors, never numbers, so that a step pays for one transfer."""
+
+Normalisation = Literal["token", "sequence", "constant"]
+"""How the losses of tokens become the loss of a step, see `token_weights`."""
 
 
 def masked_sum(
@@ -67,3 +72,32 @@ def masked_whiten(x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"], *, shift_mea
     centred = torch.where(mask, x - mean, 0)
     whitened = centred * torch.rsqrt(masked_mean(centred.square(), mask) + 1e-8)
     return whitened if shift_mean else torch.where(mask, whitened + mean, 0)
+
+
+def token_weights(mask: Bool[Tensor, "R T"], normalisation: Normalisation, *, longest: int) -> Float[Tensor, "R T"]:
+    """What each token's loss is multiplied by before all are summed: one formula for each name (F2).
+
+    Made for the *whole* optimiser step, then cut with the rows: any micro-batches sum up to the same gradient (F1). A
+    response with nothing kept has no weight but is counted as one.
+
+    Args:
+        mask: True where a token counts; all responses of an optimiser step.
+        normalisation: `token`: 1/(tokens of the step), so that a long response weighs more (DAPO).
+            `sequence`: 1/(tokens of the response · responses), so that a token of a long one weighs less (GRPO).
+            `constant`: 1/(responses · longest), so that a token weighs the same in any rollout (Dr. GRPO); the sum over
+            a response's tokens that RLOO takes is this times `longest`.
+        longest: most tokens a response may have, `max_new_tokens`.
+
+    Returns:
+        The weight of each token; 0 where masked.
+
+    References:
+        Yu et al. 2025 (arXiv:2503.14476) eq. 12; Shao et al. 2024 (arXiv:2402.03300) eq. 3; Liu et al. 2025
+        (arXiv:2503.20783) §3.2.
+    """
+    tokens = {
+        "token": mask.sum().expand(len(mask), 1),
+        "sequence": mask.sum(-1, keepdim=True) * len(mask),
+        "constant": torch.full((len(mask), 1), len(mask) * longest, device=mask.device),
+    }[normalisation]
+    return mask / tokens.clamp(min=1)

@@ -1,7 +1,7 @@
 """What scores groups: one protocol, whatever stands behind it.
 
 A reward takes groups of text (or of sampled ids that decode to text) and gives a number for each response. It may be a
-reward model's folder or a Python function with TRL's signature.
+reward model's folder, a Python function with TRL's signature, a verifier, or a composition of these.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +20,11 @@ from transformers import PreTrainedTokenizerBase
 
 from kleash.data.group import Content, Group
 from kleash.errors import ConfigError, DataError
+from kleash.rewards.checks import CHECKS
+from kleash.rewards.verifiers import Verifier
+
+Parts = Mapping[str, Float[Tensor, "P K"]]
+"""What scores are made of, by name: the scores of a composition's parts, a verifier's verdicts (1 where given)."""
 
 
 @runtime_checkable
@@ -29,6 +34,15 @@ class Reward(Protocol):
     def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
         """A score for each response, in float32 on the CPU."""
         ...
+
+
+def explain(reward: Reward, groups: Sequence[Group]) -> tuple[Float[Tensor, "P K"], Parts]:
+    """Scores of groups of one K, and what they are made of, to be logged apart.
+
+    A reward that is made of parts has a method `explain` of its own; any other has none.
+    """
+    own = getattr(reward, "explain", None)
+    return (reward(groups), {}) if own is None else own(groups)
 
 
 class FunctionReward:
@@ -78,7 +92,7 @@ class FunctionReward:
 
 
 def build_reward(name: str, *, policy_tokenizer: PreTrainedTokenizerBase | None = None, **settings: Any) -> Reward:
-    """The reward of a name: a reward model's folder, or `module:function`.
+    """The reward of a name: a verifier, a YAML composition, a reward model's folder, or `module:function`.
 
     Args:
         name: as given to `--reward`.
@@ -86,15 +100,23 @@ def build_reward(name: str, *, policy_tokenizer: PreTrainedTokenizerBase | None 
         settings: passed on to `LearnedReward` (`device`, `dtype`, `micro_batch_tokens`).
 
     Raises:
-        ConfigError: the name is neither.
+        ConfigError: the name is none of these.
     """
+    from kleash.rewards.composition import ComposedReward
     from kleash.rewards.learned import LearnedReward
 
+    if name in CHECKS:
+        return Verifier(name)
+    if name.endswith((".yaml", ".yml")):
+        return ComposedReward.load(Path(name), policy_tokenizer=policy_tokenizer, **settings)
     if Path(name).is_dir():
         return LearnedReward.load(name, policy_tokenizer=policy_tokenizer, **settings)
     if ":" in name and not name.startswith((".", "/")):
         return FunctionReward(name)
-    raise ConfigError(f"--reward {name}: no such folder; give a reward model's folder or module:function")
+    raise ConfigError(
+        f"--reward {name}: no such folder; give a reward model's folder, module:function, a .yaml composition or a "
+        f"verifier ({', '.join(CHECKS)})"
+    )
 
 
 def _find(name: str) -> Callable[..., Any]:

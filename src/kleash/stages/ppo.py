@@ -11,8 +11,7 @@ Left out: one backbone for policy and value (the value network starts from the r
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,15 +22,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import ratio
-from kleash.checks.gates import gate_in, gate_out
-from kleash.data.batching import batch_at, by_size, microbatches
+from kleash.checks.gates import gate_in
+from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all, end_ids
 from kleash.data.group import EncodedGroup, Group, GroupBatch, collate
-from kleash.data.split import demonstration, imitated, prompt_only, read_split, read_usable
-from kleash.errors import ConfigError
+from kleash.data.split import demonstration, imitated, read_usable
 from kleash.models.forward import response_logprobs
 from kleash.models.heads import ValueModel, values
-from kleash.models.load import autocast, context_length, freeze, frozen_copy, load_policy, save_model
+from kleash.models.load import autocast, context_length, load_policy, save_model
+from kleash.models.lora import merge_lora, merged_copy
 from kleash.objectives import kl
 from kleash.objectives.advantage import gae, token_rewards
 from kleash.objectives.policy import clipped_surrogate
@@ -41,20 +40,30 @@ from kleash.rewards.learned import LearnedReward
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
-from kleash.sampling.sampler import decode_groups
+from kleash.stages import rollouts
 from kleash.stages.artifacts import inputs_of, model_card
-from kleash.stages.settings import TrainingConfig
+from kleash.stages.rollouts import (
+    SHOWN,
+    RolloutConfig,
+    accumulate,
+    evaluate,
+    in_parts,
+    load_reference,
+    minibatches,
+    parts_of,
+    read_prompts,
+    rollout_logprobs,
+    sample,
+    summary,
+    verdict,
+)
+from kleash.stages.trainable import make_trainable
 from kleash.training import checkpoint
 from kleash.training.ema import Average
 from kleash.training.optim import Optimizer
 from kleash.training.progress import Progress
 from kleash.training.selection import Selection
 from kleash.training.trackers import Trackers, require
-
-logger = logging.getLogger("kleash")
-
-SHOWN = ("reward", "kl", "entropy", "length", "eval_reward")
-"""Figures of the progress bar."""
 
 FORMULA = {
     "reward": "r_t = − β (log π_old(y_t) − log π_ref(y_t)) + [t last] score",
@@ -79,34 +88,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class PPOConfig(TrainingConfig):
+class PPOConfig(RolloutConfig):
     """PPO. Defaults: N+ (Huang et al. 2024, arXiv:2403.17031), but for what changes the objective, which is off."""
 
     preset: Literal["instructgpt", "n-plus"] | None = None
     """A published set of values for everything not given: `instructgpt` or `n-plus`."""
-    reward: str
-    """What to climb: a reward model's folder, or `module:function` with TRL's signature."""
-    reference: str | None = None
-    """What the leash is tied to; null is `model` as it starts."""
-    beta: float = Field(0.05, ge=0)
-    """Price of one nat of KL from the reference, in units of reward. 0: no leash, and the policy ends in the reward's
-    blind spots. Large: it never leaves the reference. Published: 0.02 (InstructGPT), 0.05 (N+)."""
     target_kl: float | None = Field(None, gt=0)
     """Nats a response that `beta` is steered to (Ziegler et al. 2019, arXiv:1909.08593, §2.2); null keeps it fixed."""
     kl_horizon: float = Field(10_000, gt=0)
     """Responses over which that steering acts; needs `target_kl`."""
     batch_size: int = Field(64, ge=1)
     """Prompts in a rollout, each with one response."""
-    max_new_tokens: int = Field(64, ge=1)
-    """Longest response, in tokens."""
-    temperature: float = Field(1.0, gt=0)
-    """Divides the logits, in sampling and in training alike."""
     inner_epochs: int = Field(4, ge=1)
     """Passes over a rollout, reshuffled each."""
-    minibatches: int = Field(1, ge=1)
-    """Optimiser steps in a pass."""
-    clip: float = Field(0.2, gt=0)
-    """How far the ratio may move before its gain stops to count."""
     gamma: float = Field(1.0, ge=0, le=1)
     """Discount a token; below 1 the optimum is no longer π*."""
     lam: float = Field(0.95, ge=0, le=1)
@@ -133,8 +127,6 @@ class PPOConfig(TrainingConfig):
     """Demonstrations or text whose likelihood is kept up (PPO-ptx of InstructGPT)."""
     pretraining_coefficient: float = Field(27.8, gt=0)
     """Weight of that likelihood; needs `pretraining_data`."""
-    snapshot_every: int | None = Field(None, ge=1)
-    """Rollouts between weights kept under snapshots/, to be measured later; null keeps none."""
 
     @model_validator(mode="before")
     @classmethod
@@ -161,6 +153,8 @@ class Rollout:
     groups: list[Group]
     scores: Float[Tensor, " R"]
     """The reward as it was given, before clips and penalties."""
+    parts: dict[str, Float[Tensor, " R"]]
+    """What the reward is made of, by name; empty where it is one thing."""
     old_logprobs: Float[Tensor, "R T"]
     drift: Float[Tensor, "R T"]
     """k1 of each token."""
@@ -192,15 +186,15 @@ def run(
     gate_in(folder, role="model", parent=config.model, force=config.force)
     gate_in(folder, role="reward", parent=config.reward, force=config.force)
     model, tokenizer = policy or load_policy(config.model, device=config.device)
-    prompts, held_out = _prompts(config, model, tokenizer)
-    reference = (
-        freeze(load_policy(config.reference, device=config.device)[0]) if config.reference else frozen_copy(model)
-    )
+    prompts, held_out = read_prompts(config, model, tokenizer)
+    reference = load_reference(config, model)
     reward = reward or build_reward(
         config.reward, policy_tokenizer=tokenizer, device=config.device, dtype=config.dtype,
         micro_batch_tokens=config.micro_batch_tokens,
     )  # fmt: skip
     critic = _critic(model, reward, config)
+    make_trainable(model, config)
+    make_trainable(critic.decoder, config)
     pretraining = _pretraining(config, model, tokenizer)
     sampler = LocalSampler(
         model,
@@ -209,7 +203,7 @@ def run(
         temperature=config.temperature,
         end_ids=end_ids(tokenizer),
     )
-    actors = Actors(config, model, tokenizer, reference, reward, critic, sampler)
+    actors = Actors(config, model, tokenizer, reference, reward, sampler, critic)
     steps = config.steps(len(prompts))
     folder.note("formulas", **FORMULA)
 
@@ -227,28 +221,29 @@ def run(
     beta = state.get("beta", config.beta)
     selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
     if state["step"] == 0 and held_out and config.eval_every:
-        folder.log(0, _evaluate(actors, held_out, folder, 0))
+        folder.log(0, evaluate(actors, held_out, folder, 0))
     with Progress(steps, "ppo", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
         for step in range(state["step"] + 1, steps + 1):
             rows = batch_at(step - 1, len(prompts), config.batch_size, config.seed)
             rollout = collect(actors, [prompts[row] for row in rows], beta=beta, step=step)
             metrics = describe(rollout, beta)
             for epoch in range(config.inner_epochs):
-                for part in _minibatches(config, rollout, step, epoch):
+                for part in minibatches(config, len(rows), step, epoch):
                     first = not metrics.get("updates")
                     extra = _pretraining_batch(config, pretraining, optimizer.taken)
                     update = learn(actors, rollout, part, optimizer, value_optimizer, extra=extra, first=first)
                     average.update(model)
-                    _accumulate(metrics, update, 1 / (config.inner_epochs * config.minibatches))
+                    accumulate(metrics, update, 1 / (config.inner_epochs * config.minibatches))
             if config.target_kl is not None:
                 beta = kl.adapt_beta(
                     beta, float(metrics["kl"]), target=config.target_kl, horizon=config.kl_horizon, samples=len(rows)
                 )
             if held_out and config.due(step, steps):
-                metrics |= _evaluate(actors, held_out, folder, step)
+                metrics |= evaluate(actors, held_out, folder, step)
                 selection.offer(model, step, beta * metrics["eval_kl"] - metrics["eval_reward"])
             if config.snapshot_every and step % config.snapshot_every == 0:
-                save_model(folder.path / "snapshots" / f"step-{step:06d}", model, tokenizer, model_card(folder, ""))
+                snapshot = folder.path / "snapshots" / f"step-{step:06d}"
+                save_model(snapshot, merged_copy(model), tokenizer, model_card(folder, ""))
             row = folder.log(step, metrics)
             trackers.log(step, row)
             progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})
@@ -259,36 +254,31 @@ def run(
     chosen = selection.take(model, steps)
     if config.choose == "last":
         average.take(model)
-    _verdict(folder)
-    save_model(folder.path, model, tokenizer, model_card(folder, _summary(folder)))
+    verdict(folder, advice="raise --max-new-tokens if they are good, --beta or --missing-eos-score if they run on")
+    merge_lora(model)
+    save_model(folder.path, model, tokenizer, model_card(folder, summary(folder)))
     return folder.finish(step=chosen, beta=beta, prompts=len(prompts), near_ties=sampler.near_ties)
 
 
 @dataclass(frozen=True)
-class Actors:
-    """Who takes part in a run, passed around together."""
+class Actors(rollouts.Actors):
+    """Who takes part in a run, the value network with them."""
 
     config: PPOConfig
-    policy: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    reference: PreTrainedModel
-    reward: Reward
     critic: ValueModel
-    sampler: LocalSampler
 
 
 @torch.no_grad()
 def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, beta: float, step: int) -> Rollout:
     """Sample a response for each prompt, score it, and work out what was better than expected."""
     config = actors.config
-    batch, groups, scores = _sample(actors, prompts, seed=derive_seed(config.seed, "rollout", step))
-    mask = batch.mask[:, 0]
-    assert batch.sampler_logprobs is not None
-    old_logprobs = batch.sampler_logprobs[:, 0]
-    if config.dtype != "float32":  # in float32 the sampler's numbers are the trainer's; else they are computed again
-        old_logprobs = _logprobs(actors, actors.policy, batch)
-    drift = kl.k1(old_logprobs, _logprobs(actors, actors.reference, batch))
-    state_values = _in_parts(actors, batch, lambda part: values(actors.critic, part))
+    seed = derive_seed(config.seed, "rollout", step)
+    batch, groups, scores, score_parts = sample(actors, prompts, group_size=1, seed=seed)
+    mask, scores = batch.mask[:, 0], scores[:, 0]
+    parts = {name: part[:, 0] for name, part in score_parts.items()}
+    old_logprobs = rollout_logprobs(actors, batch)[:, 0]
+    drift = kl.k1(old_logprobs, rollouts.reference_logprobs(actors, batch)[:, 0])
+    state_values = in_parts(actors, batch, lambda part: values(actors.critic, part))[:, 0]
 
     shaped = scores if config.reward_clip is None else scores.clamp(-config.reward_clip, config.reward_clip)
     if config.missing_eos_score is not None:
@@ -300,7 +290,7 @@ def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, beta: float, ste
     advantages, returns = gae(rewards, state_values, gamma=config.gamma, lam=config.lam, mask=mask)
     if config.whiten_advantages:
         advantages = masked_whiten(advantages, mask)
-    return Rollout(batch, groups, scores, old_logprobs, drift, state_values, advantages, returns)
+    return Rollout(batch, groups, scores, parts, old_logprobs, drift, state_values, advantages, returns)
 
 
 def learn(
@@ -331,7 +321,7 @@ def learn(
     config, device = actors.config, actors.policy.device
     tokens = int(rollout.batch.mask[list(rows)].sum())
     totals: dict[str, Any] = {}
-    for part in _parts_of(rollout.batch, rows, config.micro_batch_tokens):
+    for part in parts_of(rollout.batch, rows, config.micro_batch_tokens):
         index = torch.tensor(part, device=device)
         batch = rollout.batch.select(index)
         mask, width = batch.mask[:, 0], batch.mask.shape[-1]
@@ -368,7 +358,7 @@ def learn(
             "value_clip_fraction": value_metrics["clip_fraction"].sum() / tokens,
             "approx_kl": surrogate["approx_kl"].sum() / tokens,
         }
-        _accumulate(totals, sums, 1.0)
+        accumulate(totals, sums, 1.0)
     if extra:
         totals["pretraining_loss"] = _keep_up(actors, extra, optimizer)
     taken = optimizer.step()
@@ -383,6 +373,7 @@ def describe(rollout: Rollout, beta: float) -> dict[str, Any]:
     mismatch = (rollout.old_logprobs - rollout.batch.sampler_logprobs[:, 0]).abs()
     return {
         "reward": rollout.scores.mean(),
+        **{f"reward/{name}": part.mean() for name, part in rollout.parts.items()},
         "kl": kl.per_sequence(rollout.drift, mask).mean(),
         "beta": beta,
         "length": mask.sum(-1).float().mean(),
@@ -391,46 +382,6 @@ def describe(rollout: Rollout, beta: float) -> dict[str, Any]:
         "value_mean": masked_mean(rollout.values, mask),
         "sampler_mismatch": torch.where(mask, mismatch, 0).max(),
     }
-
-
-def _sample(
-    actors: Actors, prompts: Sequence[EncodedGroup], *, seed: int
-) -> tuple[GroupBatch, list[Group], Float[Tensor, " R"]]:
-    with autocast(actors.config.dtype, actors.policy.device):
-        batch = actors.sampler([prompt.prompt_ids for prompt in prompts], group_size=1, seed=seed)
-    groups = decode_groups(batch, [prompt.source for prompt in prompts], actors.tokenizer, end_ids(actors.tokenizer))
-    return batch, groups, actors.reward(groups)[:, 0].to(actors.policy.device)
-
-
-def _logprobs(actors: Actors, model: PreTrainedModel, batch: GroupBatch) -> Float[Tensor, "R T"]:
-    temperature = actors.config.temperature
-    return _in_parts(actors, batch, lambda part: response_logprobs(model, part, temperature=temperature)[0])
-
-
-@torch.no_grad()
-def _in_parts(actors: Actors, batch: GroupBatch, compute: Any) -> Float[Tensor, "R T"]:
-    """Compute something of each token, in micro-batches by length; 0 where masked."""
-    out = torch.zeros(batch.mask[:, 0].shape, device=actors.policy.device)
-    for part in _parts_of(batch, range(batch.shape[0]), actors.config.micro_batch_tokens):
-        index = torch.tensor(part, device=actors.policy.device)
-        rows = batch.select(index)
-        with autocast(actors.config.dtype, actors.policy.device):
-            out[index, : rows.shape[2]] = torch.where(rows.mask[:, 0], compute(rows)[:, 0].float(), 0)
-    return out
-
-
-def _parts_of(batch: GroupBatch, rows: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Rows of a batch in micro-batches, by length."""
-    prompts, lengths = batch.prompt_attention.sum(-1).tolist(), batch.lengths[:, 0].tolist()
-    parts = by_size([(1, prompts[row], lengths[row]) for row in rows], max_tokens=max_tokens)
-    return [[rows[index] for index in part] for part in parts]
-
-
-def _minibatches(config: PPOConfig, rollout: Rollout, step: int, epoch: int) -> Iterator[list[int]]:
-    rows = rollout.batch.shape[0]
-    generator = torch.Generator().manual_seed(derive_seed(config.seed, "minibatch", step, epoch))
-    for part in torch.randperm(rows, generator=generator).tensor_split(min(config.minibatches, rows)):
-        yield part.tolist()
 
 
 def _keep_up(actors: Actors, groups: Sequence[EncodedGroup], optimizer: Optimizer) -> Tensor:
@@ -447,57 +398,10 @@ def _keep_up(actors: Actors, groups: Sequence[EncodedGroup], optimizer: Optimize
     return total
 
 
-def _evaluate(actors: Actors, prompts: Sequence[EncodedGroup], folder: RunFolder, step: int) -> dict[str, float]:
-    """Sample the held-out prompts afresh, with the same streams at every step, and write the responses down."""
-    batch, groups, scores = _sample(actors, prompts, seed=derive_seed(actors.config.seed, "evaluation"))
-    mask = batch.mask[:, 0]
-    assert batch.sampler_logprobs is not None
-    policy = batch.sampler_logprobs[:, 0]
-    drift = kl.per_sequence(kl.k1(policy, _logprobs(actors, actors.reference, batch)), mask)
-    rows = [
-        {
-            "step": step,
-            "prompt": group.prompt,
-            "response": group.responses[0].text,
-            "finished": group.responses[0].finished,
-            "score": score,
-            "kl": nats,
-            **group.columns,
-        }
-        for group, score, nats in zip(groups, scores.tolist(), drift.tolist(), strict=True)
-    ]
-    folder.append("samples.jsonl", rows)
-    ended = sum(row["finished"] for row in rows) / len(rows)
-    means = {"eval_reward": scores, "eval_kl": drift, "eval_length": mask.sum(-1).float()}
-    return {"eval_end_rate": ended, **{name: float(figures.mean()) for name, figures in means.items()}}
-
-
 def _critic(policy: PreTrainedModel, reward: Reward, config: PPOConfig) -> ValueModel:
     if config.value_init == "reward" and isinstance(reward, LearnedReward) and reward.reads_ids:
         return ValueModel.from_reward_model(reward.model)
     return ValueModel.from_policy(policy, seed=derive_seed(config.seed, "value head"))
-
-
-def _prompts(
-    config: PPOConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
-    context = context_length(model)
-    room = config.max_length or (context - config.max_new_tokens if context else None)
-    if room is not None and room < 1:
-        raise ConfigError(
-            f"max_new_tokens {config.max_new_tokens} leaves no room for a prompt in a context of {context}"
-        )
-    train, held_out = read_split(
-        config.data, config.eval_data, seed=config.seed, usable=prompt_only, max_eval_rows=config.max_eval_rows
-    )
-    encoded, truncation = encode_all([_bare(group) for group in train], tokenizer, max_length=room)
-    if truncation.message():
-        logger.warning("%s: %s", config.data, truncation.message())
-    return encoded, encode_all([_bare(group) for group in held_out], tokenizer, max_length=room)[0] if held_out else []
-
-
-def _bare(group: Group) -> Group:
-    return Group(prompt=group.prompt, columns=group.columns)
 
 
 def _pretraining(config: PPOConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[EncodedGroup]:
@@ -512,32 +416,3 @@ def _pretraining_batch(config: PPOConfig, rows: Sequence[EncodedGroup], update: 
         return []
     size = max(1, config.batch_size // config.minibatches)
     return [rows[row] for row in batch_at(update, len(rows), size, derive_seed(config.seed, "pretraining"))]
-
-
-def _accumulate(totals: dict[str, Any], figures: Mapping[str, Any], weight: float) -> None:
-    """Add an update's figures to a rollout's: means over updates, but for what is a count or holds once."""
-    for name, value in figures.items():
-        if name == "updates":
-            totals[name] = totals.get(name, 0) + value
-        elif name in ("first_ratio", "learning_rate"):
-            totals[name] = value
-        else:
-            totals[name] = totals.get(name, 0.0) + weight * value
-
-
-def _verdict(folder: RunFolder) -> None:
-    rows = [row for row in folder.metrics() if row.get("kl") is not None]
-    last = rows[-1]
-    gate_out(
-        folder,
-        passed=last["end_rate"] >= 0.5,
-        finding=f"{last['end_rate']:.0%} of the last rollout's responses ended, at KL {last['kl']:.2f} nats",
-        advice="raise --max-new-tokens if they are good, --beta or --missing-eos-score if they run on",
-        end_rate=last["end_rate"],
-        kl=last["kl"],
-    )
-
-
-def _summary(folder: RunFolder) -> str:
-    last = folder.metrics()[-1]
-    return f"Mean reward {last['reward']:.3f} at KL {last['kl']:.2f} nats a response from the reference."

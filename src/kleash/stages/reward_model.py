@@ -30,6 +30,7 @@ from kleash.data.split import comparison, demonstration, imitated, read_split, r
 from kleash.evals.preference import preference_report
 from kleash.models.forward import check_forward, response_scores
 from kleash.models.load import autocast, context_length, load_policy, new_reward_model, save_model
+from kleash.models.lora import merge_lora
 from kleash.objectives.bradley_terry import pair_loss, ranking_loss
 from kleash.rewards.learned import score_encoded
 from kleash.run import RunFolder, derive_seed
@@ -37,6 +38,7 @@ from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
 from kleash.stages.artifacts import inputs_of, model_card
 from kleash.stages.settings import TrainingConfig
+from kleash.stages.trainable import make_trainable
 from kleash.training import checkpoint
 from kleash.training.optim import Optimizer
 from kleash.training.progress import Progress
@@ -92,6 +94,7 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
         return folder
     gate_in(folder, role="model", parent=config.model, force=config.force)
     model, tokenizer = reward or new_reward_model(config.model, seed=config.seed, device=config.device)
+    make_trainable(model, config)
     train, held_out = _comparisons(config, model, tokenizer)
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
     steps = config.steps(len(train))
@@ -127,6 +130,7 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
         # Only differences count, so centring changes no figure; the last weights have just been measured.
         results["report"] = figures if figures and chosen == steps else report(model, held_out, train, config)
         _verdict(folder, results["report"])
+    merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, _summary(results.get("report"))))
     return folder.finish(**results)
 
@@ -135,18 +139,33 @@ def report(
     model: PreTrainedModel, held_out: Sequence[EncodedGroup], train: Sequence[EncodedGroup], config: RewardConfig
 ) -> dict[str, Any]:
     """Accuracy with interval, log loss, calibration, length slope, noise ceiling: over all held-out pairs at once."""
-    scores: list[tuple[float, float]] = []
+    rewards: list[list[float]] = []
     ordered: list[EncodedGroup] = []
     for size in sorted({len(group.responses) for group in held_out}):
         groups = [group for group in held_out if len(group.responses) == size]
         table = score_encoded(model, groups, dtype=config.dtype, micro_batch_tokens=config.micro_batch_tokens)
-        for group, row in zip(groups, table.tolist(), strict=True):
-            scores += [(row[a], row[b]) for a, b, _ in pairs_of(group.source)]
+        rewards += table.tolist()
         ordered += groups
-    known = [group.source.columns.get("label_probability") for group in ordered for _ in pairs_of(group.source)]
+    return rewards_report(ordered, rewards, train)
+
+
+def rewards_report(
+    held_out: Sequence[EncodedGroup], rewards: Sequence[Sequence[float]], train: Sequence[EncodedGroup]
+) -> dict[str, Any]:
+    """The report on a reward for each response of the held-out groups, explicit or implicit; formulas: docs/metrics.md.
+
+    Args:
+        held_out: groups with a comparison each.
+        rewards: their rewards, in the same order.
+        train: the training groups, on which the length baseline is fitted.
+    """
+    pairs = [
+        (group, row, *pair) for group, row in zip(held_out, rewards, strict=True) for pair in pairs_of(group.source)
+    ]
+    known = [group.source.columns.get("label_probability") for group, *_ in pairs]
     return preference_report(
-        np.array(scores),
-        *_labels(ordered),
+        np.array([(row[a], row[b]) for _, row, a, b, _ in pairs]),
+        *_labels(held_out),
         label_probability=None if None in known else np.array(known, dtype=float),
         train_p=_labels(train)[0],
         train_lengths=_labels(train)[1],

@@ -33,7 +33,7 @@ class TrainingConfig(StageConfig):
     """What every stage that trains is told besides."""
 
     max_steps: int | None = Field(None, ge=1)
-    """Optimiser steps to take (rollouts for ppo), cycling the data; overrides `epochs`."""
+    """Optimiser steps to take (rollouts for ppo and grpo), cycling the data; overrides `epochs`."""
     epochs: float = Field(1.0, gt=0)
     """Passes over the data."""
     batch_size: int = Field(32, ge=1)
@@ -52,6 +52,15 @@ class TrainingConfig(StageConfig):
     """Adam's ε. N+ (arXiv:2403.17031) found 1e-5 to matter for PPO."""
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Gradients longer than this are scaled down to it; null leaves them."""
+    lora_rank: int | None = Field(None, ge=1)
+    """Train low-rank adapters of this rank and freeze the rest (Hu et al. 2021, arXiv:2106.09685): less memory for
+    gradients, optimiser and reference, and rates about ten times as high. The run still ends in a plain model, the
+    adapters merged. Null trains all weights."""
+    lora_alpha: float = Field(32.0, gt=0)
+    """α of those adapters: their output is scaled by α/rank, so that the rate need not change with the rank."""
+    gradient_checkpointing: bool = False
+    """Compute a layer's activations again in the backward pass: less memory, about a third more time, and prompts are
+    computed once a response. Changes no gradient."""
     max_length: int | None = Field(None, ge=2)
     """Most tokens of prompt and response; longer responses are cut, longer prompts dropped, both counted. Null: the
     model's context."""

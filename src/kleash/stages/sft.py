@@ -24,10 +24,12 @@ from kleash.data.group import EncodedGroup, collate
 from kleash.data.split import demonstration, imitated, read_split
 from kleash.models.forward import check_forward, response_logprobs
 from kleash.models.load import autocast, context_length, load_policy, save_model
+from kleash.models.lora import merge_lora
 from kleash.objectives.reduce import masked_sum
 from kleash.run import RunFolder
 from kleash.stages.artifacts import inputs_of, model_card
 from kleash.stages.settings import TrainingConfig
+from kleash.stages.trainable import make_trainable
 from kleash.training import checkpoint
 from kleash.training.optim import Optimizer
 from kleash.training.progress import Progress
@@ -67,6 +69,7 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
         return folder
     gate_in(folder, role="model", parent=config.model, force=config.force)
     model, tokenizer = policy or load_policy(config.model, device=config.device)
+    make_trainable(model, config)
     train, held_out = _demonstrations(config, model, tokenizer)
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
     steps = config.steps(len(train))
@@ -91,6 +94,7 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
             if step % config.save_interval(steps) == 0 and step < steps:
                 checkpoint.save(folder, step, parts, keep=config.keep, before=before, **selection.numbers)
 
+    checkpoint.save(folder, steps, parts, keep=config.keep, before=before, **selection.numbers)
     chosen = selection.take(model, steps)
     if held_out and (chosen != steps or math.isnan(after)):
         after = evaluate(model, held_out, config)
@@ -102,8 +106,8 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
         before=before,
         after=after,
     )
+    merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, f"Held-out loss {after:.4f} nats a token."))
-    checkpoint.save(folder, steps, parts, keep=config.keep, before=before, **selection.numbers)
     return folder.finish(eval_loss_before=before, eval_loss=after, step=chosen, rows=len(train))
 
 

@@ -51,7 +51,7 @@ def restore(folder: RunFolder, parts: Parts) -> dict[str, Any]:
     """
     states = saved(folder)
     if not states:
-        folder.rewind(0)
+        folder.rewind(-1)  # rows of step 0 are measured again, too
         return {"step": 0}
     for name, part in parts.items():
         tensors = load_file(states[-1] / f"{name}.safetensors")
@@ -82,8 +82,14 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The same without what is frozen: beside LoRA the weights of the model itself need not be stored again."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in weights(model).items() if name not in frozen}
+
+
 def load_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put what `weights` gave back into a module; tied names may be missing, unknown ones may not."""
+    """Put what these gave back into a module; tied and frozen names may be missing, unknown ones may not."""
     unexpected = model.load_state_dict(tensors, strict=False).unexpected_keys
     if unexpected:
         raise ValueError(f"tensors of another model: {', '.join(unexpected[:3])}")
@@ -92,4 +98,4 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 def _tensors(part: nn.Module | Optimizer | dict[str, Tensor]) -> dict[str, Tensor]:
     if isinstance(part, Optimizer):
         return part.state()
-    return weights(part) if isinstance(part, nn.Module) else dict(part)
+    return trained_weights(part) if isinstance(part, nn.Module) else dict(part)

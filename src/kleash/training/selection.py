@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kleash.run import RunFolder, write_folder
-from kleash.training.checkpoint import load_weights, weights
+from kleash.training.checkpoint import load_weights, trained_weights
 
 
 class Selection:
@@ -27,7 +27,7 @@ class Selection:
         if self.choose == "last" or not figure < self.least:
             return
         self.step, self.least = step, figure
-        tensors = weights(model)
+        tensors = trained_weights(model)
         write_folder(self.folder.checkpoints / "best", lambda path: save_file(tensors, path / "model.safetensors"))
 
     def take(self, model: nn.Module, last: int) -> int:

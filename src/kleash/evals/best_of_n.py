@@ -1,0 +1,59 @@
+"""Best of n: what the best of k responses is worth, for every k up to n, from one pool of n.
+
+Formulas: docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+from math import log
+
+import numpy as np
+from jaxtyping import Real
+from torch import Tensor
+
+Array = np.ndarray | Tensor
+
+
+def best_of_k(values: Real[Array, "P N"], *, chosen_by: Real[Array, "P N"]) -> Real[np.ndarray, "P N"]:
+    """Expected value of the response that a reward likes best among k of a pool, for k = 1 … n.
+
+    The mean over all C(n, k) subsets, which is unbiased for k fresh samples: in ascending order of the reward the i-th
+    response is the best of C(i−1, k−1) of them (Nakano et al. 2021, arXiv:2112.09332, §I; Gao et al. 2022,
+    arXiv:2210.10760, §2.3). Responses between which the reward sees no difference are chosen with equal chance.
+
+    Args:
+        values: what is measured: the reward itself, or a gold value.
+        chosen_by: the reward that chooses.
+
+    Returns:
+        Column k − 1 is best of k.
+    """
+    measured, reward = (np.asarray(array, dtype=np.float64) for array in (values, chosen_by))
+    order = np.argsort(reward, axis=1, kind="stable")
+    reward = np.take_along_axis(reward, order, 1)
+    measured = np.take_along_axis(measured, order, 1)
+    for row in range(len(reward)):
+        _, block = np.unique(reward[row], return_inverse=True)
+        measured[row] = (np.bincount(block, measured[row]) / np.bincount(block))[block]
+    return measured @ _weights(reward.shape[1]).T
+
+
+def _weights(n: int) -> np.ndarray:
+    """Row k − 1: C(i−1, k−1) / C(n, k) for the places i = 1 … n.
+
+    From the last place, k/n, downwards: C(i−2, k−1) = C(i−1, k−1) · (i−k)/(i−1). No binomial is ever written out.
+    """
+    k = np.arange(1, n + 1)
+    weights = np.empty((n, n))
+    weights[:, n - 1] = k / n
+    for i in range(n, 1, -1):
+        weights[:, i - 2] = weights[:, i - 1] * np.maximum(i - k, 0) / (i - 1)
+    return weights
+
+
+def kl_bound(k: int) -> float:
+    """The most that KL(best of k ‖ policy) can be, in nats: log k − (k − 1)/k (Beirami et al. 2024, arXiv:2401.01879).
+
+    Reached where no response has a sizeable probability and no two have one reward.
+    """
+    return log(k) - (k - 1) / k

@@ -1,0 +1,88 @@
+"""Best of n: sample a pool, score it, keep the best; no training, and the strongest simple thing to compare with.
+
+    kleash best-of-n --model runs/sft --data prompts.jsonl --reward runs/reward --out best.jsonl -n 16
+
+Writes `best.jsonl` (each row with its best `response` and `score`, which `kleash sft` can train on), the pool beside it
+as `best.pool.jsonl`, and `best.summary.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kleash.data.formats import read_groups, write_groups
+from kleash.data.group import Group, Scores
+from kleash.evals.best_of_n import best_of_k, kl_bound
+from kleash.evals.policy import mean_se
+from kleash.rewards.reward import Reward, build_reward
+from kleash.run import fingerprint
+from kleash.stages import generate
+from kleash.stages.files import beside, finish, finished
+from kleash.stages.generate import GenerateConfig
+from kleash.stages.score import describe, score_groups
+
+
+class BestOfNConfig(GenerateConfig):
+    """Sample n responses a prompt and keep the one that the reward likes best."""
+
+    reward: str
+    """What chooses: a reward model's folder, `module:function` with TRL's signature, a verifier (number, math, exact,
+    regex, json-schema), or a .yaml composition."""
+    n: int = Field(16, ge=2)
+    """Responses to a prompt, of which one is kept. What fewer would give is estimated from the same pool."""
+
+
+def run(
+    config: BestOfNConfig,
+    *,
+    policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
+    reward: Reward | None = None,
+) -> Path:
+    """Sample, score and choose.
+
+    Args:
+        config: the settings.
+        policy: a live model and tokenizer in place of `config.model`.
+        reward: a live reward in place of `config.reward`.
+
+    Returns:
+        The file of the best responses; the pool and the figures lie beside it.
+    """
+    identity = config.model_dump(mode="json", exclude=generate.NOT_IDENTITY) | {
+        f"sha256 of {role}": fingerprint(getattr(config, role))["sha256"] for role in ("model", "data", "reward")
+    }
+    if finished(config.out, identity):
+        return config.out
+    reward = reward or build_reward(config.reward, device=config.device, dtype=config.dtype)
+    # `generate` knows its file by the settings, not by the content: after an interruption it finds the samples in it
+    # whether their scores have been added already or not.
+    settings = {name: getattr(config, name) for name in GenerateConfig.model_fields}
+    pool_file = generate.run(GenerateConfig(**settings | {"out": beside(config.out, "pool")}), policy=policy)
+    pool = list(read_groups(pool_file))
+    scores, parts = score_groups(reward, pool)
+    write_groups((replace(group, label=Scores(tuple(row))) for group, row in zip(pool, scores, strict=True)), pool_file)
+    write_groups((best_of(group, row) for group, row in zip(pool, scores, strict=True)), config.out)
+    finish(config.out, identity, describe(scores, parts) | {"best_of": curve(scores)})
+    return config.out
+
+
+def best_of(group: Group, scores: Sequence[float]) -> Group:
+    """A group with its best response alone; the first of those that tie."""
+    best = max(range(len(scores)), key=scores.__getitem__)
+    return replace(group, responses=(group.responses[best],), label=Scores((scores[best],)))
+
+
+def curve(scores: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """What best of k gives and how far it can be from the policy, k = 1 … n. Formulas: docs/metrics.md."""
+    pool = np.array(scores, dtype=np.float64)
+    expected = best_of_k(pool, chosen_by=pool)
+    return [
+        {"k": k, "score": mean_se(expected[:, k - 1]), "kl_bound": kl_bound(k)} for k in range(1, pool.shape[1] + 1)
+    ]

@@ -1,0 +1,226 @@
+"""What the stages that learn from their own samples share: sample, score, compute over micro-batches, measure."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kleash.checks.gates import gate_out
+from kleash.data.batching import by_size
+from kleash.data.chat import encode_all, end_ids
+from kleash.data.group import EncodedGroup, Group, GroupBatch
+from kleash.data.split import prompt_only, read_split
+from kleash.errors import ConfigError
+from kleash.models.forward import response_logprobs
+from kleash.models.load import autocast, context_length, freeze, frozen_copy, load_policy
+from kleash.models.lora import lora_off
+from kleash.objectives import kl
+from kleash.rewards.reward import Parts, Reward, explain
+from kleash.run import RunFolder, derive_seed
+from kleash.sampling.local import LocalSampler
+from kleash.sampling.sampler import decode_groups
+from kleash.stages.settings import TrainingConfig
+
+logger = logging.getLogger("kleash")
+
+SHOWN = ("reward", "kl", "entropy", "length", "eval_reward")
+"""Figures of the progress bar."""
+
+
+class RolloutConfig(TrainingConfig):
+    """What every stage that learns from its own samples is told besides."""
+
+    reward: str
+    """What to climb: a reward model's folder, `module:function` with TRL's signature, a verifier (number, math, exact,
+    regex, json-schema), or a .yaml composition."""
+    reference: str | None = None
+    """What the leash is tied to; null is `model` as it starts."""
+    beta: float = Field(0.05, ge=0)
+    """Price of one nat of KL from the reference, in units of reward. 0: no leash, and the policy ends in the reward's
+    blind spots. Large: it never leaves the reference. Published: 0.02 (InstructGPT), 0.05 (N+)."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Longest response, in tokens."""
+    temperature: float = Field(1.0, gt=0)
+    """Divides the logits, in sampling and in training alike."""
+    inner_epochs: int = Field(1, ge=1)
+    """Passes over a rollout, reshuffled each."""
+    minibatches: int = Field(1, ge=1)
+    """Optimiser steps in a pass."""
+    clip: float = Field(0.2, gt=0)
+    """How far the ratio may move before its gain stops to count."""
+    snapshot_every: int | None = Field(None, ge=1)
+    """Rollouts between weights kept under snapshots/, to be measured later; null keeps none."""
+
+
+@dataclass(frozen=True)
+class Actors:
+    """Who takes part in a run, passed around together."""
+
+    config: RolloutConfig
+    policy: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    reference: PreTrainedModel
+    """With adapters: the policy itself, asked with them switched off."""
+    reward: Reward
+    sampler: LocalSampler
+
+
+def sample(
+    actors: Actors, prompts: Sequence[EncodedGroup], *, group_size: int, seed: int
+) -> tuple[GroupBatch, list[Group], Float[Tensor, "P K"], Parts]:
+    """Sample K responses to each prompt and score them: the sum, and by name what it is made of."""
+    with autocast(actors.config.dtype, actors.policy.device):
+        batch = actors.sampler([prompt.prompt_ids for prompt in prompts], group_size=group_size, seed=seed)
+    groups = decode_groups(batch, [prompt.source for prompt in prompts], actors.tokenizer, end_ids(actors.tokenizer))
+    scores, score_parts = explain(actors.reward, groups)
+    return batch, groups, scores.to(actors.policy.device), score_parts
+
+
+def logprobs_under(actors: Actors, model: PreTrainedModel, batch: GroupBatch) -> Float[Tensor, "P K T"]:
+    """Log-probability of each token under a model, without gradient; 0 where masked."""
+    temperature = actors.config.temperature
+    return in_parts(actors, batch, lambda part: response_logprobs(model, part, temperature=temperature)[0])
+
+
+def reference_logprobs(actors: Actors, batch: GroupBatch) -> Float[Tensor, "P K T"]:
+    """Log-probability of each token under the reference: a frozen copy, or the policy without its adapters."""
+    with lora_off(actors.reference):
+        return logprobs_under(actors, actors.reference, batch)
+
+
+def load_reference(config: RolloutConfig, policy: PreTrainedModel) -> PreTrainedModel:
+    """What the leash is tied to: to be called before the policy is changed, adapters included."""
+    if config.reference is not None:
+        return freeze(load_policy(config.reference, device=config.device)[0])
+    return policy if config.lora_rank is not None else frozen_copy(policy)
+
+
+def rollout_logprobs(actors: Actors, batch: GroupBatch) -> Float[Tensor, "P K T"]:
+    """The trainer's log-probabilities of what was just sampled.
+
+    In float32 the sampler's numbers are the trainer's; else they are computed again.
+    """
+    if actors.config.dtype == "float32":
+        assert batch.sampler_logprobs is not None
+        return batch.sampler_logprobs
+    return logprobs_under(actors, actors.policy, batch)
+
+
+@torch.no_grad()
+def in_parts(
+    actors: Actors, batch: GroupBatch, compute: Callable[[GroupBatch], Float[Tensor, "P K T"]]
+) -> Float[Tensor, "P K T"]:
+    """Compute something of each token, in micro-batches by length; 0 where masked."""
+    out = torch.zeros(batch.mask.shape, device=actors.policy.device)
+    for part in parts_of(batch, range(batch.shape[0]), actors.config.micro_batch_tokens):
+        index = torch.tensor(part, device=actors.policy.device)
+        groups = batch.select(index)
+        with autocast(actors.config.dtype, actors.policy.device):
+            out[index, :, : groups.shape[2]] = torch.where(groups.mask, compute(groups).float(), 0)
+    return out
+
+
+def parts_of(batch: GroupBatch, rows: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Groups of a batch in micro-batches, by length."""
+    siblings = batch.shape[1]
+    prompts, lengths = batch.prompt_attention.sum(-1).tolist(), batch.lengths.amax(-1).tolist()
+    parts = by_size([(siblings, prompts[row], lengths[row]) for row in rows], max_tokens=max_tokens)
+    return [[rows[index] for index in part] for part in parts]
+
+
+def minibatches(config: RolloutConfig, rows: int, step: int, epoch: int) -> Iterator[list[int]]:
+    """The rows of each optimiser step in one pass over a rollout."""
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "minibatch", step, epoch))
+    for part in torch.randperm(rows, generator=generator).tensor_split(min(config.minibatches, rows)):
+        yield part.tolist()
+
+
+def evaluate(actors: Actors, prompts: Sequence[EncodedGroup], folder: RunFolder, step: int) -> dict[str, float]:
+    """Sample the held-out prompts afresh, with the same streams at every step, and write the responses down."""
+    seed = derive_seed(actors.config.seed, "evaluation")
+    batch, groups, scores, _ = sample(actors, prompts, group_size=1, seed=seed)
+    assert batch.sampler_logprobs is not None
+    reference = reference_logprobs(actors, batch)
+    drift = kl.per_sequence(kl.k1(batch.sampler_logprobs, reference), batch.mask)
+    rows = [
+        {
+            "step": step,
+            "prompt": group.prompt,
+            "response": group.responses[0].text,
+            "finished": group.responses[0].finished,
+            "score": score,
+            "kl": nats,
+            **group.columns,
+        }
+        for group, score, nats in zip(groups, scores[:, 0].tolist(), drift[:, 0].tolist(), strict=True)
+    ]
+    folder.append("samples.jsonl", rows)
+    ended = sum(row["finished"] for row in rows) / len(rows)
+    means = {"eval_reward": scores, "eval_kl": drift, "eval_length": batch.mask.sum(-1).float()}
+    return {"eval_end_rate": ended, **{name: float(figures.mean()) for name, figures in means.items()}}
+
+
+def read_prompts(
+    config: RolloutConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
+    """The prompts to train on and those held out.
+
+    Raises:
+        ConfigError: the responses leave no room for a prompt.
+    """
+    context = context_length(model)
+    room = config.max_length or (context - config.max_new_tokens if context else None)
+    if room is not None and room < 1:
+        raise ConfigError(
+            f"max_new_tokens {config.max_new_tokens} leaves no room for a prompt in a context of {context}"
+        )
+    train, held_out = read_split(
+        config.data, config.eval_data, seed=config.seed, usable=prompt_only, max_eval_rows=config.max_eval_rows
+    )
+    encoded, truncation = encode_all([_bare(group) for group in train], tokenizer, max_length=room)
+    if truncation.message():
+        logger.warning("%s: %s", config.data, truncation.message())
+    return encoded, encode_all([_bare(group) for group in held_out], tokenizer, max_length=room)[0] if held_out else []
+
+
+def accumulate(totals: dict[str, Any], figures: Mapping[str, Any], weight: float) -> None:
+    """Add an update's figures to a rollout's: means over updates, but for what is a count or holds once."""
+    for name, value in figures.items():
+        if name == "updates":
+            totals[name] = totals.get(name, 0) + value
+        elif name in ("first_ratio", "learning_rate"):
+            totals[name] = value
+        else:
+            totals[name] = totals.get(name, 0.0) + weight * value
+
+
+def verdict(folder: RunFolder, *, advice: str) -> None:
+    """The gate out of a policy: do its responses end?"""
+    rows = [row for row in folder.metrics() if row.get("kl") is not None]
+    last = rows[-1]
+    gate_out(
+        folder,
+        passed=last["end_rate"] >= 0.5,
+        finding=f"{last['end_rate']:.0%} of the last rollout's responses ended, at KL {last['kl']:.2f} nats",
+        advice=advice,
+        end_rate=last["end_rate"],
+        kl=last["kl"],
+    )
+
+
+def summary(folder: RunFolder) -> str:
+    """The sentence of the model card."""
+    last = folder.metrics()[-1]
+    return f"Mean reward {last['reward']:.3f} at KL {last['kl']:.2f} nats a response from the reference."
+
+
+def _bare(group: Group) -> Group:
+    return Group(prompt=group.prompt, columns=group.columns)

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kleash.data.group import Group, Response
+from kleash.errors import ConfigError
+from kleash.rewards.reward import Reward, build_reward, explain
+
+GROUPS = [
+    Group("x", tuple(map(Response, ("it is 72", "72", "it may well be 73", "no"))), None, {"answer": "72"}),
+    Group("y", tuple(map(Response, ("1", "a b c d e f 1", "2", "a b 2"))), None, {"answer": "1"}),
+]
+
+
+@pytest.fixture
+def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "my_rewards_of_this_test.py").write_text(
+        "def words(prompts, completions, **columns):\n    return [float(len(text.split())) for text in completions]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "reward.yaml"
+
+
+def test_the_score_is_the_weighted_sum_of_clipped_and_gated_parts(composed: Path) -> None:
+    composed.write_text(
+        "parts:\n"
+        "  - {reward: number, weight: 2}\n"
+        "  - {reward: 'my_rewards_of_this_test:words', name: words, weight: -0.5, clip: [2, 5], gate: number}\n"
+        "  - {reward: exact, weight: 0.25}\n"
+    )
+    reward = build_reward(str(composed))
+    assert isinstance(reward, Reward)
+    scores, parts = explain(reward, GROUPS)
+    #        2·number − ½·clip(words) where right + ¼·exact
+    expected = [[2 - 1.5, 2 - 1.0 + 0.25, 0, 0], [2 - 1.0 + 0.25, 2 - 2.5, 0, 0]]
+    assert scores.tolist() == expected == reward(GROUPS).tolist()
+    assert parts["words"].tolist() == [[3, 1, 5, 1], [1, 7, 1, 3]], "each part is logged as it was"
+    assert parts["number"].tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
+    assert parts["number/unparsable"].tolist() == [[0, 0, 0, 1], [0, 0, 0, 0]]
+    assert list(parts)[:3] == ["number", "words", "exact"]
+
+
+def test_F4_a_closed_gate_lets_nothing_through_not_even_an_infinity() -> None:
+    from kleash.rewards.composition import ComposedReward, Part
+
+    gate = lambda groups: torch.tensor([[1.0, 0.0]])  # noqa: E731
+    odd = lambda groups: torch.tensor([[3.0, float("inf")]])  # noqa: E731
+    parts = [(Part(reward="g"), gate), (Part(reward="o", gate="g"), odd)]
+    assert ComposedReward(parts)([GROUPS[0]]).tolist() == [[4.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("parts: []", "should hold 'parts' alone, a list of"),
+        ("parts: [number]", "should hold 'parts' alone, a list of"),
+        ("weight: 3\nparts: [{reward: number}]", "should hold 'parts' alone"),
+        ("parts: [{reward: number, wieght: 3}]", r"part 1: unknown key 'wieght'; did you mean 'weight'\?"),
+        ("parts: [{reward: number, weight: much}]", "part 1: 'weight' is 'much', but should be a valid number"),
+        ("parts: [{reward: number, weight: .inf}]", "part 1: 'weight' is inf, but should be a finite number"),
+        ("parts: [{reward: number, clip: [1, -1]}]", r"'clip' is \[1, -1\], but should be \[least, greatest\]"),
+        ("parts: [{weight: 1}]", "part 1: 'reward' is missing; give A verifier"),
+        ("parts: [{reward: number}, {reward: number}]", "part 2: another part is 'number' too; give it a 'name'"),
+        ("parts: [{reward: number, gate: number}]", "'gate' is 'number', but should be another part's name"),
+        ("parts: [{reward: number, gate: math}]", "'gate' is 'math', but should be another part's name"),
+        ("parts: [{reward: reward.yaml}]", "should be no composition itself; list its parts here"),
+        ("parts: [{reward: numbr}]", "no such folder; give a reward model's folder"),
+    ],
+)
+def test_what_is_wrong_with_a_composition_is_one_line(composed: Path, text: str, message: str) -> None:
+    composed.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_reward(str(composed))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_composition_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: No such file"):
+        build_reward(str(tmp_path / "none.yaml"))
