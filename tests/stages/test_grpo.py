@@ -18,7 +18,7 @@ from kleash.errors import ConfigError, TrainingError
 from kleash.models.load import load_policy
 from kleash.run import read_jsonl
 from kleash.sampling.local import LocalSampler
-from kleash.stages import grpo
+from kleash.stages import grpo, rollouts
 from kleash.training.optim import Optimizer
 
 PRESETS = ("grpo", "dr-grpo", "rloo", "dapo")
@@ -188,7 +188,7 @@ def test_groups_of_zero_spread_are_replaced_by_other_prompts(base: Path, prompts
         assert (place > 8) == replacing and 0 < rollout.flat_share < 1
         # what was put together of several draws is still what the sampler drew
         again = grpo.rollout_logprobs(cast, rollout.batch)
-        computed = grpo.logprobs_under(cast, cast.policy, rollout.batch)
+        computed = rollouts.logprobs_under(cast, cast.policy, rollout.batch)
         torch.testing.assert_close(again, computed, rtol=1e-4, atol=1e-4)
 
 

@@ -45,7 +45,14 @@ def settings(folder: Path, beta: float, **changes: object) -> ppo.PPOConfig:
 # The span at β = 0.1 keeps the best and the worst response 2.5 nats apart. At 10 nats the distance stays at 0.026 to
 # 0.037: while the policy still moves fast it all but drops responses that π* gives a percent or two, and what is not
 # sampled is not learned back (docs/log.md).
-@pytest.mark.parametrize(("beta", "span"), [(0.1, 0.25), (0.5, 1.0), (2.0, 1.0)])
+@pytest.mark.parametrize(
+    ("beta", "span"),
+    [
+        pytest.param(0.1, 0.25, marks=pytest.mark.slow),
+        (0.5, 1.0),
+        pytest.param(2.0, 1.0, marks=pytest.mark.slow),
+    ],
+)
 def test_ppo_reaches_the_closed_form_optimum(tmp_path: Path, beta: float, span: float) -> None:
     enumerable.write(tmp_path, enumerable.model())
     rewards = enumerable.reward_table(span=span)
