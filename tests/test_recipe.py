@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -68,3 +71,17 @@ def test_what_is_wrong_is_said_before_anything_is_run(tmp_path: Path, text: str,
 def test_the_recipes_that_are_shipped_are_valid() -> None:
     for path in Path(__file__).parents[1].glob("recipes/*.yaml"):
         assert read_recipe(path)
+
+
+def test_the_held_out_sums_are_in_no_order_among_those_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(Path(__file__).parents[1] / "recipes/sums.py"), run_name="__main__")
+    pairs: list[set[frozenset[int]]] = []
+    for name in ("sums", "sums-held-out"):
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        terms = [[int(digits) for digits in re.findall(r"\d+", row["prompt"][0]["content"])] for row in rows]
+        assert [str(a + b) for a, b in terms] == [row["answer"] for row in rows]
+        pairs.append({frozenset(pair) for pair in terms})
+    assert len(pairs[1]) == 16 and len(pairs[0]) == 39 and not pairs[0] & pairs[1]

@@ -43,6 +43,14 @@ def test_the_score_is_the_weighted_sum_of_clipped_and_gated_parts(composed: Path
     assert list(parts)[:3] == ["number", "words", "exact"]
 
 
+def test_the_shipped_reward_pays_for_right_answers_that_ended_alone() -> None:
+    reward = build_reward(str(Path(__file__).parents[2] / "recipes/rewards/right-and-ended.yaml"))
+    responses = (Response("it is 72"), Response("it is 72", finished=False), Response("it is 73"))
+    scores, parts = explain(reward, [Group("x", responses, None, {"answer": "72"})])
+    assert scores.tolist() == [[1, 0, 0]]
+    assert parts["ended"].tolist() == [[1, 0, 1]]
+
+
 def test_F4_a_closed_gate_lets_nothing_through_not_even_an_infinity() -> None:
     from kleash.rewards.composition import ComposedReward, Part
 

@@ -45,6 +45,14 @@ def explain(reward: Reward, groups: Sequence[Group]) -> tuple[Float[Tensor, "P K
     return (reward(groups), {}) if own is None else own(groups)
 
 
+class EndedReward:
+    """1 for a response that ended by itself, 0 for one that was cut off: a gate for what counts only when said in full."""
+
+    def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
+        """See `Reward`."""
+        return torch.tensor([[float(response.finished) for response in group.responses] for group in groups])
+
+
 class FunctionReward:
     """A Python function with TRL's signature: `f(prompts, completions, **columns) -> list[float]`.
 
@@ -107,6 +115,8 @@ def build_reward(name: str, *, policy_tokenizer: PreTrainedTokenizerBase | None 
 
     if name in CHECKS:
         return Verifier(name)
+    if name == "ended":
+        return EndedReward()
     if name.endswith((".yaml", ".yml")):
         return ComposedReward.load(Path(name), policy_tokenizer=policy_tokenizer, **settings)
     if Path(name).is_dir():
@@ -115,7 +125,7 @@ def build_reward(name: str, *, policy_tokenizer: PreTrainedTokenizerBase | None 
         return FunctionReward(name)
     raise ConfigError(
         f"--reward {name}: no such folder; give a reward model's folder, module:function, a .yaml composition or a "
-        f"verifier ({', '.join(CHECKS)})"
+        f"verifier ({', '.join(CHECKS)}; or ended)"
     )
 
 
