@@ -46,7 +46,7 @@ def explain(reward: Reward, groups: Sequence[Group]) -> tuple[Float[Tensor, "P K
 
 
 class EndedReward:
-    """1 for a response that ended by itself, 0 for one that was cut off: a gate for what counts only when said in full."""
+    """1 for a response that ended by itself, 0 for one that was cut off: a gate for what counts in full only."""
 
     def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
         """See `Reward`."""
