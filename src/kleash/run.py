@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 
 import kleash
 from kleash.errors import InputError, MachineError
+from kleash.memory import peak_memory, reset_peak
 
 Fingerprints = Mapping[str, Mapping[str, str]]
 """What a run was made from: role → {"path", "sha256"}."""
@@ -45,6 +46,7 @@ class RunFolder:
         self.path = path
         self.record = record
         self._started = time.monotonic()
+        reset_peak()
 
     @classmethod
     def open(cls, path: Path, *, stage: str, config: BaseModel, inputs: Fingerprints) -> RunFolder:
@@ -133,8 +135,9 @@ class RunFolder:
         return read_jsonl(self.path / "metrics.jsonl")
 
     def finish(self, **results: Any) -> RunFolder:
-        """Mark the run as finished and write its results."""
+        """Mark the run as finished and write its results, and the memory it took since it was opened last, in bytes."""
         self.record["status"] = "finished"
+        self.record["peak_memory"] = peak_memory()
         self.record["seconds"] += round(time.monotonic() - self._started, 3)
         self.note("results", **results)
         return self

@@ -323,7 +323,7 @@ def test_beta_is_the_published_one_of_the_loss_unless_given(tmp_path: Path) -> N
     ("row", "changes", "message"),
     [
         ({"response": "b"}, {}, "row 1: is no comparison"),
-        ({"responses": ["b", "c"], "scores": [1.0, 0.0]}, {}, "row 1: has scores, and DPO learns from comparisons"),
+        ({"responses": ["b", "c"], "score": [1.0, 1.0]}, {}, "each row's responses all have one score"),
         ({"responses": ["b", "c", "d"], "ranks": [0, 1, 1]}, {}, "row 1: ranks two responses the same"),
         ({"responses": ["b", "c", "d"], "ranks": [0, 1, 2]}, {"loss": "ipo"}, "row 1: ranks 3 responses, and loss ipo"),
     ],
@@ -333,6 +333,36 @@ def test_a_row_that_cannot_be_learned_from_is_named(
 ) -> None:
     with pytest.raises(DataError, match=message):
         dpo.run(config(base, write("rows.jsonl", [{"prompt": "a", **row}] * 4), **changes))
+
+
+def test_scored_responses_are_the_best_against_the_worst_and_flat_rows_are_left_out(
+    base: Path, write: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "kleash")
+    scored: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
+    for letter in "abcdefgh":
+        scored.append({"prompt": letter, "responses": ["b b", "z", "c", "z z"], "score": [0.5, 2.0, -1.0, 2.0]})
+        scored.append({"prompt": letter, "responses": ["b", "c"], "score": [1.0, 1.0]})
+        pairs.append({"prompt": letter, "chosen": "z", "rejected": "c"})
+    files = {name: write(f"{name}.jsonl", rows) for name, rows in {"scored": scored, "pairs": pairs}.items()}
+    runs = {
+        name: dpo.run(config(base, path, out=base.parent / name, max_steps=3, eval_data=str(path)))
+        for name, path in files.items()
+    }
+    assert weights(runs["scored"].path) == weights(runs["pairs"].path)
+    assert "8 of 16 rows left out" in caplog.text
+
+
+def test_snapshots_load_and_the_run_says_what_it_held(base: Path, comparisons: Path) -> None:
+    folder = dpo.run(config(base, comparisons, max_steps=4, snapshot_every=2))
+    snapshots = sorted(folder.path.glob("snapshots/*"))
+    assert [path.name for path in snapshots] == ["step-000002", "step-000004"]
+    assert weights(snapshots[1]) == weights(folder.path)
+    model = AutoModelForCausalLM.from_pretrained(snapshots[0])
+    record = read_record(folder.path) or {}
+    assert record["models"] == {"policy": sum(parameter.numel() for parameter in model.parameters())}
+    assert record["peak_memory"]["host"] > 1e8
 
 
 def test_the_command_line(base: Path, comparisons: Path, capsys: pytest.CaptureFixture[str]) -> None:

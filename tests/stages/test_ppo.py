@@ -245,6 +245,7 @@ def test_snapshots_load(base: Path, prompts: Path) -> None:
     snapshots = sorted(folder.path.glob("snapshots/*"))
     assert [path.name for path in snapshots] == ["step-000002", "step-000004"]
     AutoModelForCausalLM.from_pretrained(snapshots[0])
+    assert list(folder.record["models"]) == ["policy", "reference", "value"], "a function has no parameters"
 
 
 def test_adaptive_beta_rises_where_kl_is_above_its_target(base: Path, prompts: Path) -> None:

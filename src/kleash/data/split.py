@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from kleash.data.formats import read_groups
-from kleash.data.group import Content, Group, Preference, Response
+from kleash.data.group import Content, Group, Preference, Response, Scores
 from kleash.errors import DataError
 from kleash.run import derive_seed
 
@@ -114,6 +114,19 @@ def comparison(group: Group) -> str | None:
     if len(group.responses) < 2 or group.label is None:
         return "is no comparison; a preference row has `prompt`, `chosen` and `rejected`"
     return None
+
+
+def best_against_worst(group: Group) -> Group | None:
+    """A scored group as a preference of its best response over its worst; None where all have one score.
+
+    Of responses that tie the first stands for them.
+    """
+    assert isinstance(group.label, Scores)
+    values = group.label.values
+    best, worst = (values.index(extreme) for extreme in (max(values), min(values)))
+    if best == worst:
+        return None
+    return replace(group, responses=(group.responses[best], group.responses[worst]), label=Preference())
 
 
 def prompt_only(group: Group) -> str | None:

@@ -7,7 +7,10 @@ import json
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kleash.models.load import save_model
+from kleash.models.lora import merged_copy
 from kleash.run import RunFolder, fingerprint
 from kleash.stages.settings import StageConfig
 from kleash.training.checkpoint import weights
@@ -23,6 +26,26 @@ def inputs_of(config: StageConfig, **live: tuple[nn.Module, Any] | None) -> dict
         if given is not None:
             inputs[name] = {"path": f"live {type(given[0]).__name__}", "sha256": _sha256(given[0])}
     return inputs
+
+
+def parameters_held(**models: object) -> dict[str, int]:
+    """Parameters of the models that a stage holds in memory side by side; one that takes two parts counts once.
+
+    Args:
+        models: by part; what is no module, or has none under `model` (a reward model's reward has), is left out.
+    """
+    held: dict[int, tuple[str, int]] = {}
+    for part, given in models.items():
+        model = given if isinstance(given, nn.Module) else getattr(given, "model", None)
+        if isinstance(model, nn.Module):
+            held.setdefault(id(model), (part, sum(parameter.numel() for parameter in model.parameters())))
+    return dict(held.values())
+
+
+def save_snapshot(folder: RunFolder, step: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Keep the weights after `step` under snapshots/, adapters merged, to be measured later."""
+    path = folder.path / "snapshots" / f"step-{step:06d}"
+    save_model(path, merged_copy(model), tokenizer, model_card(folder, ""))
 
 
 def model_card(folder: RunFolder, summary: str) -> str:

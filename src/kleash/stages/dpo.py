@@ -6,7 +6,8 @@ noisy labels, of certainty, and of length.
 
     kleash dpo --model runs/sft --data comparisons.jsonl --out runs/dpo --beta 0.1
 
-Left out: sampling and labelling fresh pairs on the way (online DPO): `kleash generate`, label, `kleash dpo`, again.
+Rows of scored responses count as their best against their worst, so that online DPO is a recipe: `kleash generate`,
+`kleash score`, `kleash dpo`, again (recipes/online-dpo.yaml).
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from kleash.checks.gates import gate_in, gate_out
 from kleash.data.batching import batch_at, by_size, microbatches
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Group, Ranking, Scores, collate
-from kleash.data.split import comparison, read_split
+from kleash.data.split import best_against_worst, comparison, read_split
+from kleash.errors import DataError
 from kleash.evals.policy import MeanSE, mean_se
 from kleash.models.forward import check_forward, response_logprobs
 from kleash.models.load import autocast, context_length, freeze, frozen_copy, load_policy, save_model
@@ -47,7 +49,7 @@ from kleash.objectives.preference import (
 from kleash.objectives.reduce import masked_sum
 from kleash.run import RunFolder, derive_seed, write_folder
 from kleash.sampling.local import LocalSampler
-from kleash.stages.artifacts import inputs_of, model_card
+from kleash.stages.artifacts import inputs_of, model_card, parameters_held, save_snapshot
 from kleash.stages.reward_model import pairs_of, rewards_report
 from kleash.stages.settings import TrainingConfig
 from kleash.stages.trainable import make_trainable
@@ -115,6 +117,8 @@ class DPOConfig(TrainingConfig):
     """At most so many responses are sampled for it, shared out among the held-out prompts; 0 never measures it."""
     max_new_tokens: int = Field(64, ge=1)
     """Longest of those responses, in tokens."""
+    snapshot_every: int | None = Field(None, ge=1)
+    """Steps between weights kept under snapshots/, to be measured later; null keeps none."""
 
     def kl_due(self, step: int, steps: int) -> bool:
         """Whether the KL is to be measured after `step` steps of `steps`."""
@@ -168,6 +172,7 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     make_trainable(model, config)
     steps = config.steps(len(train))
     folder.note("formulas", loss=_formula(config))
+    folder.note("models", **parameters_held(policy=model))
 
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
     parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
@@ -187,6 +192,8 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
             if held_out and config.kl_due(step, steps):
                 drift = measure_kl(model, tokenizer, held_out, fresh_reference, config)
                 metrics["eval_kl"] = drift["mean"]
+            if config.snapshot_every and step % config.snapshot_every == 0:
+                save_snapshot(folder, step, model, tokenizer)
             row = folder.log(step, metrics)
             trackers.log(step, row)
             progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})
@@ -413,8 +420,6 @@ def _best_and_worst(group: Group) -> tuple[int, int]:
 
 def _usable(group: Group, loss: str) -> str | None:
     """What is wrong with a row for this stage, or None."""
-    if isinstance(group.label, Scores):
-        return "has scores, and DPO learns from comparisons; give `chosen` and `rejected`, or `ranks`"
     if isinstance(group.label, Ranking) and len(group.responses) > 2:
         if loss != "sigmoid":
             return f"ranks {len(group.responses)} responses, and loss {loss} compares two; take --loss sigmoid"
@@ -485,8 +490,21 @@ def _comparisons(
         usable=lambda group: _usable(group, config.loss),
         max_eval_rows=config.max_eval_rows,
     )
+    train, held_out = (_compared(groups, config) for groups in (train, held_out))
     length = config.max_length or context_length(model)
     encoded, truncation = encode_all(train, tokenizer, max_length=length)
     if truncation.message():
         logger.warning("%s: %s", config.data, truncation.message())
     return encoded, encode_all(held_out, tokenizer, max_length=length)[0] if held_out else []
+
+
+def _compared(groups: Sequence[Group], config: DPOConfig) -> list[Group]:
+    """The groups as comparisons: of scored responses the best against the worst, flat groups left out and counted."""
+    pairs = [best_against_worst(group) if isinstance(group.label, Scores) else group for group in groups]
+    compared = [pair for pair in pairs if pair is not None]
+    flat = len(pairs) - len(compared)
+    if flat == len(pairs) > 0:
+        raise DataError(f"{config.data}: each row's responses all have one score; there is nothing to compare")
+    if flat:
+        logger.info("%s: %d of %d rows left out, their responses all have one score", config.data, flat, len(pairs))
+    return compared

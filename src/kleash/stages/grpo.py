@@ -31,7 +31,7 @@ from kleash.data.chat import end_ids
 from kleash.data.group import EncodedGroup, Group, GroupBatch, concatenate
 from kleash.models.forward import response_logprobs
 from kleash.models.load import autocast, load_policy, save_model
-from kleash.models.lora import merge_lora, merged_copy
+from kleash.models.lora import merge_lora
 from kleash.objectives import kl
 from kleash.objectives.advantage import group_centred, group_standardised, leave_one_out
 from kleash.objectives.policy import clipped_surrogate, truncated_importance
@@ -40,7 +40,7 @@ from kleash.rewards.reward import Reward, build_reward
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
 from kleash.stages import rollouts
-from kleash.stages.artifacts import inputs_of, model_card
+from kleash.stages.artifacts import inputs_of, model_card, parameters_held, save_snapshot
 from kleash.stages.rollouts import (
     SHOWN,
     RolloutConfig,
@@ -255,6 +255,7 @@ def run(
     actors = Actors(config, model, tokenizer, reference, reward, sampler)
     steps = config.steps(len(prompts))
     folder.note("formulas", **formulas(config))
+    folder.note("models", **parameters_held(policy=model, reference=reference, reward=reward))
 
     updates = config.inner_epochs * config.minibatches
     optimizer = Optimizer(model, steps=steps * updates, **config.optimizer_settings())
@@ -284,8 +285,7 @@ def run(
                 metrics |= evaluate(actors, held_out, folder, step)
                 selection.offer(model, step, config.beta * metrics["eval_kl"] - metrics["eval_reward"])
             if config.snapshot_every and step % config.snapshot_every == 0:
-                snapshot = folder.path / "snapshots" / f"step-{step:06d}"
-                save_model(snapshot, merged_copy(model), tokenizer, model_card(folder, ""))
+                save_snapshot(folder, step, model, tokenizer)
             row = folder.log(step, metrics)
             trackers.log(step, row)
             progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})

@@ -30,7 +30,7 @@ from kleash.data.split import demonstration, imitated, read_usable
 from kleash.models.forward import response_logprobs
 from kleash.models.heads import ValueModel, values
 from kleash.models.load import autocast, context_length, load_policy, save_model
-from kleash.models.lora import merge_lora, merged_copy
+from kleash.models.lora import merge_lora
 from kleash.objectives import kl
 from kleash.objectives.advantage import gae, token_rewards
 from kleash.objectives.policy import clipped_surrogate
@@ -41,7 +41,7 @@ from kleash.rewards.reward import Reward, build_reward
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
 from kleash.stages import rollouts
-from kleash.stages.artifacts import inputs_of, model_card
+from kleash.stages.artifacts import inputs_of, model_card, parameters_held, save_snapshot
 from kleash.stages.rollouts import (
     SHOWN,
     RolloutConfig,
@@ -206,6 +206,7 @@ def run(
     actors = Actors(config, model, tokenizer, reference, reward, sampler, critic)
     steps = config.steps(len(prompts))
     folder.note("formulas", **FORMULA)
+    folder.note("models", **parameters_held(policy=model, reference=reference, reward=reward, value=critic))
 
     updates = steps * config.inner_epochs * config.minibatches
     settings = config.optimizer_settings()
@@ -242,8 +243,7 @@ def run(
                 metrics |= evaluate(actors, held_out, folder, step)
                 selection.offer(model, step, beta * metrics["eval_kl"] - metrics["eval_reward"])
             if config.snapshot_every and step % config.snapshot_every == 0:
-                snapshot = folder.path / "snapshots" / f"step-{step:06d}"
-                save_model(snapshot, merged_copy(model), tokenizer, model_card(folder, ""))
+                save_snapshot(folder, step, model, tokenizer)
             row = folder.log(step, metrics)
             trackers.log(step, row)
             progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})

@@ -1,0 +1,37 @@
+"""The most memory that a stage took."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+
+def reset_peak() -> None:
+    """Begin to measure anew, where the system can (Linux; elsewhere the peak is of the whole process)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    if sys.platform == "linux":
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to what is resident now (man 5 proc)
+        except OSError:
+            return  # a container may forbid it
+
+
+def peak_memory() -> dict[str, int]:
+    """Most bytes resident on the host, and allocated on the GPU where there is one, since `reset_peak`."""
+    peak = {"host": _resident()}
+    if torch.cuda.is_available():
+        peak["cuda"] = torch.cuda.max_memory_allocated()
+    return peak
+
+
+def _resident() -> int:
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
