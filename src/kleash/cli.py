@@ -131,6 +131,7 @@ def _parser(arguments: Sequence[str]) -> _Parser:
     demo = _command(commands, "demo", "the whole chain on a small world, base model to report, in five minutes", _demo)
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write to (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="another seed is another world (default: %(default)s)")
+    demo.add_argument("--all-roads", action="store_true", help="best-of-n and online DPO as well, which takes longer")
     demo.add_argument("--json", action="store_true", help="print the summary as JSON in place of the story")
 
     recipe = _command(commands, "run", "run a recipe: a YAML list of stages; what is done is not done again", _recipe)
@@ -235,10 +236,10 @@ def _print_results(folder: Any, *, as_json: bool) -> None:
 
 def _demo(command: argparse.Namespace) -> None:
     from kleash.lab.demo import run
-    from kleash.report.html import story
+    from kleash.report.html import roads_table, story
 
-    summary = run(command.out, seed=command.seed)
-    print(json.dumps(summary) if command.json else story(summary))
+    summary = run(command.out, seed=command.seed, all_roads=command.all_roads)
+    print(json.dumps(summary) if command.json else f"{story(summary)}\n\n{roads_table(summary)}")
     print(command.out / "report.html", file=sys.stderr if command.json else sys.stdout)
 
 

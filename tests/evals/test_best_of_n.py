@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kleash.evals.best_of_n import best_of_k, kl_bound
+from kleash.evals.best_of_n import best_of_k, kl_bound, kl_of_best_of_k
 
 
 def enumerated(values: np.ndarray, reward: np.ndarray, k: int) -> float:
@@ -59,3 +59,26 @@ def test_the_bound_is_the_kl_of_best_of_k_among_many_equally_likely_responses() 
     chance = rank**k - (rank - 1 / size) ** k
     assert kl_bound(k) == pytest.approx(float((chance * np.log(chance * size)).sum()), abs=1e-3)
     assert kl_bound(1) == 0 and kl_bound(2) == pytest.approx(log(2) - 0.5)
+
+
+def test_the_kl_of_few_likely_responses_is_the_enumerated_one_and_below_the_bound() -> None:
+    policy = np.array([0.5, 0.3, 0.15, 0.05])  # in ascending order of their reward
+    pool = np.repeat([0.0, 1.0, 2.0, 3.0], (policy * 2000).astype(int))[None]
+    kl = kl_of_best_of_k(pool)[0]
+    for k in (1, 2, 4, 16):
+        best = np.diff(np.cumsum(policy) ** k, prepend=0)
+        assert kl[k - 1] == pytest.approx(float((best * np.log(best / policy)).sum()), abs=1e-9)
+        assert kl[k - 1] < kl_bound(k) or k == 1
+
+
+def test_the_kl_of_many_different_responses_is_the_bound() -> None:
+    pools = np.random.default_rng(0).normal(size=(3, 4000))
+    kl = kl_of_best_of_k(pools)
+    for k in (1, 2, 8, 64):
+        np.testing.assert_allclose(kl[:, k - 1], kl_bound(k), atol=0.01)
+    small = kl_of_best_of_k(pools[:, :16])
+    np.testing.assert_allclose(small[:, 15], kl_bound(16), atol=0.06)
+
+
+def test_where_all_tie_nothing_is_chosen_and_the_kl_is_0() -> None:
+    np.testing.assert_allclose(kl_of_best_of_k(np.ones((2, 5))), 0, atol=1e-12)

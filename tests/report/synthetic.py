@@ -115,6 +115,12 @@ def summary(seed: int = 0) -> dict[str, Any]:
         "stages": {"base": 58.0, "sft": 9.1, "comparisons": 12.4, "reward": 34.0, "ppo": 61.0, "ppo-no-leash": 58.2},
         "policies": policies,
         "curves": {"ppo": leashed, "ppo-no-leash": unleashed},
+        "roads": {
+            "ppo": road(leashed, 61.0, policy=353_280, reference=353_280, reward=353_344, value=353_344),
+            "grpo": road(lower(leashed, 0.1), 44.0, policy=353_280),
+            "dpo": road(lower(leashed[:4], 0.2), 21.0, policy=353_280),
+            "best-of-n": {key: value for key, value in road(leashed[:5], 9.0).items() if key != "models"},
+        },
         "reward_model": reward_model(seed),
         "samples": samples,
         "beta": 0.05,
@@ -126,6 +132,15 @@ def summary(seed: int = 0) -> dict[str, Any]:
         },
         "versions": {"kleash": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0"},
     }  # fmt: skip
+
+
+def lower(curve: list[dict[str, Any]], by: float) -> list[dict[str, Any]]:
+    return [{**row, "gold": {"mean": row["gold"]["mean"] - by, "se": 0.05}} for row in curve]
+
+
+def road(curve: list[dict[str, Any]], seconds: float, **models: int) -> dict[str, Any]:
+    end = {key: curve[-1][key] for key in ("gold", "proxy", "kl")}
+    return {**end, "curve": curve, "seconds": seconds, "models": models, "peak_memory": 640_000_000}
 
 
 def gate(passed: bool, finding: str, advice: str = "", **figures: float) -> dict[str, Any]:

@@ -146,3 +146,14 @@ def test_colours_are_the_pages_and_nothing_points_outside(summary: dict[str, Any
 def test_the_same_figures_give_the_same_picture(summary: dict[str, Any]):
     first, second = (figures.training(summary["curves"], LABELS) for _ in range(2))
     assert first == second
+
+
+def test_each_road_is_drawn_from_its_own_points_and_named_at_its_end(summary: dict[str, Any]):
+    curves = {name: road["curve"] for name, road in summary["roads"].items()}
+    svg = figures.roads(curves, {name: name.upper() for name in curves})
+    for name, curve in curves.items():
+        drawn = points(svg, f"roads-{name}-gold")
+        assert len(drawn) == len(curve)
+        assert is_affine(drawn[:, 0], [max(0.0, row["kl"]["mean"]) ** 0.5 for row in curve])
+        assert is_affine(drawn[:, 1], [row["gold"]["mean"] for row in curve])
+        assert f">{name.upper()}<" in svg

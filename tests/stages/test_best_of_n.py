@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kleash.cli import _run
-from kleash.data.group import Group
+from kleash.data.group import Group, Response
 from kleash.recipe import run_recipe
 from kleash.run import read_jsonl
 from kleash.stages import best_of_n
@@ -40,6 +40,22 @@ def test_the_best_of_each_pool_is_kept_with_its_score_and_the_pool_beside(base: 
     assert curve[0]["score"] == pytest.approx(results["score"]), "best of one is the mean reward"
     assert curve[-1]["score"]["mean"] == pytest.approx(sum(row["score"] for row in best) / 30)
     assert curve[0]["kl_bound"] == 0 < curve[1]["kl_bound"] < curve[5]["kl_bound"]
+
+
+def test_gold_is_measured_on_what_the_reward_chooses(base: Path, prompts: Path) -> None:
+    out = best_of_n.run(config(base, prompts), reward=letters, gold=lambda groups: -letters(groups))
+    curve = json.loads(out.with_name("best.summary.json").read_text())["results"]["best_of"]
+    for point in curve:
+        assert point["gold"]["mean"] == pytest.approx(-point["score"]["mean"])
+        assert point["kl"]["mean"] <= point["kl_bound"] + 1e-9
+    assert curve[0]["kl"]["mean"] == pytest.approx(0, abs=1e-9) and curve[-1]["kl"]["mean"] > 0.5
+
+
+def test_a_text_that_occurs_again_ties_with_itself_whatever_rounding_says() -> None:
+    pool = [Group("a", tuple(Response(text) for text in ("x", "y", "x")))]
+    (_, two, three) = best_of_n.curve(pool, [[1.0, 0.0, 1.0 + 1e-7]])
+    (_, tied, all_tied) = best_of_n.curve(pool, [[1.0, 0.0, 1.0]])
+    assert (two["kl"], three["kl"]) == (tied["kl"], all_tied["kl"])
 
 
 def test_a_pool_that_was_sampled_before_an_interruption_is_not_sampled_again(

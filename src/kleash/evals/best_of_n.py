@@ -38,6 +38,32 @@ def best_of_k(values: Real[Array, "P N"], *, chosen_by: Real[Array, "P N"]) -> R
     return measured @ _weights(reward.shape[1]).T
 
 
+def kl_of_best_of_k(chosen_by: Real[Array, "P N"]) -> Real[np.ndarray, "P N"]:
+    """KL(best of k ‖ policy) in nats, estimated from the pool itself, for k = 1 … n.
+
+    Best of k changes the odds between rewards and not within one, so that the KL is Σ q log(q/p) over the rewards that
+    differ, in ascending order: p is a reward's share of the pool, F the share up to it, q = F^k − (F − p)^k. Exact in
+    the limit of a large pool, ties and likely responses included, where `kl_bound` is too high; where no two tie it is
+    too low by about 0.05 nats at k = n.
+
+    Args:
+        chosen_by: the reward that chooses; the same response must have the same reward.
+
+    Returns:
+        Column k − 1 is best of k.
+    """
+    rewards = np.asarray(chosen_by, dtype=np.float64)
+    powers = np.arange(1, rewards.shape[1] + 1)
+    estimates = np.empty(rewards.shape)
+    for row, pool in enumerate(rewards):
+        share = np.unique(pool, return_counts=True)[1] / len(pool)
+        upto = np.cumsum(share)[:, None]
+        chosen = upto**powers - (upto - share[:, None]).clip(0) ** powers
+        ratio = np.where(chosen > 0, chosen / share[:, None], 1.0)
+        estimates[row] = (chosen * np.log(ratio)).sum(0)
+    return estimates
+
+
 def _weights(n: int) -> np.ndarray:
     """Row k − 1: C(i−1, k−1) / C(n, k) for the places i = 1 … n.
 

@@ -1,8 +1,9 @@
 """The demo: the whole chain on the small world, base model to report.
 
-base → SFT → sampled pairs, labelled by simulated people → reward model → PPO with a leash and without → report. The
-stages are the ones of the command line, on plain files; only the world, its people and its truth are simulated. Gold is
-computed from what the stages wrote (`samples.jsonl`), so that no stage knows there is a truth.
+base → SFT → sampled pairs, labelled by simulated people → reward model → PPO with a leash and without → the other roads
+(GRPO, DPO) → report. The stages are the ones of the command line, on plain files; only the world, its people and its
+truth are simulated. Gold is computed from what the stages wrote (`samples.jsonl`), so that no stage knows there is a
+truth.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ import torch
 from kleash.data.chat import encode_all, end_ids
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Response
-from kleash.evals.policy import mean_se
-from kleash.lab import pretrain
+from kleash.lab import measure, pretrain, roads
 from kleash.lab.labellers import Labellers
 from kleash.lab.world import World
 from kleash.models.forward import response_logprobs
@@ -51,13 +51,14 @@ class Size:
     ppo_learning_rate: float = 1e-4
 
 
-def run(out: Path, *, seed: int = 0, size: Size | None = None) -> dict[str, Any]:
+def run(out: Path, *, seed: int = 0, size: Size | None = None, all_roads: bool = False) -> dict[str, Any]:
     """Run the chain, or what is left of it, and write `report.html` and `summary.json`.
 
     Args:
         out: folder to write to.
         seed: of the world and of every stage.
         size: how much of everything.
+        all_roads: best-of-n and online DPO as well, which takes longer.
 
     Returns:
         The summary.
@@ -98,6 +99,10 @@ def run(out: Path, *, seed: int = 0, size: Size | None = None) -> dict[str, Any]
     for name, beta in {"ppo": size.beta, "ppo-no-leash": 0.0}.items():
         # The unleashed arm is there to fail, so no gate may stop it.
         runs[name] = timed(name, ppo.run(_ppo_config(out, size, seed, files, name, beta), reward=None))
+    way = roads.Way(world, out, _ppo_config(out, size, seed, files, "ppo", size.beta), files["comparisons"])
+    taken = {
+        name: timed(name, take(way)) for name, take in (roads.ROADS | (roads.MORE_ROADS if all_roads else {})).items()
+    }
     summary = _summarise(world, out, size, seed, runs)
     timed("measuring", None)
     summary |= {
@@ -105,6 +110,7 @@ def run(out: Path, *, seed: int = 0, size: Size | None = None) -> dict[str, Any]
         "beta": size.beta,
         "seconds": round(time.monotonic() - began, 1),
         "stages": seconds,
+        "roads": {"ppo": roads.travelled(way, "ppo"), **taken},
         "reward_model": reward_run.record["results"].get("report"),
         "gates": {
             run.record["stage"] if name not in runs else name: run.record["gates"].get("out")
@@ -164,7 +170,7 @@ def _compare(world: World, out: Path, size: Size, seed: int, files: Mapping[str,
 
 
 def _summarise(world: World, out: Path, size: Size, seed: int, runs: Mapping[str, Any]) -> dict[str, Any]:
-    curves = {name: _curve(world, read_jsonl(run.path / "samples.jsonl")) for name, run in runs.items()}
+    curves = {name: measure.curve(world, read_jsonl(run.path / "samples.jsonl")) for name, run in runs.items()}
     held_out = list(read_groups(out / "data" / "held_out.jsonl"))
     test = [group for group in held_out if group.columns["split"] == "test"]
     base = _base_samples(out, size, seed, test)
@@ -174,46 +180,20 @@ def _summarise(world: World, out: Path, size: Size, seed: int, runs: Mapping[str
         best = max(curves[name], key=lambda point: point["gold_choose"])
         policies[name] = _policy(world, _rows(run, step=curves[name][-1]["step"], split="test"))
         policies[name]["gold_peak"] = {"step": best["step"], "gold": best["gold"], "kl": best["kl"]}
-    public = {
-        name: [{k: v for k, v in point.items() if k != "gold_choose"} for point in curve]
-        for name, curve in curves.items()
-    }
+    public = {name: measure.without_choice(curve) for name, curve in curves.items()}
     return {"policies": policies, "curves": public, "samples": _side_by_side(world, base, policies, curves, runs)}
-
-
-def _curve(world: World, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Gold, proxy and KL on the test prompts at each measured step, and gold on those the peak is chosen by."""
-    points = []
-    for step in sorted({row["step"] for row in rows}):
-        here = [row for row in rows if row["step"] == step]
-        test = [row for row in here if row["split"] == "test"]
-        choose = [row for row in here if row["split"] == "choose"]
-        points.append({"step": step, **_figures(world, test), "gold_choose": _figures(world, choose)["gold"]["mean"]})
-    return points
-
-
-def _figures(world: World, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {
-        "gold": mean_se([_gold(world, row) for row in rows]),
-        "proxy": mean_se([row["score"] for row in rows]),
-        "kl": mean_se([row["kl"] for row in rows]),
-    }
-
-
-def _gold(world: World, row: Mapping[str, Any]) -> float:
-    return world.gold(row["prompt"], row["response"], row["finished"])
 
 
 def _policy(world: World, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     groups = [Group(row["prompt"], (Response(row["response"], finished=row["finished"]),)) for row in rows]
     sample = rows[0]
     return {
-        **_figures(world, rows),
+        **measure.figures(world, rows),
         "profile": world.profile(groups),
         "sample": {
             "prompt": sample["prompt"],
             "response": sample["response"],
-            "gold": _gold(world, sample),
+            "gold": measure.gold(world, sample),
             "proxy": sample["score"],
         },
     }
@@ -275,7 +255,7 @@ def _side_by_side(
                     "policy": policy,
                     "step": step,
                     "response": table[prompt]["response"],
-                    "gold": _gold(world, table[prompt]),
+                    "gold": measure.gold(world, table[prompt]),
                     "proxy": table[prompt]["score"],
                     "parts": world.explain(prompt, table[prompt]["response"], table[prompt]["finished"]),
                 }

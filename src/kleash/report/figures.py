@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
+from itertools import cycle
 from math import hypot, sqrt
 from typing import Any
 
@@ -155,6 +156,29 @@ def training(curves: Mapping[str, Curve], labels: Mapping[str, str]) -> str:
         return svg()
 
 
+def roads(curves: Mapping[str, Curve], labels: Mapping[str, str]) -> str:
+    """Gold against √KL of several roads from one start, a name at the end of each.
+
+    Args:
+        curves: by road; the first is drawn solid, each other with dashes of its own.
+        labels: a short name for each.
+    """
+    dashes = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)), (0, (9, 2)))
+    with _figure("roads", 4.3) as (figure, svg):
+        axes = figure.subplots()
+        ends: Ends = []
+        drawn = {name: complete(curve) for name, curve in curves.items()}
+        for (name, rows), dash in zip(drawn.items(), cycle(dashes)):
+            gid = f"{_slug(name)}-gold"
+            _against_distance(axes, rows, "gold", colour=GOLD, errors=True, gid=gid, linestyle=dash)
+            if rows:
+                ends.append((_distance(rows[-1]), rows[-1]["gold"]["mean"], labels[name], INK))
+        axes.set_title(TITLES["gold"], color=GOLD, weight="bold")
+        axes.set_xlabel("√KL from SFT (√nats): how far the policy has gone")
+        _write_at_ends(figure, {axes: ends})
+        return svg()
+
+
 def reliability(report: Row) -> str:
     """Reliability diagram: how often the model is right when it says it is so sure, and how many pairs say so."""
     rows = report["reliability"]
@@ -260,7 +284,7 @@ def _against_distance(
     if errors:  # bars and not a band, since √KL need not grow from one evaluation to the next
         error = [row[quantity].get("se") or 0.0 for row in rows]
         axes.errorbar(distance, means, yerr=error, fmt="none", ecolor=colour, elinewidth=2.5, alpha=0.3)
-    axes.plot(distance, means, "o-" if errors else "-", color=colour, markersize=3, gid=gid, **style)
+    axes.plot(distance, means, marker="o" if errors else "", color=colour, markersize=3, gid=gid, **style)
 
 
 def _same_limits(axes: Axes, quantity: str, rows: Curve) -> None:

@@ -25,6 +25,7 @@ Summary = Mapping[str, Any]
 
 ORDER = ("base", "sft", "ppo", "ppo-no-leash")
 ARMS = ("ppo", "ppo-no-leash")
+ROADS = {"ppo": "PPO", "grpo": "GRPO", "dpo": "DPO", "best-of-n": "best of n", "online-dpo": "online DPO"}
 WIDTH = 100
 """Columns of the story."""
 
@@ -148,6 +149,7 @@ def _context(summary: Summary, runs: Mapping[str, Path]) -> dict[str, Any]:
         "findings": findings(summary),
         "story": story(summary),
         "distance": _distance_figures(curves, summary),
+        "roads": _roads(summary),
         "training": _svg(figures.training, curves, _short_labels(curves)) if curves else None,
         "reliability": _svg(figures.reliability, reward) if reward.get("reliability") else None,
         "accuracy": _svg(figures.accuracy, reward) if _number(reward.get("accuracy")) else None,
@@ -179,6 +181,47 @@ def _distance_figures(curves: Mapping[str, Sequence[Any]], summary: Summary) -> 
             {"policy": name, "svg": svg, "past": "-past-gold" in svg, "evaluations": len(figures.complete(rows))}
         )
     return drawn
+
+
+def _roads(summary: Summary) -> dict[str, Any] | None:
+    """The roads side by side, where there is more than PPO's: the picture, and a row for each of what it took."""
+    taken = {name: road for name, road in (summary.get("roads") or {}).items() if road}
+    if len(taken) < 2:
+        return None
+    curves = {name: road["curve"] for name, road in taken.items() if len(figures.complete(road.get("curve") or ())) > 1}
+    names = {name: ROADS.get(name, name[:12]) for name in taken}
+    return {
+        "svg": _svg(figures.roads, curves, names) if curves else None,
+        "rows": [
+            {
+                "name": names[name],
+                **{key: road.get(key) for key in ("gold", "proxy", "kl", "seconds")},
+                "models": len(road["models"]) if road.get("models") else None,
+                "parameters": sum((road.get("models") or {}).values()) or None,
+                "held": ", ".join(road.get("models") or {}),
+                "memory": road.get("peak_memory"),
+            }
+            for name, road in taken.items()
+        ],
+    }
+
+
+def roads_table(summary: Summary) -> str:
+    """The roads side by side for a terminal: figures at the end of each, and what it took; empty where there are none.
+
+    Args:
+        summary: of summary.json.
+    """
+    found = _roads(summary)
+    if found is None:
+        return ""
+    width = max(len(row["name"]) for row in found["rows"])
+    lines = [f"{'':{width}}  {'gold':>14}  {'proxy':>14}  {'KL (nats)':>14}  {'time':>12}  {'models held':>11}"]
+    for row in found["rows"]:
+        figures_of_it = "  ".join(f"{_plain_estimate(row[key]):>14}" for key in ("gold", "proxy", "kl"))
+        seconds = _seconds(row["seconds"]) if _number(row["seconds"]) else "-"
+        lines.append(f"{row['name']:{width}}  {figures_of_it}  {seconds:>12}  {row['models'] or '-':>11}")
+    return "\n".join(lines)
 
 
 def _losses(runs: Mapping[str, Path]) -> dict[str, Markup]:
@@ -278,6 +321,7 @@ def _environment() -> Environment:
         "clean": _visible,
         "mean": _mean,
         "seconds": _seconds,
+        "amount": _amount,
         "p_value": _p_value,
     }
     return environment
@@ -320,6 +364,14 @@ def _number(value: Any) -> bool:
 
 def _seconds(value: float) -> str:
     return f"{value:.1f} s" if value < 60 else f"{int(value) // 60} min {int(value) % 60:02d} s"
+
+
+def _amount(value: float) -> str:
+    """A large number in thousands, millions or billions."""
+    for size, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {name}"
+    return f"{value:.0f}"
 
 
 def _p_value(value: float) -> str:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Scores
-from kleash.evals.best_of_n import best_of_k, kl_bound
+from kleash.evals.best_of_n import best_of_k, kl_bound, kl_of_best_of_k
 from kleash.evals.policy import mean_se
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import fingerprint
@@ -37,6 +37,8 @@ class BestOfNConfig(GenerateConfig):
     regex, json-schema), or a .yaml composition."""
     n: int = Field(16, ge=2)
     """Responses to a prompt, of which one is kept. What fewer would give is estimated from the same pool."""
+    gold: str | None = None
+    """Another reward, in the same words, that measures what is chosen and chooses nothing."""
 
 
 def run(
@@ -44,6 +46,7 @@ def run(
     *,
     policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
     reward: Reward | None = None,
+    gold: Reward | None = None,
 ) -> Path:
     """Sample, score and choose.
 
@@ -51,12 +54,15 @@ def run(
         config: the settings.
         policy: a live model and tokenizer in place of `config.model`.
         reward: a live reward in place of `config.reward`.
+        gold: a live reward in place of `config.gold`.
 
     Returns:
         The file of the best responses; the pool and the figures lie beside it.
     """
     identity = config.model_dump(mode="json", exclude=generate.NOT_IDENTITY) | {
-        f"sha256 of {role}": fingerprint(getattr(config, role))["sha256"] for role in ("model", "data", "reward")
+        f"sha256 of {role}": fingerprint(name)["sha256"]
+        for role in ("model", "data", "reward", "gold")
+        if (name := getattr(config, role)) is not None
     }
     if finished(config.out, identity):
         return config.out
@@ -67,9 +73,12 @@ def run(
     pool_file = generate.run(GenerateConfig(**settings | {"out": beside(config.out, "pool")}), policy=policy)
     pool = list(read_groups(pool_file))
     scores, parts = score_groups(reward, pool)
+    if gold is None and config.gold is not None:
+        gold = build_reward(config.gold, device=config.device, dtype=config.dtype)
+    truth = score_groups(gold, pool)[0] if gold is not None else None
     write_groups((replace(group, label=Scores(tuple(row))) for group, row in zip(pool, scores, strict=True)), pool_file)
     write_groups((best_of(group, row) for group, row in zip(pool, scores, strict=True)), config.out)
-    finish(config.out, identity, describe(scores, parts) | {"best_of": curve(scores)})
+    finish(config.out, identity, describe(scores, parts) | {"best_of": curve(pool, scores, truth)})
     return config.out
 
 
@@ -79,10 +88,29 @@ def best_of(group: Group, scores: Sequence[float]) -> Group:
     return replace(group, responses=(group.responses[best],), label=Scores((scores[best],)))
 
 
-def curve(scores: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
-    """What best of k gives and how far it can be from the policy, k = 1 … n. Formulas: docs/metrics.md."""
-    pool = np.array(scores, dtype=np.float64)
-    expected = best_of_k(pool, chosen_by=pool)
+def curve(
+    pool: Sequence[Group], scores: Sequence[Sequence[float]], gold: Sequence[Sequence[float]] | None = None
+) -> list[dict[str, Any]]:
+    """What best of k gives and how far it is from the policy, k = 1 … n. Formulas: docs/metrics.md."""
+    chosen_by = np.array([_one_score_a_text(*both) for both in zip(pool, scores, strict=True)], dtype=np.float64)
+    measured = {"score": np.array(scores)} | ({} if gold is None else {"gold": np.array(gold)})
+    expected = {name: best_of_k(values, chosen_by=chosen_by) for name, values in measured.items()}
+    kl = kl_of_best_of_k(chosen_by)
     return [
-        {"k": k, "score": mean_se(expected[:, k - 1]), "kl_bound": kl_bound(k)} for k in range(1, pool.shape[1] + 1)
+        {
+            "k": k,
+            **{name: mean_se(values[:, k - 1]) for name, values in expected.items()},
+            "kl": mean_se(kl[:, k - 1]),
+            "kl_bound": kl_bound(k),
+        }
+        for k in range(1, chosen_by.shape[1] + 1)
+    ]
+
+
+def _one_score_a_text(group: Group, scores: Sequence[float]) -> list[float]:
+    """The scores, where a text that occurs again has the one of its first: rounding must not make it a better one."""
+    first: dict[tuple[str, bool], float] = {}
+    return [
+        first.setdefault((response.text, response.finished), score)
+        for response, score in zip(group.responses, scores, strict=True)
     ]
