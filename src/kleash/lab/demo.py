@@ -98,8 +98,8 @@ def run(out: Path, *, seed: int = 0, size: Size | None = None, all_roads: bool =
     runs = {}
     for name, beta in {"ppo": size.beta, "ppo-no-leash": 0.0}.items():
         # The unleashed arm is there to fail, so no gate may stop it.
-        runs[name] = timed(name, ppo.run(_ppo_config(out, size, seed, files, name, beta), reward=None))
-    way = roads.Way(world, out, _ppo_config(out, size, seed, files, "ppo", size.beta), files["comparisons"])
+        runs[name] = timed(name, ppo.run(ppo_config(out, size, seed, files, name, beta), reward=None))
+    way = roads.Way(world, out, ppo_config(out, size, seed, files, "ppo", size.beta), files["comparisons"])
     taken = {
         name: timed(name, take(way)) for name, take in (roads.ROADS | (roads.MORE_ROADS if all_roads else {})).items()
     }
@@ -123,7 +123,8 @@ def run(out: Path, *, seed: int = 0, size: Size | None = None, all_roads: bool =
     return summary
 
 
-def _ppo_config(out: Path, size: Size, seed: int, files: Mapping[str, Path], name: str, beta: float) -> ppo.PPOConfig:
+def ppo_config(out: Path, size: Size, seed: int, files: Mapping[str, Path], name: str, beta: float) -> ppo.PPOConfig:
+    """Settings of an arm of PPO, which writes to `out/name`."""
     return ppo.PPOConfig(
         model=str(out / "sft"), data=str(files["prompts"]), eval_data=str(files["held_out"]),
         reward=str(out / "reward"), out=out / name, seed=seed, beta=beta, max_steps=size.rollouts,

@@ -62,19 +62,19 @@ def take_grpo(way: Way) -> dict[str, Any]:
     return travelled(way, "grpo")
 
 
-def take_dpo(way: Way) -> dict[str, Any]:
-    """DPO on the comparisons that the reward model was made of, at the same β."""
+def take_dpo(way: Way, *, beta: float | None = None, name: str = "dpo") -> dict[str, Any]:
+    """DPO on the comparisons that the reward model was made of, at the same β or another."""
     pairs = sum(1 for _ in way.comparisons.open())
     run = dpo.run(
         dpo.DPOConfig(
-            model=way.ppo.model, data=str(way.comparisons), out=way.out / "dpo", seed=way.ppo.seed, beta=way.ppo.beta,
-            batch_size=64, learning_rate=3e-4, snapshot_every=max(1, pairs // 64 // DPO_EVALUATIONS),
+            model=way.ppo.model, data=str(way.comparisons), out=way.out / name, seed=way.ppo.seed,
+            beta=way.ppo.beta if beta is None else beta, batch_size=64, learning_rate=3e-4, snapshot_every=max(1, pairs // 64 // DPO_EVALUATIONS),
             max_eval_rows=300, kl_samples=0, force=True,
         )
     )  # fmt: skip
     snapshots = run.path.glob("snapshots/step-*")
     _measure(way, run, {int(path.name.removeprefix("step-")): path for path in sorted(snapshots)})
-    return travelled(way, "dpo")
+    return travelled(way, name)
 
 
 def take_online_dpo(way: Way) -> dict[str, Any]:
@@ -152,8 +152,8 @@ def travelled(way: Way, name: str) -> dict[str, Any]:
         **points[-1],
         "curve": points,
         "seconds": round(record["seconds"] + record.get("measured", {}).get("seconds", 0.0), 3),
-        "models": record["models"],
-        "peak_memory": record["peak_memory"]["host"],
+        "models": record.get("models"),
+        "peak_memory": record.get("peak_memory", {}).get("host"),
     }
 
 
