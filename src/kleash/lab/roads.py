@@ -68,8 +68,8 @@ def take_dpo(way: Way, *, beta: float | None = None, name: str = "dpo") -> dict[
     run = dpo.run(
         dpo.DPOConfig(
             model=way.ppo.model, data=str(way.comparisons), out=way.out / name, seed=way.ppo.seed,
-            beta=way.ppo.beta if beta is None else beta, batch_size=64, learning_rate=3e-4, snapshot_every=max(1, pairs // 64 // DPO_EVALUATIONS),
-            max_eval_rows=300, kl_samples=0, force=True,
+            beta=way.ppo.beta if beta is None else beta, batch_size=64, learning_rate=3e-4,
+            snapshot_every=max(1, pairs // 64 // DPO_EVALUATIONS), max_eval_rows=300, kl_samples=0, force=True,
         )
     )  # fmt: skip
     snapshots = run.path.glob("snapshots/step-*")
