@@ -228,7 +228,7 @@ def test_the_policy_stays_near_the_reference_on_a_short_leash(leash: str, base: 
     long, short = (
         grpo.run(
             config(
-                base, prompts, max_steps=6, batch_size=4, group_size=8, learning_rate=1e-2, beta=beta, leash=leash,
+                base, prompts, max_steps=12, batch_size=4, group_size=8, learning_rate=3e-3, beta=beta, leash=leash,
                 out=base.parent / str(beta),
             ),
             reward=CountZ(),
