@@ -26,7 +26,6 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import datasets  # noqa: F401  (what takes long to import is imported once, before the processes fork)
-import hypothesis
 import pytest
 import torch  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
@@ -510,7 +509,10 @@ def main() -> None:
         found = {}
         for (file, fault), name in zip(jobs, pool.imap(try_out, jobs, chunksize=1), strict=True):
             found[file, fault] = name
-            print(f"{'caught ' if name else 'SURVIVED'} {file} {fault.where}, {fault.kind}: {fault.what} ({name})", flush=True)
+            print(
+                f"{'caught ' if name else 'SURVIVED'} {file} {fault.where}, {fault.kind}: {fault.what} ({name})",
+                flush=True,
+            )
     survivors = sum(name is None for name in found.values())
     print(f"{len(found)} faults, {len(found) - survivors} caught")
     if options.write:
