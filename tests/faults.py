@@ -61,7 +61,7 @@ TESTS = {
     "objectives/value.py": "objectives/test_value.py objectives/test_masked_positions.py",
     "objectives/advantage.py": "objectives/test_advantage.py objectives/test_masked_positions.py",
     "objectives/kl.py": "objectives/test_kl.py objectives/test_group_gradients.py objectives/test_masked_positions.py",
-    "objectives/reduce.py": "objectives/test_reduce.py objectives/test_microbatches.py",
+    "objectives/reduce.py": "objectives/test_reduce.py objectives/test_microbatches.py objectives/test_masked_positions.py",
     "objectives/logprobs.py": "objectives/test_logprobs.py",
     "models/forward.py": "models/test_forward.py",
     "models/heads.py": "models/test_heads.py",
