@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,17 @@ def gradient(settings: grpo.GRPOConfig, base: Path, *, spoil: Any = None) -> Ten
         cast.policy.lm_head.weight.mul_(1.4)
     if spoil:
         rollout = spoil(rollout)
+    return update(cast, rollout, range(settings.batch_size))
+
+
+def update(cast: grpo.Actors, rollout: grpo.Rollout, groups: Sequence[int]) -> Tensor:
+    """Gradient of one update over some groups of a rollout."""
     taken: list[Tensor] = []
     optimizer = Optimizer(cast.policy, steps=1, learning_rate=1e-3)
     optimizer.step = lambda: {  # type: ignore[method-assign]
         "grad_norm": taken.append(torch.cat([p.grad.flatten() for p in cast.policy.parameters() if p.grad is not None]))  # type: ignore[func-returns-value]
     }
-    grpo.learn(cast, rollout, range(settings.batch_size), optimizer)
+    grpo.learn(cast, rollout, groups, optimizer)
     return taken[0]
 
 
@@ -98,6 +104,49 @@ def test_F1_the_gradient_is_the_same_for_any_number_of_micro_batches(
     for tokens in (1, 25):  # a response alone, half a group
         split = gradient(config(base, prompts, micro_batch_tokens=tokens, **changes), base)
         torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [10_000, 25])
+@pytest.mark.parametrize("leash", ["reward", "loss-k3", "loss-corrected"])
+@pytest.mark.parametrize("normalisation", ["token", "sequence", "constant"])
+def test_an_update_on_some_groups_has_the_gradient_of_its_formula(
+    normalisation: str, leash: str, micro_batch_tokens: int, base: Path, prompts: Path
+) -> None:
+    """A response at a time through plain `transformers`, after the weights have moved, of another engine's samples."""
+    settings = config(
+        base, prompts, normalisation=normalisation, leash=leash, beta=0.3, clip=0.1, clip_high=0.15, temperature=0.8,
+        micro_batch_tokens=micro_batch_tokens, max_new_tokens=7,
+    )  # fmt: skip
+    cast, prompts_of = actors(settings, base)
+    rollout, _ = grpo.collect(cast, prompts_of, place=0, step=1)
+    assert rollout.batch.sampler_logprobs is not None
+    sampled_by = rollout.batch.sampler_logprobs - 0.4
+    rollout = replace(rollout, batch=replace(rollout.batch, sampler_logprobs=sampled_by))
+    with torch.no_grad():
+        cast.policy.lm_head.weight.mul_(1.4)
+    some, batch = [0, 2, 3], rollout.batch
+    rows = [(row, k) for row in range(batch.shape[0]) if row // rollout.parts in some for k in range(batch.shape[1])]
+    tokens = int(sum(batch.mask[row, k].sum() for row, k in rows))
+    total, held = torch.zeros(()), 0
+    for row, k in rows:
+        prompt = batch.prompt_ids[row][batch.prompt_attention[row]]
+        response = batch.response_ids[row, k][batch.mask[row, k]]
+        ids, start = torch.cat([prompt, response])[None], len(prompt) - 1
+        logprobs = (cast.policy(ids).logits[0, start:-1] / 0.8).log_softmax(-1).gather(-1, response[:, None])[:, 0]
+        old, fixed = (table[row, k, : len(response)] for table in (rollout.old_logprobs, rollout.reference_logprobs))
+        ratio, advantage = (logprobs - old).exp(), rollout.advantages[row, k]
+        held += int(((ratio < 0.9) | (ratio > 1.15)).sum())
+        loss = -math.exp(0.4) * torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.15) * advantage)
+        drift = logprobs - fixed
+        if leash == "loss-k3":
+            loss = loss + 0.3 * ((-drift).exp() - 1 + drift)
+        if leash == "loss-corrected":
+            loss = loss + 0.3 * drift * drift.sum() / 2
+        divisor = {"token": tokens, "sequence": len(rows) * len(response), "constant": len(rows) * 7}[normalisation]
+        total = total + loss.sum() / divisor
+    assert 0 < held < tokens and len(rows) == 3 * settings.group_size
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(total, list(cast.policy.parameters()))])
+    torch.testing.assert_close(update(cast, rollout, some), expected, rtol=1e-3, atol=1e-6)
 
 
 def test_F10_every_coefficient_changes_the_update(base: Path, prompts: Path) -> None:
