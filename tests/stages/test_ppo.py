@@ -207,6 +207,17 @@ def test_F3_the_missing_eos_score_replaces_the_reward_of_what_did_not_end(base: 
         assert float(rollout.returns[row, 0]) == pytest.approx(expected, abs=1e-5)
 
 
+def test_scores_are_cut_on_both_sides(base: Path, prompts: Path) -> None:
+    class Wide:
+        def __call__(self, groups: list[Group]) -> Float[Tensor, "P K"]:
+            return torch.linspace(-3, 3, len(groups))[:, None]
+
+    cast, rows = actors(config(base, prompts, reward_clip=1.5, whiten_advantages=False, lam=1.0), base, Wide())
+    rollout = ppo.collect(cast, rows[:8], beta=0.0, step=1)
+    torch.testing.assert_close(rollout.returns[:, 0], torch.linspace(-3, 3, 8).clamp(-1.5, 1.5))
+    assert rollout.scores.tolist() == pytest.approx(torch.linspace(-3, 3, 8).tolist()), "logged as they were given"
+
+
 def test_F7_the_ratio_is_one_before_the_first_update(base: Path, prompts: Path) -> None:
     for temperature in (1.0, 0.7):
         folder = ppo.run(
