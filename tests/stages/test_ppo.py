@@ -20,7 +20,7 @@ from kleash.models.heads import ValueModel
 from kleash.models.load import load_policy
 from kleash.run import read_jsonl
 from kleash.sampling.local import LocalSampler
-from kleash.stages import ppo, reward_model
+from kleash.stages import ppo, reward_model, rollouts
 from kleash.training.optim import Optimizer
 
 
@@ -173,6 +173,8 @@ def test_F10_beta_changes_the_advantages(base: Path, prompts: Path) -> None:
 def test_the_leash_is_k1_per_token_and_the_score_stands_on_the_last_one(base: Path, prompts: Path) -> None:
     cast, rows = actors(config(base, prompts, whiten_advantages=False, lam=1.0, gamma=1.0), base)
     rollout = ppo.collect(cast, rows[:8], beta=0.3, step=1)
+    reference = rollouts.reference_logprobs(cast, rollout.batch)[:, 0]
+    torch.testing.assert_close(rollout.drift, rollout.old_logprobs - reference)
     for row in range(8):
         length = int(rollout.batch.lengths[row, 0])
         # With γ = λ = 1 the return at t is what is still to come: the score, less β for each nat from t on.
