@@ -191,6 +191,14 @@ def test_the_leash_in_the_reward_is_summed_over_a_response_before_the_group_is_c
     torch.testing.assert_close(rollout.advantages.reshape(4, 4), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("leash", ["loss-k3", "loss-corrected"])
+def test_the_leash_in_the_loss_leaves_the_advantages_to_the_scores(leash: str, base: Path, prompts: Path) -> None:
+    cast, rows = actors(config(base, prompts, beta=0.5, advantage="centred", leash=leash), base)
+    rollout, _ = grpo.collect(cast, rows, place=0, step=1)
+    expected = rollout.scores - rollout.scores.mean(-1, keepdim=True)
+    torch.testing.assert_close(rollout.advantages.reshape(4, 4), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_large_group_goes_through_the_model_in_parts_and_comes_out_whole(base: Path, prompts: Path) -> None:
     whole, parted = (
         grpo.collect(*actors(config(base, prompts, micro_batch_tokens=tokens), base), place=0, step=1)[0]
