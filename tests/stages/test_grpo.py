@@ -58,6 +58,16 @@ def config(base: Path, data: Path, **changes: object) -> grpo.GRPOConfig:
     return grpo.GRPOConfig.make(values | changes)
 
 
+def test_presets_are_the_published_values_and_what_is_given_wins() -> None:
+    required = {"model": "m", "data": "d", "reward": "r", "out": "o"}
+    made = {name: grpo.GRPOConfig.make(required | {"preset": name}) for name in PRESETS}
+    assert (made["grpo"].group_size, made["grpo"].beta, made["grpo"].leash) == (64, 0.04, "loss-k3")
+    assert (made["dapo"].clip, made["dapo"].clip_high, made["dapo"].replace_flat) == (0.2, 0.28, True)
+    assert (made["dr-grpo"].advantage, made["dr-grpo"].normalisation) == ("centred", "constant")
+    assert made["rloo"].advantage == "leave-one-out"
+    assert grpo.GRPOConfig.make(required | {"preset": "grpo", "beta": 0.3}).beta == 0.3
+
+
 def actors(settings: grpo.GRPOConfig, base: Path, reward: Any = None) -> tuple[grpo.Actors, list[EncodedGroup]]:
     """Everyone who takes part, made as `run` makes them."""
     model, tokenizer = load_policy(base)
@@ -412,16 +422,6 @@ def test_F11_interrupted_and_run_again_it_ends_with_the_same_weights(preset: str
     for name in ("model.safetensors", "metrics.jsonl", "samples.jsonl"):
         assert (broken.path / name).read_bytes() == (whole.path / name).read_bytes(), name
     assert {**broken.record["results"], "near_ties": 0} == {**whole.record["results"], "near_ties": 0}
-
-
-def test_presets_are_the_published_values_and_what_is_given_wins() -> None:
-    required = {"model": "m", "data": "d", "reward": "r", "out": "o"}
-    made = {name: grpo.GRPOConfig.make(required | {"preset": name}) for name in PRESETS}
-    assert (made["grpo"].group_size, made["grpo"].beta, made["grpo"].leash) == (64, 0.04, "loss-k3")
-    assert (made["dapo"].clip, made["dapo"].clip_high, made["dapo"].replace_flat) == (0.2, 0.28, True)
-    assert (made["dr-grpo"].advantage, made["dr-grpo"].normalisation) == ("centred", "constant")
-    assert made["rloo"].advantage == "leave-one-out"
-    assert grpo.GRPOConfig.make(required | {"preset": "grpo", "beta": 0.3}).beta == 0.3
 
 
 @pytest.mark.parametrize(
