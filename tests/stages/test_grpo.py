@@ -63,8 +63,11 @@ def test_presets_are_the_published_values_and_what_is_given_wins() -> None:
     made = {name: grpo.GRPOConfig.make(required | {"preset": name}) for name in PRESETS}
     assert (made["grpo"].group_size, made["grpo"].beta, made["grpo"].leash) == (64, 0.04, "loss-k3")
     assert (made["dapo"].clip, made["dapo"].clip_high, made["dapo"].replace_flat) == (0.2, 0.28, True)
-    assert (made["dr-grpo"].advantage, made["dr-grpo"].normalisation) == ("centred", "constant")
-    assert made["rloo"].advantage == "leave-one-out"
+    assert {name: (preset.advantage, preset.normalisation) for name, preset in made.items()} == {
+        "grpo": ("standardised", "sequence"), "dr-grpo": ("centred", "constant"), "dapo": ("standardised", "token"),
+        "rloo": ("leave-one-out", "constant"),
+    }  # fmt: skip
+    assert all(preset.leash == "reward" for name, preset in made.items() if name != "grpo")
     assert grpo.GRPOConfig.make(required | {"preset": "grpo", "beta": 0.3}).beta == 0.3
 
 
