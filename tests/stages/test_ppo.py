@@ -40,6 +40,22 @@ def config(base: Path, data: Path, **changes: object) -> ppo.PPOConfig:
     return ppo.PPOConfig.make(values | changes)
 
 
+def test_every_pass_takes_every_row_once_in_an_order_of_its_own(base: Path, prompts: Path) -> None:
+    settings = config(base, prompts, minibatches=3)
+    passes = [list(rollouts.minibatches(settings, 16, step, epoch)) for step in (1, 2) for epoch in (0, 1)]
+    assert all([len(part) for part in parts] == [6, 5, 5] for parts in passes)
+    orders = [[row for part in parts for row in part] for parts in passes]
+    assert all(sorted(order) == list(range(16)) for order in orders)
+    assert len({tuple(order) for order in [*orders, list(range(16))]}) == 5
+
+
+def test_figures_of_a_rollout_are_means_over_its_updates_but_for_counts() -> None:
+    totals: dict[str, Any] = {}
+    for loss, rate in ((1.0, 0.2), (4.0, 0.1)):
+        rollouts.accumulate(totals, {"policy_loss": loss, "learning_rate": rate, "updates": 1}, 0.5)
+    assert totals == {"policy_loss": 2.5, "learning_rate": 0.1, "updates": 2}
+
+
 def actors(settings: ppo.PPOConfig, base: Path, reward: Any = None) -> tuple[ppo.Actors, list[EncodedGroup]]:
     """Everyone who takes part, made as `run` makes them."""
     model, tokenizer = load_policy(base)
