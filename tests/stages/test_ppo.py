@@ -105,6 +105,19 @@ def uneven(settings: ppo.PPOConfig, base: Path) -> tuple[ppo.Actors, list[Encode
     return cast, rows
 
 
+def test_the_reference_is_asked_at_the_temperature_of_the_samples(base: Path, prompts: Path) -> None:
+    cast, rows = uneven(config(base, prompts, temperature=0.7), base)
+    batch = ppo.collect(cast, rows[:8], beta=0.1, step=1).batch
+    assert not batch.mask.all()
+    expected = torch.zeros(batch.shape)
+    for row in range(8):
+        prompt = batch.prompt_ids[row][batch.prompt_attention[row]]
+        response = batch.response_ids[row, 0][batch.mask[row, 0]]
+        logits = cast.reference(torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1].detach()
+        expected[row, 0, : len(response)] = (logits / 0.7).log_softmax(-1).gather(-1, response[:, None])[:, 0]
+    torch.testing.assert_close(rollouts.reference_logprobs(cast, batch), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("micro_batch_tokens", [10_000, 1])
 def test_an_update_on_some_rows_has_the_gradients_of_its_formulas(
     micro_batch_tokens: int, base: Path, prompts: Path
