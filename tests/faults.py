@@ -123,7 +123,7 @@ FAULTS: dict[str, list[Fault | Absent]] = {
         Fault("simpo_loss", "factor", "2 on β", "None, beta=beta, lengths=lengths), p, margin", "None, beta=2 * beta, lengths=lengths), p, margin"),
         Fault("simpo_loss", "divisor", "sums, not means", "None, beta=beta, lengths=lengths)", "None, beta=beta)"),
         Fault("simpo_loss", "mask", "one token too many is counted", "None, beta=beta, lengths=lengths)", "None, beta=beta, lengths=lengths + 1)"),
-        Fault("length_normalised_dpo_loss", "sign", "of the log-ratio", "reference, beta=beta, lengths=lengths), p)", "2 * policy - reference, beta=beta, lengths=lengths), p)"),
+        Fault("length_normalised_dpo_loss", "sign", "policy and reference exchanged", "implicit_rewards(policy, reference, beta=beta, lengths=lengths), p)", "implicit_rewards(reference, policy, beta=beta, lengths=lengths), p)"),
         Fault("length_normalised_dpo_loss", "factor", "2 on β", "reference, beta=beta, lengths=lengths), p)", "reference, beta=2 * beta, lengths=lengths), p)"),
         Fault("length_normalised_dpo_loss", "divisor", "sums, not means", "reference, beta=beta, lengths=lengths), p)", "reference, beta=beta), p)"),
         Fault("length_normalised_dpo_loss", "mask", "one token too many is counted", "reference, beta=beta, lengths=lengths), p)", "reference, beta=beta, lengths=lengths + 1), p)"),
