@@ -86,3 +86,8 @@ def test_the_importance_of_a_token_is_the_ratio_of_the_engines_up_to_a_limit():
     assert truncated_importance(trainer, sampler, mask=mask)[0].tolist() == pytest.approx([1.0, 1.25, 0.25, 2.0])
     assert truncated_importance(trainer, sampler, limit=5.0, mask=mask)[0, 3].item() == pytest.approx(3.0)
     assert not truncated_importance(trainer.requires_grad_(), sampler, mask=mask).requires_grad
+
+
+def test_a_masked_token_has_no_importance():
+    logprobs, mask = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([[1, 0, 1], [0, 0, 1]])
+    assert torch.equal(truncated_importance(logprobs, logprobs, mask=mask.bool()), mask.float())

@@ -3,6 +3,8 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kleash.cli import _run
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups
-from kleash.data.group import collate
+from kleash.data.group import EncodedGroup, Group, Preference, Ranking, Response, collate
 from kleash.errors import ConfigError, DataError
 from kleash.models.forward import response_logprobs
 from kleash.models.load import load_policy
@@ -82,6 +84,74 @@ def test_F1_rankings_and_pairs_share_a_step(base: Path, comparisons: Path, ranki
     whole = gradient(base, mixed, 100_000)
     for tokens in (1, 60):
         torch.testing.assert_close(gradient(base, mixed, tokens), whole, rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "formula"),
+    [  # a, b: log-ratios; m, n: log π a token; p: the label
+        ({}, lambda a, b, m, n, p: p * softplus(-0.1 * (a - b)) + (1 - p) * softplus(0.1 * (a - b))),
+        (
+            {"loss": "smoothed", "label_smoothing": 0.2},
+            lambda a, b, m, n, p: (0.8 * p + 0.2 * (1 - p)) * softplus(-0.1 * (a - b))
+            + (0.8 * (1 - p) + 0.2 * p) * softplus(0.1 * (a - b)),
+        ),
+        (
+            {"loss": "robust", "label_smoothing": 0.2},
+            lambda a, b, m, n, p: ((p - 0.2) * softplus(-0.1 * (a - b)) + (0.8 - p) * softplus(0.1 * (a - b))) / 0.6,
+        ),
+        ({"loss": "ipo"}, lambda a, b, m, n, p: p * (a - b - 5) ** 2 + (1 - p) * (a - b + 5) ** 2),
+        (
+            {"loss": "simpo", "beta": 3.0, "gamma_ratio": 0.25},
+            lambda a, b, m, n, p: p * softplus(0.75 - 3 * (m - n)) + (1 - p) * softplus(0.75 + 3 * (m - n)),
+        ),
+        (
+            {"loss": "length-normalised", "beta": 3.0},
+            lambda a, b, m, n, p: p * softplus(-3 * (a / 4 - b / 2)) + (1 - p) * softplus(3 * (a / 4 - b / 2)),
+        ),
+    ],
+)  # fmt: skip
+def test_each_loss_is_its_formula_for_hard_soft_and_ranked_labels(
+    base: Path, changes: dict[str, object], formula: Callable[..., float]
+) -> None:
+    policy, reference, lengths = torch.tensor([[-9.0, -4.0]]), torch.tensor([[-8.0, -7.0]]), torch.tensor([[4, 2]])
+    for label, p in [(Preference(1.0), 1.0), (Preference(0.7), 0.7), (Ranking((1, 0)), 0.0), (Ranking((0, 1)), 1.0)]:
+        group = EncodedGroup((3,), (), Group("a", (Response("b"), Response("c")), label))
+        expected = formula(-1.0, 3.0, -9 / 4, -4 / 2, p)
+        for coefficient in (0.0, 0.5):
+            settings = config(base, base, sft_coefficient=coefficient, **changes)
+            loss, _ = dpo.group_loss(policy, reference, lengths, [group], settings)
+            imitation = 9 / 4 if p >= 0.5 else 4 / 2
+            assert loss.item() == pytest.approx(expected + coefficient * imitation, rel=1e-5)
+
+
+def test_the_gradient_of_a_step_is_that_of_the_mean_over_prompts(base: Path, comparisons: Path) -> None:
+    model, tokenizer = load_policy(base)
+    model.double()
+    total = torch.zeros((), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    groups = encode_all(list(read_groups(comparisons)), tokenizer)[0][:16]
+    for group in groups:
+        chosen, rejected = (
+            sum_logprobs(model, group.prompt_ids, response.ids) - reference
+            for response, reference in zip(
+                group.responses, torch.randn(2, generator=generator).double() - 20, strict=True
+            )
+        )
+        total = total - torch.nn.functional.logsigmoid(0.1 * (chosen - rejected))
+    (total / len(groups)).backward()
+    expected = torch.cat([p.grad.flatten() for p in model.parameters()])  # type: ignore[union-attr]
+    torch.testing.assert_close(gradient(base, comparisons), expected, rtol=1e-4, atol=1e-7)
+
+
+def softplus(x: float) -> float:
+    return math.log1p(math.exp(x))
+
+
+def sum_logprobs(model: Any, prompt: tuple[int, ...], response: tuple[int, ...]) -> torch.Tensor:
+    ids = torch.tensor([[*prompt, *response]])
+    logprobs = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    total: torch.Tensor = logprobs.gather(-1, ids[0, len(prompt) :, None]).sum()
+    return total
 
 
 def test_F10_every_coefficient_and_every_loss_changes_the_update(base: Path, comparisons: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,19 @@ def config(base: Path, data: Path, **changes: object) -> grpo.GRPOConfig:
     return grpo.GRPOConfig.make(values | changes)
 
 
+def test_presets_are_the_published_values_and_what_is_given_wins() -> None:
+    required = {"model": "m", "data": "d", "reward": "r", "out": "o"}
+    made = {name: grpo.GRPOConfig.make(required | {"preset": name}) for name in PRESETS}
+    assert (made["grpo"].group_size, made["grpo"].beta, made["grpo"].leash) == (64, 0.04, "loss-k3")
+    assert (made["dapo"].clip, made["dapo"].clip_high, made["dapo"].replace_flat) == (0.2, 0.28, True)
+    assert {name: (preset.advantage, preset.normalisation) for name, preset in made.items()} == {
+        "grpo": ("standardised", "sequence"), "dr-grpo": ("centred", "constant"), "dapo": ("standardised", "token"),
+        "rloo": ("leave-one-out", "constant"),
+    }  # fmt: skip
+    assert all(preset.leash == "reward" for name, preset in made.items() if name != "grpo")
+    assert grpo.GRPOConfig.make(required | {"preset": "grpo", "beta": 0.3}).beta == 0.3
+
+
 def actors(settings: grpo.GRPOConfig, base: Path, reward: Any = None) -> tuple[grpo.Actors, list[EncodedGroup]]:
     """Everyone who takes part, made as `run` makes them."""
     model, tokenizer = load_policy(base)
@@ -78,12 +92,17 @@ def gradient(settings: grpo.GRPOConfig, base: Path, *, spoil: Any = None) -> Ten
         cast.policy.lm_head.weight.mul_(1.4)
     if spoil:
         rollout = spoil(rollout)
+    return update(cast, rollout, range(settings.batch_size))
+
+
+def update(cast: grpo.Actors, rollout: grpo.Rollout, groups: Sequence[int]) -> Tensor:
+    """Gradient of one update over some groups of a rollout."""
     taken: list[Tensor] = []
     optimizer = Optimizer(cast.policy, steps=1, learning_rate=1e-3)
     optimizer.step = lambda: {  # type: ignore[method-assign]
         "grad_norm": taken.append(torch.cat([p.grad.flatten() for p in cast.policy.parameters() if p.grad is not None]))  # type: ignore[func-returns-value]
     }
-    grpo.learn(cast, rollout, range(settings.batch_size), optimizer)
+    grpo.learn(cast, rollout, groups, optimizer)
     return taken[0]
 
 
@@ -98,6 +117,49 @@ def test_F1_the_gradient_is_the_same_for_any_number_of_micro_batches(
     for tokens in (1, 25):  # a response alone, half a group
         split = gradient(config(base, prompts, micro_batch_tokens=tokens, **changes), base)
         torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [10_000, 25])
+@pytest.mark.parametrize("leash", ["reward", "loss-k3", "loss-corrected"])
+@pytest.mark.parametrize("normalisation", ["token", "sequence", "constant"])
+def test_an_update_on_some_groups_has_the_gradient_of_its_formula(
+    normalisation: str, leash: str, micro_batch_tokens: int, base: Path, prompts: Path
+) -> None:
+    """A response at a time through plain `transformers`, after the weights have moved, of another engine's samples."""
+    settings = config(
+        base, prompts, normalisation=normalisation, leash=leash, beta=0.3, clip=0.1, clip_high=0.15, temperature=0.8,
+        micro_batch_tokens=micro_batch_tokens, max_new_tokens=7,
+    )  # fmt: skip
+    cast, prompts_of = actors(settings, base)
+    rollout, _ = grpo.collect(cast, prompts_of, place=0, step=1)
+    assert rollout.batch.sampler_logprobs is not None
+    sampled_by = rollout.batch.sampler_logprobs - 0.4
+    rollout = replace(rollout, batch=replace(rollout.batch, sampler_logprobs=sampled_by))
+    with torch.no_grad():
+        cast.policy.lm_head.weight.mul_(1.4)
+    some, batch = [0, 2, 3], rollout.batch
+    rows = [(row, k) for row in range(batch.shape[0]) if row // rollout.parts in some for k in range(batch.shape[1])]
+    tokens = int(sum(batch.mask[row, k].sum() for row, k in rows))
+    total, held = torch.zeros(()), 0
+    for row, k in rows:
+        prompt = batch.prompt_ids[row][batch.prompt_attention[row]]
+        response = batch.response_ids[row, k][batch.mask[row, k]]
+        ids, start = torch.cat([prompt, response])[None], len(prompt) - 1
+        logprobs = (cast.policy(ids).logits[0, start:-1] / 0.8).log_softmax(-1).gather(-1, response[:, None])[:, 0]
+        old, fixed = (table[row, k, : len(response)] for table in (rollout.old_logprobs, rollout.reference_logprobs))
+        ratio, advantage = (logprobs - old).exp(), rollout.advantages[row, k]
+        held += int(((ratio < 0.9) | (ratio > 1.15)).sum())
+        loss = -math.exp(0.4) * torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.15) * advantage)
+        drift = logprobs - fixed
+        if leash == "loss-k3":
+            loss = loss + 0.3 * ((-drift).exp() - 1 + drift)
+        if leash == "loss-corrected":
+            loss = loss + 0.3 * drift * drift.sum() / 2
+        divisor = {"token": tokens, "sequence": len(rows) * len(response), "constant": len(rows) * 7}[normalisation]
+        total = total + loss.sum() / divisor
+    assert 0 < held < tokens and len(rows) == 3 * settings.group_size
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(total, list(cast.policy.parameters()))])
+    torch.testing.assert_close(update(cast, rollout, some), expected, rtol=1e-3, atol=1e-6)
 
 
 def test_F10_every_coefficient_changes_the_update(base: Path, prompts: Path) -> None:
@@ -139,6 +201,14 @@ def test_the_leash_in_the_reward_is_summed_over_a_response_before_the_group_is_c
     torch.testing.assert_close(rollout.drift, drift)
     compared = rollout.scores - 0.5 * drift
     expected = compared - compared.mean(-1, keepdim=True)
+    torch.testing.assert_close(rollout.advantages.reshape(4, 4), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("leash", ["loss-k3", "loss-corrected"])
+def test_the_leash_in_the_loss_leaves_the_advantages_to_the_scores(leash: str, base: Path, prompts: Path) -> None:
+    cast, rows = actors(config(base, prompts, beta=0.5, advantage="centred", leash=leash), base)
+    rollout, _ = grpo.collect(cast, rows, place=0, step=1)
+    expected = rollout.scores - rollout.scores.mean(-1, keepdim=True)
     torch.testing.assert_close(rollout.advantages.reshape(4, 4), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -228,7 +298,7 @@ def test_the_policy_stays_near_the_reference_on_a_short_leash(leash: str, base: 
     long, short = (
         grpo.run(
             config(
-                base, prompts, max_steps=6, batch_size=4, group_size=8, learning_rate=1e-2, beta=beta, leash=leash,
+                base, prompts, max_steps=12, batch_size=4, group_size=8, learning_rate=3e-3, beta=beta, leash=leash,
                 out=base.parent / str(beta),
             ),
             reward=CountZ(),
@@ -355,16 +425,6 @@ def test_F11_interrupted_and_run_again_it_ends_with_the_same_weights(preset: str
     for name in ("model.safetensors", "metrics.jsonl", "samples.jsonl"):
         assert (broken.path / name).read_bytes() == (whole.path / name).read_bytes(), name
     assert {**broken.record["results"], "near_ties": 0} == {**whole.record["results"], "near_ties": 0}
-
-
-def test_presets_are_the_published_values_and_what_is_given_wins() -> None:
-    required = {"model": "m", "data": "d", "reward": "r", "out": "o"}
-    made = {name: grpo.GRPOConfig.make(required | {"preset": name}) for name in PRESETS}
-    assert (made["grpo"].group_size, made["grpo"].beta, made["grpo"].leash) == (64, 0.04, "loss-k3")
-    assert (made["dapo"].clip, made["dapo"].clip_high, made["dapo"].replace_flat) == (0.2, 0.28, True)
-    assert (made["dr-grpo"].advantage, made["dr-grpo"].normalisation) == ("centred", "constant")
-    assert made["rloo"].advantage == "leave-one-out"
-    assert grpo.GRPOConfig.make(required | {"preset": "grpo", "beta": 0.3}).beta == 0.3
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from kleash.checks import ratio
+from kleash.data.chat import encode_all
+from kleash.data.formats import read_groups
 from kleash.data.group import EncodedGroup, EncodedResponse, Group, collate
 from kleash.errors import ConfigError, TrainingError
 from kleash.models import forward
@@ -17,7 +20,7 @@ from kleash.models.heads import ValueModel
 from kleash.models.load import load_policy
 from kleash.run import read_jsonl
 from kleash.sampling.local import LocalSampler
-from kleash.stages import ppo, reward_model
+from kleash.stages import ppo, reward_model, rollouts
 from kleash.training.optim import Optimizer
 
 
@@ -37,6 +40,22 @@ def config(base: Path, data: Path, **changes: object) -> ppo.PPOConfig:
     return ppo.PPOConfig.make(values | changes)
 
 
+def test_every_pass_takes_every_row_once_in_an_order_of_its_own(base: Path, prompts: Path) -> None:
+    settings = config(base, prompts, minibatches=3)
+    passes = [list(rollouts.minibatches(settings, 16, step, epoch)) for step in (1, 2) for epoch in (0, 1)]
+    assert all([len(part) for part in parts] == [6, 5, 5] for parts in passes)
+    orders = [[row for part in parts for row in part] for parts in passes]
+    assert all(sorted(order) == list(range(16)) for order in orders)
+    assert len({tuple(order) for order in [*orders, list(range(16))]}) == 5
+
+
+def test_figures_of_a_rollout_are_means_over_its_updates_but_for_counts() -> None:
+    totals: dict[str, Any] = {}
+    for loss, rate in ((1.0, 0.2), (4.0, 0.1)):
+        rollouts.accumulate(totals, {"policy_loss": loss, "learning_rate": rate, "updates": 1}, 0.5)
+    assert totals == {"policy_loss": 2.5, "learning_rate": 0.1, "updates": 2}
+
+
 def actors(settings: ppo.PPOConfig, base: Path, reward: Any = None) -> tuple[ppo.Actors, list[EncodedGroup]]:
     """Everyone who takes part, made as `run` makes them."""
     model, tokenizer = load_policy(base)
@@ -52,7 +71,11 @@ def actors(settings: ppo.PPOConfig, base: Path, reward: Any = None) -> tuple[ppo
 def gradients(settings: ppo.PPOConfig, base: Path) -> tuple[Tensor, Tensor]:
     """Gradient of the policy and of the value network in one update over a whole rollout."""
     cast, prompts = actors(settings, base)
-    rollout = ppo.collect(cast, prompts[:8], beta=0.1, step=1)
+    return update(cast, ppo.collect(cast, prompts[:8], beta=0.1, step=1), range(8))
+
+
+def update(cast: ppo.Actors, rollout: ppo.Rollout, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Gradient of the policy and of the value network in one update over some rows."""
     taken: list[Tensor] = []
 
     def keep(model: torch.nn.Module) -> Optimizer:
@@ -62,7 +85,7 @@ def gradients(settings: ppo.PPOConfig, base: Path) -> tuple[Tensor, Tensor]:
         }
         return optimizer
 
-    ppo.learn(cast, rollout, range(8), keep(cast.policy), keep(cast.critic))
+    ppo.learn(cast, rollout, rows, keep(cast.policy), keep(cast.critic))
     return taken[0], taken[1]
 
 
@@ -72,6 +95,91 @@ def test_F1_policy_and_critic_gradients_are_the_same_for_any_number_of_micro_bat
         split = gradients(config(base, prompts, micro_batch_tokens=tokens), base)
         for got, expected in zip(split, whole, strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)  # float32: the sampler's numbers are
+
+
+def uneven(settings: ppo.PPOConfig, base: Path) -> tuple[ppo.Actors, list[EncodedGroup]]:
+    """Actors whose responses are of unequal length."""
+    cast, rows = actors(settings, base)
+    with torch.no_grad():
+        cast.policy.lm_head.weight[1] += 0.3
+    return cast, rows
+
+
+def test_the_reference_is_asked_at_the_temperature_of_the_samples(base: Path, prompts: Path) -> None:
+    cast, rows = uneven(config(base, prompts, temperature=0.7), base)
+    batch = ppo.collect(cast, rows[:8], beta=0.1, step=1).batch
+    assert not batch.mask.all()
+    expected = torch.zeros(batch.shape)
+    for row in range(8):
+        prompt = batch.prompt_ids[row][batch.prompt_attention[row]]
+        response = batch.response_ids[row, 0][batch.mask[row, 0]]
+        logits = cast.reference(torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1].detach()
+        expected[row, 0, : len(response)] = (logits / 0.7).log_softmax(-1).gather(-1, response[:, None])[:, 0]
+    torch.testing.assert_close(rollouts.reference_logprobs(cast, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [10_000, 1])
+def test_an_update_on_some_rows_has_the_gradients_of_its_formulas(
+    micro_batch_tokens: int, base: Path, prompts: Path
+) -> None:
+    """A row at a time through plain `transformers`, after weights have moved so that both clips are at work."""
+    settings = config(
+        base, prompts, temperature=0.8, clip=0.1, value_clip=0.3, value_coefficient=0.7,
+        micro_batch_tokens=micro_batch_tokens,
+    )  # fmt: skip
+    cast, groups = uneven(settings, base)
+    rollout = ppo.collect(cast, groups[:8], beta=0.1, step=1)
+    with torch.no_grad():
+        cast.policy.lm_head.weight.mul_(1.4)
+        cast.critic.head.weight.mul_(0.4)  # nearer to the returns, where the clip holds
+    some, batch = [0, 3, 5, 6], rollout.batch
+    policy_loss, value_loss, tokens, held = torch.zeros(()), torch.zeros(()), 0, 0
+    for row in some:
+        prompt = batch.prompt_ids[row][batch.prompt_attention[row]]
+        response = batch.response_ids[row, 0][batch.mask[row, 0]]
+        ids, start = torch.cat([prompt, response])[None], len(prompt) - 1
+        logprobs = (cast.policy(ids).logits[0, start:-1] / 0.8).log_softmax(-1).gather(-1, response[:, None])[:, 0]
+        predicted = cast.critic.head(cast.critic.decoder(ids).last_hidden_state[0, start:-1])[:, 0]
+        old, advantage, was, target = (
+            tensor[row, : len(response)]
+            for tensor in (rollout.old_logprobs, rollout.advantages, rollout.values, rollout.returns)
+        )
+        ratio = (logprobs - old).exp()
+        policy_loss = policy_loss - torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.1) * advantage).sum()
+        near = torch.minimum(torch.maximum(predicted, was - 0.3), was + 0.3)
+        free, clipped = (predicted - target) ** 2, (near - target) ** 2
+        value_loss = value_loss + 0.7 * torch.maximum(free, clipped).sum() / 2
+        tokens += len(response)
+        held += int((clipped > free).sum())
+    assert 0 < held < tokens and len(set(batch.lengths.flatten().tolist())) > 1
+    expected = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss / tokens, list(model.parameters()))])
+        for loss, model in ((policy_loss, cast.policy), (value_loss, cast.critic))
+    ]
+    for found, wanted in zip(update(cast, rollout, some), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_whitening_is_over_the_tokens_of_the_rollout_and_of_rewards_keeps_the_mean(base: Path, prompts: Path) -> None:
+    def collect(**changes: object) -> ppo.Rollout:
+        cast, rows = uneven(config(base, prompts, **{"whiten_advantages": False, "lam": 1.0} | changes), base)
+        return ppo.collect(cast, rows[:8], beta=0.3, step=1)
+
+    plain, mask = collect(), collect().batch.mask[:, 0]
+    assert not mask.all()
+    kept = plain.advantages[mask]
+    expected = (kept - kept.mean()) / kept.std(correction=0)
+    white = collect(whiten_advantages=True).advantages
+    torch.testing.assert_close(white[mask], expected, rtol=1e-4, atol=1e-5)
+    assert not white[~mask].any()
+
+    def rewards(rollout: ppo.Rollout) -> Tensor:  # at γ = λ = 1 a token's reward is what the return falls by
+        after = torch.cat([rollout.returns[:, 1:], torch.zeros(8, 1)], -1)
+        return (rollout.returns - after)[mask]
+
+    kept = rewards(plain)
+    expected = (kept - kept.mean()) / kept.std(correction=0) + kept.mean()
+    torch.testing.assert_close(rewards(collect(whiten_rewards=True)), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_F10_every_coefficient_changes_the_update(base: Path, prompts: Path) -> None:
@@ -95,6 +203,8 @@ def test_F10_beta_changes_the_advantages(base: Path, prompts: Path) -> None:
 def test_the_leash_is_k1_per_token_and_the_score_stands_on_the_last_one(base: Path, prompts: Path) -> None:
     cast, rows = actors(config(base, prompts, whiten_advantages=False, lam=1.0, gamma=1.0), base)
     rollout = ppo.collect(cast, rows[:8], beta=0.3, step=1)
+    reference = rollouts.reference_logprobs(cast, rollout.batch)[:, 0]
+    torch.testing.assert_close(rollout.drift, rollout.old_logprobs - reference)
     for row in range(8):
         length = int(rollout.batch.lengths[row, 0])
         # With γ = λ = 1 the return at t is what is still to come: the score, less β for each nat from t on.
@@ -127,6 +237,17 @@ def test_F3_the_missing_eos_score_replaces_the_reward_of_what_did_not_end(base: 
     for row, group in enumerate(rollout.groups):
         expected = float(rollout.scores[row]) if group.responses[0].finished else -7.0
         assert float(rollout.returns[row, 0]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_scores_are_cut_on_both_sides(base: Path, prompts: Path) -> None:
+    class Wide:
+        def __call__(self, groups: list[Group]) -> Float[Tensor, "P K"]:
+            return torch.linspace(-3, 3, len(groups))[:, None]
+
+    cast, rows = actors(config(base, prompts, reward_clip=1.5, whiten_advantages=False, lam=1.0), base, Wide())
+    rollout = ppo.collect(cast, rows[:8], beta=0.0, step=1)
+    torch.testing.assert_close(rollout.returns[:, 0], torch.linspace(-3, 3, 8).clamp(-1.5, 1.5))
+    assert rollout.scores.tolist() == pytest.approx(torch.linspace(-3, 3, 8).tolist()), "logged as they were given"
 
 
 def test_F7_the_ratio_is_one_before_the_first_update(base: Path, prompts: Path) -> None:
@@ -271,6 +392,22 @@ def test_pretraining_data_keeps_its_likelihood_up(base: Path, prompts: Path, dem
         reward=CountZ(),
     ).metrics()
     assert mixed[-1]["pretraining_loss"] < mixed[0]["pretraining_loss"] - 0.3
+
+
+def test_F1_the_gradient_of_pretraining_is_a_mean_over_tokens(base: Path, prompts: Path, demonstrations: Path) -> None:
+    for tokens in (10_000, 1):
+        cast, _ = actors(config(base, prompts, pretraining_coefficient=3.0, micro_batch_tokens=tokens), base)
+        groups = encode_all(list(read_groups(demonstrations)), cast.tokenizer)[0][:6]
+        total, count = torch.zeros(()), 0
+        for group in groups:
+            ids, start = torch.tensor([[*group.prompt_ids, *group.responses[0].ids]]), len(group.prompt_ids)
+            logprobs = cast.policy(ids).logits[0, start - 1 : -1].log_softmax(-1)
+            total = total - logprobs.gather(-1, ids[0, start:, None]).sum()
+            count += ids.shape[1] - start
+        expected = torch.autograd.grad(3 * total / count, list(cast.policy.parameters()))
+        ppo._keep_up(cast, groups, Optimizer(cast.policy, steps=1, learning_rate=0.0))
+        for parameter, wanted in zip(cast.policy.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, wanted, rtol=1e-3, atol=1e-6)
 
 
 def test_the_value_network_starts_from_the_reward_model(base: Path, prompts: Path, comparisons: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups
-from kleash.data.group import Group, Ranking, Response
+from kleash.data.group import EncodedGroup, Group, Ranking, Response
 from kleash.errors import ModelError
 from kleash.models.load import load_reward_model, new_reward_model, save_model
 from kleash.rewards.learned import LearnedReward, score_encoded
@@ -64,6 +65,34 @@ def test_F1_the_gradient_is_the_same_for_any_number_of_micro_batches(
     whole = gradient(base, comparisons, 100_000, **changes)
     for tokens in (1, 40, 150):
         torch.testing.assert_close(gradient(base, comparisons, tokens, **changes), whole, rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize("changes", [{}, {"margin": 0.5}, {"centring": 0.1}, {"margin": 0.5, "centring": 0.1}])
+def test_the_gradient_is_that_of_the_mean_over_pairs_through_plain_transformers(
+    base: Path, comparisons: Path, changes: dict[str, float]
+) -> None:
+    model, tokenizer = new_reward_model(base, seed=0)
+    model.double()
+    groups = encode_all(list(read_groups(comparisons)), tokenizer)[0][:16]
+    total = torch.zeros((), dtype=torch.float64)
+    for group in groups:
+        rows = (torch.tensor([[*group.prompt_ids, *response.ids]]) for response in group.responses)
+        chosen, rejected = (model(row).logits[0, 0] for row in rows)
+        total = total + torch.nn.functional.softplus(rejected - chosen + changes.get("margin", 0.0))
+        total = total + changes.get("centring", 0.0) * (chosen + rejected) ** 2
+    (total / len(groups)).backward()
+    expected = torch.cat([p.grad.flatten() for p in model.parameters()])
+    torch.testing.assert_close(gradient(base, comparisons, 100_000, **changes), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_the_loss_of_rankings_is_centred_too(base: Path) -> None:
+    group = EncodedGroup((3,), (), Group("a", (), Ranking((1, 0))))
+    scores = torch.tensor([[0.5, 2.0]])
+    plain, centred = (
+        reward_model.group_loss(scores, [group], config(base, base, centring=centring))[0] for centring in (0.0, 0.1)
+    )
+    assert plain.item() == pytest.approx(math.log1p(math.exp(-1.5)))
+    assert centred.item() == pytest.approx(plain.item() + 0.1 * 2.5**2)
 
 
 def test_F10_margin_and_centring_change_the_update(base: Path, comparisons: Path) -> None:

@@ -50,7 +50,26 @@ def test_the_loss_is_the_mean_over_tokens_and_not_over_rows(base: Path, demonstr
         for place, token in enumerate(group.responses[0].ids, start=len(group.prompt_ids)):
             total -= float(logprobs[place - 1, token])
             count += 1
-    assert sft.evaluate(model, groups, config(base, demonstrations)) == pytest.approx(total / count, rel=1e-5)
+    for tokens in (10_000, 20):
+        settings = config(base, demonstrations, micro_batch_tokens=tokens)
+        assert sft.evaluate(model, groups, settings) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_the_gradient_is_that_of_the_mean_over_tokens_through_plain_transformers(
+    base: Path, demonstrations: Path
+) -> None:
+    model, tokenizer = load_policy(base)
+    model.double()
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for group in encode_all(list(read_groups(demonstrations)), tokenizer)[0][:16]:
+        ids = torch.tensor([[*group.prompt_ids, *group.responses[0].ids]])
+        start = len(group.prompt_ids)
+        logprobs = model(ids).logits[0, start - 1 : -1].log_softmax(-1)
+        total = total - logprobs.gather(-1, ids[0, start:, None]).sum()
+        count += ids.shape[1] - start
+    (total / count).backward()
+    expected = torch.cat([p.grad.flatten() for p in model.parameters()])  # type: ignore[union-attr]
+    torch.testing.assert_close(gradient(base, demonstrations, 100_000), expected, rtol=1e-4, atol=1e-7)
 
 
 def test_training_lowers_the_held_out_loss_and_the_folder_loads(base: Path, demonstrations: Path) -> None:
