@@ -69,8 +69,8 @@ def learn_sums(seed: int, folder: Path) -> dict[str, dict[str, float]]:
         run = grpo.run(
             grpo.GRPOConfig(
                 model=str(folder / "sft"), data=str(files["train"]), reward=reward, out=out / arm.replace(" ", "-"),
-                seed=seed, beta=0.05, group_size=8, batch_size=16, max_steps=80, max_new_tokens=40, learning_rate=1.5e-4,
-                schedule="constant", force=True,
+                seed=seed, beta=0.05, group_size=8, batch_size=16, max_steps=80, max_new_tokens=40,
+                learning_rate=1.5e-4, schedule="constant", force=True,
             ),
             reward=Coin(seed) if reward == "coin" else None,
         )  # fmt: skip
