@@ -7,6 +7,7 @@ import torch
 
 from kleash.data.group import Group, Response
 from kleash.errors import ConfigError
+from kleash.rewards.composition import content_of
 from kleash.rewards.reward import Reward, build_reward, explain
 
 GROUPS = [
@@ -88,3 +89,26 @@ def test_what_is_wrong_with_a_composition_is_one_line(composed: Path, text: str,
 def test_a_composition_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: No such file"):
         build_reward(str(tmp_path / "none.yaml"))
+
+
+def test_F11_a_reward_is_another_one_where_anything_it_is_made_of_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "learned").mkdir()
+    files = {
+        "reward.yaml": "parts: [{reward: learned}, {reward: exact, name: n}, {reward: 'pack.mine:f'}, {reward: 'm:g'}]",
+        "learned/model.safetensors": "weights",
+        "pack/mine.py": "def f(prompts, completions): return [0.0]",
+        "m.py": "def g(prompts, completions): return [0.0]",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    before = content_of("reward.yaml")["sha256"]
+    assert content_of("reward.yaml")["sha256"] == before
+    for name, text in files.items():
+        (tmp_path / name).write_text(text.replace("0.0", "1.0").replace("name: n", "name: o") + " ")
+        assert content_of("reward.yaml")["sha256"] != before, name
+        (tmp_path / name).write_text(text)
+    assert content_of("m:g") != content_of("pack.mine:f") != content_of("nowhere:f")

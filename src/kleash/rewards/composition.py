@@ -13,6 +13,7 @@ and weight: a sum alone does not say which of its parts is being climbed.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from torch import Tensor
 from kleash.config import Config, read_yaml
 from kleash.data.group import Group
 from kleash.errors import ConfigError
-from kleash.rewards.reward import Parts, Reward, build_reward, explain
+from kleash.rewards.reward import Parts, Reward, build_reward, explain, module_file
+from kleash.run import fingerprint, sha256_of
 
 
 class Part(Config):
@@ -62,6 +64,39 @@ class Part(Config):
         return self.name or self.reward
 
 
+def content_of(name: str) -> dict[str, str]:
+    """Path and hash of all that a reward is made of, by its name: a run goes on with the same reward only (F11).
+
+    A composition stands for its file and its parts, a function for the file of its module; see `run.fingerprint`.
+    """
+    found = fingerprint(name)
+    if name.endswith((".yaml", ".yml")):
+        parts = [content_of(part.reward)["sha256"] for part in read_parts(Path(name))]
+        return found | {"sha256": hashlib.sha256("".join([found["sha256"], *parts]).encode()).hexdigest()}
+    module = module_file(name)
+    return found if module is None else found | {"sha256": sha256_of(module)}
+
+
+def read_parts(path: Path) -> list[Part]:
+    """The parts of a composition's file.
+
+    Raises:
+        ConfigError: naming the file, the part and what would be right.
+    """
+    values = read_yaml(path)
+    listed = values.pop("parts", None)
+    if not isinstance(listed, list) or not listed or not all(isinstance(part, dict) for part in listed) or values:
+        raise ConfigError(f"{path}: should hold 'parts' alone, a list of 'reward: …' with weight, clip, gate, name")
+    parts = [Part.make(part, source=f"{path}: part {place}") for place, part in enumerate(listed, start=1)]
+    titles = [part.title for part in parts]
+    for place, part in enumerate(parts, start=1):
+        if titles.index(part.title) + 1 != place:
+            raise ConfigError(f"{path}: part {place}: another part is '{part.title}' too; give it a 'name'")
+        if part.gate is not None and part.gate not in set(titles) - {part.title}:
+            raise ConfigError(f"{path}: part {place}: 'gate' is '{part.gate}', but should be another part's name")
+    return parts
+
+
 class ComposedReward:
     """A weighted sum of rewards."""
 
@@ -80,18 +115,7 @@ class ComposedReward:
         Raises:
             ConfigError: naming the file, the part and what would be right.
         """
-        values = read_yaml(path)
-        listed = values.pop("parts", None)
-        if not isinstance(listed, list) or not listed or not all(isinstance(part, dict) for part in listed) or values:
-            raise ConfigError(f"{path}: should hold 'parts' alone, a list of 'reward: …' with weight, clip, gate, name")
-        parts = [Part.make(part, source=f"{path}: part {place}") for place, part in enumerate(listed, start=1)]
-        titles = [part.title for part in parts]
-        for place, part in enumerate(parts, start=1):
-            if titles.index(part.title) + 1 != place:
-                raise ConfigError(f"{path}: part {place}: another part is '{part.title}' too; give it a 'name'")
-            if part.gate is not None and part.gate not in set(titles) - {part.title}:
-                raise ConfigError(f"{path}: part {place}: 'gate' is '{part.gate}', but should be another part's name")
-        return cls([(part, build_reward(part.reward, **settings)) for part in parts])
+        return cls([(part, build_reward(part.reward, **settings)) for part in read_parts(path)])
 
     def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
         """See `Reward`."""

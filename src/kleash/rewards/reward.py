@@ -7,6 +7,7 @@ reward model's folder, a Python function with TRL's signature, a verifier, or a 
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -129,11 +130,30 @@ def build_reward(name: str, *, policy_tokenizer: PreTrainedTokenizerBase | None 
     )
 
 
-def _find(name: str) -> Callable[..., Any]:
-    module_name, _, function_name = name.partition(":")
+def module_file(name: str) -> Path | None:
+    """The file that holds the function of `module:function`; None for another name, or where there is no such file."""
+    module_name, colon, _ = name.partition(":")
+    if not colon:
+        return None
+    places: list[str] | None = [_working_directory(), *sys.path]
+    spec = None
+    for part in module_name.split("."):  # without importing the packages on the way
+        spec = importlib.machinery.PathFinder.find_spec(part, places) if places else None
+        places = list(spec.submodule_search_locations or ()) if spec is not None else None
+    return Path(spec.origin) if spec is not None and spec.origin is not None else None
+
+
+def _working_directory() -> str:
+    """Where functions are looked for first; put on the path of modules."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
+    return here
+
+
+def _find(name: str) -> Callable[..., Any]:
+    module_name, _, function_name = name.partition(":")
+    here = _working_directory()
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.models.load import save_model
 from kleash.models.lora import merged_copy
+from kleash.rewards.composition import content_of
 from kleash.run import RunFolder, fingerprint
 from kleash.stages.settings import StageConfig
 from kleash.training.checkpoint import weights
@@ -21,7 +22,11 @@ FILES = ("model", "data", "eval_data", "reference", "reward", "centre_data", "pr
 
 def inputs_of(config: StageConfig, **live: tuple[nn.Module, Any] | None) -> dict[str, dict[str, str]]:
     """Path and hash of everything a config names; of a live model, the hash of its weights."""
-    inputs = {name: fingerprint(value) for name in FILES if (value := getattr(config, name, None)) is not None}
+    inputs = {
+        name: content_of(value) if name == "reward" else fingerprint(value)
+        for name in FILES
+        if (value := getattr(config, name, None)) is not None
+    }
     for name, given in live.items():
         if given is not None:
             inputs[name] = {"path": f"live {type(given[0]).__name__}", "sha256": _sha256(given[0])}

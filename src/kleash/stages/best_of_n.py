@@ -21,6 +21,7 @@ from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Scores
 from kleash.evals.best_of_n import best_of_k, kl_bound, kl_of_best_of_k
 from kleash.evals.policy import mean_se
+from kleash.rewards.composition import content_of
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import fingerprint
 from kleash.stages import generate
@@ -59,10 +60,10 @@ def run(
     Returns:
         The file of the best responses; the pool and the figures lie beside it.
     """
+    contents = {"model": fingerprint(config.model), "data": fingerprint(config.data)}
+    contents |= {role: content_of(name) for role in ("reward", "gold") if (name := getattr(config, role)) is not None}
     identity = config.model_dump(mode="json", exclude=generate.NOT_IDENTITY) | {
-        f"sha256 of {role}": fingerprint(name)["sha256"]
-        for role in ("model", "data", "reward", "gold")
-        if (name := getattr(config, role)) is not None
+        f"sha256 of {role}": content["sha256"] for role, content in contents.items()
     }
     if finished(config.out, identity):
         return config.out

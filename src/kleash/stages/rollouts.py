@@ -146,7 +146,7 @@ def minibatches(config: RolloutConfig, rows: int, step: int, epoch: int) -> Iter
 def evaluate(actors: Actors, prompts: Sequence[EncodedGroup], folder: RunFolder, step: int) -> dict[str, float]:
     """Sample the held-out prompts afresh, with the same streams at every step, and write the responses down."""
     seed = derive_seed(actors.config.seed, "evaluation")
-    batch, groups, scores, _ = sample(actors, prompts, group_size=1, seed=seed)
+    batch, groups, scores, parts = sample(actors, prompts, group_size=1, seed=seed)
     assert batch.sampler_logprobs is not None
     reference = reference_logprobs(actors, batch)
     drift = kl.per_sequence(kl.k1(batch.sampler_logprobs, reference), batch.mask)
@@ -164,7 +164,12 @@ def evaluate(actors: Actors, prompts: Sequence[EncodedGroup], folder: RunFolder,
     ]
     folder.append("samples.jsonl", rows)
     ended = sum(row["finished"] for row in rows) / len(rows)
-    means = {"eval_reward": scores, "eval_kl": drift, "eval_length": batch.mask.sum(-1).float()}
+    means = {
+        "eval_reward": scores,
+        **{f"eval_reward/{name}": part for name, part in parts.items()},
+        "eval_kl": drift,
+        "eval_length": batch.mask.sum(-1).float(),
+    }
     return {"eval_end_rate": ended, **{name: float(figures.mean()) for name, figures in means.items()}}
 
 

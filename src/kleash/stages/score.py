@@ -24,6 +24,7 @@ from kleash.errors import DataError
 from kleash.evals.policy import mean_se
 from kleash.models.load import DType
 from kleash.rewards.checks import VERDICTS
+from kleash.rewards.composition import content_of
 from kleash.rewards.reward import Reward, build_reward, explain
 from kleash.run import fingerprint
 from kleash.stages.files import finish, finished
@@ -65,7 +66,7 @@ def run(config: ScoreConfig, *, reward: Reward | None = None) -> Path:
     """
     identity = config.model_dump(mode="json", exclude={"out", "device"}) | {
         "sha256 of data": fingerprint(config.data)["sha256"],
-        "sha256 of reward": fingerprint(config.reward)["sha256"],
+        "sha256 of reward": content_of(config.reward)["sha256"],
     }
     if finished(config.out, identity):
         return config.out
