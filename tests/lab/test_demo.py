@@ -9,7 +9,7 @@ import pytest
 
 from kleash.lab import demo
 from kleash.report.html import story
-from kleash.run import read_record
+from kleash.run import read_jsonl, read_record
 
 SMALL = demo.Size(
     base_tokens=60_000,
@@ -45,6 +45,24 @@ def test_the_demo_leaves_a_report_and_every_figure(out: Path) -> None:
     assert len(story(summary).splitlines()) <= 10
 
 
+def test_every_road_begins_at_the_sft_model_and_says_what_it_held(out: Path) -> None:
+    summary = json.loads((out / "summary.json").read_text())
+    held = {name: list(road["models"]) for name, road in summary["roads"].items()}
+    assert held == {
+        "ppo": ["policy", "reference", "reward", "value"],
+        "grpo": ["policy", "reference", "reward"],
+        "dpo": ["policy"],
+    }
+    start = summary["curves"]["ppo"][0]
+    for name, road in summary["roads"].items():
+        assert road["curve"][0] == start and len(road["curve"]) >= 2, name
+        assert road["seconds"] > 0 and road["peak_memory"] > 1e8
+        tested = [row for row in read_jsonl(out / name / "samples.jsonl") if row["split"] == "test"]
+        assert {row["prompt"] for row in tested} == {
+            row["prompt"] for row in read_jsonl(out / "ppo" / "samples.jsonl") if row["split"] == "test"
+        }
+
+
 def test_the_peak_is_chosen_on_prompts_that_are_not_reported(out: Path) -> None:
     rows = [json.loads(line) for line in (out / "data" / "held_out.jsonl").read_text().splitlines()]
     choose, test = ({row["prompt"] for row in rows if row["split"] == split} for split in ("choose", "test"))
@@ -64,3 +82,19 @@ def test_run_again_it_does_nothing_but_write_the_report(out: Path) -> None:
     again = demo.run(out, size=SMALL)
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     assert again["policies"] == summary["policies"]
+
+
+def test_all_roads_add_best_of_n_and_online_dpo(out: Path) -> None:
+    before = (out / "summary.json").read_text()
+    summary = demo.run(out, size=SMALL, all_roads=True)
+    assert list(summary["roads"]) == ["ppo", "grpo", "dpo", "best-of-n", "online-dpo"]
+    best = summary["roads"]["best-of-n"]
+    assert [point["step"] for point in best["curve"]] == [1, 2, 4, 8, 16]
+    proxies = [point["proxy"]["mean"] for point in best["curve"]]
+    assert proxies == sorted(proxies) and best["curve"][0]["kl"]["mean"] == pytest.approx(0, abs=1e-9)
+    rounds = summary["roads"]["online-dpo"]["curve"]
+    assert [point["step"] for point in rounds] == [0, 1, 2, 3]
+    assert "online DPO" in (out / "report.html").read_text()
+    last = read_record(out / "online-dpo" / "round-3") or {}
+    assert last["config"]["reference"] == str(out / "sft"), "one leash holds all rounds"
+    (out / "summary.json").write_text(before)

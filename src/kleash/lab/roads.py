@@ -64,7 +64,7 @@ def take_grpo(way: Way) -> dict[str, Any]:
 
 def take_dpo(way: Way, *, beta: float | None = None, name: str = "dpo") -> dict[str, Any]:
     """DPO on the comparisons that the reward model was made of, at the same β or another."""
-    pairs = sum(1 for _ in way.comparisons.open())
+    pairs = len(way.comparisons.read_text().splitlines())
     run = dpo.run(
         dpo.DPOConfig(
             model=way.ppo.model, data=str(way.comparisons), out=way.out / name, seed=way.ppo.seed,
@@ -78,15 +78,21 @@ def take_dpo(way: Way, *, beta: float | None = None, name: str = "dpo") -> dict[
 
 
 def take_online_dpo(way: Way) -> dict[str, Any]:
-    """DPO on answers of its own, the best by the reward model against the worst, in rounds on one reference."""
+    """DPO on answers of its own, the best by the reward model against the worst, in rounds on one reference.
+
+    All rounds together have as many prompts as PPO's rollouts.
+    """
     folder, model = way.out / "online-dpo", way.ppo.model
+    assert way.ppo.max_steps is not None
+    prompts = way.ppo.max_steps * way.ppo.batch_size // ROUNDS
     folder.mkdir(exist_ok=True)
     rounds: dict[int, RunFolder] = {}
     for number in range(1, ROUNDS + 1):
         answers = generate.run(
             generate.GenerateConfig(
-                model=model, data=way.ppo.data, out=folder / f"answers-{number}.jsonl", n=4, rows_at_once=512,
+                model=model, data=way.ppo.data, out=folder / f"answers-{number}.jsonl", n=4, max_rows=prompts,
                 max_new_tokens=way.ppo.max_new_tokens, seed=derive_seed(way.ppo.seed, "online dpo", number),
+                rows_at_once=512,
             )
         )  # fmt: skip
         scored = score.run(
