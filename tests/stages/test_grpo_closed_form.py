@@ -30,14 +30,14 @@ def test_the_leash_in_the_reward_leads_to_the_closed_form_optimum(preset: str, t
 
     settings = {
         "model": str(tmp_path / "model"), "data": str(tmp_path / "prompts.jsonl"), "reward": "the enumerable table",
-        "out": tmp_path / "grpo", "preset": preset, "beta": 0.5, "max_steps": 120, "batch_size": 16, "group_size": 16,
-        "minibatches": 4, "max_new_tokens": enumerable.LONGEST, "learning_rate": 3e-3, "schedule": "linear",
-        "warmup_steps": 40,
+        "out": tmp_path / "grpo", "preset": preset, "beta": 0.5, "max_steps": 300, "batch_size": 16, "group_size": 16,
+        "minibatches": 1, "max_new_tokens": enumerable.LONGEST, "learning_rate": 2e-3, "schedule": "linear",
+        "warmup_steps": 50, "save_every": 300,
     }  # fmt: skip
     grpo.run(grpo.GRPOConfig.make(settings), reward=TableReward(rewards))
 
     trained = enumerable.log_policy(load_policy(tmp_path / "grpo")[0])
-    assert enumerable.divergence(trained, target) < 0.02
+    assert enumerable.divergence(trained, target) < 0.01
 
 
 GROUP, BETA = 3, 1.0
