@@ -422,6 +422,10 @@ def test_scored_responses_are_the_best_against_the_worst_and_flat_rows_are_left_
     }
     assert weights(runs["scored"].path) == weights(runs["pairs"].path)
     assert "8 of 16 rows left out" in caplog.text
+    flat = write("flat.jsonl", scored[1::2])
+    blind = dpo.run(config(base, files["scored"], out=base.parent / "blind", max_steps=3, eval_data=str(flat)))
+    assert weights(blind.path) == weights(runs["scored"].path), "with nothing held out it trains all the same"
+    assert f"{flat}: 8 of 8 rows left out" in caplog.text
 
 
 def test_snapshots_load_and_the_run_says_what_it_held(base: Path, comparisons: Path) -> None:

@@ -19,6 +19,17 @@ from tests.stages import enumerable
 from tests.stages.test_ppo_closed_form import TableReward
 
 
+def train(tmp_path: Path, rewards: Tensor, **settings: object) -> Tensor:
+    """log π of every response after training: [prompts, responses]."""
+    common = {
+        "model": str(tmp_path / "model"), "data": str(tmp_path / "prompts.jsonl"), "reward": "the enumerable table",
+        "out": tmp_path / "grpo", "max_new_tokens": enumerable.LONGEST, "learning_rate": 2e-3, "schedule": "linear",
+        "minibatches": 1, "save_every": settings["max_steps"],
+    }  # fmt: skip
+    grpo.run(grpo.GRPOConfig.make(common | settings), reward=TableReward(rewards))
+    return enumerable.log_policy(load_policy(tmp_path / "grpo")[0])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["rloo", "dr-grpo"])
 def test_the_leash_in_the_reward_leads_to_the_closed_form_optimum(preset: str, tmp_path: Path) -> None:
@@ -28,15 +39,9 @@ def test_the_leash_in_the_reward_leads_to_the_closed_form_optimum(preset: str, t
     target = enumerable.optimum(reference, rewards, beta=0.5)
     assert enumerable.divergence(reference, target) > 0.05, "far from the optimum, or the test says nothing"
 
-    settings = {
-        "model": str(tmp_path / "model"), "data": str(tmp_path / "prompts.jsonl"), "reward": "the enumerable table",
-        "out": tmp_path / "grpo", "preset": preset, "beta": 0.5, "max_steps": 300, "batch_size": 16, "group_size": 16,
-        "minibatches": 1, "max_new_tokens": enumerable.LONGEST, "learning_rate": 2e-3, "schedule": "linear",
-        "warmup_steps": 50, "save_every": 300,
-    }  # fmt: skip
-    grpo.run(grpo.GRPOConfig.make(settings), reward=TableReward(rewards))
-
-    trained = enumerable.log_policy(load_policy(tmp_path / "grpo")[0])
+    trained = train(
+        tmp_path, rewards, preset=preset, beta=0.5, max_steps=300, batch_size=16, group_size=16, warmup_steps=50
+    )
     assert enumerable.divergence(trained, target) < 0.01
 
 
@@ -110,13 +115,8 @@ def test_other_presets_come_to_rest_where_their_expected_update_is_zero(preset: 
     assert enumerable.divergence(reference, rest) > 0.1, "far from where it ends, or the test says nothing"
     assert enumerable.divergence(rest, enumerable.optimum(reference, rewards, BETA)) > 0.04, "it is another optimum"
 
-    settings = {
-        "model": str(tmp_path / "model"), "data": str(tmp_path / "prompts.jsonl"), "reward": "the enumerable table",
-        "out": tmp_path / "grpo", "preset": preset, "beta": BETA, "max_steps": 120, "batch_size": 128,
-        "group_size": GROUP, "minibatches": 4, "max_new_tokens": enumerable.LONGEST, "learning_rate": 2e-3,
-        "schedule": "linear", "warmup_steps": 80, "weight_decay": 0.0,
-    }  # fmt: skip
-    grpo.run(grpo.GRPOConfig.make(settings), reward=TableReward(rewards))
-
-    trained = enumerable.log_policy(load_policy(tmp_path / "grpo")[0])
+    trained = train(
+        tmp_path, rewards, preset=preset, beta=BETA, max_steps=120, batch_size=128, group_size=GROUP, minibatches=4,
+        warmup_steps=80, weight_decay=0.0,
+    )  # fmt: skip
     assert enumerable.divergence(trained, rest) < 0.02

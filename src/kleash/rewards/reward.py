@@ -135,7 +135,7 @@ def module_file(name: str) -> Path | None:
     module_name, colon, _ = name.partition(":")
     if not colon:
         return None
-    places: list[str] | None = [_working_directory(), *sys.path]
+    places: list[str] | None = [str(Path.cwd()), *sys.path]
     spec = None
     for part in module_name.split("."):  # without importing the packages on the way
         spec = importlib.machinery.PathFinder.find_spec(part, places) if places else None
@@ -143,17 +143,11 @@ def module_file(name: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.origin is not None else None
 
 
-def _working_directory() -> str:
-    """Where functions are looked for first; put on the path of modules."""
+def _find(name: str) -> Callable[..., Any]:
+    module_name, _, function_name = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    return here
-
-
-def _find(name: str) -> Callable[..., Any]:
-    module_name, _, function_name = name.partition(":")
-    here = _working_directory()
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:

@@ -490,7 +490,9 @@ def _comparisons(
         usable=lambda group: _usable(group, config.loss),
         max_eval_rows=config.max_eval_rows,
     )
-    train, held_out = (_compared(groups, config) for groups in (train, held_out))
+    train, held_out = _compared(train, config.data), _compared(held_out, config.eval_data or config.data)
+    if not train:
+        raise DataError(f"{config.data}: each row's responses all have one score; there is nothing to compare")
     length = config.max_length or context_length(model)
     encoded, truncation = encode_all(train, tokenizer, max_length=length)
     if truncation.message():
@@ -498,13 +500,11 @@ def _comparisons(
     return encoded, encode_all(held_out, tokenizer, max_length=length)[0] if held_out else []
 
 
-def _compared(groups: Sequence[Group], config: DPOConfig) -> list[Group]:
+def _compared(groups: Sequence[Group], data: str) -> list[Group]:
     """The groups as comparisons: of scored responses the best against the worst, flat groups left out and counted."""
     pairs = [best_against_worst(group) if isinstance(group.label, Scores) else group for group in groups]
     compared = [pair for pair in pairs if pair is not None]
-    flat = len(pairs) - len(compared)
-    if flat == len(pairs) > 0:
-        raise DataError(f"{config.data}: each row's responses all have one score; there is nothing to compare")
-    if flat:
-        logger.info("%s: %d of %d rows left out, their responses all have one score", config.data, flat, len(pairs))
+    if len(compared) < len(pairs):
+        flat = len(pairs) - len(compared)
+        logger.info("%s: %d of %d rows left out, their responses all have one score", data, flat, len(pairs))
     return compared

@@ -1,6 +1,6 @@
 """The roads on the small world, over seeds: DPO against PPO at the same KL, and GRPO on sums with a checkable answer.
 
-    python benchmarks/roads.py [--seeds 5] [--out runs/roads]
+    python -m kleash.lab.compare [--seeds 5] [--out runs/roads]
 
 For each seed the demo runs (`kleash demo --seed N`), then from its SFT model GRPO learns the world's sums from the
 verifier `number`, and a control arm the same way from a random reward. Prints tables of means ± one standard error over
@@ -10,13 +10,15 @@ seeds; what is done is not done again.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group
@@ -39,7 +41,7 @@ class Coin:
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
 
-    def __call__(self, groups: list[Group]) -> torch.Tensor:
+    def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
         """See `Reward`."""
         shape = (len(groups), len(groups[0].responses))
         return torch.randint(2, shape, generator=self.generator).float()
@@ -79,13 +81,11 @@ def learn_sums(seed: int, folder: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def at_kl(curve: list[dict[str, Any]], kl: float) -> float | None:
-    """Gold at a KL, between the two points of a curve around it, straight in √KL; None beyond the curve's end."""
-    points = sorted((math.sqrt(max(0.0, p["kl"]["mean"])), p["gold"]["mean"]) for p in curve)
-    for (x0, y0), (x1, y1) in itertools.pairwise(points):
-        if x0 <= math.sqrt(kl) <= x1:
-            return y0 + (y1 - y0) * ((math.sqrt(kl) - x0) / (x1 - x0) if x1 > x0 else 0.0)
-    return None
+def at_kl(points: list[dict[str, Any]], kl: float) -> float | None:
+    """Gold at a KL, straight in √KL between the points on either side of it; None beyond the last."""
+    distance, gold = zip(*sorted((max(0.0, p["kl"]["mean"]) ** 0.5, p["gold"]["mean"]) for p in points), strict=True)
+    found = float(np.interp(kl**0.5, distance, gold, right=np.nan))
+    return None if np.isnan(found) else found
 
 
 def matched(seed: int, folder: Path, summary: dict[str, Any]) -> dict[str, float]:
@@ -111,6 +111,7 @@ def pm(values: list[float]) -> str:
 
 
 def main() -> None:
+    """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="first seed")
