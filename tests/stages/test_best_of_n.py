@@ -9,6 +9,7 @@ import torch
 
 from kleash.cli import _run
 from kleash.data.group import Group, Response
+from kleash.errors import ConfigError
 from kleash.recipe import run_recipe
 from kleash.run import read_jsonl
 from kleash.stages import best_of_n
@@ -49,6 +50,12 @@ def test_gold_is_measured_on_what_the_reward_chooses(base: Path, prompts: Path) 
         assert point["gold"]["mean"] == pytest.approx(-point["score"]["mean"])
         assert point["kl"]["mean"] <= point["kl_bound"] + 1e-9
     assert curve[0]["kl"]["mean"] == pytest.approx(0, abs=1e-9) and curve[-1]["kl"]["mean"] > 0.5
+
+
+def test_a_gold_reward_that_is_not_there_is_said_before_anything_is_sampled(base: Path, prompts: Path) -> None:
+    with pytest.raises(ConfigError, match="reward nowhere: no such folder"):
+        best_of_n.run(config(base, prompts, gold="nowhere"), reward=letters)
+    assert not (base.parent / "best.pool.jsonl").exists()
 
 
 def test_a_text_that_occurs_again_ties_with_itself_whatever_rounding_says() -> None:

@@ -125,7 +125,7 @@ def build_reward(name: str, *, policy_tokenizer: PreTrainedTokenizerBase | None 
     if ":" in name and not name.startswith((".", "/")):
         return FunctionReward(name)
     raise ConfigError(
-        f"--reward {name}: no such folder; give a reward model's folder, module:function, a .yaml composition or a "
+        f"reward {name}: no such folder; give a reward model's folder, module:function, a .yaml composition or a "
         f"verifier ({', '.join(CHECKS)}; or ended)"
     )
 
@@ -151,10 +151,10 @@ def _find(name: str) -> Callable[..., Any]:
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"--reward {name}: {error}; give module:function, importable from {here}") from None
+        raise ConfigError(f"reward {name}: {error}; give module:function, importable from {here}") from None
     if not callable(function):
         raise ConfigError(
-            f"--reward {name}: is a {type(function).__name__}; give a function f(prompts, completions, **columns)"
+            f"reward {name}: is a {type(function).__name__}; give a function f(prompts, completions, **columns)"
         )
     return function
 

@@ -68,14 +68,14 @@ def run(
     if finished(config.out, identity):
         return config.out
     reward = reward or build_reward(config.reward, device=config.device, dtype=config.dtype)
+    if gold is None and config.gold is not None:
+        gold = build_reward(config.gold, device=config.device, dtype=config.dtype)
     # `generate` knows its file by the settings, not by the content: after an interruption it finds the samples in it
     # whether their scores have been added already or not.
     settings = {name: getattr(config, name) for name in GenerateConfig.model_fields}
     pool_file = generate.run(GenerateConfig(**settings | {"out": beside(config.out, "pool")}), policy=policy)
     pool = list(read_groups(pool_file))
     scores, parts = score_groups(reward, pool)
-    if gold is None and config.gold is not None:
-        gold = build_reward(config.gold, device=config.device, dtype=config.dtype)
     truth = score_groups(gold, pool)[0] if gold is not None else None
     write_groups((replace(group, label=Scores(tuple(row))) for group, row in zip(pool, scores, strict=True)), pool_file)
     write_groups((best_of(group, row) for group, row in zip(pool, scores, strict=True)), config.out)
