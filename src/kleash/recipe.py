@@ -28,7 +28,7 @@ logger = logging.getLogger("kleash")
 
 STAGES = {
     "sft": ("kleash.stages.sft", "SFTConfig"),
-    "reward": ("kleash.stages.reward_model", "RewardConfig"),
+    "reward": ("kleash.stages.reward_ensemble", "EnsembleConfig"),
     "ppo": ("kleash.stages.ppo", "PPOConfig"),
     "grpo": ("kleash.stages.grpo", "GRPOConfig"),
     "dpo": ("kleash.stages.dpo", "DPOConfig"),

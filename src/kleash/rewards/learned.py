@@ -18,8 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kleash.data.batching import microbatches
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Group, Response, collate
-from kleash.models.forward import response_scores
+from kleash.models.forward import centring_offset, combination, head_scores
 from kleash.models.load import autocast, load_reward_model
+from kleash.objectives.ensemble import combine_scores
+from kleash.rewards.reward import Parts
 from kleash.training.progress import Progress
 
 
@@ -57,12 +59,19 @@ class LearnedReward:
 
     def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
         """See `Reward`."""
+        return self.explain(groups)[0]
+
+    def explain(self, groups: Sequence[Group]) -> tuple[Float[Tensor, "P K"], Parts]:
+        """Scores, and of several heads on one trunk their `spread`, the standard deviation over heads."""
         groups = groups if self.reads_ids else [_as_text(group) for group in groups]
-        encoded, _ = encode_all(groups, self.tokenizer)
-        return score_encoded(self.model, encoded, dtype=self.dtype, micro_batch_tokens=self.micro_batch_tokens)
+        heads = score_heads(
+            self.model, encode_all(groups, self.tokenizer)[0], dtype=self.dtype,
+            micro_batch_tokens=self.micro_batch_tokens,
+        )  # fmt: skip
+        scores = _combined(self.model, heads)
+        return scores, {"spread": heads.std(-1, correction=0)} if heads.shape[-1] > 1 else {}
 
 
-@torch.no_grad()
 def score_encoded(
     model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype: str = "float32", micro_batch_tokens: int = 8192
 ) -> Float[Tensor, "P K"]:
@@ -74,16 +83,28 @@ def score_encoded(
         dtype: what to compute in.
         micro_batch_tokens: tokens in memory at once.
     """
-    scores = torch.zeros(len(groups), len(groups[0].responses))
+    return _combined(model, score_heads(model, groups, dtype=dtype, micro_batch_tokens=micro_batch_tokens))
+
+
+@torch.no_grad()
+def score_heads(
+    model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype: str = "float32", micro_batch_tokens: int = 8192
+) -> Float[Tensor, "P K M"]:
+    """What each head says, before the heads are combined and without the centring offset; see `score_encoded`."""
+    scores = torch.zeros(len(groups), len(groups[0].responses), model.config.num_labels)
     done = 0
     with Progress(len(groups), "score") as progress:
         for part in microbatches(groups, max_tokens=micro_batch_tokens):
             batch = collate([groups[row] for row in part], device=model.device)
             with autocast(dtype, model.device):
-                scores[part] = response_scores(model, batch).float().cpu()
+                scores[part] = head_scores(model, batch).float().cpu()
             done += len(part)
             progress.update(done)
     return scores
+
+
+def _combined(model: PreTrainedModel, heads: Float[Tensor, "P K M"]) -> Float[Tensor, "P K"]:
+    return combine_scores(heads, **combination(model)) - centring_offset(model)
 
 
 def speaks(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:

@@ -101,7 +101,7 @@ class FunctionReward:
 
 
 def build_reward(name: str, *, policy_tokenizer: PreTrainedTokenizerBase | None = None, **settings: Any) -> Reward:
-    """The reward of a name: a verifier, a YAML composition, a reward model's folder, or `module:function`.
+    """The reward of a name: a verifier, a YAML composition, the folder of a reward model or an ensemble, or a function.
 
     Args:
         name: as given to `--reward`.
@@ -112,6 +112,7 @@ def build_reward(name: str, *, policy_tokenizer: PreTrainedTokenizerBase | None 
         ConfigError: the name is none of these.
     """
     from kleash.rewards.composition import ComposedReward
+    from kleash.rewards.ensemble import EnsembleReward
     from kleash.rewards.learned import LearnedReward
 
     if name in CHECKS:
@@ -120,6 +121,8 @@ def build_reward(name: str, *, policy_tokenizer: PreTrainedTokenizerBase | None 
         return EndedReward()
     if name.endswith((".yaml", ".yml")):
         return ComposedReward.load(Path(name), policy_tokenizer=policy_tokenizer, **settings)
+    if (Path(name) / "ensemble.json").exists():
+        return EnsembleReward.load(Path(name), policy_tokenizer=policy_tokenizer, **settings)
     if Path(name).is_dir():
         return LearnedReward.load(name, policy_tokenizer=policy_tokenizer, **settings)
     if ":" in name and not name.startswith((".", "/")):

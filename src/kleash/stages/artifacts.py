@@ -37,10 +37,16 @@ def parameters_held(**models: object) -> dict[str, int]:
     """Parameters of the models that a stage holds in memory side by side; one that takes two parts counts once.
 
     Args:
-        models: by part; what is no module, or has none under `model` (a reward model's reward has), is left out.
+        models: by part; what is no module, and has neither one under `model` (a reward model's reward has) nor several
+            under `members`, is left out.
     """
     held: dict[int, tuple[str, int]] = {}
-    for part, given in models.items():
+    members = {
+        f"{part}/{index}": member
+        for part, given in models.items()
+        for index, member in enumerate(getattr(given, "members", ()))
+    }
+    for part, given in (models | members).items():
         model = given if isinstance(given, nn.Module) else getattr(given, "model", None)
         if isinstance(model, nn.Module):
             held.setdefault(id(model), (part, sum(parameter.numel() for parameter in model.parameters())))

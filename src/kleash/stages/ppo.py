@@ -36,6 +36,7 @@ from kleash.objectives.advantage import gae, token_rewards
 from kleash.objectives.policy import clipped_surrogate
 from kleash.objectives.reduce import masked_mean, masked_sum, masked_whiten
 from kleash.objectives.value import clipped_value_loss, explained_variance
+from kleash.rewards.ensemble import EnsembleReward
 from kleash.rewards.learned import LearnedReward
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import RunFolder, derive_seed
@@ -114,7 +115,8 @@ class PPOConfig(RolloutConfig):
     value_clip: float | None = Field(0.2, gt=0)
     """How far a value may move from the rollout's, in units of reward; null leaves it free."""
     value_init: Literal["reward", "policy"] = "reward"
-    """Where the value network starts: the reward model where it reads the policy's ids, else the policy."""
+    """Where the value network starts: the reward model (of several the first) where it reads the policy's ids, else the
+    policy."""
     missing_eos_score: float | None = None
     """Score of a response that did not end, in place of its reward; null scores it like any other."""
     whiten_rewards: bool = False
@@ -399,8 +401,9 @@ def _keep_up(actors: Actors, groups: Sequence[EncodedGroup], optimizer: Optimize
 
 
 def _critic(policy: PreTrainedModel, reward: Reward, config: PPOConfig) -> ValueModel:
-    if config.value_init == "reward" and isinstance(reward, LearnedReward) and reward.reads_ids:
-        return ValueModel.from_reward_model(reward.model)
+    learned = reward.members[0] if isinstance(reward, EnsembleReward) else reward
+    if config.value_init == "reward" and isinstance(learned, LearnedReward) and learned.reads_ids:
+        return ValueModel.from_reward_model(learned.model)
     return ValueModel.from_policy(policy, seed=derive_seed(config.seed, "value head"))
 
 

@@ -28,10 +28,11 @@ from kleash.data.chat import encode_all, end_ids
 from kleash.data.group import EncodedGroup, Group, GroupBatch, Preference, Ranking, collate
 from kleash.data.split import comparison, demonstration, imitated, read_split, read_usable
 from kleash.evals.preference import preference_report
-from kleash.models.forward import check_forward, response_scores
+from kleash.models.forward import check_forward, head_scores
 from kleash.models.load import autocast, context_length, load_policy, new_reward_model, save_model
 from kleash.models.lora import merge_lora
 from kleash.objectives.bradley_terry import pair_loss, ranking_loss
+from kleash.objectives.ensemble import Combine
 from kleash.rewards.learned import score_encoded
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
@@ -70,6 +71,15 @@ class RewardConfig(TrainingConfig):
     centring: float = Field(0.0, ge=0)
     """Coefficient of (r_a + r_b)², which keeps scores near zero while training (Eisenstein et al. 2023,
     arXiv:2312.09244). The final shift to mean zero is done in any case."""
+    heads: int = Field(1, ge=1)
+    """Heads on one trunk: an ensemble for the price of one model. Each learns from a half of the comparisons of its
+    own, counted twice (double-or-nothing bootstrap: Owen and Eckles 2012, Annals of Applied Statistics 6, 895), and the
+    trunk from all."""
+    combine: Combine = "mean"
+    """What several heads or members say together: their mean, the worst of them, or mean − λ·variance (Coste et al.
+    2023, arXiv:2310.02743, eq. 3–5)."""
+    variance_penalty: float = Field(0.5, ge=0)
+    """λ of `mean-variance`."""
     centre_data: str | None = None
     """Rows with one response whose mean score becomes zero; null samples them from `model`."""
     centre_samples: int = Field(128, ge=0)
@@ -93,7 +103,11 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     if folder.finished:
         return folder
     gate_in(folder, role="model", parent=config.model, force=config.force)
-    model, tokenizer = reward or new_reward_model(config.model, seed=config.seed, device=config.device)
+    model, tokenizer = reward or new_reward_model(
+        config.model, seed=config.seed, heads=config.heads, device=config.device
+    )
+    if config.heads > 1:
+        model.config.kleash_heads = {"combine": config.combine, "variance_penalty": config.variance_penalty}
     make_trainable(model, config)
     train, held_out = _comparisons(config, model, tokenizer)
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
@@ -108,7 +122,7 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     with Progress(steps, "reward", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
         for step in range(state["step"] + 1, steps + 1):
             rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
-            metrics = _step(model, optimizer, [train[row] for row in rows], config)
+            metrics = _step(model, optimizer, [train[row] for row in rows], config, head_weights(config, rows))
             if held_out and config.due(step, steps):
                 figures = report(model, held_out, train, config)
                 metrics |= {"eval_accuracy": figures["accuracy"], "eval_log_loss": figures["log_loss"]}
@@ -124,14 +138,14 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     results: dict[str, Any] = {
         "step": chosen,
         "rows": len(train),
-        "centred_on": _centre(model, tokenizer, train, config),
+        "centred_on": centre(model, tokenizer, train, config),
     }
     if held_out:
         # Only differences count, so centring changes no figure; the last weights have just been measured.
         results["report"] = figures if figures and chosen == steps else report(model, held_out, train, config)
-        _verdict(folder, results["report"])
+        verdict(folder, results["report"])
     merge_lora(model)
-    save_model(folder.path, model, tokenizer, model_card(folder, _summary(results.get("report"))))
+    save_model(folder.path, model, tokenizer, model_card(folder, summary(results.get("report"))))
     return folder.finish(**results)
 
 
@@ -194,6 +208,14 @@ def pairs_of(group: Group) -> list[tuple[int, int, float]]:
     return []
 
 
+def head_weights(config: RewardConfig, rows: Sequence[int]) -> Float[Tensor, "P M"]:
+    """What each comparison counts for each head: 1 for a single one, else 0 or 2 by chance, the same in every epoch."""
+    if config.heads == 1:
+        return torch.ones(len(rows), 1)
+    draws = [torch.Generator().manual_seed(derive_seed(config.seed, "bootstrap", row)) for row in rows]
+    return torch.stack([2.0 * torch.randint(2, (config.heads,), generator=draw) for draw in draws])
+
+
 def group_loss(
     scores: Float[Tensor, "P K"], groups: Sequence[EncodedGroup], config: RewardConfig
 ) -> tuple[Float[Tensor, " P"], dict[str, Tensor]]:
@@ -207,22 +229,28 @@ def group_loss(
 
 
 def _step(
-    model: PreTrainedModel, optimizer: Optimizer, groups: Sequence[EncodedGroup], config: RewardConfig
+    model: PreTrainedModel,
+    optimizer: Optimizer,
+    groups: Sequence[EncodedGroup],
+    config: RewardConfig,
+    weights: Float[Tensor, "P M"],
 ) -> dict[str, Any]:
     totals: dict[str, Tensor] = {}
     for part in microbatches(groups, max_tokens=config.micro_batch_tokens):
         chosen = [groups[row] for row in part]
         batch: GroupBatch = collate(chosen, device=model.device)
         with autocast(config.dtype, model.device):
-            scores = response_scores(model, batch)
-        loss, metrics = group_loss(scores.float(), chosen, config)
-        optimizer.backward(loss.sum() / len(groups))
-        for name, value in {"loss": loss.detach(), **metrics}.items():
-            totals[name] = totals.get(name, torch.zeros((), device=model.device)) + value.sum() / len(groups)
+            scores = head_scores(model, batch).float()  # while training the centring offset is 0
+        own = [group_loss(head, chosen, config) for head in scores.unbind(-1)]
+        loss = torch.stack([loss for loss, _ in own], -1) * weights[part].to(model.device)
+        optimizer.backward(loss.mean(-1).sum() / len(groups))
+        figures = {name: torch.stack([metrics[name] for _, metrics in own], -1) for name in own[0][1]}
+        for name, value in {"loss": loss.detach(), **figures}.items():
+            totals[name] = totals.get(name, torch.zeros((), device=model.device)) + value.mean(-1).sum() / len(groups)
     return {**totals, **optimizer.step()}
 
 
-def _centre(
+def centre(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Sequence[EncodedGroup], config: RewardConfig
 ) -> str:
     """Shift the scores to mean zero; returns what they were centred on."""
@@ -230,7 +258,8 @@ def _centre(
         rows = [imitated(row) for row in read_usable(config.centre_data, demonstration)]
         groups, on = encode_all(rows, tokenizer, max_length=config.max_length)[0], config.centre_data
     elif config.centre_samples:
-        groups = _samples(model, tokenizer, train, config)
+        # The reward model's tokenizer is the policy's, save for a pad token, so the sampled ids are scored as they are.
+        groups = encode_all(start_samples(train, config), tokenizer, max_length=None)[0]
         on = f"{len(groups)} samples of {config.model}"
     else:
         groups, on = list(train), "the training responses"
@@ -243,9 +272,8 @@ def _centre(
     return on
 
 
-def _samples(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Sequence[EncodedGroup], config: RewardConfig
-) -> list[EncodedGroup]:
+def start_samples(train: Sequence[EncodedGroup], config: RewardConfig) -> list[Group]:
+    """Responses of `config.model` to some training prompts."""
     policy, own = load_policy(config.model, device=config.device)
     rows = batch_at(0, len(train), min(config.centre_samples, len(train)), derive_seed(config.seed, "centre"))
     room = (context_length(policy) or 1 << 30) - config.centre_max_new_tokens
@@ -255,12 +283,11 @@ def _samples(
         batch = sampler(
             [prompt.prompt_ids for prompt in prompts], group_size=1, seed=derive_seed(config.seed, "centre")
         )
-    sampled = decode_groups(batch, [prompt.source for prompt in prompts], own, end_ids(own))
-    # The reward model's tokenizer is the policy's, save for a pad token, so the sampled ids are scored as they are.
-    return encode_all(sampled, tokenizer, max_length=None)[0]
+    return decode_groups(batch, [prompt.source for prompt in prompts], own, end_ids(own))
 
 
-def _verdict(folder: RunFolder, figures: dict[str, Any]) -> None:
+def verdict(folder: RunFolder, figures: dict[str, Any]) -> None:
+    """The gate out, on the report."""
     low = figures["accuracy_interval"][0]
     gate_out(
         folder,
@@ -278,7 +305,8 @@ def _accuracy(figures: dict[str, Any]) -> str:
     return f"held-out accuracy {accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}, {pairs} pairs)"
 
 
-def _summary(figures: dict[str, Any] | None) -> str:
+def summary(figures: dict[str, Any] | None) -> str:
+    """The sentences of the model card."""
     if figures is None:
         return "Not measured: no held-out pairs."
     return (
