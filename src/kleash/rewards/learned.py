@@ -91,7 +91,7 @@ def score_heads(
     model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype: str = "float32", micro_batch_tokens: int = 8192
 ) -> Float[Tensor, "P K M"]:
     """What each head says, before the heads are combined and without the centring offset; see `score_encoded`."""
-    scores = torch.zeros(len(groups), len(groups[0].responses), model.config.num_labels)
+    scores = torch.zeros(len(groups), len(groups[0].responses), int(model.config.num_labels or 1))
     done = 0
     with Progress(len(groups), "score") as progress:
         for part in microbatches(groups, max_tokens=micro_batch_tokens):

@@ -26,6 +26,7 @@ from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import EncodedGroup, Group
 from kleash.data.split import comparison, hold_out, read_split
+from kleash.models.average import average_weights
 from kleash.models.load import load_reward_model, load_tokenizer, new_reward_model, save_model
 from kleash.rewards.ensemble import HOLD_OUT, EnsembleReward, write_ensemble
 from kleash.rewards.learned import LearnedReward
@@ -152,12 +153,9 @@ def _one(
     config: EnsembleConfig, folder: RunFolder, members: Sequence[RunFolder], files: Files
 ) -> dict[str, Any] | None:
     """Leave a single model in the folder, of the members' mean weights, and return its report."""
-    model, tokenizer = load_reward_model(members[0].path, device=config.device)
-    total = {name: tensor.double() for name, tensor in model.state_dict().items()}
-    for member in members[1:]:
-        for name, tensor in load_reward_model(member.path, device=config.device)[0].state_dict().items():
-            total[name] += tensor
-    model.load_state_dict({name: tensor / len(members) for name, tensor in total.items()})
+    loaded = [load_reward_model(member.path, device=config.device) for member in members]
+    average_weights([model for model, _ in loaded])
+    model, tokenizer = loaded[0]
     train, held_out = (_encoded(config, files[name], tokenizer) for name in ("reward", "held-out"))
     settings = _single(config, **({"centre_data": str(files["centre"])} if files["centre"].stat().st_size else {}))
     reward_model.centre(model, tokenizer, train, settings)
