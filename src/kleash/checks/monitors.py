@@ -49,7 +49,9 @@ def watch(
     responses = [response for group in groups for response in group.responses]
     tokens = [_tokens(response) for response in responses]
     varied = diversity(tokens, finished=[response.finished for response in responses])
-    figures: dict[str, float | None] = {name: varied[name] for name in ("distinct_1", "distinct_2", "distinct_3", "repetition")}
+    figures: dict[str, float | None] = {
+        name: varied[name] for name in ("distinct_1", "distinct_2", "distinct_3", "repetition")
+    }
     figures["truncated"] = 1 - varied["end_rate"]
     spread = [values for name, values in (parts or {}).items() if name.split("/")[-1] == "spread"]
     if spread:

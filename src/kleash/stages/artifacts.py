@@ -16,14 +16,17 @@ from kleash.run import RunFolder, fingerprint
 from kleash.stages.settings import StageConfig
 from kleash.training.checkpoint import weights
 
-FILES = ("model", "data", "eval_data", "reference", "reward", "centre_data", "pretraining_data")
+REWARDS = ("reward", "hold_out", "gold")
+"""Fields of stage configs that name a reward."""
+
+FILES = (*REWARDS, "model", "data", "eval_data", "reference", "centre_data", "pretraining_data")
 """Fields of stage configs that name a file, a folder or a hub name."""
 
 
 def inputs_of(config: StageConfig, **live: tuple[nn.Module, Any] | None) -> dict[str, dict[str, str]]:
     """Path and hash of everything a config names; of a live model, the hash of its weights."""
     inputs = {
-        name: content_of(value) if name == "reward" else fingerprint(value)
+        name: content_of(value) if name in REWARDS else fingerprint(value)
         for name in FILES
         if (value := getattr(config, name, None)) is not None
     }
