@@ -110,13 +110,24 @@ def response_scores(model: Model, batch: GroupBatch, *, shared: bool | None = No
     head = getattr(model, "score", None)
     if head is None:
         raise ModelError(f"{type(model).__name__} has no `score` head; give a sequence classifier with one output")
-    states = response_states(model, batch, shared=shared, final=True)
-    last = batch.lengths[..., None, None].expand(-1, -1, 1, states.shape[-1])
-    scores = head(states.gather(2, last).squeeze(2))
+    scores = head(response_features(model, batch, shared=shared))
     if scores.shape[-1] != 1:
         raise ModelError(f"{type(model).__name__} has {scores.shape[-1]} outputs; a reward model has one")
     scores = scores.squeeze(-1).to(torch.promote_types(scores.dtype, torch.float32))
     return scores - centring_offset(model)
+
+
+def response_features(model: Model, batch: GroupBatch, *, shared: bool | None = None) -> Float[Tensor, "P K D"]:
+    """What a reward model's head reads of each response: the state at the last real token of prompt + response.
+
+    Args:
+        model: any decoder-only model; its head is not used.
+        batch: groups; `response_attention` says which tokens are real.
+        shared: the back end, see `response_states`.
+    """
+    states = response_states(model, batch, shared=shared, final=True)
+    last = batch.lengths[..., None, None].expand(-1, -1, 1, states.shape[-1])
+    return states.gather(2, last).squeeze(2)
 
 
 def centring_offset(model: Model) -> float:
