@@ -122,7 +122,7 @@ def excess_slope(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P values of several tests, each adjusted so that one false finding among all has the stated chance (Holm 1979)."""
+    """P values of several tests, adjusted so that the chance of any false finding is the stated one (Holm 1979)."""
     order = np.argsort(p_values)
     adjusted = np.empty(len(p_values))
     worst = 0.0
@@ -153,7 +153,7 @@ def _row(
 
 
 def _temperature(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) -> float:
-    """The s of P = σ(s·m) that fits the labels best: a model that is too sure of everything is no lover of bold type."""
+    """The s of P = σ(s·m) that fits the labels best: being too sure of everything is no love of bold type."""
 
     def loss(s: float) -> float:
         return float(np.mean(p * np.logaddexp(0, -s * margin) + (1 - p) * np.logaddexp(0, s * margin)))

@@ -50,10 +50,10 @@ def lapse_model(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) -> 
     """Labels as the model's margins, stretched, with lapses: P(y₀ ≻ y₁) = ε + (1 − 2ε)·σ(s·m).
 
     ε is the share of labels given without looking, in which the two sides change places: what no margin however large
-    explains (the lapse rate of psychometrics, Wichmann & Hill 2001). s is how much steeper the labels are than the model
-    says: 1 calibrated, below 1 it is too sure of itself, above 1 not sure enough. Fitted by maximum likelihood with
-    profile-likelihood intervals. All of it holds as far as the margins order and space the pairs rightly: what the model
-    has not understood looks like noise here, so ε and the noise are too large by it, Bayes accuracy is too low.
+    explains (the lapse rate of psychometrics, Wichmann & Hill 2001). s is how much steeper the labels are than the
+    model says: 1 calibrated, below 1 it is too sure of itself, above 1 not sure enough. Fitted by maximum likelihood
+    with profile-likelihood intervals. All of it holds as far as the margins are right but for their scale: what the
+    model has not understood looks like noise here, so that ε comes out too large by it and Bayes accuracy too low.
 
     Args:
         margin: of held-out pairs.

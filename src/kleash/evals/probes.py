@@ -1,7 +1,7 @@
 """Adversarial probes: what a reward model says of responses that were made worse on purpose.
 
-Each probe takes a response that people chose and spoils it in a way that policies are known to find. A reward model that
-prefers the spoiled one has shown where it can be hacked before anyone hacks it. Formulas: docs/metrics.md.
+Each probe takes a response that people chose and spoils it in a way that policies are known to find. A reward model
+that prefers the spoiled one has shown where it can be hacked before anyone hacks it. Formulas: docs/metrics.md.
 """
 
 from __future__ import annotations

@@ -16,14 +16,14 @@ from kleash.run import RunFolder, fingerprint
 from kleash.stages.settings import StageConfig
 from kleash.training.checkpoint import weights
 
-FILES = ("model", "data", "eval_data", "reference", "reward", "centre_data", "pretraining_data")
+FILES = ("model", "data", "eval_data", "reference", "reward", "gold", "centre_data", "pretraining_data")
 """Fields of stage configs that name a file, a folder or a hub name."""
 
 
 def inputs_of(config: StageConfig, **live: tuple[nn.Module, Any] | None) -> dict[str, dict[str, str]]:
     """Path and hash of everything a config names; of a live model, the hash of its weights."""
     inputs = {
-        name: content_of(value) if name == "reward" else fingerprint(value)
+        name: content_of(value) if name in ("reward", "gold") else fingerprint(value)
         for name in FILES
         if (value := getattr(config, name, None)) is not None
     }
