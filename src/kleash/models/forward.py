@@ -124,9 +124,7 @@ def head_scores(model: Model, batch: GroupBatch, *, shared: bool | None = None) 
     head = getattr(model, "score", None)
     if head is None:
         raise ModelError(f"{type(model).__name__} has no `score` head; give a sequence classifier with one output")
-    states = response_states(model, batch, shared=shared, final=True)
-    last = batch.lengths[..., None, None].expand(-1, -1, 1, states.shape[-1])
-    scores = head(states.gather(2, last).squeeze(2))
+    scores = head(response_features(model, batch, shared=shared))
     if scores.shape[-1] != 1 and not combination(model):
         raise ModelError(f"{type(model).__name__} has {scores.shape[-1]} outputs; a reward model has one")
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
@@ -135,6 +133,19 @@ def head_scores(model: Model, batch: GroupBatch, *, shared: bool | None = None) 
 def combination(model: Model) -> dict[str, Any]:
     """How the heads of a reward model on one trunk are made one score; empty for a model that has a single head."""
     return dict(getattr(model.config, "kleash_heads", None) or {})
+
+
+def response_features(model: Model, batch: GroupBatch, *, shared: bool | None = None) -> Float[Tensor, "P K D"]:
+    """What a reward model's head reads of each response: the state at the last real token of prompt + response.
+
+    Args:
+        model: any decoder-only model; its head is not used.
+        batch: groups; `response_attention` says which tokens are real.
+        shared: the back end, see `response_states`.
+    """
+    states = response_states(model, batch, shared=shared, final=True)
+    last = batch.lengths[..., None, None].expand(-1, -1, 1, states.shape[-1])
+    return states.gather(2, last).squeeze(2)
 
 
 def centring_offset(model: Model) -> float:

@@ -243,7 +243,7 @@ def run(
     prompts, held_out = read_prompts(config, model, tokenizer)
     # at β = 0 the loss does not need it, but how far the policy has gone is the figure that tells a missing leash
     reference = load_reference(config, model)
-    rewards = build_rewards(config, tokenizer, reward)
+    reward, hold_out, gold = build_rewards(config, tokenizer, reward)
     make_trainable(model, config)
     sampler = LocalSampler(
         model,
@@ -252,10 +252,10 @@ def run(
         temperature=config.temperature,
         end_ids=end_ids(tokenizer),
     )
-    actors = Actors(config, model, tokenizer, reference, sampler=sampler, **rewards)
+    actors = Actors(config, model, tokenizer, reference, reward, sampler, hold_out, gold)
     steps = config.steps(len(prompts))
     folder.note("formulas", **formulas(config))
-    folder.note("models", **parameters_held(policy=model, reference=reference, **rewards))
+    folder.note("models", **parameters_held(policy=model, reference=reference, reward=reward, hold_out=hold_out))
 
     updates = config.inner_epochs * config.minibatches
     optimizer = Optimizer(model, steps=steps * updates, **config.optimizer_settings())

@@ -201,8 +201,8 @@ def run(
     model, tokenizer = policy or load_policy(config.model, device=config.device)
     prompts, held_out = read_prompts(config, model, tokenizer)
     reference = load_reference(config, model)
-    rewards = build_rewards(config, tokenizer, reward)
-    critic = _critic(model, rewards["reward"], config)
+    reward, hold_out, gold = build_rewards(config, tokenizer, reward)
+    critic = _critic(model, reward, config)
     make_trainable(model, config)
     make_trainable(critic.decoder, config)
     pretraining = _pretraining(config, model, tokenizer)
@@ -213,10 +213,12 @@ def run(
         temperature=config.temperature,
         end_ids=end_ids(tokenizer),
     )
-    actors = Actors(config, model, tokenizer, reference, sampler=sampler, critic=critic, **rewards)
+    actors = Actors(config, model, tokenizer, reference, reward, sampler, hold_out, gold, critic=critic)
     steps = config.steps(len(prompts))
     folder.note("formulas", **FORMULA)
-    folder.note("models", **parameters_held(policy=model, reference=reference, value=critic, **rewards))
+    folder.note(
+        "models", **parameters_held(policy=model, reference=reference, reward=reward, value=critic, hold_out=hold_out)
+    )
 
     updates = steps * config.inner_epochs * config.minibatches
     settings = config.optimizer_settings()

@@ -5,7 +5,7 @@ things wrong, so that their disagreement (`spread`) shows where the score is not
 harder to please by accident. What all have wrong (what labellers got wrong, say) stays. A hold-out member has seen none
 of the comparisons that the reward was made of: a policy whose reward climbs while the hold-out falls is being fooled.
 
-    kleash reward --model runs/sft --data comparisons.jsonl --out runs/reward --members 5 --combine worst --hold-out-share 0.2
+    kleash reward --model runs/sft --data pairs.jsonl --out runs/reward --members 5 --hold-out-share 0.2
 
 One model, one head and no hold-out is `reward_model` itself.
 """
@@ -132,7 +132,8 @@ def _centred_on(config: EnsembleConfig, train: Sequence[Group]) -> Sequence[Grou
     if config.centre_data is not None or not config.centre_samples:
         return ()
     tokenizer = load_tokenizer(config.model)
-    return reward_model.start_samples(encode_all(train, tokenizer, max_length=config.max_length)[0], config)
+    encoded = encode_all(train, tokenizer, max_length=config.max_length)[0]
+    return [group.source for group in reward_model.start_samples(tokenizer, encoded, config)]
 
 
 def _member(config: EnsembleConfig, out: Path, files: Files, *, data: str = "reward") -> RunFolder:

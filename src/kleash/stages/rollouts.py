@@ -174,8 +174,8 @@ def minibatches(config: RolloutConfig, rows: int, step: int, epoch: int) -> Iter
 
 def build_rewards(
     config: RolloutConfig, tokenizer: PreTrainedTokenizerBase, live: Reward | None
-) -> dict[str, Reward | None]:
-    """What is climbed, what is watched and what is wanted, as `Actors` has them; `live` in place of the first."""
+) -> tuple[Reward, Reward | None, Reward | None]:
+    """What is climbed (or `live` in its place), what is watched, and what is wanted."""
     settings: dict[str, Any] = {
         "policy_tokenizer": tokenizer, "device": config.device, "dtype": config.dtype,
         "micro_batch_tokens": config.micro_batch_tokens,
@@ -184,11 +184,11 @@ def build_rewards(
     hold_out = config.hold_out or (str(left) if left.is_dir() else None)
     if config.criterion == "hold-out" and hold_out is None:
         raise ConfigError("criterion hold-out needs a hold-out reward; give --hold-out, or a --reward that has one")
-    return {
-        "reward": live or build_reward(config.reward, **settings),
-        "hold_out": build_reward(hold_out, **settings) if hold_out else None,
-        "gold": build_reward(config.gold, **settings) if config.gold else None,
-    }
+    return (
+        live or build_reward(config.reward, **settings),
+        build_reward(hold_out, **settings) if hold_out else None,
+        build_reward(config.gold, **settings) if config.gold else None,
+    )
 
 
 class Watch:
