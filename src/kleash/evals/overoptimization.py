@@ -350,8 +350,8 @@ def _law_in_words(analysis: Figures, best: str) -> str:
     else:
         lost = fitted["trust"]["lost"]
         said = (
-            f"The law puts the peak at √KL {peak['value']:.2f} [{peak['low']:.2f}, {peak['high']:.2f}]; gold there is "
-            f"{lost['mean']:.2f} [{lost['low']:.2f}, {lost['high']:.2f}] below that of {best}"
+            f"The law puts the peak at √KL {peak['value']:.2f} [{peak['low']:.2f}, {peak['high']:.2f}]; gold of {best} "
+            f"less gold there is {lost['mean']:.2f} [{lost['low']:.2f}, {lost['high']:.2f}]"
         )
     if fitted["p_value"] is not None and fitted["p_value"] < 1 - LEVEL:
         said += f". The curve departs from the law by more than noise (by up to {fitted['largest_miss']:.2f} gold)"

@@ -217,7 +217,6 @@ def measure(
 @torch.no_grad()
 def drift_from(start: PreTrainedModel, policy: PreTrainedModel, batch: GroupBatch, config: OveroptConfig) -> np.ndarray:
     """k1 of each response, summed over its tokens, in nats: [P, K]."""
-
     assert config.temperature is not None
     temperature = config.temperature
 
