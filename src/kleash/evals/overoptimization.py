@@ -304,7 +304,10 @@ def in_words(analysis: Figures) -> dict[str, str]:
     def change(figures: Figures) -> str:
         return f"{figures['mean']:.2f} [{figures['low']:.2f}, {figures['high']:.2f}]"
 
-    where = f"{name(best)} (√KL {best['distance']['value']:.2f}, gold {best['gold']['mean']:.2f})"
+    where = (
+        f"{name(best)} (√KL {best['distance']['value']:.2f}, gold {best['gold']['mean']:.2f}; best in "
+        f"{peak['share']:.0%} of resamples)"
+    )
     rose = turn["proxy_rose"]
     climbed = " while the proxy rose" if rose["low"] > 0 else ", and the proxy moved"
     said = {
@@ -382,7 +385,7 @@ def curve(road: Road, seed: int = 0, resamples: int = 2000) -> list[Figures]:
 
 def distances(kl: Any) -> np.ndarray:
     """√KL in √nats; an estimate that came out below zero is no distance."""
-    return np.sqrt(np.maximum(np.asarray(kl, dtype=np.float64), 0))
+    return np.asarray(np.sqrt(np.maximum(np.asarray(kl, dtype=np.float64), 0)))
 
 
 def paired(values: Float[np.ndarray, " P"]) -> Figures:
@@ -455,8 +458,8 @@ def _lack_of_fit(
 def _spent(distance: np.ndarray, law: Law) -> np.ndarray:
     """What β′ multiplies: d², or d ln d, which is 0 at 0."""
     if law == "best-of-n":
-        return distance**2
-    return distance * np.log(np.where(distance > 0, distance, 1.0))
+        return np.asarray(distance**2)
+    return np.asarray(distance * np.log(np.where(distance > 0, distance, 1.0)))
 
 
 def _at_peak(alpha: Any, beta_law: Any, law: Law) -> np.ndarray:
