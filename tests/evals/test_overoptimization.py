@@ -119,6 +119,7 @@ def test_a_curve_that_turns_is_said_to_have_turned_at_its_peak() -> None:
     said = oo.in_words(found)
     assert said["turn"].startswith(f"Gold turned: best at step {found['peak']['point']} ")
     assert "while the proxy rose" in said["turn"] and said["ship"].startswith("Ship step ")
+    assert "Fitted to the first 70% of the way alone it" in said["law"]
 
 
 def test_a_curve_that_still_rises_has_not_turned() -> None:

@@ -358,11 +358,19 @@ def _law_in_words(analysis: Figures, best: str) -> str:
         )
     if fitted["p_value"] is not None and fitted["p_value"] < 1 - LEVEL:
         said += f". The curve departs from the law by more than noise (by up to {fitted['largest_miss']:.2f} gold)"
+    early = analysis["early_fit"]
+    if early is not None and analysis["turn"]["verdict"] == "turned":
+        lost, at = early["trust"]["lost"], _number(early["peak_distance"]["value"])
+        said += f". Fitted to the first {EARLY:.0%} of the way alone it "
+        said += (
+            f"puts it at √KL {at}" if early["turns"] >= LEVEL else f"has a peak in {early['turns']:.0%} of resamples"
+        )
+        said += f"; trusting that would lose {lost['mean']:.2f} [{lost['low']:.2f}, {lost['high']:.2f}] gold"
     return said + "."
 
 
 def _number(value: float | None) -> str:
-    return "∞" if value is None else f"{value:.2f}"
+    return "∞" if value is None else f"{value:.2f}" if value < 100 else f"{value:.0e}"
 
 
 def curve(road: Road, seed: int = 0, resamples: int = 2000) -> list[Figures]:
