@@ -57,8 +57,8 @@ class EndedReward:
 class FunctionReward:
     """A Python function with TRL's signature: `f(prompts, completions, **columns) -> list[float]`.
 
-    Prompts and completions are text, or lists of turns where the prompt is one; every other column of the rows comes as
-    a keyword argument, a list as long as the completions.
+    Prompts and completions are text, or lists of turns where the prompt is one; `finished`, which says of each whether
+    it ended by itself, and every other column of the rows come as keyword arguments, lists as long as the completions.
     """
 
     def __init__(self, name: str) -> None:
@@ -87,6 +87,7 @@ class FunctionReward:
                 response.text if isinstance(group.prompt, str) else [{"role": "assistant", "content": response.text}]
                 for group, response in rows
             ],
+            finished=[response.finished for _, response in rows],
             **columns,
         )
         scores = list(scores)
