@@ -133,7 +133,9 @@ def _centred_on(config: EnsembleConfig, train: Sequence[Group]) -> Sequence[Grou
         return ()
     tokenizer = load_tokenizer(config.model)
     encoded = encode_all(train, tokenizer, max_length=config.max_length)[0]
-    return [group.source for group in reward_model.start_samples(tokenizer, encoded, config)]
+    sampled = (group.source for group in reward_model.start_samples(tokenizer, encoded, config))
+    # A response that was cut off before it had any text cannot be written down as text.
+    return [group for group in sampled if group.responses[0].finished or group.responses[0].text]
 
 
 def _member(config: EnsembleConfig, out: Path, files: Files, *, data: str = "reward") -> RunFolder:
