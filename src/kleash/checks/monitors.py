@@ -42,17 +42,11 @@ def watch(
         hold_out: a reward that is not climbed.
 
     Returns:
-        distinct_1, distinct_2, distinct_3, repetition, truncated; where there is what they need: `spread`; `hold_out`,
+        What `describe_responses` gives; where there is what they need: `spread`; `hold_out`,
         its mean score, and `hold_out_agreement`, the rank correlation of both rewards over the responses; `distance`,
         the mean Mahalanobis distance in the reward model's features, and `outside`, the share beyond its range.
     """
-    responses = [response for group in groups for response in group.responses]
-    tokens = [_tokens(response) for response in responses]
-    varied = diversity(tokens, finished=[response.finished for response in responses])
-    figures: dict[str, float | None] = {
-        name: varied[name] for name in ("distinct_1", "distinct_2", "distinct_3", "repetition")
-    }
-    figures["truncated"] = 1 - varied["end_rate"]
+    figures: dict[str, float | None] = describe_responses(groups)
     spread = [values for name, values in (parts or {}).items() if name.split("/")[-1] == "spread"]
     if spread:
         figures["spread"] = float(torch.stack(spread).mean())
@@ -60,6 +54,15 @@ def watch(
         held = hold_out(groups)
         figures |= {"hold_out": float(held.mean()), "hold_out_agreement": _agreement(scores.cpu(), held)}
     return figures | _range(reward, groups)
+
+
+def describe_responses(groups: Sequence[Group]) -> dict[str, float | None]:
+    """How varied responses are and how many were cut off: distinct_1, distinct_2, distinct_3, repetition, truncated."""
+    responses = [response for group in groups for response in group.responses]
+    tokens = [_tokens(response) for response in responses]
+    varied = diversity(tokens, finished=[response.finished for response in responses])
+    kept = ("distinct_1", "distinct_2", "distinct_3", "repetition")
+    return {name: varied[name] for name in kept} | {"truncated": 1 - varied["end_rate"]}
 
 
 def acceleration(history: Sequence[float]) -> float | None:

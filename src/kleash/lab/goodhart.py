@@ -3,7 +3,7 @@
     python -m kleash.lab.goodhart [--seeds 5] [--out runs/goodhart] [--workers 1]
 
 For each seed one base and one SFT model; 1,000 or 4,000 comparisons; reward models of 1, 3 or 5 members, combined by
-mean, worst case or averaged weights (WARM); and PPO against each at three β. Gold is measured at every second rollout, on
+mean, worst case or averaged weights (WARM); and PPO against each at three β. Gold is measured every second rollout, on
 prompts that choose the peak and on others that report it. Prints tables; what is done is not done again.
 
 The members go from one head, so that their weights can be averaged; the same members serve every way of combining.
@@ -48,7 +48,7 @@ WAYS = (("single", 1), ("mean", 3), ("worst", 3), ("warm", 3), ("mean", 5), ("wo
 MEASURED = 96
 """Prompts drawn that choose, and as many that report."""
 
-ROLLOUTS = 36
+ROLLOUTS = 30
 MAX_NEW_TOKENS = 40
 
 

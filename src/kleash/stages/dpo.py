@@ -25,9 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kleash.checks import monitors
 from kleash.checks.gates import gate_in, gate_out
 from kleash.data.batching import batch_at, by_size, microbatches
-from kleash.data.chat import encode_all
+from kleash.data.chat import encode_all, end_ids
 from kleash.data.group import EncodedGroup, Group, Ranking, Scores, collate
 from kleash.data.split import best_against_worst, comparison, read_split
 from kleash.errors import DataError
@@ -47,8 +48,10 @@ from kleash.objectives.preference import (
     smoothed_dpo_loss,
 )
 from kleash.objectives.reduce import masked_sum
+from kleash.rewards.reward import Reward, build_reward
 from kleash.run import RunFolder, derive_seed, write_folder
 from kleash.sampling.local import LocalSampler
+from kleash.sampling.sampler import decode_groups
 from kleash.stages.artifacts import inputs_of, model_card, parameters_held, save_snapshot
 from kleash.stages.reward_model import pairs_of, rewards_report
 from kleash.stages.settings import TrainingConfig
@@ -119,6 +122,10 @@ class DPOConfig(TrainingConfig):
     """Longest of those responses, in tokens."""
     snapshot_every: int | None = Field(None, ge=1)
     """Steps between weights kept under snapshots/, to be measured later; null keeps none."""
+    hold_out: str | None = None
+    """A reward that those responses are scored with and that nothing is learned from: a folder, a verifier, …"""
+    gold: str | None = None
+    """What is truly wanted, where it can be computed: likewise."""
 
     def kl_due(self, step: int, steps: int) -> bool:
         """Whether the KL is to be measured after `step` steps of `steps`."""
@@ -178,6 +185,7 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
     state = checkpoint.restore(folder, parts)
     selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
+    beside = {name: build_reward(given) for name in ("hold_out", "gold") if (given := getattr(config, name))}
     figures: dict[str, Any] | None = None
     drift: MeanSE | None = None
     with Progress(steps, "dpo", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
@@ -190,8 +198,8 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
                 selection.offer(model, step, figures["loss"])
                 _watch_displacement(folder, step, figures)
             if held_out and config.kl_due(step, steps):
-                drift = measure_kl(model, tokenizer, held_out, fresh_reference, config)
-                metrics["eval_kl"] = drift["mean"]
+                drift, watched = measure_kl(model, tokenizer, held_out, fresh_reference, config, beside)
+                metrics |= {"eval_kl": drift["mean"], **watched}
             if config.snapshot_every and step % config.snapshot_every == 0:
                 save_snapshot(folder, step, model, tokenizer)
             row = folder.log(step, metrics)
@@ -208,7 +216,7 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
         if figures is None or not measured:
             figures = evaluate(model, held_out, references[len(train) :], train, config)
         if config.kl_due(steps, steps) and (drift is None or not measured):
-            drift = measure_kl(model, tokenizer, held_out, fresh_reference, config)
+            drift, _ = measure_kl(model, tokenizer, held_out, fresh_reference, config, beside)
         results |= {"report": figures, "kl": drift}
         _verdict(folder, figures)
     merge_lora(model)
@@ -345,12 +353,17 @@ def measure_kl(
     held_out: Sequence[EncodedGroup],
     fresh_reference: Callable[[], PreTrainedModel],
     config: DPOConfig,
-) -> MeanSE:
-    """KL(π ‖ π_ref) a response, in nats: k1 on fresh responses to held-out prompts, by the same streams each time."""
+    beside: Mapping[str, Reward],
+) -> tuple[MeanSE, dict[str, Any]]:
+    """KL(π ‖ π_ref) a response, in nats: k1 on fresh responses to held-out prompts, by the same streams each time.
+
+    And what else is watched of these responses (docs/metrics.md, Monitors), with what the rewards `beside` say of them.
+    """
     room = (context_length(model) or 1 << 30) - config.max_new_tokens
-    prompts = list({group.prompt_ids: None for group in held_out if len(group.prompt_ids) <= room})[: config.kl_samples]
+    asked = {group.prompt_ids: group.source for group in held_out if len(group.prompt_ids) <= room}
+    prompts = list(asked)[: config.kl_samples]
     if not prompts:
-        return mean_se([])
+        return mean_se([]), {}
     sampler = LocalSampler(model, tokenizer, max_new_tokens=config.max_new_tokens)
     with autocast(config.dtype, model.device):
         batch = sampler(
@@ -365,7 +378,9 @@ def measure_kl(
             logprobs, _ = response_logprobs(reference, rows)
         assert rows.sampler_logprobs is not None
         drift[part] = kl.per_sequence(kl.k1(rows.sampler_logprobs, logprobs), rows.mask).float().cpu()
-    return mean_se(drift)
+    groups = decode_groups(batch, [asked[prompt] for prompt in prompts], tokenizer, end_ids(tokenizer))
+    scored = {f"eval_{name}": float(reward(groups).mean()) for name, reward in beside.items()}
+    return mean_se(drift), {**monitors.describe_responses(groups), **scored}
 
 
 def _reference_logprobs(
