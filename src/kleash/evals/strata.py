@@ -51,7 +51,7 @@ def quartiles(values: Float[np.ndarray, " P"], unit: str = "") -> list[str]:
     names = {}
     for index in np.unique(bins):
         inside = values[bins == index]
-        low, high = (f"{end:.3g}" for end in (inside.min(), inside.max()))
+        low, high = (f"{end:.2f}".rstrip("0").rstrip(".") for end in (inside.min(), inside.max()))
         names[index] = (low if low == high else f"{low} to {high}") + unit
     return [names[index] for index in bins]
 
