@@ -277,3 +277,41 @@ def test_findings_say_what_was_not_shown(summary: dict[str, Any]):
 
 def test_synthetic_summary_is_json_as_the_demo_writes_it():
     assert json.loads(json.dumps(synthetic.summary(), allow_nan=False)) == synthetic.summary()
+
+
+def test_the_reward_model_is_shown_from_all_sides_that_its_report_has(page_of_demo: str):
+    text = Page(page_of_demo).text
+    for heading in (
+        "Can it be fooled?", "What does it pay for?", "By length difference", "By kind", "Will more labels help?",
+        "What choosing by it gives", "How noisy are the labels?", "How far has it seen?",
+    ):  # fmt: skip
+        assert heading in text, heading
+    assert "at 10,800 labels, twice as many, expect an accuracy of" in text
+    assert "Beyond doubt here: answer to another question, two other answers after it, empty words before it." in text
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
+    ("piece", "heading"),
+    [
+        ("probes", "Can it be fooled?"),
+        ("bias", "What does it pay for?"),
+        ("strata", "By kind"),
+        ("learning_curve", "Will more labels help?"),
+        ("best_of", "What choosing by it gives"),
+        ("label_noise", "How noisy are the labels?"),
+        ("distance", "How far has it seen?"),
+    ],
+)
+def test_a_piece_that_the_reward_report_lacks_leaves_no_gap(tmp_path: Path, summary: Any, piece: str, heading: str):
+    del summary["reward_model"][piece]
+    text = Page(render(tmp_path, summary)).text
+    assert heading not in text and "Can the reward model be trusted?" in text
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_names_of_strata_are_text_and_never_markup(tmp_path: Path, summary: Any):
+    row = summary["reward_model"]["strata"][-1]
+    row["name"], row["cells"][0]["value"] = HOSTILE, HOSTILE
+    page = Page(render(tmp_path, summary))
+    assert not {"script", "img", "a"} & set(page.tags)

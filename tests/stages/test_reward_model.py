@@ -307,7 +307,7 @@ def test_a_learning_curve_that_cannot_be_drawn_is_refused_before_training(
     base: Path, comparisons: Path, write: object
 ) -> None:
     few = write("few.jsonl", read_jsonl(comparisons)[:30])  # type: ignore[operator]
-    with pytest.raises(ConfigError, match="needs 50 training rows and two held out, got 27 and 3; leave it out"):
+    with pytest.raises(ConfigError, match="needs 50 training rows and two held out, got 28 and 2; leave it out"):
         reward_model.run(config(base, few, learning_curve=True))
     live = new_reward_model(base, seed=0)
     with pytest.raises(ConfigError, match="cannot with a live model; give the model by its folder"):

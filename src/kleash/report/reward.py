@@ -49,7 +49,7 @@ def reward_pieces(report: Mapping[str, Any], svg: Callable[..., Markup]) -> dict
         "noise": noise.get("lapse_model"),
         "disagreement": noise.get("disagreement"),
         "curve": svg(figures.learning_curve, curve) if curve else None,
-        "curve_answer": curve["answer"] if curve else None,
+        "curve_answer": curve["answer"].replace("(-", "(−").replace(" -", " −") if curve else None,
         "best_of": svg(figures.best_of, best_of) if len(best_of) > 1 else None,
         "distance": [{"label": SETS[name], **distance[name]} for name in SETS if name in distance] or None,
     }
