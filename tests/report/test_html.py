@@ -83,7 +83,7 @@ def test_ids_are_unique_and_what_points_to_one_finds_it(page_of_demo: str):
 
 def test_all_pictures_and_parts_are_there(page_of_demo: str):
     page = Page(page_of_demo)
-    assert page.tags.count("svg") == 8  # two distances, training, roads, accuracy, calibration, two losses
+    assert page.tags.count("svg") == 11  # two distances, training, roads, five of the reward model, two losses
     for words in (
         "Where it turns", "Other roads", "The same questions", "Can the reward model be trusted", "Learning from data",
         "What each stage says", "ten lines", "How it was made", "what does the otter eat", "held-out loss 3.912",
@@ -159,7 +159,7 @@ def test_whatever_is_missing_is_left_out(tmp_path: Path, summary: dict[str, Any]
 def test_a_demo_that_ran_without_a_leash_alone_has_a_page(tmp_path: Path, summary: dict[str, Any]):
     del summary["curves"]["ppo"], summary["policies"]["ppo"]
     page = Page(render(tmp_path, summary))
-    assert page.tags.count("svg") == 5 and "the other run" not in page.text
+    assert page.tags.count("svg") == 8 and "the other run" not in page.text
 
 
 def test_an_empty_summary_still_gives_a_page(tmp_path: Path):
@@ -192,7 +192,7 @@ def test_losses_come_from_the_run_folders(demo: Path, no_pictures: None):
         file.write('{"step": 999, "lo')  # cut short by a kill
     (demo / "reward" / "metrics.jsonl").unlink()
     page = Page(write_report(demo).read_text())
-    assert page.tags.count("svg") == 7 and "imitating answers" in page.text and "ordering pairs" not in page.text
+    assert page.tags.count("svg") == 10 and "imitating answers" in page.text and "ordering pairs" not in page.text
 
 
 def test_gates_and_settings_come_from_run_folders_too(demo: Path, summary: dict[str, Any], no_pictures: None):

@@ -32,7 +32,8 @@ def reward_pieces(report: Mapping[str, Any], svg: Callable[..., Markup]) -> dict
         svg: draws a picture as markup.
     """
     bias, noise = report.get("bias") or {}, report.get("label_noise") or {}
-    curve, best_of = report.get("learning_curve"), report.get("best_of") or []
+    curve = _whole(report.get("learning_curve"), "points", "answer", *_ends("accuracy/at_twice"))
+    best_of = report.get("best_of") or []
     distance = report.get("distance") or {}
     probes = [{**row, "label": PROBES.get(row["name"], row["name"])} for row in report.get("probes") or []]
     return {
@@ -41,15 +42,38 @@ def reward_pieces(report: Mapping[str, Any], svg: Callable[..., Markup]) -> dict
         "hacked": [row["label"] for row in probes if row["low"] > 0.5],
         "bias": bias.get("features") or None,
         "biased": [row["name"] for row in bias.get("features") or [] if row["p_holm"] < 0.05 and row["difference"] > 0],
-        "excess": bias.get("length_excess"),
+        "excess": _whole(bias.get("length_excess"), *ENDS),
         "strata": [
             {**row, "word": "differs" if row["p_holm"] < 0.05 else "may be the same"}
             for row in report.get("strata") or []
         ],
-        "noise": noise.get("lapse_model"),
-        "disagreement": noise.get("disagreement"),
+        "noise": _whole(noise.get("lapse_model"), *_ends("lapse"), *_ends("slope"), *_ends("bayes_accuracy")),
+        "disagreement": _whole(noise.get("disagreement"), "rate", "low", "high", "pairs"),
         "curve": svg(figures.learning_curve, curve) if curve else None,
         "curve_answer": curve["answer"].replace("(-", "(−").replace(" -", " −") if curve else None,
         "best_of": svg(figures.best_of, best_of) if len(best_of) > 1 else None,
-        "distance": [{"label": SETS[name], **distance[name]} for name in SETS if name in distance] or None,
+        "distance": [
+            {"label": label, **row}
+            for name, label in SETS.items()
+            if (row := _whole(distance.get(name), "responses", "quantiles/0.5", "beyond")) is not None
+        ],
     }
+
+
+ENDS = ("value", "low", "high")
+
+
+def _ends(path: str) -> list[str]:
+    """The paths of an estimate and its interval."""
+    return [f"{path}/{end}" for end in ENDS]
+
+
+def _whole(piece: Mapping[str, Any] | None, *paths: str) -> Mapping[str, Any] | None:
+    """A piece of the report, if it has all that is to be shown of it."""
+    for path in paths:
+        value: Any = piece
+        for key in path.split("/"):
+            if not isinstance(value, Mapping) or key not in value:
+                return None
+            value = value[key]
+    return piece
