@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ def recover(planted: Planted, pairs: int, *, seed: int) -> dict[str, dict[str, f
         "length bias": planted.length_bias,
         "excess length bias": planted.excess,
         # The rate over all pairs that might have been drawn, since the interval is for that.
-        "disagreement": _population(planted)["disagreement"],
+        "disagreement": _expected_disagreement(draw_numbers(planted, 200_000, seed=1).probability),
         "label noise": planted.flips,
         "slope": 1.0,
         "Bayes accuracy": float(np.maximum(drawn.probability, 1 - drawn.probability).mean()),
@@ -126,18 +126,23 @@ def coverage(planted: Planted, pairs: int, *, draws: int) -> dict[str, float]:
     return {name: float(np.mean(own)) for name, own in held.items()}
 
 
-def _population(planted: Planted) -> dict[str, float]:
-    drawn = draw_numbers(planted, 1_000_000, seed=1)
-    return {"disagreement": float((2 * drawn.probability * (1 - drawn.probability)).mean())}
+def _expected_disagreement(probability: Float[np.ndarray, " N"]) -> float:
+    return float((2 * probability * (1 - probability)).mean())
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------
 
 
-def preferences(planted: Planted, rows: int, *, seed: int) -> list[Group]:
+def preferences(planted: Planted, rows: int, *, seed: int, twice: int = 0) -> list[Group]:
     """Comparisons of random texts of 1 to 12 words, the chosen one first.
 
     Column `label_probability` is P(chosen ≻ rejected), `kind` the prompt's.
+
+    Args:
+        planted: what is hidden in them.
+        rows: how many pairs.
+        seed: of texts and labels.
+        twice: so many of the pairs, the first ones, come once more at the end, labelled afresh.
     """
     rng = np.random.default_rng(seed)
     words = list(WEIGHTS)
@@ -156,13 +161,23 @@ def preferences(planted: Planted, rows: int, *, seed: int) -> list[Group]:
                 {"label_probability": 1 - probability if first else probability, "kind": kind},
             )
         )
-    return groups
+    return groups + [_asked_again(group, rng) for group in groups[:twice]]
+
+
+def _asked_again(group: Group, rng: np.random.Generator) -> Group:
+    q = group.columns["label_probability"]
+    if rng.random() < q:
+        return group
+    return replace(group, responses=group.responses[::-1], columns={**group.columns, "label_probability": 1 - q})
 
 
 def learn(
     out: Path, planted: Planted, *, rows: int = 6000, held_out: int = 2000, epochs: float = 3, seed: int = 0
 ) -> RunFolder:
-    """Train a tiny reward model from random weights on such texts, by the stage of the command line."""
+    """Train a tiny reward model from random weights on such texts, by the stage of the command line.
+
+    One in eight of the training pairs is labelled twice.
+    """
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
     with torch.random.fork_rng():
@@ -170,8 +185,8 @@ def learn(
         model = LlamaForCausalLM(_model_config(len(tokenizer)))
     if not (out / "base" / "config.json").exists():
         save_model(out / "base", model, tokenizer, "")
-    for name, count, stream in (("train", rows, 1), ("held-out", held_out, 2)):
-        write_groups(preferences(planted, count, seed=1000 * seed + stream), out / f"{name}.jsonl")
+    for name, count, stream, twice in (("train", rows, 1, rows // 8), ("held-out", held_out, 2, 0)):
+        write_groups(preferences(planted, count, seed=1000 * seed + stream, twice=twice), out / f"{name}.jsonl")
     return reward_model.run(
         reward_model.RewardConfig(
             model=str(out / "base"), data=str(out / "train.jsonl"), eval_data=str(out / "held-out.jsonl"),
@@ -187,7 +202,8 @@ def recovered(folder: RunFolder, planted: Planted) -> dict[str, dict[str, float]
     the error of both.
     """
     report = folder.record["results"]["report"]
-    noise = report["label_noise"]["lapse_model"]
+    noise, asked_twice = report["label_noise"]["lapse_model"], report["label_noise"]["disagreement"]
+    asked = np.array([group.columns["label_probability"] for group in preferences(planted, 20_000, seed=12345)])
     s, raw = noise["slope"], report["length_slope_raw"]
     half = sqrt((1.96 * s["value"] * report["length_slope_raw_se"]) ** 2 + (raw * (s["high"] - s["low"]) / 2) ** 2)
     bias = {"value": s["value"] * raw, "low": s["value"] * raw - half, "high": s["value"] * raw + half}
@@ -195,6 +211,7 @@ def recovered(folder: RunFolder, planted: Planted) -> dict[str, dict[str, float]
         "length bias": (planted.length_bias, bias),
         "excess length bias": (0.0, report["bias"]["length_excess"]),
         "label noise": (planted.flips, noise["lapse"]),
+        "disagreement": (_expected_disagreement(asked), {"value": asked_twice["rate"], **asked_twice}),
         "Bayes accuracy": (report["noise_ceiling"], noise["bayes_accuracy"]),
     }
     return {
