@@ -172,7 +172,7 @@ def _asked_again(group: Group, rng: np.random.Generator) -> Group:
 
 
 def learn(
-    out: Path, planted: Planted, *, rows: int = 6000, held_out: int = 2000, epochs: float = 3, seed: int = 0
+    out: Path, planted: Planted, *, rows: int = 8000, held_out: int = 2000, epochs: float = 3, seed: int = 0
 ) -> RunFolder:
     """Train a tiny reward model from random weights on such texts, by the stage of the command line.
 
@@ -198,18 +198,20 @@ def learn(
 def recovered(folder: RunFolder, planted: Planted) -> dict[str, dict[str, float]]:
     """What the report of such a run found.
 
-    The model's scale is its own, so its length slope is brought to the labels' by the slope s of the lapse model, with
-    the error of both.
+    γ of the labels is what the model pays for length less what it pays in excess of them, both brought to the labels'
+    scale by the slope s of the lapse model; their three errors are added in square.
     """
     report = folder.record["results"]["report"]
     noise, asked_twice = report["label_noise"]["lapse_model"], report["label_noise"]["disagreement"]
     asked = np.array([group.columns["label_probability"] for group in preferences(planted, 20_000, seed=12345)])
-    s, raw = noise["slope"], report["length_slope_raw"]
-    half = sqrt((1.96 * s["value"] * report["length_slope_raw_se"]) ** 2 + (raw * (s["high"] - s["low"]) / 2) ** 2)
-    bias = {"value": s["value"] * raw, "low": s["value"] * raw - half, "high": s["value"] * raw + half}
+    s, excess = noise["slope"], report["bias"]["length_excess"]
+    net = report["length_slope_raw"] - excess["value"]
+    errors = (1.96 * report["length_slope_raw_se"], (excess["high"] - excess["low"]) / 2)
+    half = sqrt(s["value"] ** 2 * (errors[0] ** 2 + errors[1] ** 2) + (net * (s["high"] - s["low"]) / 2) ** 2)
+    bias = {"value": s["value"] * net, "low": s["value"] * net - half, "high": s["value"] * net + half}
     truth: dict[str, tuple[float, dict[str, float]]] = {
         "length bias": (planted.length_bias, bias),
-        "excess length bias": (0.0, report["bias"]["length_excess"]),
+        "excess length bias": (0.0, excess),
         "label noise": (planted.flips, noise["lapse"]),
         "disagreement": (_expected_disagreement(asked), {"value": asked_twice["rate"], **asked_twice}),
         "Bayes accuracy": (report["noise_ceiling"], noise["bayes_accuracy"]),
