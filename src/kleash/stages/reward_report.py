@@ -41,7 +41,7 @@ from kleash.stages.settings import TrainingConfig
 
 PROBED = 200
 """Most prompts whose chosen response is probed; one in twenty of the training rows where these are fewer."""
-FITTED = 2048
+FITTED = 1024
 """Most training rows whose features are measured; one in four where they are fewer."""
 FEWEST = 50
 """But for both so many, where there are."""
