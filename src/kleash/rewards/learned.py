@@ -18,9 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kleash.data.batching import microbatches
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Group, GroupBatch, Response, collate
-from kleash.models.forward import response_features, response_scores
+from kleash.models.forward import centring_offset, combination, head_scores, response_features
 from kleash.models.load import autocast, load_reward_model
+from kleash.objectives.ensemble import combine_scores
 from kleash.rewards.features import FeatureRange
+from kleash.rewards.reward import Parts
 from kleash.training.progress import Progress
 
 
@@ -60,9 +62,15 @@ class LearnedReward:
 
     def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
         """See `Reward`."""
-        return score_encoded(
+        return self.explain(groups)[0]
+
+    def explain(self, groups: Sequence[Group]) -> tuple[Float[Tensor, "P K"], Parts]:
+        """Scores, and of several heads on one trunk their `spread`, the standard deviation over heads."""
+        heads = score_heads(
             self.model, self._encode(groups), dtype=self.dtype, micro_batch_tokens=self.micro_batch_tokens
         )
+        scores = _combined(self.model, heads)
+        return scores, {"spread": heads.std(-1, correction=0)} if heads.shape[-1] > 1 else {}
 
     def distances(self, groups: Sequence[Group]) -> Float[Tensor, "P K"] | None:
         """How far each response lies from what the model was trained on; beyond `range.threshold` it is out of range.
@@ -93,7 +101,14 @@ def score_encoded(
         dtype: what to compute in.
         micro_batch_tokens: tokens in memory at once.
     """
-    return _by_batch(response_scores, model, groups, dtype, micro_batch_tokens)
+    return _combined(model, score_heads(model, groups, dtype=dtype, micro_batch_tokens=micro_batch_tokens))
+
+
+def score_heads(
+    model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype: str = "float32", micro_batch_tokens: int = 8192
+) -> Float[Tensor, "P K M"]:
+    """What each head says, before the heads are combined and without the centring offset; see `score_encoded`."""
+    return _by_batch(head_scores, model, groups, dtype, micro_batch_tokens)
 
 
 def features_encoded(
@@ -110,7 +125,7 @@ def _by_batch(
     groups: Sequence[EncodedGroup],
     dtype: str,
     micro_batch_tokens: int,
-) -> Float[Tensor, "P K *D"]:
+) -> Float[Tensor, "P K D"]:
     """What `compute` gives for each response, in the order of the groups."""
     found: list[Tensor] = [torch.empty(0)] * len(groups)
     done = 0
@@ -124,6 +139,10 @@ def _by_batch(
             done += len(part)
             progress.update(done)
     return torch.stack(found)
+
+
+def _combined(model: PreTrainedModel, heads: Float[Tensor, "P K M"]) -> Float[Tensor, "P K"]:
+    return combine_scores(heads, **combination(model)) - centring_offset(model)
 
 
 def speaks(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:

@@ -28,10 +28,11 @@ from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, GroupBatch, Preference, Ranking, collate
 from kleash.data.split import comparison, demonstration, imitated, read_split, read_usable
 from kleash.evals.preference import preference_report
-from kleash.models.forward import check_forward, response_scores
+from kleash.models.forward import check_forward, head_scores
 from kleash.models.load import autocast, context_length, new_reward_model, save_model
 from kleash.models.lora import merge_lora
 from kleash.objectives.bradley_terry import pair_loss, ranking_loss
+from kleash.objectives.ensemble import Combine
 from kleash.rewards.learned import score_encoded
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import RunFolder, derive_seed
@@ -71,6 +72,15 @@ class RewardConfig(TrainingConfig):
     centring: float = Field(0.0, ge=0)
     """Coefficient of (r_a + r_b)², which keeps scores near zero while training (Eisenstein et al. 2023,
     arXiv:2312.09244). The final shift to mean zero is done in any case."""
+    heads: int = Field(1, ge=1)
+    """Heads on one trunk: an ensemble for the price of one model. Each learns from a half of the comparisons of its
+    own, counted twice (double-or-nothing bootstrap: Owen and Eckles 2012, Annals of Applied Statistics 6, 895), and the
+    trunk from all."""
+    combine: Combine = "mean"
+    """What several heads or members say together: their mean, the worst of them, or mean − λ·variance (Coste et al.
+    2023, arXiv:2310.02743, eq. 3–5)."""
+    variance_penalty: float = Field(0.5, ge=0)
+    """λ of `mean-variance`."""
     centre_data: str | None = None
     """Rows with one response whose mean score becomes zero; null samples them from `model`."""
     centre_samples: int = Field(128, ge=0)
@@ -108,7 +118,11 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     if folder.finished:
         return folder
     gate_in(folder, role="model", parent=config.model, force=config.force)
-    model, tokenizer = reward or new_reward_model(config.model, seed=config.seed, device=config.device)
+    model, tokenizer = reward or new_reward_model(
+        config.model, seed=config.seed, heads=config.heads, device=config.device
+    )
+    if config.heads > 1:
+        model.config.kleash_heads = {"combine": config.combine, "variance_penalty": config.variance_penalty}
     make_trainable(model, config)
     train, held_out = _comparisons(config, model, tokenizer)
     gold = None if config.gold is None else build_reward(config.gold, device=config.device, dtype=config.dtype)
@@ -126,7 +140,7 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     with Progress(steps, "reward", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
         for step in range(state["step"] + 1, steps + 1):
             rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
-            metrics = _step(model, optimizer, [train[row] for row in rows], config)
+            metrics = _step(model, optimizer, [train[row] for row in rows], config, head_weights(config, rows))
             if held_out and config.due(step, steps):
                 rewards = held_out_rewards(model, held_out, config)
                 figures = rewards_report(held_out, rewards, train)
@@ -142,7 +156,7 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     chosen = selection.take(model, steps)
     if held_out and (rewards is None or chosen != steps):
         rewards = held_out_rewards(model, held_out, config)
-    samples, centred_on = _centre(model, tokenizer, train, config)
+    samples, centred_on = centre(model, tokenizer, train, config)
     merge_lora(model)
     results: dict[str, Any] = {"step": chosen, "rows": len(train), "centred_on": centred_on}
     fitted, distances = reward_report.feature_range(model, train, held_out, samples, config)
@@ -154,8 +168,8 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
             **_asked(model, tokenizer, train, held_out, rewards, config, gold),
             "distance": distances,
         }
-        _verdict(folder, results["report"])
-    save_model(folder.path, model, tokenizer, model_card(folder, _summary(results.get("report"))))
+        verdict(folder, results["report"])
+    save_model(folder.path, model, tokenizer, model_card(folder, summary(results.get("report"))))
     fitted.save(folder.path)
     return folder.finish(**results)
 
@@ -221,6 +235,14 @@ def _labels(groups: Sequence[EncodedGroup]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([p for *_, p in pairs]), np.array(lengths)
 
 
+def head_weights(config: RewardConfig, rows: Sequence[int]) -> Float[Tensor, "P M"]:
+    """What each comparison counts for each head: 1 for a single one, else 0 or 2 by chance, the same in every epoch."""
+    if config.heads == 1:
+        return torch.ones(len(rows), 1)
+    draws = [torch.Generator().manual_seed(derive_seed(config.seed, "bootstrap", row)) for row in rows]
+    return torch.stack([2.0 * torch.randint(2, (config.heads,), generator=draw) for draw in draws])
+
+
 def group_loss(
     scores: Float[Tensor, "P K"], groups: Sequence[EncodedGroup], config: RewardConfig
 ) -> tuple[Float[Tensor, " P"], dict[str, Tensor]]:
@@ -234,22 +256,28 @@ def group_loss(
 
 
 def _step(
-    model: PreTrainedModel, optimizer: Optimizer, groups: Sequence[EncodedGroup], config: RewardConfig
+    model: PreTrainedModel,
+    optimizer: Optimizer,
+    groups: Sequence[EncodedGroup],
+    config: RewardConfig,
+    weights: Float[Tensor, "P M"],
 ) -> dict[str, Any]:
     totals: dict[str, Tensor] = {}
     for part in microbatches(groups, max_tokens=config.micro_batch_tokens):
         chosen = [groups[row] for row in part]
         batch: GroupBatch = collate(chosen, device=model.device)
         with autocast(config.dtype, model.device):
-            scores = response_scores(model, batch)
-        loss, metrics = group_loss(scores.float(), chosen, config)
-        optimizer.backward(loss.sum() / len(groups))
-        for name, value in {"loss": loss.detach(), **metrics}.items():
-            totals[name] = totals.get(name, torch.zeros((), device=model.device)) + value.sum() / len(groups)
+            scores = head_scores(model, batch).float()  # while training the centring offset is 0
+        own = [group_loss(head, chosen, config) for head in scores.unbind(-1)]
+        loss = torch.stack([loss for loss, _ in own], -1) * weights[part].to(model.device)
+        optimizer.backward(loss.mean(-1).sum() / len(groups))
+        figures = {name: torch.stack([metrics[name] for _, metrics in own], -1) for name in own[0][1]}
+        for name, value in {"loss": loss.detach(), **figures}.items():
+            totals[name] = totals.get(name, torch.zeros((), device=model.device)) + value.mean(-1).sum() / len(groups)
     return {**totals, **optimizer.step()}
 
 
-def _centre(
+def centre(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Sequence[EncodedGroup], config: RewardConfig
 ) -> tuple[list[EncodedGroup], str]:
     """Shift the scores to mean zero; returns the rows that did it, where they are not the training rows, and a name."""
@@ -258,11 +286,7 @@ def _centre(
         rows = [imitated(row) for row in read_usable(config.centre_data, demonstration)]
         samples, on = encode_all(rows, tokenizer, max_length=config.max_length)[0], config.centre_data
     elif config.centre_samples:
-        drawn = batch_at(0, len(train), min(config.centre_samples, len(train)), derive_seed(config.seed, "centre"))
-        samples = reward_report.sample(
-            tokenizer, [train[row] for row in drawn], config,
-            group_size=1, max_new_tokens=config.centre_max_new_tokens, purpose="centre",
-        )  # fmt: skip
+        samples = start_samples(tokenizer, train, config)
         on = f"{len(samples)} samples of {config.model}"
     else:
         on = "the training responses"
@@ -276,7 +300,19 @@ def _centre(
     return samples, on
 
 
-def _verdict(folder: RunFolder, figures: dict[str, Any]) -> None:
+def start_samples(
+    tokenizer: PreTrainedTokenizerBase, train: Sequence[EncodedGroup], config: RewardConfig
+) -> list[EncodedGroup]:
+    """Responses of `config.model` to some training prompts."""
+    drawn = batch_at(0, len(train), min(config.centre_samples, len(train)), derive_seed(config.seed, "centre"))
+    return reward_report.sample(
+        tokenizer, [train[row] for row in drawn], config,
+        group_size=1, max_new_tokens=config.centre_max_new_tokens, purpose="centre",
+    )  # fmt: skip
+
+
+def verdict(folder: RunFolder, figures: dict[str, Any]) -> None:
+    """The gate out, on the report."""
     low = figures["accuracy_interval"][0]
     gate_out(
         folder,
@@ -294,7 +330,8 @@ def _accuracy(figures: dict[str, Any]) -> str:
     return f"held-out accuracy {accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}, {pairs} pairs)"
 
 
-def _summary(figures: dict[str, Any] | None) -> str:
+def summary(figures: dict[str, Any] | None) -> str:
+    """The sentences of the model card."""
     if figures is None:
         return "Not measured: no held-out pairs."
     return (
