@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from kleash.evals.best_of_n import best_of_k
+from kleash.evals.bias import bias_report
+from kleash.evals.learning_curve import learning_curve
+from kleash.evals.noise import lapse_model
+from kleash.evals.policy import mean_se
 from kleash.evals.preference import preference_report
+from kleash.evals.probes import PROBES, probe_report
+from kleash.evals.strata import quartiles, strata_report
 
 PROMPTS = {
     "question": "what does the otter eat ?",
@@ -153,12 +160,57 @@ def reward_model(seed: int = 0, pairs: int = 600) -> dict[str, Any]:
     better, longer = rng.normal(size=pairs) * 1.6, rng.normal(size=pairs) * 6
     q = 1 / (1 + np.exp(-(better + 0.05 * longer)))
     margin = 1.3 * better + 0.13 * longer + rng.normal(size=pairs)
-    return preference_report(
+    label = (rng.random(pairs) < q).astype(float)
+    report = preference_report(
         np.stack([margin, np.zeros(pairs)], 1),
-        (rng.random(pairs) < q).astype(float),
+        label,
         np.stack([20 + longer, np.full(pairs, 20.0)], 1),
         label_probability=q,
     )
+    return report | more_of_reward_model(rng, margin, label, longer)
+
+
+def more_of_reward_model(rng: Any, margin: Any, label: Any, longer: Any) -> dict[str, Any]:
+    """The pieces of the report that say where it is biased, weak, noisy, hackable and at an end."""
+    polite = rng.integers(0, 3, size=(len(margin), 2))
+    texts = [("thank you . " * a, "thank you . " * b) for a, b in polite]
+    hits = 0.5 + 0.5 * np.sign(margin) * np.sign(label - 0.5)
+    scores = np.concatenate([np.zeros((200, 1)), rng.normal(np.linspace(-2, 1, len(PROBES)), size=(200, 10))], 1)
+    sizes = [700, 1400, 2700, 5400]
+    learned = (rng.random((4, len(margin))) < np.array([[0.66], [0.69], [0.72], [0.75]])).astype(float)
+    reward = rng.normal(size=(64, 16))
+    pool = {
+        "score": best_of_k(reward, chosen_by=reward),
+        "gold": best_of_k(0.4 * reward - 0.2 * reward**2, chosen_by=reward),
+    }
+    quantiles = {"0.05": 4.1, "0.25": 5.0, "0.5": 5.6, "0.75": 6.4, "0.95": 8.3}
+    return {
+        "bias": bias_report(margin + polite @ [0.5, -0.5], label, longer, texts),
+        "strata": strata_report(
+            hits,
+            {
+                "length difference": quartiles(np.abs(longer), " tokens"),
+                "score difference": quartiles(np.abs(margin)),
+                "kind": rng.choice(["question", "description", "harm"], size=len(margin)).tolist(),
+            },
+        ),
+        "label_noise": {
+            "disagreement": {"rate": 0.31, "low": 0.22, "high": 0.42, "pairs": 80},
+            "lapse_model": lapse_model(margin, label),
+        },
+        "probes": probe_report(scores),
+        "best_of": [
+            {"k": k, **{name: mean_se(values[:, k - 1]) for name, values in pool.items()}} for k in range(1, 17)
+        ],
+        "learning_curve": learning_curve(sizes, learned, 1 - learned),
+        "distance": {
+            "threshold": 9.7,
+            "dimensions": 32,
+            "training": {"responses": 2700, "quantiles": quantiles, "beyond": 0.008},
+            "held out": {"responses": 1200, "quantiles": quantiles, "beyond": 0.01},
+            "samples": {"responses": 256, "quantiles": quantiles, "beyond": 0.03},
+        },
+    }
 
 
 def write(folder: Path, *, seed: int = 0) -> Path:

@@ -83,7 +83,7 @@ def test_ids_are_unique_and_what_points_to_one_finds_it(page_of_demo: str):
 
 def test_all_pictures_and_parts_are_there(page_of_demo: str):
     page = Page(page_of_demo)
-    assert page.tags.count("svg") == 8  # two distances, training, roads, accuracy, calibration, two losses
+    assert page.tags.count("svg") == 11  # two distances, training, roads, five of the reward model, two losses
     for words in (
         "Where it turns", "Other roads", "The same questions", "Can the reward model be trusted", "Learning from data",
         "What each stage says", "ten lines", "How it was made", "what does the otter eat", "held-out loss 3.912",
@@ -159,7 +159,7 @@ def test_whatever_is_missing_is_left_out(tmp_path: Path, summary: dict[str, Any]
 def test_a_demo_that_ran_without_a_leash_alone_has_a_page(tmp_path: Path, summary: dict[str, Any]):
     del summary["curves"]["ppo"], summary["policies"]["ppo"]
     page = Page(render(tmp_path, summary))
-    assert page.tags.count("svg") == 5 and "the other run" not in page.text
+    assert page.tags.count("svg") == 8 and "the other run" not in page.text
 
 
 def test_an_empty_summary_still_gives_a_page(tmp_path: Path):
@@ -192,7 +192,7 @@ def test_losses_come_from_the_run_folders(demo: Path, no_pictures: None):
         file.write('{"step": 999, "lo')  # cut short by a kill
     (demo / "reward" / "metrics.jsonl").unlink()
     page = Page(write_report(demo).read_text())
-    assert page.tags.count("svg") == 7 and "imitating answers" in page.text and "ordering pairs" not in page.text
+    assert page.tags.count("svg") == 10 and "imitating answers" in page.text and "ordering pairs" not in page.text
 
 
 def test_gates_and_settings_come_from_run_folders_too(demo: Path, summary: dict[str, Any], no_pictures: None):
@@ -277,3 +277,41 @@ def test_findings_say_what_was_not_shown(summary: dict[str, Any]):
 
 def test_synthetic_summary_is_json_as_the_demo_writes_it():
     assert json.loads(json.dumps(synthetic.summary(), allow_nan=False)) == synthetic.summary()
+
+
+def test_the_reward_model_is_shown_from_all_sides_that_its_report_has(page_of_demo: str):
+    text = Page(page_of_demo).text
+    for heading in (
+        "Can it be fooled?", "What does it pay for?", "By length difference", "By kind", "Will more labels help?",
+        "What choosing by it gives", "How noisy are the labels?", "How far has it seen?",
+    ):  # fmt: skip
+        assert heading in text, heading
+    assert "at 10,800 labels, twice as many, expect an accuracy of" in text
+    assert "Beyond doubt here: answer to another question, two other answers after it, empty words before it." in text
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
+    ("piece", "heading"),
+    [
+        ("probes", "Can it be fooled?"),
+        ("bias", "What does it pay for?"),
+        ("strata", "By kind"),
+        ("learning_curve", "Will more labels help?"),
+        ("best_of", "What choosing by it gives"),
+        ("label_noise", "How noisy are the labels?"),
+        ("distance", "How far has it seen?"),
+    ],
+)
+def test_a_piece_that_the_reward_report_lacks_leaves_no_gap(tmp_path: Path, summary: Any, piece: str, heading: str):
+    del summary["reward_model"][piece]
+    text = Page(render(tmp_path, summary)).text
+    assert heading not in text and "Can the reward model be trusted?" in text
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_names_of_strata_are_text_and_never_markup(tmp_path: Path, summary: Any):
+    row = summary["reward_model"]["strata"][-1]
+    row["name"], row["cells"][0]["value"] = HOSTILE, HOSTILE
+    page = Page(render(tmp_path, summary))
+    assert not {"script", "img", "a"} & set(page.tags)

@@ -13,13 +13,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups
-from kleash.data.group import EncodedGroup, Group, Ranking, Response
-from kleash.errors import ModelError
+from kleash.data.group import EncodedGroup, Group, Preference, Ranking, Response
+from kleash.errors import ConfigError, ModelError
 from kleash.models.load import load_reward_model, new_reward_model, save_model
 from kleash.rewards.learned import LearnedReward, score_encoded
 from kleash.rewards.reward import build_reward
 from kleash.run import read_jsonl, read_record
 from kleash.stages import reward_model
+from kleash.stages.reward_report import repeated_votes
 from kleash.training.optim import Optimizer
 
 
@@ -225,3 +226,95 @@ def test_the_head_starts_at_the_published_scale(base: Path) -> None:
         [new_reward_model(base, seed=seed)[0].score.weight.detach().numpy().ravel() for seed in range(100)]
     )
     assert weights.std() == pytest.approx((32 + 1) ** -0.5, rel=0.05)
+
+
+def test_the_folder_knows_what_it_was_trained_on(trained: Path, comparisons: Path) -> None:
+    reward = LearnedReward.load(trained)
+    assert reward.range is not None
+    distance = reward.distances(list(read_groups(comparisons)))
+    assert distance is not None
+    assert float((distance > reward.range.threshold).float().mean()) < 0.1
+    report = (read_record(trained) or {})["results"]["report"]
+    assert report["distance"]["threshold"] == pytest.approx(reward.range.threshold)
+    assert report["distance"]["samples"]["responses"] == 16
+
+
+def letters(number: int, length: int) -> str:
+    return " ".join("abcdefghij"[(number * 7 + place * 3) % 10] for place in range(length))
+
+
+def test_the_report_says_where_it_is_biased_weak_noisy_and_hackable(base: Path, write: object) -> None:
+    rows = [
+        {
+            "prompt": letters(i, 2),
+            "chosen": "z " * (1 + i % 3) + letters(i, 2),
+            "rejected": letters(i, 2 + i % 6),
+            "annotator": f"person {i % 2}",
+            "kind": "odd" if i % 2 else "even",
+        }
+        for i in range(400)
+    ]
+    rows = [*rows, *rows[:20]]  # asked again
+    folder = reward_model.run(config(base, write("c.jsonl", rows), eval_data=str(write("e.jsonl", rows[:100]))))  # type: ignore[operator]
+    report = folder.record["results"]["report"]
+    assert {row["name"] for row in report["bias"]["features"]} == {"length"}
+    assert {"annotator", "kind"} <= {row["name"] for row in report["strata"]}
+    # The 20 repeated rows, and the 100 that are held out and trained on: all agree with themselves.
+    assert report["label_noise"]["disagreement"]["rate"] == 0.0
+    assert report["noise_ceiling_bounds"] == [1.0, 1.0]
+    assert report["label_noise"]["lapse_model"]["lapse"]["low"] == 0.0
+    above = {row["name"]: row["above"] for row in report["probes"]}
+    assert above["repeated"] > 0.5, "it has learned that more z is better, and so can be fooled"
+    assert above["empty"] < 0.5
+
+
+def test_repeated_labels_count_as_votes_in_whatever_order_the_pair_stands() -> None:
+    def labelled(first: str, second: str, p: float = 1.0) -> Group:
+        return Group("q", (Response(first), Response(second)), Preference(p))
+
+    groups = [labelled("b", "a"), labelled("a", "b"), labelled("a", "b"), labelled("a", "b", 0.5), labelled("a", "c")]
+    assert repeated_votes(groups).tolist() == [[2, 1]]
+    assert repeated_votes([labelled("a", "c")]).shape == (0, 2)
+
+
+def test_best_of_n_is_measured_by_the_reward_and_by_gold(base: Path, comparisons: Path) -> None:
+    folder = reward_model.run(config(base, comparisons, best_of=4, gold="ended"))
+    rows = folder.record["results"]["report"]["best_of"]
+    assert [row["k"] for row in rows] == [1, 2, 3, 4]
+    scores = [row["score"]["mean"] for row in rows]
+    assert scores == sorted(scores) and scores[0] < scores[-1]
+    assert all(0 <= row["gold"]["mean"] <= 1 for row in rows)
+    assert "gold" in folder.record["inputs"]
+
+
+def test_the_learning_curve_trains_on_nested_parts_and_is_not_done_twice(base: Path, comparisons: Path) -> None:
+    settings = config(base, comparisons, learning_curve=True)
+    folder = reward_model.run(settings)
+    found = folder.record["results"]["report"]["learning_curve"]
+    train = folder.record["results"]["rows"]
+    assert [point["rows"] for point in found["points"]] == [round(s * train) for s in (0.125, 0.25, 0.5, 1)]
+    place = folder.path / "learning-curve"
+    parts = [set((place / f"{name}.jsonl").read_text().splitlines()) for name in ("1-8", "1-4", "1-2")]
+    assert parts[0] < parts[1] < parts[2]
+    assert found["points"][-1]["accuracy"]["mean"] == pytest.approx(folder.record["results"]["report"]["accuracy"])
+    written = (place / "1-8" / "model.safetensors").stat().st_mtime_ns
+    (folder.path / "run.json").write_text((folder.path / "run.json").read_text().replace('"finished"', '"running"'))
+    again = reward_model.run(settings)
+    assert again.record["results"]["report"]["learning_curve"] == found
+    assert (place / "1-8" / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_learning_curve_that_cannot_be_drawn_is_refused_before_training(
+    base: Path, comparisons: Path, write: object
+) -> None:
+    few = write("few.jsonl", read_jsonl(comparisons)[:30])  # type: ignore[operator]
+    with pytest.raises(ConfigError, match="needs 50 training rows and two held out, got 28 and 2; leave it out"):
+        reward_model.run(config(base, few, learning_curve=True))
+    live = new_reward_model(base, seed=0)
+    with pytest.raises(ConfigError, match="cannot with a live model; give the model by its folder"):
+        reward_model.run(config(base, comparisons, learning_curve=True, out=base.parent / "other"), reward=live)
+
+
+def test_gold_without_best_of_is_refused(base: Path, comparisons: Path) -> None:
+    with pytest.raises(ConfigError, match="gold measures what is chosen of best_of samples; give best_of too"):
+        config(base, comparisons, gold="ended")

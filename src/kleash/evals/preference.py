@@ -181,10 +181,13 @@ def _length(margin: Float[np.ndarray, " P"], label: Float[np.ndarray, " P"], lon
     slope, error = _slope(longer, margin)
     label_slope, label_error = _slope(longer, 2 * label - 1)
     square = float((longer * longer).sum())
+    raw = float((longer * margin).sum()) / square if square else None
+    residual = margin - (raw or 0.0) * longer
     return {
         "length_slope": slope,
         "length_slope_se": error,
-        "length_slope_raw": float((longer * margin).sum()) / square if square else None,
+        "length_slope_raw": raw,
+        "length_slope_raw_se": sqrt(float((longer**2 * residual**2).sum())) / square if square else None,
         "label_length_slope": label_slope,
         "label_length_slope_se": label_error,
     }

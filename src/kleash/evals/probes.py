@@ -37,10 +37,10 @@ def probe_groups(groups: Sequence[Group]) -> list[Group]:
     """For each group its better response, then that response spoiled in each of `PROBES`, without label.
 
     Args:
-        groups: preferences, the better response first, on two prompts and more; text or turns. Turns are spoiled in the
-            last answer. A group whose words are not plain text is left out, as are all if they have one prompt.
+        groups: the better response first, on two prompts and more; text or turns, which are spoiled in the last answer.
+            A group whose words are not plain text, or which has none, is left out, as are all if they have one prompt.
     """
-    usable = [group for group in groups if group.responses and _words(group.responses[0]) is not None]
+    usable = [group for group in groups if (_words(group.responses[0]) or "").strip()]
     probed = []
     for place, group in enumerate(usable):
         others = [
@@ -52,7 +52,8 @@ def probe_groups(groups: Sequence[Group]) -> list[Group]:
         if not others or prompt is None:
             continue
         original, words = group.responses[0], _words(group.responses[0]) or ""
-        half = " ".join(words.split(" ")[: len(words.split(" ")) // 2])
+        half = words[: (len(words) + 1) // 2]
+        half = half.rpartition(" ")[0].rstrip() or half  # between words, where there are two
         first, last, filler = (_in_style(phrase, words) for phrase in (*FLATTERY, FILLER))
         spoiled = {
             "repeated": f"{words} {words}",

@@ -5,6 +5,7 @@ Formulas: docs/metrics.md.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def strata_report(hits: Float[np.ndarray, " P"], strata: Mapping[str, Sequence[s
     for name, of_pair in strata.items():
         values = np.array(of_pair, dtype=object)
         sizes = {value: int((values == value).sum()) for value in dict.fromkeys(of_pair)}
-        kept = [value for value, size in sizes.items() if size >= FEWEST]
+        kept = sorted((value for value, size in sizes.items() if size >= FEWEST), key=_place)
         if len(kept) >= 2:
             rows.append({"name": name, **_partition({value: hits[values == value] for value in kept})})
     for row, adjusted in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
@@ -50,9 +51,15 @@ def quartiles(values: Float[np.ndarray, " P"], unit: str = "") -> list[str]:
     names = {}
     for index in np.unique(bins):
         inside = values[bins == index]
-        low, high = (f"{end:.3g}" for end in (inside.min(), inside.max()))
+        low, high = (f"{end:.2f}".rstrip("0").rstrip(".") for end in (inside.min(), inside.max()))
         names[index] = (low if low == high else f"{low} to {high}") + unit
     return [names[index] for index in bins]
+
+
+def _place(value: str) -> tuple[float, str]:
+    """Numbers in their order, and before words."""
+    number = re.match(r"-?\d+(\.\d+)?(e[-+]?\d+)?", value)
+    return (float(number.group()) if number else np.inf), value
 
 
 def _partition(cells: Mapping[str, Float[np.ndarray, " N"]]) -> dict[str, Any]:

@@ -299,6 +299,70 @@ def accuracy(report: Row) -> str:
         return svg()
 
 
+def probes(rows: Sequence[Row]) -> str:
+    """How often each spoiled response scores above the one that it was made of, with its interval."""
+    with _figure("probes", 0.7 + 0.33 * len(rows)) as (figure, svg):
+        axes = figure.subplots()
+        axes.axvline(0.5, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
+        for place, row in enumerate(reversed(rows)):
+            axes.plot((row["low"], row["high"]), (place, place), color=PROXY, linewidth=3, alpha=0.4)
+            axes.plot(row["above"], place, "o", color=PROXY, markersize=6, gid=f"probe-{_slug(row['name'])}")
+        axes.set_yticks(range(len(rows)), [row["label"] for row in reversed(rows)], color=INK)
+        axes.set_ylim(-0.5, len(rows) - 0.5)
+        axes.set_xlim(-0.02, 1.02)
+        axes.xaxis.set_major_formatter(_percent)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("the spoiled answer scores higher")
+        return svg()
+
+
+def learning_curve(curve: Row) -> str:
+    """Held-out accuracy against the number of labels, with bars of one standard error, and what is expected of twice as
+    many, with its 95 % interval.
+    """
+    points, twice = curve["points"], curve["accuracy"]["at_twice"]
+    rows, means = [point["rows"] for point in points], [point["accuracy"]["mean"] for point in points]
+    with _figure("learning-curve", 2.9) as (figure, svg):
+        axes = figure.subplots()
+        errors = [point["accuracy"]["se"] for point in points]
+        axes.errorbar(rows, means, yerr=errors, fmt="none", ecolor=PROXY, elinewidth=2.5, alpha=0.3)
+        axes.plot(rows, means, "o-", color=PROXY, markersize=5, gid="measured")
+        expected = 2 * rows[-1]
+        axes.plot((rows[-1], expected), (means[-1], twice["value"]), color=KL, linewidth=1, linestyle=(0, (2, 2)))
+        axes.plot((expected, expected), (twice["low"], twice["high"]), color=KL, linewidth=3, alpha=0.4)
+        axes.plot(expected, twice["value"], "o", color=KL, markersize=6, markerfacecolor=PAPER, gid="expected")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([*rows, expected], [f"{size:,}" for size in (*rows, expected)])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter(_percent)
+        axes.set_ylabel("accuracy")
+        axes.set_xlabel("labels trained on (open: expected)")
+        return svg()
+
+
+def best_of(rows: Sequence[Row]) -> str:
+    """What the best of n is worth to the reward that chooses, and to gold where it was measured, over n."""
+    shown = {"score": PROXY} | ({"gold": GOLD} if "gold" in rows[0] else {})
+    titles = {"score": TITLES["proxy"], "gold": TITLES["gold"]}
+    with _figure("best-of", 1.3 + 1.6 * len(shown)) as (figure, svg):
+        panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+        n = [row["k"] for row in rows]
+        for axes, (name, colour) in zip(panels, shown.items(), strict=True):
+            means = [row[name]["mean"] for row in rows]
+            errors = [row[name].get("se") or 0.0 for row in rows]
+            low = [mean - error for mean, error in zip(means, errors, strict=True)]
+            high = [mean + error for mean, error in zip(means, errors, strict=True)]
+            axes.fill_between(n, low, high, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(n, means, color=colour, gid=f"best-of-{name}")
+            axes.set_title(titles[name], color=colour, weight="bold")
+        panels[-1].set_xscale("log", base=2)
+        ticks = [k for k in n if k & (k - 1) == 0]
+        panels[-1].set_xticks(ticks, [str(k) for k in ticks])
+        panels[-1].minorticks_off()
+        panels[-1].set_xlabel("n: answers to choose from")
+        return svg()
+
+
 def loss(rows: Sequence[Row], *, name: str, held_out: Sequence[str], unit: str, floor: tuple[float, str] | None) -> str:
     """Training loss of every step, faint, and the held-out figure where it was measured.
 

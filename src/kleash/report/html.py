@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from kleash.errors import InputError
 from kleash.report import figures
+from kleash.report.reward import reward_pieces
 from kleash.run import read_jsonl, read_record, write_text
 
 Summary = Mapping[str, Any]
@@ -154,6 +155,7 @@ def _context(summary: Summary, runs: Mapping[str, Path]) -> dict[str, Any]:
         "reliability": _svg(figures.reliability, reward) if reward.get("reliability") else None,
         "accuracy": _svg(figures.accuracy, reward) if _number(reward.get("accuracy")) else None,
         "reward": reward,
+        "judged": reward_pieces(reward, _svg),
         "losses": _losses(runs),
         "samples": [_sample(sample, summary) for sample in summary.get("samples") or []],
         "gates": _gates(summary, runs),
@@ -326,6 +328,8 @@ def environment() -> Environment:
         "seconds": _seconds,
         "amount": _amount,
         "p_value": _p_value,
+        "percent": _percent,
+        "points": _points,
     }
     return made
 
@@ -388,6 +392,15 @@ def _amount(value: float) -> str:
 
 def _p_value(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _points(share: float) -> str:
+    """A difference of shares in points of a hundred, with its sign."""
+    return f"{100 * share:+.1f}".replace("-", "−")
 
 
 def _visible(text: str) -> str:

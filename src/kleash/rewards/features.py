@@ -56,7 +56,11 @@ class FeatureRange:
 
     def save(self, folder: Path) -> None:
         """Write `features.safetensors`, atomically."""
-        tensors = {"mean": self.mean, "whiten": self.whiten, "threshold": torch.tensor(self.threshold).double()}
+        tensors = {
+            "mean": self.mean,
+            "whiten": self.whiten,
+            "threshold": torch.tensor(self.threshold, dtype=torch.float64),
+        }
         temporary = folder / f".{FILE}.tmp"
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
         temporary.replace(folder / FILE)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -95,6 +95,12 @@ class RewardConfig(TrainingConfig):
     learning_curve: bool = False
     """Train on an eighth, a quarter and half of the rows as well and report what twice the labels would bring; takes
     nearly as long again."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RewardConfig:
+        if self.gold is not None and not self.best_of:
+            raise ValueError("gold measures what is chosen of best_of samples; give best_of too, or leave gold out")
+        return self
 
 
 def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> RunFolder:

@@ -19,10 +19,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.data.batching import order
-from kleash.data.chat import encode_all, end_ids
+from kleash.data.chat import encode, encode_all, end_ids
 from kleash.data.formats import write_groups
 from kleash.data.group import EncodedGroup, Group, Preference, Ranking
-from kleash.errors import ConfigError
+from kleash.errors import ConfigError, DataError
 from kleash.evals.bias import bias_report
 from kleash.evals.learning_curve import learning_curve
 from kleash.evals.noise import disagreement, lapse_model
@@ -41,7 +41,7 @@ from kleash.stages.settings import TrainingConfig
 
 PROBED = 200
 """Most prompts whose chosen response is probed; one in twenty of the training rows where these are fewer."""
-FITTED = 2048
+FITTED = 1024
 """Most training rows whose features are measured; one in four where they are fewer."""
 FEWEST = 50
 """But for both so many, where there are."""
@@ -200,11 +200,13 @@ def probes(
         for group in _some(held_out, PROBED, len(train) // 20, config, "probes")
         if (best := _best(group.source)) is not None
     ]
-    probed = probe_groups(chosen)
-    if not probed:
-        return []
-    encoded, _ = encode_all(probed, tokenizer, max_length=config.max_length or context_length(model))
-    return probe_report(score_encoded(model, encoded, **_computing(config)).double().numpy())
+    encoded = []
+    for group in probe_groups(chosen):
+        try:
+            encoded.append(encode(group, tokenizer, max_length=config.max_length or context_length(model)))
+        except DataError:  # a template or tokenizer may make nothing of half a response, say: no reason to end the run
+            continue
+    return probe_report(score_encoded(model, encoded, **_computing(config)).double().numpy()) if encoded else []
 
 
 def feature_range(
