@@ -42,7 +42,7 @@ from kleash.stages import generate, ppo, reward_ensemble, reward_model, sft
 BETAS = (0.0, 0.05, 0.2)
 COMPARISONS = (1000, 4000)
 MEMBERS = 5
-WAYS = (("single", 1), ("mean", 3), ("worst", 3), ("warm", 3), ("mean", 5), ("worst", 5), ("warm", 5))
+WAYS = (("single", 1), ("mean", 5), ("worst", 5), ("warm", 5), ("mean", 3), ("worst", 3), ("warm", 3))
 """How members are combined, and how many."""
 
 MEASURED = 96
@@ -70,9 +70,9 @@ class Arm:
 
 def arms(seed: int) -> Iterator[Arm]:
     """All policies of a seed."""
-    for beta in BETAS:
-        for comparisons in COMPARISONS:
-            for way, members in WAYS:
+    for way, members in WAYS:
+        for beta in BETAS:
+            for comparisons in COMPARISONS:
                 yield Arm(seed, comparisons, way, members, beta)
 
 
