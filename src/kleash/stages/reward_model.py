@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kleash.checks import outcomes, preconditions
 from kleash.checks.gates import gate_in, gate_out
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all, end_ids
@@ -129,7 +130,7 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     if held_out:
         # Only differences count, so centring changes no figure; the last weights have just been measured.
         results["report"] = figures if figures and chosen == steps else report(model, held_out, train, config)
-        _verdict(folder, results["report"])
+        _verdict(folder, results["report"], train, config, live=reward is not None)
     merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, _summary(results.get("report"))))
     return folder.finish(**results)
@@ -260,16 +261,13 @@ def _samples(
     return encode_all(sampled, tokenizer, max_length=None)[0]
 
 
-def _verdict(folder: RunFolder, figures: dict[str, Any]) -> None:
-    low = figures["accuracy_interval"][0]
-    gate_out(
-        folder,
-        passed=low > 0.5,
-        finding=_accuracy(figures),
-        advice="it must be above one half for sure: get more comparisons, or look at them with `kleash inspect`",
-        accuracy=figures["accuracy"],
-        low=low,
-    )
+def _verdict(
+    folder: RunFolder, figures: dict[str, Any], train: Sequence[EncodedGroup], config: RewardConfig, *, live: bool
+) -> None:
+    origin = None  # a live reward model may speak another language than `config.model`
+    if not live:
+        origin = preconditions.origin(config.model, train, device=config.device, dtype=config.dtype)
+    gate_out(folder, checks=outcomes.reward_model(figures, origin=origin))
 
 
 def _accuracy(figures: dict[str, Any]) -> str:
