@@ -26,7 +26,7 @@ from kleash.checks.samples import describe, prompt_effect, responses_of, sample,
 from kleash.data.chat import encode, encode_all, encode_prompt, end_ids
 from kleash.data.formats import read_groups
 from kleash.data.group import EncodedGroup, Group, Preference, Response
-from kleash.data.split import comparison, demonstration, imitated
+from kleash.data.split import comparison, demonstration, hold_out, imitated
 from kleash.errors import InputError, ModelError
 from kleash.evals.preference import preference_report, wilson
 from kleash.models.load import context_length, load_policy, load_reward_model
@@ -101,11 +101,9 @@ def measure(
 ) -> list[Check]:
     """Measure an artifact afresh; see `check`. A run that names no other data is measured on its own held-out rows."""
     kind = kind_of(path)
-    if data is None:
-        data = _own_data(path)
     if kind == "rows":
         return rows_checks(list(read_groups(path)))
-    groups = list(islice(read_groups(data), rows)) if data is not None else []
+    groups = list(islice(read_groups(data), rows)) if data is not None else _own_rows(path)[:rows]
     if kind == "reward model":
         return reward_model_checks(*load_reward_model(path, device=device), groups)
     if kind == "language model":
@@ -151,21 +149,22 @@ def language_model_checks(
     asked = list(groups) or prompts(chat=chat)
     taught = [imitated(group) for group in asked if demonstration(group) is None]
     encoded = encode_all([Group(group.prompt, columns=group.columns) for group in asked], tokenizer)[0]
-    checks = [_finite(model, encoded[0])]
-    if checks[0].passed is False:
-        return checks
-    checks += _tokenizer(tokenizer)
+    finite = _finite(model, encoded[0])
+    if not finite.passed:
+        return [finite]
     answers = encode_all(taught, tokenizer, max_length=context_length(model))[0] if taught else []
-    if answers:
-        checks.append(outcomes.heeds_prompt(prompt_effect(model, answers)))
+    data = describe(responses_of(answers), tokenizer) if answers else None
     distinct = list({group.prompt_ids: group for group in encoded}.values())
     drawn = sample(model, tokenizer, distinct, limit=usual_length(answers, most=LIMIT), seed=0)
-    if drawn is None:
-        return [*checks, Check(name="samples", passed=None, finding="no prompt leaves room for a response")]
-    sampled, samples = drawn
-    data = describe(responses_of(answers), tokenizer) if answers else None
-    checks += [*outcomes.sampled(samples, data, chat=chat or data is not None), outcomes.says_something(samples)]
-    return checks if labeller is None else [*checks, outcomes.agrees(agreement(labeller, sampled))]
+    checks = [Check(name="samples", passed=None, finding="no prompt leaves room for a response")]
+    if drawn is not None:
+        sampled, samples = drawn
+        checks = [*outcomes.sampled(samples, data, chat=chat or data is not None), outcomes.says_something(samples)]
+        if labeller is not None:
+            checks.append(outcomes.agrees(agreement(labeller, sampled)))
+    if answers:
+        checks.append(outcomes.heeds_prompt(prompt_effect(model, answers)))
+    return [*checks, *_tokenizer(tokenizer), finite]
 
 
 def agreement(labeller: Reward, groups: Sequence[Group]) -> Agreement:
@@ -338,11 +337,12 @@ def rows_checks(groups: Sequence[Group]) -> list[Check]:
     return [Check(name="prompts", passed=True, finding=f"{len(groups)} prompts, {distinct} of them different")]
 
 
-def _own_data(path: Path) -> str | None:
-    """The rows a run was measured on, where they still lie there."""
-    settings: dict[str, Any] = (read_record(path) or {}).get("config", {}) if path.is_dir() else {}
-    for name in ("eval_data", "data"):
-        value = settings.get(name)
-        if value is not None and Path(value).exists():
-            return str(value)
-    return None
+def _own_rows(path: Path) -> list[Group]:
+    """The rows that a run held out, where its data still lie there; none of another folder."""
+    settings: dict[str, Any] = (read_record(path) or {}).get("config", {})
+    held_out, data = settings.get("eval_data"), settings.get("data")
+    if held_out is not None and Path(held_out).exists():
+        return list(read_groups(held_out))
+    if data is not None and Path(data).exists():
+        return hold_out(list(read_groups(data)), seed=settings["seed"])[1]
+    return []
