@@ -146,6 +146,15 @@ def test_a_model_that_is_length_fails_however_accurate() -> None:
     assert failed(reward(rough, by_length, data["lengths"])) == ["beyond length"]
 
 
+def test_a_model_that_mostly_follows_length_and_is_better_for_the_rest_passes() -> None:
+    rng = np.random.default_rng(4)
+    lengths = rng.permuted(np.tile([10, 30], (400, 1)), axis=1)
+    longer = (lengths[:, 0] > lengths[:, 1]).astype(float)
+    exception = np.arange(400) % 10 == 0  # in a tenth of the pairs the shorter one is better, and the model knows it
+    p = np.where(exception, 1 - longer, longer)
+    assert not failed(reward(np.stack([4 * p, 4 * (1 - p)], 1), p, lengths))
+
+
 def test_few_pairs_do_not_fail_against_length_but_say_how_many_it_takes() -> None:
     data = pairs(24, seed=3)
     check = reward(2 * data["quality"], data["p"], data["lengths"])["beyond length"]

@@ -44,8 +44,9 @@ AGREEMENT = 0.55
 """How often two labellers should agree. People reach 0.63 (HH) to 0.73 (InstructGPT); 0.5 is a coin. At 0.55 no reward
 model can be right about more than 0.66 of the labels (docs/metrics.md, `noise_ceiling_bounds`)."""
 
-LENGTH_ALONE = 0.1
-"""Share of pairs on which a model decides otherwise than length does, below which it is length."""
+LENGTH_ALONE = 0.15
+"""Share of pairs on which a model decides otherwise than length does, below which it is length. Where labels went by
+length alone it is 0.06 to 0.11, rounding of a good fit; where they did not, 0.3 to 0.5."""
 
 WIDE = 0.2
 """Width of an interval of accuracy that still says something: about 85 pairs at an accuracy of 0.7."""
@@ -366,7 +367,7 @@ def _beyond_length(report: Mapping[str, Any]) -> Check:
     )
     better, worse = (against["p_value"] < 0.05 and sign > 0 for sign in (wins - losses, losses - wins))
     is_length = high < LENGTH_ALONE and report["length_accuracy_interval"][0] > 0.5
-    passed = False if worse or is_length else True if better else None
+    passed = True if better else False if worse or is_length else None
     advice = "it has learnt length, or less: balance the lengths of chosen and rejected, or get more comparisons"
     if passed is None:
         advice = f"too few pairs to tell apart: it takes about {_pairs_needed(wins, losses, decided)} held out"
