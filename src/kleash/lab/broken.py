@@ -22,6 +22,7 @@ import torch
 from kleash.checks.artifact import votes_agree
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference
+from kleash.evals.policy import mean_se
 from kleash.evals.preference import wilson
 from kleash.lab import pretrain
 from kleash.lab.labellers import Labellers
@@ -175,27 +176,25 @@ class Bench:
 
 def table(title: str, trials: Sequence[Trial]) -> str:
     """Markdown: for each way of breaking (and the healthy), how many of its runs the gate failed."""
-    lines = [
-        f"| {title} | failed by its gate | 95 % interval | by the check meant for it | failed checks "
-        "| two people agree about its samples |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = [[title, "failed by its gate", "95 % interval", "by the check meant for it", "failed checks"]]
+    rows.append(["---"] * len(rows[0]))
     for name in dict.fromkeys(trial.name for trial in trials):
         own = [trial for trial in trials if trial.name == name]
         caught = sum(bool(trial.failed) for trial in own)
         low, high = wilson(caught, len(own))
         meant = f"{sum(trial.meant in trial.failed for trial in own)} ({own[0].meant})" if own[0].meant else ""
         counts = Counter(check for trial in own for check in trial.failed).most_common()
-        agreements = [trial.agreement for trial in own if trial.agreement is not None]
-        cells = [
-            name,
-            f"{caught} of {len(own)}",
-            f"{low:.2f}–{high:.2f}",
-            meant,
-            ", ".join(f"{check} {count}" for check, count in counts),
-            f"{sum(agreements) / len(agreements):.2f}" if agreements else "",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+        told = ", ".join(f"{check} {count}" for check, count in counts)
+        rows.append([name, f"{caught} of {len(own)}", f"{low:.2f}–{high:.2f}", meant, told])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def agreement_table(trials: Sequence[Trial]) -> str:
+    """Markdown: how often two people agree about the samples of each kind of SFT model."""
+    lines = ["| SFT model | two people agree |", "|---|---|"]
+    for name in dict.fromkeys(trial.name for trial in trials):
+        figure = mean_se([trial.agreement for trial in trials if trial.name == name and trial.agreement is not None])
+        lines.append(f"| {name} | {figure['mean']:.3f} ± {figure['se'] or 0:.3f} |")
     return "\n".join(lines)
 
 
@@ -219,6 +218,7 @@ def main() -> None:
             for fault in REWARD_FAULTS:
                 bench.try_reward(fault, model, seed=seed, count=pairs)
     print(f"\n{table('SFT model', bench.sfts)}\n\n{table('reward model', bench.rewards)}")
+    print(f"\n{agreement_table(bench.sfts)}")
     write_json(options.out / "broken.json", [_row(trial) for trial in (*bench.sfts, *bench.rewards)])
 
 
