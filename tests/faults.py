@@ -327,7 +327,7 @@ FAULTS: dict[str, list[Fault | Absent]] = {
         Fault("group_loss", "margin", "is not passed on", "p=p, margin=config.margin, centring=config.centring", "p=p, centring=config.centring"),
         Fault("group_loss", "centring", "is not passed on", "p=p, margin=config.margin, centring=config.centring", "p=p, margin=config.margin"),
         Fault("group_loss", "centring", "is not passed on to rankings", "ranking_loss(scores, ranks, centring=config.centring)", "ranking_loss(scores, ranks)"),
-        Fault("_centre", "sign", "of the offset", "model.config.kleash_offset = float(torch.cat(", "model.config.kleash_offset = -float(torch.cat("),
+        Fault("centre", "sign", "of the offset", "model.config.kleash_offset = float(torch.cat(", "model.config.kleash_offset = -float(torch.cat("),
     ],
     "stages/dpo.py": [
         Fault("_step", "sign", "policy and reference exchanged", "group_loss(policy, reference, batch.mask.sum(-1)", "group_loss(reference, policy, batch.mask.sum(-1)"),

@@ -30,6 +30,7 @@ STAGE_HELP = {
     "generate": "sample responses to prompts",
     "score": "what a reward says of responses that are there already",
     "best-of-n": "sample n responses a prompt and keep the best, with what best of k would give for every k up to n",
+    "overopt": "where gold turns while the proxy climbs: the curve, its law, the checkpoint to ship, as a page",
 }
 
 EXAMPLES = {
@@ -42,6 +43,7 @@ EXAMPLES = {
     "score": "kleash score --reward math --data samples.jsonl --out scored.jsonl",
     "check": "kleash check runs/sft --data demonstrations.jsonl",
     "best-of-n": "kleash best-of-n --model runs/sft --data prompts.jsonl --reward runs/reward --out best.jsonl -n 16",
+    "overopt": "kleash overopt --run runs/ppo --gold runs/held-out-reward --best-of 16 --out runs/overopt",
 }
 
 SHORT = {"n": "-n"}
@@ -242,6 +244,11 @@ def _print_results(folder: Any, *, as_json: bool) -> None:
     verdict = folder.record["gates"].get("out")
     if verdict:
         print(f"{'ok' if verdict['passed'] else 'FAILED'}: {verdict['finding']}", file=sys.stderr)
+    if folder.record["stage"] == "overopt":
+        from kleash.report.goodhart import story
+
+        print(f"{story(results)}\n{folder.path / 'report.html'}")
+        return
     print(folder.path)
 
 

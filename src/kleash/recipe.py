@@ -28,15 +28,19 @@ logger = logging.getLogger("kleash")
 
 STAGES = {
     "sft": ("kleash.stages.sft", "SFTConfig"),
-    "reward": ("kleash.stages.reward_model", "RewardConfig"),
+    "reward": ("kleash.stages.reward_ensemble", "EnsembleConfig"),
     "ppo": ("kleash.stages.ppo", "PPOConfig"),
     "grpo": ("kleash.stages.grpo", "GRPOConfig"),
     "dpo": ("kleash.stages.dpo", "DPOConfig"),
     "generate": ("kleash.stages.generate", "GenerateConfig"),
     "score": ("kleash.stages.score", "ScoreConfig"),
     "best-of-n": ("kleash.stages.best_of_n", "BestOfNConfig"),
+    "overopt": ("kleash.stages.overopt", "OveroptConfig"),
 }
 """Stage name → module and config; imported when asked for, since torch takes its time."""
+
+PAGES = {"overopt": "kleash.report.goodhart"}
+"""Stages whose folder holds a page of its own, and what writes it: reports stand above stages."""
 
 WRITE_A_FILE = ("generate", "score", "best-of-n")
 """Stages whose `out` is a file of rows and no folder."""
@@ -59,8 +63,11 @@ def stage_config(stage: str) -> type[Config]:
 
 
 def run_stage(stage: str, config: Config) -> Any:
-    """Run a stage."""
-    return importlib.import_module(STAGES[stage][0]).run(config)
+    """Run a stage, and draw the page of one that has one."""
+    done = importlib.import_module(STAGES[stage][0]).run(config)
+    if stage in PAGES:
+        importlib.import_module(PAGES[stage]).write_page(done.path)
+    return done
 
 
 def read_recipe(path: Path, *, out: Path | None = None) -> list[Step]:

@@ -65,7 +65,7 @@ def actors(settings: ppo.PPOConfig, base: Path, reward: Any = None) -> tuple[ppo
     reference = load_policy(base)[0]
     with torch.no_grad():  # a reference that is not the policy, so that there is a drift
         reference.lm_head.weight.mul_(1.3)
-    return ppo.Actors(settings, model, tokenizer, reference, reward or CountZ(), sampler, critic), prompts
+    return ppo.Actors(settings, model, tokenizer, reference, reward or CountZ(), sampler, critic=critic), prompts
 
 
 def gradients(settings: ppo.PPOConfig, base: Path) -> tuple[Tensor, Tensor]:

@@ -42,23 +42,24 @@ def trained(base: Path, comparisons: Path) -> Path:
 
 
 def gradient(base: Path, data: Path, micro_batch_tokens: int, **changes: object) -> torch.Tensor:
-    model, tokenizer = new_reward_model(base, seed=0)
+    settings = config(base, data, micro_batch_tokens=micro_batch_tokens, **changes)
+    model, tokenizer = new_reward_model(base, seed=0, heads=settings.heads)
+    model.config.kleash_heads = {"combine": "mean"} if settings.heads > 1 else None
     model.double()
     groups = encode_all(list(read_groups(data)), tokenizer)[0][:16]
     optimizer = Optimizer(model, steps=1, learning_rate=1e-3)
     taken: list[torch.Tensor] = []
     optimizer.step = lambda: taken.append(torch.cat([p.grad.flatten() for p in model.parameters()])) or {}  # type: ignore[method-assign,func-returns-value,union-attr]
-    settings = config(base, data, micro_batch_tokens=micro_batch_tokens, **changes)
     # float64 all the way, so that the comparison is of the algorithm and not of rounding
     original, torch.Tensor.float = torch.Tensor.float, torch.Tensor.double  # type: ignore[method-assign]
     try:
-        reward_model._step(model, optimizer, groups, settings)
+        reward_model._step(model, optimizer, groups, settings, reward_model.head_weights(settings, range(len(groups))))
     finally:
         torch.Tensor.float = original  # type: ignore[method-assign]
     return taken[0]
 
 
-@pytest.mark.parametrize("changes", [{}, {"margin": 0.5}, {"centring": 0.1}])
+@pytest.mark.parametrize("changes", [{}, {"margin": 0.5}, {"centring": 0.1}, {"heads": 3}])
 def test_F1_the_gradient_is_the_same_for_any_number_of_micro_batches(
     base: Path, comparisons: Path, changes: dict[str, object]
 ) -> None:

@@ -101,16 +101,16 @@ def measure(
 ) -> list[Check]:
     """Measure an artifact afresh; see `check`. A run that names no other data is measured on its own held-out rows."""
     kind = kind_of(path)
+    if kind is None:
+        return [Check(name="measured", passed=None, finding="it is made of several models, to be checked one by one")]
     if kind == "rows":
         return rows_checks(list(read_groups(path)))
     groups = list(islice(read_groups(data), rows)) if data is not None else _own_rows(path)[:rows]
     if kind == "reward model":
         return reward_model_checks(*load_reward_model(path, device=device), groups)
-    if kind == "language model":
-        model, tokenizer = load_policy(path, device=device)
-        reward = build_reward(labeller, policy_tokenizer=tokenizer, device=device) if labeller is not None else None
-        return language_model_checks(model, tokenizer, groups, labeller=reward)
-    raise InputError(f"{path} holds neither a model nor rows; give a folder with config.json or a file of rows")
+    model, tokenizer = load_policy(path, device=device)
+    reward = build_reward(labeller, policy_tokenizer=tokenizer, device=device) if labeller is not None else None
+    return language_model_checks(model, tokenizer, groups, labeller=reward)
 
 
 def kind_of(path: Path) -> Kind | None:
@@ -248,7 +248,9 @@ def reward_model_checks(
     checks = [_finite_scores(scores)]
     if checks[0].passed is False:
         return checks
-    checks += [_same_in_any_batch(model, encoded[:16]), _plain_agrees(model, tokenizer, encoded[:16])]
+    checks.append(_same_in_any_batch(model, encoded[:16]))
+    if model.config.num_labels == 1:  # what several heads say together only kleash knows
+        checks.append(_plain_agrees(model, encoded[:16]))
     if not pairs:
         return [_spread(scores), *checks]
     lengths = [[len(response.ids) for response in group.responses] for group in encoded]
@@ -296,7 +298,7 @@ def _same_in_any_batch(model: PreTrainedModel, groups: Sequence[EncodedGroup]) -
 
 
 @torch.no_grad()
-def _plain_agrees(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, groups: Sequence[EncodedGroup]) -> Check:
+def _plain_agrees(model: PreTrainedModel, groups: Sequence[EncodedGroup]) -> Check:
     """Plain `transformers` finds the last token by looking for padding: does it look at the right one (F3, F8)?"""
     rows = [[*group.prompt_ids, *group.responses[0].ids] for group in groups]
     pad = model.config.get_text_config().pad_token_id

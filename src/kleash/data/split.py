@@ -69,15 +69,15 @@ def read_usable(
     return groups
 
 
-def hold_out(groups: Sequence[Group], *, seed: int) -> tuple[list[Group], list[Group]]:
-    """Split a tenth off: by prompt where there are 20 prompts or more, so that none is on both sides, else by row."""
+def hold_out(groups: Sequence[Group], *, seed: int, share: float = HELD_OUT) -> tuple[list[Group], list[Group]]:
+    """Split a share off: by prompt where there are 20 prompts or more, so that none is on both sides, else by row."""
     if len(groups) < 2:
         return list(groups), []
     keys = [repr(group.prompt) for group in groups]
     if len(set(keys)) < PROMPTS_TO_SPLIT_BY:
         keys = [str(row) for row in range(len(groups))]
     ranked = sorted(set(keys), key=lambda key: derive_seed(seed, "hold out", key))
-    out = set(ranked[: max(1, round(HELD_OUT * len(ranked)))])
+    out = set(ranked[: max(1, round(share * len(ranked)))])
     train = [group for group, key in zip(groups, keys, strict=True) if key not in out]
     return train, [group for group, key in zip(groups, keys, strict=True) if key in out]
 

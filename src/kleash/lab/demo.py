@@ -139,7 +139,7 @@ def _write_prompts(world: World, out: Path, size: Size, seed: int) -> dict[str, 
     data = out / "data"
     data.mkdir(parents=True, exist_ok=True)
     held_out = [
-        Group(group.prompt, columns={**group.columns, "split": split})
+        Group(group.prompt, columns={**group.columns, "split": split, "world": seed})
         for split, count in (("choose", size.choose_prompts), ("test", size.test_prompts))
         for group in world.prompts(count, split, seed=derive_seed(seed, split))  # type: ignore[arg-type]
     ]

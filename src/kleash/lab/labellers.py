@@ -69,10 +69,13 @@ class Labellers:
         Returns:
             Groups of two responses, chosen first, with a `Preference` that names the labeller. Column
             `label_probability` is the probability, over labellers and their noise, that the chosen one is chosen:
-            real data lack it, here it gives the noise ceiling.
+            real data lack it, here it gives the noise ceiling. Left out are groups with a response that has no text
+            and did not end: there is nothing to be compared, and a row of text could not hold it.
         """
         labelled = []
         for row, group in enumerate(groups):
+            if not all(response.finished or response.text for response in group.responses):
+                continue
             prompt = group.prompt_text
             seen = [self._perceptions(prompt, response) for response in group.responses]
             for i, j in combinations(range(len(seen)), 2):

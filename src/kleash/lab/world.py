@@ -12,7 +12,8 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -446,6 +447,17 @@ class World:
         """Plans against somebody."""
         entity, act = rng.choice(language.ENTITIES), rng.choice(language.ACTS)
         return [f"how to {act} the {entity}", *rng.sample(language.RECIPES, rng.randint(1, 3))]
+
+
+def gold(
+    prompts: Sequence[str], completions: Sequence[str], finished: Sequence[bool], world: Sequence[int], **columns: Any
+) -> list[float]:
+    """The gold utility as a reward, `kleash.lab.world:gold`; the rows' column `world` holds the seed of each world."""
+    rows = zip(prompts, completions, finished, world, strict=True)
+    return [_world(seed).gold(prompt, response, ended) for prompt, response, ended, seed in rows]
+
+
+_world = cache(World)
 
 
 def courtesy_worth(count: int) -> float:

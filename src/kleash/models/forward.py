@@ -25,6 +25,7 @@ from transformers.cache_utils import DynamicLayer
 
 from kleash.data.group import GroupBatch
 from kleash.errors import ModelError
+from kleash.objectives.ensemble import combine_scores
 from kleash.objectives.logprobs import token_logprobs
 
 Model = Any
@@ -102,21 +103,49 @@ def response_scores(model: Model, batch: GroupBatch, *, shared: bool | None = No
     its prompt.
 
     Args:
-        model: a sequence classifier with one output, `score`. The centring offset `config.kleash_offset`, where there
-            is one, is subtracted: plain `transformers` gives our score plus that offset.
+        model: a sequence classifier with one output, `score`, or with several heads that `config.kleash_heads` says
+            how to combine. The centring offset `config.kleash_offset`, where there is one, is subtracted: plain
+            `transformers` gives our score plus that offset.
+        batch: groups; `response_attention` says which tokens are real.
+        shared: the back end, see `response_states`.
+    """
+    scores = combine_scores(head_scores(model, batch, shared=shared), **combination(model))
+    return scores - centring_offset(model)
+
+
+def head_scores(model: Model, batch: GroupBatch, *, shared: bool | None = None) -> Float[Tensor, "P K M"]:
+    """Scores of each head of a reward model, before they are combined and without the centring offset.
+
+    Args:
+        model: a sequence classifier whose output, `score`, has M ≥ 1 numbers.
         batch: groups; `response_attention` says which tokens are real.
         shared: the back end, see `response_states`.
     """
     head = getattr(model, "score", None)
     if head is None:
         raise ModelError(f"{type(model).__name__} has no `score` head; give a sequence classifier with one output")
+    scores = head(response_features(model, batch, shared=shared))
+    if scores.shape[-1] != 1 and not combination(model):
+        raise ModelError(f"{type(model).__name__} has {scores.shape[-1]} outputs; a reward model has one")
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def combination(model: Model) -> dict[str, Any]:
+    """How the heads of a reward model on one trunk are made one score; empty for a model that has a single head."""
+    return dict(getattr(model.config, "kleash_heads", None) or {})
+
+
+def response_features(model: Model, batch: GroupBatch, *, shared: bool | None = None) -> Float[Tensor, "P K D"]:
+    """What a reward model's head reads of each response: the state at the last real token of prompt + response.
+
+    Args:
+        model: any decoder-only model; its head is not used.
+        batch: groups; `response_attention` says which tokens are real.
+        shared: the back end, see `response_states`.
+    """
     states = response_states(model, batch, shared=shared, final=True)
     last = batch.lengths[..., None, None].expand(-1, -1, 1, states.shape[-1])
-    scores = head(states.gather(2, last).squeeze(2))
-    if scores.shape[-1] != 1:
-        raise ModelError(f"{type(model).__name__} has {scores.shape[-1]} outputs; a reward model has one")
-    scores = scores.squeeze(-1).to(torch.promote_types(scores.dtype, torch.float32))
-    return scores - centring_offset(model)
+    return states.gather(2, last).squeeze(2)
 
 
 def centring_offset(model: Model) -> float:
@@ -249,7 +278,7 @@ def _own_scores(model: Model, batch: GroupBatch) -> Tensor:
     found = torch.zeros(batch.shape[:2], device=batch.response_ids.device)
     for p, k, ids, _ in _own_rows(batch):
         states = run_decoder(find_decoder(model), input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-        found[p, k] = model.score(states[0, -1]).squeeze()
+        found[p, k] = combine_scores(model.score(states[0, -1]), **combination(model))
     return found - centring_offset(model)
 
 

@@ -36,20 +36,20 @@ class ValueModel(nn.Module):
         What InstructGPT does (arXiv:2203.02155, appendix C.4).
 
         Args:
-            model: a sequence classifier with one output; it is not changed.
+            model: a sequence classifier with a linear head; it is not changed. Of several heads the mean is taken.
 
         Raises:
-            ModelError: it has another number of outputs, or no linear head.
+            ModelError: it has no linear head.
         """
         score = getattr(model, "score", None)
         weight = getattr(score, "weight", None)
-        if score is None or weight is None or weight.shape[0] != 1:
-            raise ModelError(f"{type(model).__name__} has no linear `score` head of one output; give a reward model")
+        if score is None or weight is None:
+            raise ModelError(f"{type(model).__name__} has no linear `score` head; give a reward model")
         head = nn.Linear(weight.shape[1], 1, device=weight.device, dtype=weight.dtype)
         with torch.no_grad():
-            head.weight.copy_(weight)
+            head.weight.copy_(weight.mean(0, keepdim=True))
             bias = getattr(score, "bias", None)
-            head.bias.copy_(bias if bias is not None else torch.zeros_like(head.bias)).sub_(centring_offset(model))
+            head.bias.fill_(0.0 if bias is None else float(bias.mean())).sub_(centring_offset(model))
         return cls(_trainable_copy(model), head)
 
     @classmethod

@@ -63,17 +63,18 @@ def load_reward_model(model: str | Path, *, device: str = "auto") -> tuple[PreTr
                 "give a folder made by `kleash reward` or a sequence classifier with one output"
             )
         reward = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32, **_where(model))
-    if reward.config.num_labels != 1 or not hasattr(reward, "score"):
+    heads = getattr(reward.config, "kleash_heads", None)  # several on one trunk, made by `kleash reward --heads`
+    if (reward.config.num_labels != 1 and heads is None) or not hasattr(reward, "score"):
         raise ModelError(f"{model} has {reward.config.num_labels} outputs; a reward model has one, named `score`")
     return move(reward, device).eval(), tokenizer
 
 
 def new_reward_model(
-    model: str | Path, *, seed: int, device: str = "auto"
+    model: str | Path, *, seed: int, heads: int = 1, device: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A language model with a fresh scalar head in place of its output, and a tokenizer whose pad is not its end.
+    """A language model with fresh scalar heads in place of its output, and a tokenizer whose pad is not its end.
 
-    The head is N(0, 1/√(D+1)) (N+, arXiv:2403.17031, detail 12). `transformers` finds the last token of a row by
+    A head is N(0, 1/√(D+1)) (N+, arXiv:2403.17031, detail 12). `transformers` finds the last token of a row by
     looking for padding, so a pad token that equals the end token would score the wrong position: such a tokenizer gets
     a pad token of its own, and the embedding a row for it.
 
@@ -83,7 +84,7 @@ def new_reward_model(
     tokenizer = load_tokenizer(model)
     with _loading(model):
         reward = AutoModelForSequenceClassification.from_pretrained(
-            model, num_labels=1, dtype=torch.float32, **_where(model)
+            model, num_labels=heads, dtype=torch.float32, **_where(model)
         )
     if not isinstance(getattr(reward, "score", None), nn.Linear):
         raise ModelError(f"{model}: {type(reward).__name__} has no linear `score` head; use a decoder-only model")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
-from itertools import cycle
+from itertools import cycle, pairwise
 from math import hypot, sqrt
 from typing import Any
 
@@ -177,6 +177,67 @@ def roads(curves: Mapping[str, Curve], labels: Mapping[str, str]) -> str:
         axes.set_xlabel("√KL from SFT (√nats): how far the policy has gone")
         _write_at_ends(figure, {axes: ends})
         return svg()
+
+
+def goodhart(analyses: Mapping[str, Row], labels: Mapping[str, str]) -> str:
+    """Gold and proxy against √KL with 95 % bands, the laws dotted through gold, the peak and what to ship marked.
+
+    Args:
+        analyses: `evals.overoptimization.analyse` of each road; the first is drawn solid and marked, others dashed.
+        labels: a short name for each, written at the end of its line.
+    """
+    dashes = ("solid", (0, (5, 2)))
+    with _figure("goodhart", 5.0) as (figure, svg):
+        panels = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        names: dict[Axes, Ends] = {}
+        for axes, quantity in zip(panels, ("gold", "proxy"), strict=True):
+            axes.set_title(TITLES[quantity], color=COLOURS[quantity], weight="bold")
+            for (name, analysis), dash in zip(analyses.items(), dashes, strict=False):
+                rows = analysis["points"]
+                x, y = [row["distance"]["value"] for row in rows], [row[quantity]["mean"] for row in rows]
+                _between(axes, x, [row[quantity] for row in rows], COLOURS[quantity])
+                axes.plot(
+                    x, y, color=COLOURS[quantity], linestyle=dash, marker="o", markersize=3,
+                    gid=f"{_slug(name)}-{quantity}",
+                )  # fmt: skip
+                names.setdefault(axes, []).append((x[-1], y[-1], labels[name], INK))
+            low = min(row[quantity]["low"] for analysis in analyses.values() for row in analysis["points"])
+            high = max(row[quantity]["high"] for analysis in analyses.values() for row in analysis["points"])
+            axes.set_ylim(low - 0.06 * (high - low or 1), high + 0.12 * (high - low or 1))
+        for name, analysis in analyses.items():
+            _law(panels[0], name, analysis)
+        main = next(iter(analyses.values()))
+        peak, ship = (main["points"][main[key]["index"]] for key in ("peak", "ship"))
+        for axes, quantity in zip(panels, ("gold", "proxy"), strict=True):
+            for row, mark, size, gid in ((peak, "o", 8, "peak"), (ship, "D", 6, "ship")):
+                axes.plot(
+                    row["distance"]["value"], row[quantity]["mean"], mark, color=COLOURS[quantity], markersize=size,
+                    markeredgecolor=INK, markeredgewidth=1.2, zorder=5, gid=f"{gid}-{quantity}",
+                )  # fmt: skip
+        panels[-1].set_xlabel("√KL from the start (√nats): how far it has gone")
+        _write_at_ends(figure, names)
+        return svg()
+
+
+def _between(axes: Axes, x: Sequence[float], figures: Sequence[Row], colour: str) -> None:
+    """The 95 % intervals of a curve: a band where it only goes forth, bars where it also goes back."""
+    low, high = ([each[end] for each in figures] for end in ("low", "high"))
+    if all(a <= b for a, b in pairwise(x)):
+        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+    else:
+        axes.vlines(x, low, high, color=colour, linewidth=2.5, alpha=0.3)
+
+
+def _law(axes: Axes, name: str, analysis: Row) -> None:
+    """The fitted law from gold at the start on, dotted, with the band of its resamples."""
+    if not analysis["fit"]:
+        return
+    line, start = analysis["fit"]["curve"], analysis["points"][0]["gold"]["mean"]
+    at = [point["distance"] for point in line]
+    low, high = ([start + point[end] for point in line] for end in ("low", "high"))
+    axes.fill_between(at, low, high, color=MUTED, alpha=0.15, linewidth=0)
+    gains = [start + point["gain"] for point in line]
+    axes.plot(at, gains, color=INK, linewidth=1.1, linestyle=(0, (1, 2)), gid=f"{_slug(name)}-law")
 
 
 def reliability(report: Row) -> str:

@@ -52,7 +52,7 @@ def write_report(folder: Path) -> Path:
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not JSON ({error}); run `kleash demo` again") from None
     runs = {name: folder / name for name in ("sft", "reward", *ARMS)}
-    page = _environment().get_template("report.html.jinja")
+    page = environment().get_template("report.html.jinja")
     report = folder / "report.html"
     write_text(report, page.render(_context(summary, runs)))
     return report
@@ -307,16 +307,19 @@ def _short_labels(names: Any) -> dict[str, str]:
     return {name: known.get(name, name[:12]) for name in names}
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Templates of this package, everything escaped, an unknown name an error."""
+    made = Environment(
         loader=PackageLoader("kleash.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "figure": _figure,
+        "signed": _signed,
+        "bound": _bound,
         "pm": _pm,
         "clean": _visible,
         "mean": _mean,
@@ -324,7 +327,7 @@ def _environment() -> Environment:
         "amount": _amount,
         "p_value": _p_value,
     }
-    return environment
+    return made
 
 
 def _svg(draw: Callable[..., str], *arguments: Any, **options: Any) -> Markup:
@@ -340,6 +343,15 @@ def _figure(value: Any, digits: int = 2) -> str:
         return "–"
     text = f"{value:.{digits}f}"
     return text.replace("-", "−") if float(text) else text.lstrip("-")
+
+
+def _signed(value: float) -> str:
+    return ("+" if value > 0 else "") + _figure(value)
+
+
+def _bound(value: float | None) -> str:
+    """An end of an interval, which may have none."""
+    return "∞" if value is None else _figure(value)
 
 
 def _pm(estimate: Any, digits: int = 2) -> str:

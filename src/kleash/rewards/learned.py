@@ -6,7 +6,7 @@ below it, so that the same response has the same score everywhere, whatever batc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.data.batching import microbatches
 from kleash.data.chat import encode_all
-from kleash.data.group import EncodedGroup, Group, Response, collate
-from kleash.models.forward import response_scores
+from kleash.data.group import EncodedGroup, Group, GroupBatch, Response, collate
+from kleash.models.forward import centring_offset, combination, head_scores, response_features
 from kleash.models.load import autocast, load_reward_model
+from kleash.objectives.ensemble import combine_scores
+from kleash.rewards.features import FeatureRange
+from kleash.rewards.reward import Parts
 from kleash.training.progress import Progress
 
 
@@ -34,6 +37,7 @@ class LearnedReward:
         policy_tokenizer: PreTrainedTokenizerBase | None = None,
         dtype: str = "float32",
         micro_batch_tokens: int = 8192,
+        range: FeatureRange | None = None,
     ) -> None:
         """Take a model.
 
@@ -44,8 +48,9 @@ class LearnedReward:
                 each the same meaning; else, or where this is None, text is read.
             dtype: what to compute in.
             micro_batch_tokens: tokens in memory at once.
+            range: what the model was trained on, in its features; None where nobody measured it.
         """
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.range = model, tokenizer, range
         self.dtype, self.micro_batch_tokens = dtype, micro_batch_tokens
         self.reads_ids = policy_tokenizer is not None and speaks(tokenizer, policy_tokenizer)
 
@@ -53,16 +58,38 @@ class LearnedReward:
     def load(cls, folder: str | Path, *, device: str = "auto", **settings: object) -> LearnedReward:
         """From a folder."""
         model, tokenizer = load_reward_model(folder, device=device)
-        return cls(model, tokenizer, **settings)  # type: ignore[arg-type]
+        return cls(model, tokenizer, range=FeatureRange.load(Path(folder)), **settings)  # type: ignore[arg-type]
 
     def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
         """See `Reward`."""
+        return self.explain(groups)[0]
+
+    def explain(self, groups: Sequence[Group]) -> tuple[Float[Tensor, "P K"], Parts]:
+        """Scores, and of several heads on one trunk their `spread`, the standard deviation over heads."""
+        heads = score_heads(
+            self.model, self._encode(groups), dtype=self.dtype, micro_batch_tokens=self.micro_batch_tokens
+        )
+        scores = _combined(self.model, heads)
+        return scores, {"spread": heads.std(-1, correction=0)} if heads.shape[-1] > 1 else {}
+
+    def distances(self, groups: Sequence[Group]) -> Float[Tensor, "P K"] | None:
+        """How far each response lies from what the model was trained on; beyond `range.threshold` it is out of range.
+
+        Returns:
+            Mahalanobis distances, on the CPU; None where the reward has no `range`.
+        """
+        if self.range is None:
+            return None
+        features = features_encoded(
+            self.model, self._encode(groups), dtype=self.dtype, micro_batch_tokens=self.micro_batch_tokens
+        )
+        return self.range.distance(features.flatten(0, 1)).reshape(features.shape[:2])
+
+    def _encode(self, groups: Sequence[Group]) -> list[EncodedGroup]:
         groups = groups if self.reads_ids else [_as_text(group) for group in groups]
-        encoded, _ = encode_all(groups, self.tokenizer)
-        return score_encoded(self.model, encoded, dtype=self.dtype, micro_batch_tokens=self.micro_batch_tokens)
+        return encode_all(groups, self.tokenizer)[0]
 
 
-@torch.no_grad()
 def score_encoded(
     model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype: str = "float32", micro_batch_tokens: int = 8192
 ) -> Float[Tensor, "P K"]:
@@ -74,16 +101,48 @@ def score_encoded(
         dtype: what to compute in.
         micro_batch_tokens: tokens in memory at once.
     """
-    scores = torch.zeros(len(groups), len(groups[0].responses))
+    return _combined(model, score_heads(model, groups, dtype=dtype, micro_batch_tokens=micro_batch_tokens))
+
+
+def score_heads(
+    model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype: str = "float32", micro_batch_tokens: int = 8192
+) -> Float[Tensor, "P K M"]:
+    """What each head says, before the heads are combined and without the centring offset; see `score_encoded`."""
+    return _by_batch(head_scores, model, groups, dtype, micro_batch_tokens)
+
+
+def features_encoded(
+    model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype: str = "float32", micro_batch_tokens: int = 8192
+) -> Float[Tensor, "P K D"]:
+    """What the head reads of each response, see `response_features`; otherwise as `score_encoded`."""
+    return _by_batch(response_features, model, groups, dtype, micro_batch_tokens)
+
+
+@torch.no_grad()
+def _by_batch(
+    compute: Callable[[PreTrainedModel, GroupBatch], Tensor],
+    model: PreTrainedModel,
+    groups: Sequence[EncodedGroup],
+    dtype: str,
+    micro_batch_tokens: int,
+) -> Float[Tensor, "P K D"]:
+    """What `compute` gives for each response, in the order of the groups."""
+    found: list[Tensor] = [torch.empty(0)] * len(groups)
     done = 0
     with Progress(len(groups), "score") as progress:
         for part in microbatches(groups, max_tokens=micro_batch_tokens):
             batch = collate([groups[row] for row in part], device=model.device)
             with autocast(dtype, model.device):
-                scores[part] = response_scores(model, batch).float().cpu()
+                values = compute(model, batch).float().cpu()
+            for row, value in zip(part, values, strict=True):
+                found[row] = value
             done += len(part)
             progress.update(done)
-    return scores
+    return torch.stack(found)
+
+
+def _combined(model: PreTrainedModel, heads: Float[Tensor, "P K M"]) -> Float[Tensor, "P K"]:
+    return combine_scores(heads, **combination(model)) - centring_offset(model)
 
 
 def speaks(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:

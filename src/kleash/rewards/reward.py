@@ -57,8 +57,8 @@ class EndedReward:
 class FunctionReward:
     """A Python function with TRL's signature: `f(prompts, completions, **columns) -> list[float]`.
 
-    Prompts and completions are text, or lists of turns where the prompt is one; every other column of the rows comes as
-    a keyword argument, a list as long as the completions.
+    Prompts and completions are text, or lists of turns where the prompt is one; `finished`, which says of each whether
+    it ended by itself, and every other column of the rows come as keyword arguments, lists as long as the completions.
     """
 
     def __init__(self, name: str) -> None:
@@ -87,6 +87,7 @@ class FunctionReward:
                 response.text if isinstance(group.prompt, str) else [{"role": "assistant", "content": response.text}]
                 for group, response in rows
             ],
+            finished=[response.finished for _, response in rows],
             **columns,
         )
         scores = list(scores)
@@ -101,7 +102,7 @@ class FunctionReward:
 
 
 def build_reward(name: str, *, policy_tokenizer: PreTrainedTokenizerBase | None = None, **settings: Any) -> Reward:
-    """The reward of a name: a verifier, a YAML composition, a reward model's folder, or `module:function`.
+    """The reward of a name: a verifier, a YAML composition, the folder of a reward model or an ensemble, or a function.
 
     Args:
         name: as given to `--reward`.
@@ -112,6 +113,7 @@ def build_reward(name: str, *, policy_tokenizer: PreTrainedTokenizerBase | None 
         ConfigError: the name is none of these.
     """
     from kleash.rewards.composition import ComposedReward
+    from kleash.rewards.ensemble import EnsembleReward
     from kleash.rewards.learned import LearnedReward
 
     if name in CHECKS:
@@ -120,6 +122,8 @@ def build_reward(name: str, *, policy_tokenizer: PreTrainedTokenizerBase | None 
         return EndedReward()
     if name.endswith((".yaml", ".yml")):
         return ComposedReward.load(Path(name), policy_tokenizer=policy_tokenizer, **settings)
+    if (Path(name) / "ensemble.json").exists():
+        return EnsembleReward.load(Path(name), policy_tokenizer=policy_tokenizer, **settings)
     if Path(name).is_dir():
         return LearnedReward.load(name, policy_tokenizer=policy_tokenizer, **settings)
     if ":" in name and not name.startswith((".", "/")):

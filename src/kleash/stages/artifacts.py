@@ -16,14 +16,17 @@ from kleash.run import RunFolder, fingerprint
 from kleash.stages.settings import StageConfig
 from kleash.training.checkpoint import weights
 
-FILES = ("model", "data", "eval_data", "reference", "reward", "centre_data", "pretraining_data")
+REWARDS = ("reward", "hold_out", "gold")
+"""Fields of stage configs that name a reward."""
+
+FILES = (*REWARDS, "model", "data", "eval_data", "reference", "centre_data", "pretraining_data")
 """Fields of stage configs that name a file, a folder or a hub name."""
 
 
 def inputs_of(config: StageConfig, **live: tuple[nn.Module, Any] | None) -> dict[str, dict[str, str]]:
     """Path and hash of everything a config names; of a live model, the hash of its weights."""
     inputs = {
-        name: content_of(value) if name == "reward" else fingerprint(value)
+        name: content_of(value) if name in REWARDS else fingerprint(value)
         for name in FILES
         if (value := getattr(config, name, None)) is not None
     }
@@ -37,10 +40,16 @@ def parameters_held(**models: object) -> dict[str, int]:
     """Parameters of the models that a stage holds in memory side by side; one that takes two parts counts once.
 
     Args:
-        models: by part; what is no module, or has none under `model` (a reward model's reward has), is left out.
+        models: by part; what is no module, and has neither one under `model` (a reward model's reward has) nor several
+            under `members`, is left out.
     """
     held: dict[int, tuple[str, int]] = {}
-    for part, given in models.items():
+    members = {
+        f"{part}/{index}": member
+        for part, given in models.items()
+        for index, member in enumerate(getattr(given, "members", ()))
+    }
+    for part, given in (models | members).items():
         model = given if isinstance(given, nn.Module) else getattr(given, "model", None)
         if isinstance(model, nn.Module):
             held.setdefault(id(model), (part, sum(parameter.numel() for parameter in model.parameters())))

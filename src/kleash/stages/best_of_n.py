@@ -93,7 +93,7 @@ def curve(
     pool: Sequence[Group], scores: Sequence[Sequence[float]], gold: Sequence[Sequence[float]] | None = None
 ) -> list[dict[str, Any]]:
     """What best of k gives and how far it is from the policy, k = 1 … n. Formulas: docs/metrics.md."""
-    chosen_by = np.array([_one_score_a_text(*both) for both in zip(pool, scores, strict=True)], dtype=np.float64)
+    chosen_by = np.array([one_score_a_text(*both) for both in zip(pool, scores, strict=True)], dtype=np.float64)
     measured = {"score": np.array(scores)} | ({} if gold is None else {"gold": np.array(gold)})
     expected = {name: best_of_k(values, chosen_by=chosen_by) for name, values in measured.items()}
     kl = kl_of_best_of_k(chosen_by)
@@ -108,7 +108,7 @@ def curve(
     ]
 
 
-def _one_score_a_text(group: Group, scores: Sequence[float]) -> list[float]:
+def one_score_a_text(group: Group, scores: Sequence[float]) -> list[float]:
     """The scores, where a text that occurs again has the one of its first: rounding must not make it a better one."""
     first: dict[tuple[str, bool], float] = {}
     return [

@@ -36,7 +36,7 @@ from kleash.objectives import kl
 from kleash.objectives.advantage import group_centred, group_standardised, leave_one_out
 from kleash.objectives.policy import clipped_surrogate, truncated_importance
 from kleash.objectives.reduce import Normalisation, masked_sum, token_weights
-from kleash.rewards.reward import Reward, build_reward
+from kleash.rewards.reward import Reward
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
 from kleash.stages import rollouts
@@ -44,7 +44,10 @@ from kleash.stages.artifacts import inputs_of, model_card, parameters_held, save
 from kleash.stages.rollouts import (
     SHOWN,
     RolloutConfig,
+    Watch,
     accumulate,
+    advantage_figures,
+    build_rewards,
     evaluate,
     load_reference,
     minibatches,
@@ -240,10 +243,7 @@ def run(
     prompts, held_out = read_prompts(config, model, tokenizer)
     # at β = 0 the loss does not need it, but how far the policy has gone is the figure that tells a missing leash
     reference = load_reference(config, model)
-    reward = reward or build_reward(
-        config.reward, policy_tokenizer=tokenizer, device=config.device, dtype=config.dtype,
-        micro_batch_tokens=config.micro_batch_tokens,
-    )  # fmt: skip
+    reward, hold_out, gold = build_rewards(config, tokenizer, reward)
     make_trainable(model, config)
     sampler = LocalSampler(
         model,
@@ -252,10 +252,10 @@ def run(
         temperature=config.temperature,
         end_ids=end_ids(tokenizer),
     )
-    actors = Actors(config, model, tokenizer, reference, reward, sampler)
+    actors = Actors(config, model, tokenizer, reference, reward, sampler, hold_out, gold)
     steps = config.steps(len(prompts))
     folder.note("formulas", **formulas(config))
-    folder.note("models", **parameters_held(policy=model, reference=reference, reward=reward))
+    folder.note("models", **parameters_held(policy=model, reference=reference, reward=reward, hold_out=hold_out))
 
     updates = config.inner_epochs * config.minibatches
     optimizer = Optimizer(model, steps=steps * updates, **config.optimizer_settings())
@@ -264,26 +264,28 @@ def run(
     done, place = state["step"], state.get("place", 0)  # place: prompts taken so far
     stopping = Stopping(**state.get("stopping", {}))
     selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
+    watch = Watch(actors, folder, state)
 
     def keep(step: int) -> None:
-        numbers = {"place": place, "stopping": asdict(stopping), **selection.numbers}
+        numbers = {"place": place, "stopping": asdict(stopping), **selection.numbers, **watch.numbers}
         checkpoint.save(folder, step, parts, keep=config.keep, **numbers)
 
     if done == 0 and held_out and config.eval_every:
         folder.log(0, evaluate(actors, held_out, folder, 0))
     with Progress(steps, "grpo", start=done) as progress, Trackers(config.trackers, folder) as trackers:
-        while done < steps and not stopping.solved:
+        while done < steps and not stopping.solved and not watch.over:
             step = done + 1
             rollout, place = collect(actors, prompts, place=place, step=step)
             solved = stopping.see(rollout.scores, rollout.shaped, rollout.batch.mask)
             metrics = describe(rollout, config.beta) | {"solved_share": solved.float().mean()}
+            metrics |= watch.see(step, rollout.groups, rollout.scores, rollout.score_parts, rollout.drift)
             for epoch in range(config.inner_epochs):
                 for part in minibatches(config, len(rollout.groups), step, epoch):
                     first = not metrics.get("updates")
                     accumulate(metrics, learn(actors, rollout, part, optimizer, first=first), 1 / updates)
-            if held_out and (config.due(step, steps) or stopping.solved):
+            if held_out and (config.due(step, steps) or stopping.solved or watch.over):
                 metrics |= evaluate(actors, held_out, folder, step)
-                selection.offer(model, step, config.beta * metrics["eval_kl"] - metrics["eval_reward"])
+                selection.offer(model, step, watch.measured(metrics, config.beta))
             if config.snapshot_every and step % config.snapshot_every == 0:
                 save_snapshot(folder, step, model, tokenizer)
             row = folder.log(step, metrics)
@@ -301,7 +303,7 @@ def run(
     verdict(folder, advice="raise --max-new-tokens if they are good, --beta or --overlong penalise if they run on")
     merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, summary(folder)))
-    ended = "all rollouts done"
+    ended = watch.stopping.reason or "all rollouts done"
     if stopping.solved:
         ended = f"solved: every response of {stopping.perfect} rollouts had the best reward seen, {stopping.best:g}"
     return folder.finish(step=chosen, ended=ended, prompts=len(prompts), near_ties=sampler.near_ties)
@@ -450,6 +452,7 @@ def describe(rollout: Rollout, beta: float) -> dict[str, Any]:
         "end_rate": torch.tensor(ended).mean(),
         "flat_share": rollout.flat_share,
         "reward_spread": rollout.scores.std(-1).mean(),
+        **advantage_figures(rollout.advantages, torch.ones_like(rollout.advantages, dtype=torch.bool)),
         "sampler_mismatch": torch.where(rollout.batch.mask, mismatch, 0).max(),
     }
 

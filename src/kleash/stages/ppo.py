@@ -12,7 +12,7 @@ Left out: one backbone for policy and value (the value network starts from the r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -36,8 +36,9 @@ from kleash.objectives.advantage import gae, token_rewards
 from kleash.objectives.policy import clipped_surrogate
 from kleash.objectives.reduce import masked_mean, masked_sum, masked_whiten
 from kleash.objectives.value import clipped_value_loss, explained_variance
+from kleash.rewards.ensemble import EnsembleReward
 from kleash.rewards.learned import LearnedReward
-from kleash.rewards.reward import Reward, build_reward
+from kleash.rewards.reward import Reward
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
 from kleash.stages import rollouts
@@ -45,7 +46,10 @@ from kleash.stages.artifacts import inputs_of, model_card, parameters_held, save
 from kleash.stages.rollouts import (
     SHOWN,
     RolloutConfig,
+    Watch,
     accumulate,
+    advantage_figures,
+    build_rewards,
     evaluate,
     in_parts,
     load_reference,
@@ -114,7 +118,8 @@ class PPOConfig(RolloutConfig):
     value_clip: float | None = Field(0.2, gt=0)
     """How far a value may move from the rollout's, in units of reward; null leaves it free."""
     value_init: Literal["reward", "policy"] = "reward"
-    """Where the value network starts: the reward model where it reads the policy's ids, else the policy."""
+    """Where the value network starts: the reward model (of several the first) where it reads the policy's ids, else the
+    policy."""
     missing_eos_score: float | None = None
     """Score of a response that did not end, in place of its reward; null scores it like any other."""
     whiten_rewards: bool = False
@@ -161,6 +166,14 @@ class Rollout:
     values: Float[Tensor, "R T"]
     advantages: Float[Tensor, "R T"]
     returns: Float[Tensor, "R T"]
+    raw: dict[str, Float[Tensor, ""]]
+    """Mean and standard deviation over tokens of the advantages before whitening."""
+
+    @property
+    def scored(self) -> tuple[Float[Tensor, "R 1"], dict[str, Float[Tensor, "R 1"]], Float[Tensor, "R 1"]]:
+        """Scores, their parts and the KL of each response, as [P, K]."""
+        drift = kl.per_sequence(self.drift, self.batch.mask[:, 0])
+        return self.scores[:, None], {name: part[:, None] for name, part in self.parts.items()}, drift[:, None]
 
 
 def run(
@@ -188,10 +201,7 @@ def run(
     model, tokenizer = policy or load_policy(config.model, device=config.device)
     prompts, held_out = read_prompts(config, model, tokenizer)
     reference = load_reference(config, model)
-    reward = reward or build_reward(
-        config.reward, policy_tokenizer=tokenizer, device=config.device, dtype=config.dtype,
-        micro_batch_tokens=config.micro_batch_tokens,
-    )  # fmt: skip
+    reward, hold_out, gold = build_rewards(config, tokenizer, reward)
     critic = _critic(model, reward, config)
     make_trainable(model, config)
     make_trainable(critic.decoder, config)
@@ -203,10 +213,12 @@ def run(
         temperature=config.temperature,
         end_ids=end_ids(tokenizer),
     )
-    actors = Actors(config, model, tokenizer, reference, reward, sampler, critic)
+    actors = Actors(config, model, tokenizer, reference, reward, sampler, hold_out, gold, critic=critic)
     steps = config.steps(len(prompts))
     folder.note("formulas", **FORMULA)
-    folder.note("models", **parameters_held(policy=model, reference=reference, reward=reward, value=critic))
+    folder.note(
+        "models", **parameters_held(policy=model, reference=reference, reward=reward, value=critic, hold_out=hold_out)
+    )
 
     updates = steps * config.inner_epochs * config.minibatches
     settings = config.optimizer_settings()
@@ -220,14 +232,21 @@ def run(
     }  # fmt: skip
     state = checkpoint.restore(folder, parts)
     beta = state.get("beta", config.beta)
+    done = state["step"]
     selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
-    if state["step"] == 0 and held_out and config.eval_every:
+    watch = Watch(actors, folder, state)
+
+    def keep(step: int) -> None:
+        checkpoint.save(folder, step, parts, keep=config.keep, beta=beta, **selection.numbers, **watch.numbers)
+
+    if done == 0 and held_out and config.eval_every:
         folder.log(0, evaluate(actors, held_out, folder, 0))
-    with Progress(steps, "ppo", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
-        for step in range(state["step"] + 1, steps + 1):
+    with Progress(steps, "ppo", start=done) as progress, Trackers(config.trackers, folder) as trackers:
+        while done < steps and not watch.over:
+            step = done + 1
             rows = batch_at(step - 1, len(prompts), config.batch_size, config.seed)
             rollout = collect(actors, [prompts[row] for row in rows], beta=beta, step=step)
-            metrics = describe(rollout, beta)
+            metrics = describe(rollout, beta) | watch.see(step, rollout.groups, *rollout.scored)
             for epoch in range(config.inner_epochs):
                 for part in minibatches(config, len(rows), step, epoch):
                     first = not metrics.get("updates")
@@ -239,25 +258,27 @@ def run(
                 beta = kl.adapt_beta(
                     beta, float(metrics["kl"]), target=config.target_kl, horizon=config.kl_horizon, samples=len(rows)
                 )
-            if held_out and config.due(step, steps):
+            if held_out and (config.due(step, steps) or watch.over):
                 metrics |= evaluate(actors, held_out, folder, step)
-                selection.offer(model, step, beta * metrics["eval_kl"] - metrics["eval_reward"])
+                selection.offer(model, step, watch.measured(metrics, beta))
             if config.snapshot_every and step % config.snapshot_every == 0:
                 save_snapshot(folder, step, model, tokenizer)
             row = folder.log(step, metrics)
             trackers.log(step, row)
             progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})
+            done = step
             if step % config.save_interval(steps) == 0 and step < steps:
-                checkpoint.save(folder, step, parts, keep=config.keep, beta=beta, **selection.numbers)
+                keep(step)
 
-    checkpoint.save(folder, steps, parts, keep=config.keep, beta=beta, **selection.numbers)
-    chosen = selection.take(model, steps)
+    keep(done)
+    chosen = selection.take(model, done)
     if config.choose == "last":
         average.take(model)
     verdict(folder, advice="raise --max-new-tokens if they are good, --beta or --missing-eos-score if they run on")
     merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, summary(folder)))
-    return folder.finish(step=chosen, beta=beta, prompts=len(prompts), near_ties=sampler.near_ties)
+    ended = watch.stopping.reason or "all rollouts done"
+    return folder.finish(step=chosen, ended=ended, beta=beta, prompts=len(prompts), near_ties=sampler.near_ties)
 
 
 @dataclass(frozen=True)
@@ -265,7 +286,7 @@ class Actors(rollouts.Actors):
     """Who takes part in a run, the value network with them."""
 
     config: PPOConfig
-    critic: ValueModel
+    critic: ValueModel = field(kw_only=True)
 
 
 @torch.no_grad()
@@ -288,9 +309,10 @@ def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, beta: float, ste
     if config.whiten_rewards:
         rewards = masked_whiten(rewards, mask, shift_mean=False)
     advantages, returns = gae(rewards, state_values, gamma=config.gamma, lam=config.lam, mask=mask)
+    raw = advantage_figures(advantages, mask)
     if config.whiten_advantages:
         advantages = masked_whiten(advantages, mask)
-    return Rollout(batch, groups, scores, parts, old_logprobs, drift, state_values, advantages, returns)
+    return Rollout(batch, groups, scores, parts, old_logprobs, drift, state_values, advantages, returns, raw)
 
 
 def learn(
@@ -380,6 +402,7 @@ def describe(rollout: Rollout, beta: float) -> dict[str, Any]:
         "end_rate": torch.tensor([float(group.responses[0].finished) for group in rollout.groups]).mean(),
         "explained_variance": explained_variance(rollout.values, rollout.returns, mask=mask),
         "value_mean": masked_mean(rollout.values, mask),
+        **rollout.raw,
         "sampler_mismatch": torch.where(mask, mismatch, 0).max(),
     }
 
@@ -399,8 +422,9 @@ def _keep_up(actors: Actors, groups: Sequence[EncodedGroup], optimizer: Optimize
 
 
 def _critic(policy: PreTrainedModel, reward: Reward, config: PPOConfig) -> ValueModel:
-    if config.value_init == "reward" and isinstance(reward, LearnedReward) and reward.reads_ids:
-        return ValueModel.from_reward_model(reward.model)
+    learned = reward.members[0] if isinstance(reward, EnsembleReward) else reward
+    if config.value_init == "reward" and isinstance(learned, LearnedReward) and learned.reads_ids:
+        return ValueModel.from_reward_model(learned.model)
     return ValueModel.from_policy(policy, seed=derive_seed(config.seed, "value head"))
 
 

@@ -25,19 +25,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kleash.checks import outcomes, preconditions
 from kleash.checks.gates import gate_in, gate_out
 from kleash.data.batching import batch_at, microbatches
-from kleash.data.chat import encode_all, end_ids
-from kleash.data.group import EncodedGroup, Group, GroupBatch, Preference, Ranking, collate
+from kleash.data.chat import encode_all
+from kleash.data.group import EncodedGroup, GroupBatch, Preference, Ranking, collate
 from kleash.data.split import comparison, demonstration, imitated, read_split, read_usable
 from kleash.evals.preference import preference_report
-from kleash.models.forward import check_forward, response_scores
-from kleash.models.load import autocast, context_length, load_policy, new_reward_model, save_model
+from kleash.models.forward import check_forward, head_scores
+from kleash.models.load import autocast, context_length, new_reward_model, save_model
 from kleash.models.lora import merge_lora
 from kleash.objectives.bradley_terry import pair_loss, ranking_loss
+from kleash.objectives.ensemble import Combine
 from kleash.rewards.learned import score_encoded
+from kleash.rewards.reward import Reward, build_reward
 from kleash.run import RunFolder, derive_seed
-from kleash.sampling.local import LocalSampler
-from kleash.sampling.sampler import decode_groups
+from kleash.stages import reward_report
 from kleash.stages.artifacts import inputs_of, model_card
+from kleash.stages.reward_report import held_out_rewards, pairs_of
 from kleash.stages.settings import TrainingConfig
 from kleash.stages.trainable import make_trainable
 from kleash.training import checkpoint
@@ -71,12 +73,29 @@ class RewardConfig(TrainingConfig):
     centring: float = Field(0.0, ge=0)
     """Coefficient of (r_a + r_b)², which keeps scores near zero while training (Eisenstein et al. 2023,
     arXiv:2312.09244). The final shift to mean zero is done in any case."""
+    heads: int = Field(1, ge=1)
+    """Heads on one trunk: an ensemble for the price of one model. Each learns from a half of the comparisons of its
+    own, counted twice (double-or-nothing bootstrap: Owen and Eckles 2012, Annals of Applied Statistics 6, 895), and the
+    trunk from all."""
+    combine: Combine = "mean"
+    """What several heads or members say together: their mean, the worst of them, or mean − λ·variance (Coste et al.
+    2023, arXiv:2310.02743, eq. 3–5)."""
+    variance_penalty: float = Field(0.5, ge=0)
+    """λ of `mean-variance`."""
     centre_data: str | None = None
     """Rows with one response whose mean score becomes zero; null samples them from `model`."""
     centre_samples: int = Field(128, ge=0)
     """How many responses to sample for the centring; 0 takes the training responses instead."""
     centre_max_new_tokens: int = Field(64, ge=1)
-    """Longest of those samples, in tokens."""
+    """Longest of those samples, and of those of `best_of`, in tokens."""
+    best_of: int = Field(0, ge=0)
+    """Sample so many responses of `model` to held-out prompts and report what the best of k is worth, for k up to this;
+    0 does not."""
+    gold: str | None = None
+    """With `best_of`: another reward, in the words of `--reward`, that measures what is chosen and chooses nothing."""
+    learning_curve: bool = False
+    """Train on an eighth, a quarter and half of the rows as well and report what twice the labels would bring; takes
+    nearly as long again."""
 
 
 def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> RunFolder:
@@ -94,9 +113,16 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     if folder.finished:
         return folder
     gate_in(folder, role="model", parent=config.model, force=config.force)
-    model, tokenizer = reward or new_reward_model(config.model, seed=config.seed, device=config.device)
+    model, tokenizer = reward or new_reward_model(
+        config.model, seed=config.seed, heads=config.heads, device=config.device
+    )
+    if config.heads > 1:
+        model.config.kleash_heads = {"combine": config.combine, "variance_penalty": config.variance_penalty}
     make_trainable(model, config)
     train, held_out = _comparisons(config, model, tokenizer)
+    gold = None if config.gold is None else build_reward(config.gold, device=config.device, dtype=config.dtype)
+    if config.learning_curve:
+        reward_report.check_rows(train, held_out, live=reward is not None)
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
     steps = config.steps(len(train))
     folder.note("formulas", loss=FORMULA)
@@ -105,13 +131,14 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
     state = checkpoint.restore(folder, parts)
     selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
-    figures: dict[str, Any] | None = None
+    rewards: list[list[float]] | None = None
     with Progress(steps, "reward", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
         for step in range(state["step"] + 1, steps + 1):
             rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
-            metrics = _step(model, optimizer, [train[row] for row in rows], config)
+            metrics = _step(model, optimizer, [train[row] for row in rows], config, head_weights(config, rows))
             if held_out and config.due(step, steps):
-                figures = report(model, held_out, train, config)
+                rewards = held_out_rewards(model, held_out, config)
+                figures = rewards_report(held_out, rewards, train)
                 metrics |= {"eval_accuracy": figures["accuracy"], "eval_log_loss": figures["log_loss"]}
                 selection.offer(model, step, figures["log_loss"])
             row = folder.log(step, metrics)
@@ -122,17 +149,26 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
 
     checkpoint.save(folder, steps, parts, keep=config.keep, **selection.numbers)
     chosen = selection.take(model, steps)
-    results: dict[str, Any] = {
-        "step": chosen,
-        "rows": len(train),
-        "centred_on": _centre(model, tokenizer, train, config),
-    }
-    if held_out:
-        # Only differences count, so centring changes no figure; the last weights have just been measured.
-        results["report"] = figures if figures and chosen == steps else report(model, held_out, train, config)
-        _verdict(folder, results["report"], train, config, live=reward is not None)
+    if held_out and (rewards is None or chosen != steps):
+        rewards = held_out_rewards(model, held_out, config)
+    samples, centred_on = centre(model, tokenizer, train, config)
     merge_lora(model)
-    save_model(folder.path, model, tokenizer, model_card(folder, _summary(results.get("report"))))
+    results: dict[str, Any] = {"step": chosen, "rows": len(train), "centred_on": centred_on}
+    fitted, distances = reward_report.feature_range(model, train, held_out, samples, config)
+    if rewards is not None:
+        # Only differences count, so centring changes no figure of these.
+        results["report"] = {
+            **rewards_report(held_out, rewards, train),
+            **reward_report.of_pairs(held_out, rewards, train),
+            **_asked(model, tokenizer, train, held_out, rewards, config, gold),
+            "distance": distances,
+        }
+        origin = None  # a live reward model may speak another language than `config.model`
+        if reward is None:
+            origin = preconditions.origin(config.model, train, device=config.device, dtype=config.dtype)
+        verdict(folder, results["report"], origin)
+    save_model(folder.path, model, tokenizer, model_card(folder, summary(results.get("report"))))
+    fitted.save(folder.path)
     return folder.finish(**results)
 
 
@@ -140,14 +176,31 @@ def report(
     model: PreTrainedModel, held_out: Sequence[EncodedGroup], train: Sequence[EncodedGroup], config: RewardConfig
 ) -> dict[str, Any]:
     """Accuracy with interval, log loss, calibration, length slope, noise ceiling: over all held-out pairs at once."""
-    rewards: list[list[float]] = []
-    ordered: list[EncodedGroup] = []
-    for size in sorted({len(group.responses) for group in held_out}):
-        groups = [group for group in held_out if len(group.responses) == size]
-        table = score_encoded(model, groups, dtype=config.dtype, micro_batch_tokens=config.micro_batch_tokens)
-        rewards += table.tolist()
-        ordered += groups
-    return rewards_report(ordered, rewards, train)
+    return rewards_report(held_out, held_out_rewards(model, held_out, config), train)
+
+
+def _asked(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Sequence[EncodedGroup],
+    held_out: Sequence[EncodedGroup],
+    rewards: Sequence[Sequence[float]],
+    config: RewardConfig,
+    gold: Reward | None,
+) -> dict[str, Any]:
+    """The figures for which the model is asked more than the held-out pairs, or trained again."""
+    asked: dict[str, Any] = {"probes": reward_report.probes(model, tokenizer, held_out, train, config)}
+    if config.best_of:
+        asked["best_of"] = reward_report.best_of_curve(
+            model, tokenizer, held_out, config,
+            n=config.best_of, max_new_tokens=config.centre_max_new_tokens, gold=gold,
+        )  # fmt: skip
+    if config.learning_curve:
+        ceiling = rewards_report(held_out, rewards, train)["noise_ceiling"]
+        asked["learning_curve"] = reward_report.more_labels(
+            run, config, train, held_out, rewards, ceiling=None if ceiling == "unknown" else ceiling
+        )
+    return asked
 
 
 def rewards_report(
@@ -180,19 +233,12 @@ def _labels(groups: Sequence[EncodedGroup]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([p for *_, p in pairs]), np.array(lengths)
 
 
-def pairs_of(group: Group) -> list[tuple[int, int, float]]:
-    """The comparisons a label holds: (a, b, P(a ≻ b)), a ranked before b."""
-    if isinstance(group.label, Preference):
-        return [(0, 1, group.label.probability)]
-    if isinstance(group.label, Ranking):
-        ranks = group.label.ranks
-        return [
-            (a, b, 0.5 if ranks[a] == ranks[b] else 1.0)
-            for a in range(len(ranks))
-            for b in range(len(ranks))
-            if ranks[a] < ranks[b] or (ranks[a] == ranks[b] and a < b)
-        ]
-    return []
+def head_weights(config: RewardConfig, rows: Sequence[int]) -> Float[Tensor, "P M"]:
+    """What each comparison counts for each head: 1 for a single one, else 0 or 2 by chance, the same in every epoch."""
+    if config.heads == 1:
+        return torch.ones(len(rows), 1)
+    draws = [torch.Generator().manual_seed(derive_seed(config.seed, "bootstrap", row)) for row in rows]
+    return torch.stack([2.0 * torch.randint(2, (config.heads,), generator=draw) for draw in draws])
 
 
 def group_loss(
@@ -208,65 +254,63 @@ def group_loss(
 
 
 def _step(
-    model: PreTrainedModel, optimizer: Optimizer, groups: Sequence[EncodedGroup], config: RewardConfig
+    model: PreTrainedModel,
+    optimizer: Optimizer,
+    groups: Sequence[EncodedGroup],
+    config: RewardConfig,
+    weights: Float[Tensor, "P M"],
 ) -> dict[str, Any]:
     totals: dict[str, Tensor] = {}
     for part in microbatches(groups, max_tokens=config.micro_batch_tokens):
         chosen = [groups[row] for row in part]
         batch: GroupBatch = collate(chosen, device=model.device)
         with autocast(config.dtype, model.device):
-            scores = response_scores(model, batch)
-        loss, metrics = group_loss(scores.float(), chosen, config)
-        optimizer.backward(loss.sum() / len(groups))
-        for name, value in {"loss": loss.detach(), **metrics}.items():
-            totals[name] = totals.get(name, torch.zeros((), device=model.device)) + value.sum() / len(groups)
+            scores = head_scores(model, batch).float()  # while training the centring offset is 0
+        own = [group_loss(head, chosen, config) for head in scores.unbind(-1)]
+        loss = torch.stack([loss for loss, _ in own], -1) * weights[part].to(model.device)
+        optimizer.backward(loss.mean(-1).sum() / len(groups))
+        figures = {name: torch.stack([metrics[name] for _, metrics in own], -1) for name in own[0][1]}
+        for name, value in {"loss": loss.detach(), **figures}.items():
+            totals[name] = totals.get(name, torch.zeros((), device=model.device)) + value.mean(-1).sum() / len(groups)
     return {**totals, **optimizer.step()}
 
 
-def _centre(
+def centre(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Sequence[EncodedGroup], config: RewardConfig
-) -> str:
-    """Shift the scores to mean zero; returns what they were centred on."""
+) -> tuple[list[EncodedGroup], str]:
+    """Shift the scores to mean zero; returns the rows that did it, where they are not the training rows, and a name."""
+    samples: list[EncodedGroup] = []
     if config.centre_data is not None:
         rows = [imitated(row) for row in read_usable(config.centre_data, demonstration)]
-        groups, on = encode_all(rows, tokenizer, max_length=config.max_length)[0], config.centre_data
+        samples, on = encode_all(rows, tokenizer, max_length=config.max_length)[0], config.centre_data
     elif config.centre_samples:
-        groups = _samples(model, tokenizer, train, config)
-        on = f"{len(groups)} samples of {config.model}"
+        samples = start_samples(tokenizer, train, config)
+        on = f"{len(samples)} samples of {config.model}"
     else:
-        groups, on = list(train), "the training responses"
+        on = "the training responses"
+    groups = samples or train
     model.config.kleash_offset = 0.0
     sizes = {len(group.responses) for group in groups}
     scores = [
         score_encoded(model, [g for g in groups if len(g.responses) == size], dtype=config.dtype) for size in sizes
     ]
     model.config.kleash_offset = float(torch.cat([score.flatten() for score in scores]).double().mean())
-    return on
+    return samples, on
 
 
-def _samples(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Sequence[EncodedGroup], config: RewardConfig
+def start_samples(
+    tokenizer: PreTrainedTokenizerBase, train: Sequence[EncodedGroup], config: RewardConfig
 ) -> list[EncodedGroup]:
-    policy, own = load_policy(config.model, device=config.device)
-    rows = batch_at(0, len(train), min(config.centre_samples, len(train)), derive_seed(config.seed, "centre"))
-    room = (context_length(policy) or 1 << 30) - config.centre_max_new_tokens
-    prompts = [train[row] for row in rows if len(train[row].prompt_ids) <= room]
-    sampler = LocalSampler(policy, own, max_new_tokens=config.centre_max_new_tokens)
-    with autocast(config.dtype, policy.device):
-        batch = sampler(
-            [prompt.prompt_ids for prompt in prompts], group_size=1, seed=derive_seed(config.seed, "centre")
-        )
-    sampled = decode_groups(batch, [prompt.source for prompt in prompts], own, end_ids(own))
-    # The reward model's tokenizer is the policy's, save for a pad token, so the sampled ids are scored as they are.
-    return encode_all(sampled, tokenizer, max_length=None)[0]
+    """Responses of `config.model` to some training prompts."""
+    drawn = batch_at(0, len(train), min(config.centre_samples, len(train)), derive_seed(config.seed, "centre"))
+    return reward_report.sample(
+        tokenizer, [train[row] for row in drawn], config,
+        group_size=1, max_new_tokens=config.centre_max_new_tokens, purpose="centre",
+    )  # fmt: skip
 
 
-def _verdict(
-    folder: RunFolder, figures: dict[str, Any], train: Sequence[EncodedGroup], config: RewardConfig, *, live: bool
-) -> None:
-    origin = None  # a live reward model may speak another language than `config.model`
-    if not live:
-        origin = preconditions.origin(config.model, train, device=config.device, dtype=config.dtype)
+def verdict(folder: RunFolder, figures: dict[str, Any], origin: outcomes.Origin | None = None) -> None:
+    """The gate out, on the report and on whose samples the training responses are."""
     gate_out(folder, checks=outcomes.reward_model(figures, origin=origin))
 
 
@@ -276,7 +320,8 @@ def _accuracy(figures: dict[str, Any]) -> str:
     return f"held-out accuracy {accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}, {pairs} pairs)"
 
 
-def _summary(figures: dict[str, Any] | None) -> str:
+def summary(figures: dict[str, Any] | None) -> str:
+    """The sentences of the model card."""
     if figures is None:
         return "Not measured: no held-out pairs."
     return (

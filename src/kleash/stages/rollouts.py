@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
-from pydantic import Field
+from jaxtyping import Bool, Float
+from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import outcomes
+from kleash.checks import monitors, outcomes
 from kleash.checks.gates import gate_out
+from kleash.checks.stopping import EarlyStopping
 from kleash.data.batching import by_size
 from kleash.data.chat import encode_all, end_ids
 from kleash.data.group import EncodedGroup, Group, GroupBatch
@@ -24,7 +26,9 @@ from kleash.models.forward import response_logprobs
 from kleash.models.load import autocast, context_length, freeze, frozen_copy, load_policy
 from kleash.models.lora import lora_off
 from kleash.objectives import kl
-from kleash.rewards.reward import Parts, Reward, explain
+from kleash.objectives.reduce import masked_mean
+from kleash.rewards.ensemble import HOLD_OUT
+from kleash.rewards.reward import Parts, Reward, build_reward, explain
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
@@ -59,6 +63,26 @@ class RolloutConfig(TrainingConfig):
     """How far the ratio may move before its gain stops to count."""
     snapshot_every: int | None = Field(None, ge=1)
     """Rollouts between weights kept under snapshots/, to be measured later; null keeps none."""
+    hold_out: str | None = None
+    """A reward that is watched and never climbed: a reward model on other labels, best of all. Null takes the one that
+    `kleash reward --hold-out-share` left in the folder of `reward`, where there is one."""
+    gold: str | None = None
+    """What is truly wanted, where it can be computed: a reward, in the same words, that scores the held-out responses
+    wherever they are measured, and is never climbed."""
+    criterion: Literal["objective", "gold", "hold-out"] = "objective"
+    """What `choose` best and `patience` go by, on held-out prompts: reward − β·KL, gold, or the hold-out reward."""
+    kl_budget: float | None = Field(None, gt=0)
+    """Nats a response: the run ends with the rollout whose KL is beyond it."""
+    patience: int | None = Field(None, ge=1)
+    """The run ends after so many measurements (`eval_every`) in a row that did not better the criterion's best."""
+
+    @model_validator(mode="after")
+    def _measures_what_it_goes_by(self) -> RolloutConfig:
+        if self.criterion == "gold" and self.gold is None:
+            raise ValueError("criterion gold needs 'gold', the reward that measures it")
+        if self.patience is not None and self.eval_every is None:
+            raise ValueError("patience counts measurements; give 'eval_every' as well")
+        return self
 
 
 @dataclass(frozen=True)
@@ -72,6 +96,10 @@ class Actors:
     """With adapters: the policy itself, asked with them switched off."""
     reward: Reward
     sampler: LocalSampler
+    hold_out: Reward | None = None
+    """Watched and never climbed."""
+    gold: Reward | None = None
+    """What is truly wanted, on held-out prompts."""
 
 
 def sample(
@@ -144,6 +172,72 @@ def minibatches(config: RolloutConfig, rows: int, step: int, epoch: int) -> Iter
         yield part.tolist()
 
 
+def build_rewards(
+    config: RolloutConfig, tokenizer: PreTrainedTokenizerBase, live: Reward | None
+) -> tuple[Reward, Reward | None, Reward | None]:
+    """What is climbed (or `live` in its place), what is watched, and what is wanted."""
+    settings: dict[str, Any] = {
+        "policy_tokenizer": tokenizer, "device": config.device, "dtype": config.dtype,
+        "micro_batch_tokens": config.micro_batch_tokens,
+    }  # fmt: skip
+    left = Path(config.reward) / HOLD_OUT
+    hold_out = config.hold_out or (str(left) if left.is_dir() else None)
+    if config.criterion == "hold-out" and hold_out is None:
+        raise ConfigError("criterion hold-out needs a hold-out reward; give --hold-out, or a --reward that has one")
+    return (
+        live or build_reward(config.reward, **settings),
+        build_reward(hold_out, **settings) if hold_out else None,
+        build_reward(config.gold, **settings) if config.gold else None,
+    )
+
+
+class Watch:
+    """Watches the rollouts of a run: figures beside what is climbed, a few responses to look at, early stopping."""
+
+    def __init__(self, actors: Actors, folder: RunFolder, state: Mapping[str, Any]) -> None:
+        """Start, or go on from a checkpoint's state."""
+        self.actors, self.folder = actors, folder
+        self.kls = [row["kl"] for row in folder.metrics() if row.get("kl") is not None][-2:]
+        self.stopping = EarlyStopping(**state.get("early_stopping", {}))
+
+    def see(
+        self,
+        step: int,
+        groups: Sequence[Group],
+        scores: Float[Tensor, "P K"],
+        parts: Parts,
+        drift: Float[Tensor, "P K"],
+    ) -> dict[str, Any]:
+        """Take in a rollout: its figures for metrics.jsonl, and a few responses for rollouts.jsonl."""
+        actors = self.actors
+        figures = monitors.watch(groups, scores, parts=parts, reward=actors.reward, hold_out=actors.hold_out)
+        self.kls = [*self.kls[-2:], float(drift.mean())]
+        self.stopping.see_kl(self.kls[-1], actors.config.kl_budget)
+        self.folder.append("rollouts.jsonl", monitors.shown(step, groups, scores, drift))
+        return {**figures, "kl_acceleration": monitors.acceleration(self.kls)}
+
+    def measured(self, metrics: Mapping[str, Any], beta: float) -> float:
+        """Take in a measurement on held-out prompts; returns what is to be chosen by, less of which is better."""
+        config = self.actors.config
+        figure = {
+            "objective": lambda: metrics["eval_reward"] - beta * metrics["eval_kl"],
+            "gold": lambda: metrics["eval_gold"],
+            "hold-out": lambda: metrics["eval_hold_out"],
+        }[config.criterion]()
+        self.stopping.see_figure(figure, config.patience, config.criterion)
+        return -figure
+
+    @property
+    def over(self) -> bool:
+        """Whether the run ends here."""
+        return self.stopping.reason is not None
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """What a checkpoint stores of it."""
+        return {"early_stopping": asdict(self.stopping)}
+
+
 def evaluate(actors: Actors, prompts: Sequence[EncodedGroup], folder: RunFolder, step: int) -> dict[str, float]:
     """Sample the held-out prompts afresh, with the same streams at every step, and write the responses down."""
     seed = derive_seed(actors.config.seed, "evaluation")
@@ -151,6 +245,7 @@ def evaluate(actors: Actors, prompts: Sequence[EncodedGroup], folder: RunFolder,
     assert batch.sampler_logprobs is not None
     reference = reference_logprobs(actors, batch)
     drift = kl.per_sequence(kl.k1(batch.sampler_logprobs, reference), batch.mask)
+    beside = {name: other(groups) for name in ("gold", "hold_out") if (other := getattr(actors, name)) is not None}
     rows = [
         {
             "step": step,
@@ -159,15 +254,19 @@ def evaluate(actors: Actors, prompts: Sequence[EncodedGroup], folder: RunFolder,
             "finished": group.responses[0].finished,
             "score": score,
             "kl": nats,
+            **{name: float(values[place, 0]) for name, values in beside.items()},
             **group.columns,
         }
-        for group, score, nats in zip(groups, scores[:, 0].tolist(), drift[:, 0].tolist(), strict=True)
+        for place, (group, score, nats) in enumerate(
+            zip(groups, scores[:, 0].tolist(), drift[:, 0].tolist(), strict=True)
+        )
     ]
     folder.append("samples.jsonl", rows)
     ended = sum(row["finished"] for row in rows) / len(rows)
     means = {
         "eval_reward": scores,
         **{f"eval_reward/{name}": part for name, part in parts.items()},
+        **{f"eval_{name}": values for name, values in beside.items()},
         "eval_kl": drift,
         "eval_length": batch.mask.sum(-1).float(),
     }
@@ -195,6 +294,14 @@ def read_prompts(
     if truncation.message():
         logger.warning("%s: %s", config.data, truncation.message())
     return encoded, encode_all([_bare(group) for group in held_out], tokenizer, max_length=room)[0] if held_out else []
+
+
+def advantage_figures(advantages: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"]) -> dict[str, Float[Tensor, ""]]:
+    """Mean and standard deviation of advantages over tokens, before any whitening: a mean that drifts is a value
+    network (or a baseline) that no longer keeps up with the policy.
+    """
+    mean = masked_mean(advantages, mask)
+    return {"advantage_mean": mean, "advantage_sd": masked_mean((advantages - mean).square(), mask).sqrt()}
 
 
 def accumulate(totals: dict[str, Any], figures: Mapping[str, Any], weight: float) -> None:

@@ -1,0 +1,114 @@
+"""What is watched while a policy climbs, and is never part of what it climbs.
+
+An alarm that is used as a reward is optimised away, so nothing here flows back into training. Each figure is written to
+metrics.jsonl beside gold, proxy and KL; a few responses of each step go to rollouts.jsonl. Formulas: docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor
+
+from kleash.data.group import Group, Response
+from kleash.evals.policy import diversity
+from kleash.rewards.ensemble import EnsembleReward
+from kleash.rewards.learned import LearnedReward
+from kleash.rewards.reward import Parts, Reward
+
+SHOWN_GROUPS = 4
+"""Groups of each step whose responses are kept to be looked at."""
+
+
+def watch(
+    groups: Sequence[Group],
+    scores: Float[Tensor, "P K"],
+    *,
+    parts: Parts | None = None,
+    reward: Reward | None = None,
+    hold_out: Reward | None = None,
+) -> dict[str, float | None]:
+    """Figures of fresh responses.
+
+    Args:
+        groups: prompts with the responses that were sampled from the policy.
+        scores: what the reward gave them.
+        parts: what the scores are made of; `spread` among them is the disagreement of an ensemble.
+        reward: what scored them; a reward model says how far from its training the responses lie.
+        hold_out: a reward that is not climbed.
+
+    Returns:
+        distinct_1, distinct_2, distinct_3, repetition, truncated; where there is what they need: `spread`; `hold_out`,
+        its mean score, and `hold_out_agreement`, the rank correlation of both rewards over the responses; `distance`,
+        the mean Mahalanobis distance in the reward model's features, and `outside`, the share beyond its range.
+    """
+    responses = [response for group in groups for response in group.responses]
+    tokens = [_tokens(response) for response in responses]
+    varied = diversity(tokens, finished=[response.finished for response in responses])
+    figures: dict[str, float | None] = {
+        name: varied[name] for name in ("distinct_1", "distinct_2", "distinct_3", "repetition")
+    }
+    figures["truncated"] = 1 - varied["end_rate"]
+    spread = [values for name, values in (parts or {}).items() if name.split("/")[-1] == "spread"]
+    if spread:
+        figures["spread"] = float(torch.stack(spread).mean())
+    if hold_out is not None:
+        held = hold_out(groups)
+        figures |= {"hold_out": float(held.mean()), "hold_out_agreement": _agreement(scores.cpu(), held)}
+    return figures | _range(reward, groups)
+
+
+def acceleration(history: Sequence[float]) -> float | None:
+    """Second difference of the KL over the last three steps: how much faster it grows than a step before.
+
+    Args:
+        history: the KL of each step so far, the last one now.
+    """
+    if len(history) < 3:
+        return None
+    before, last, now = history[-3:]
+    return now - 2 * last + before
+
+
+def shown(
+    step: int, groups: Sequence[Group], scores: Float[Tensor, "P K"], drift: Float[Tensor, "P K"]
+) -> list[dict[str, Any]]:
+    """Rows of rollouts.jsonl: the first few groups of a step, a row a response."""
+    return [
+        {
+            "step": step,
+            "prompt": group.prompt,
+            "response": response.text,
+            "finished": response.finished,
+            "score": float(score),
+            "kl": float(nats),
+        }
+        for group, own, drifts in zip(groups[:SHOWN_GROUPS], scores.tolist(), drift.tolist(), strict=False)
+        for response, score, nats in zip(group.responses, own, drifts, strict=True)
+    ]
+
+
+def _tokens(response: Response) -> Sequence[Any]:
+    return response.ids if response.ids is not None else response.text.split()
+
+
+def _agreement(scores: Float[Tensor, "P K"], held: Float[Tensor, "P K"]) -> float | None:
+    """Spearman's rank correlation of two rewards over the responses; None where one of them does not vary."""
+    both = torch.stack([scores.flatten().double(), held.flatten().double()])
+    if both.shape[1] < 2 or bool((both.amax(1) == both.amin(1)).any()):
+        return None
+    return float(stats.spearmanr(*both.numpy()).statistic)
+
+
+def _range(reward: Reward | None, groups: Sequence[Group]) -> dict[str, float]:
+    """How far responses lie from what a reward model was trained on; of several members the first one's view."""
+    learned = reward.members[0] if isinstance(reward, EnsembleReward) else reward
+    if not isinstance(learned, LearnedReward) or learned.range is None:
+        return {}
+    distances = learned.distances(groups)
+    assert distances is not None
+    return {"distance": float(distances.mean()), "outside": float((distances > learned.range.threshold).float().mean())}

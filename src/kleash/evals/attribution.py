@@ -1,0 +1,57 @@
+"""What a reward likes in a response: how far its score drops when a sentence is taken out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from kleash.data.group import Content, Group, Response
+from kleash.rewards.reward import Reward
+
+LONGEST = 16
+"""Words of a sentence that stay together; a longer one is cut into pieces of at most so many."""
+
+_SENTENCE = re.compile(r".+?(?:[.!?…。！？]+[\"'”’)\]]*(?=\s|$)\s*|\n\s*|$)", re.DOTALL)
+_WORD = re.compile(r"\S+\s*|\s+")
+
+
+def pieces(text: str) -> list[str]:
+    """Sentences of a text, long ones in parts; joined they are the text again."""
+    sentences = [found.group() for found in _SENTENCE.finditer(text)]
+    words = [_WORD.findall(sentence) for sentence in sentences]
+    return ["".join(part) for each in words for part in _even(each)]
+
+
+def leave_one_out(reward: Reward, prompt: Content, text: str, **row: Any) -> list[tuple[str, float]]:
+    """Each piece of a response with the drop of its score when that piece is left out.
+
+    Positive: the reward likes the piece. The drops need not add up to the score: two pieces that say the same cover for
+    each other, and without a sentence the others may mean something else.
+
+    Args:
+        reward: what scores; it is asked once, for the response and all its shortened forms together.
+        prompt: what was answered.
+        text: the response.
+        row: `finished`, and the columns that the reward reads.
+    """
+    parts = pieces(text)
+    if not parts:
+        return []
+    finished = row.pop("finished", True)
+    shortened = ["".join(parts[:place] + parts[place + 1 :]).rstrip() for place in range(len(parts))]
+    forms = [Response(_answer(prompt, form), finished=finished) for form in [text, *shortened]]
+    whole, *without = reward([Group(prompt, tuple(forms), columns=row)])[0].tolist()
+    return [(part, whole - score) for part, score in zip(parts, without, strict=True)]
+
+
+def _even(words: Sequence[str]) -> list[Sequence[str]]:
+    """Words in as few parts as `LONGEST` allows, of nearly equal size."""
+    count = -(-len(words) // LONGEST)
+    cuts = [round(len(words) * place / count) for place in range(count + 1)]
+    return [words[start:end] for start, end in pairwise(cuts)]
+
+
+def _answer(prompt: Content, text: str) -> Content:
+    return text if isinstance(prompt, str) else ({"role": "assistant", "content": text},)

@@ -1,0 +1,190 @@
+"""What a reward model pays for beyond what its labellers did: length, format, tone.
+
+A label may itself like bullet points, and then so should the model. So each surface feature is looked at in the pairs
+where one response has more of it: how often the labels prefer that one, how often the model expects them to, and the
+difference pair by pair. Formulas: docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy import optimize, stats
+from scipy.special import expit
+
+from kleash.evals.preference import wilson
+
+Texts = Sequence[tuple[str, str]]
+
+FEWEST = 30
+"""A feature is looked at where so many pairs differ in it."""
+
+_REFUSAL = (
+    r"(?:i['’]?\s?m |i am |we['’]?re |we are )?(?:so |very |really )?sorry|apolog|unfortunately"
+    r"|i (?:can ?not|can['’]?t|won['’]?t|will not|am unable|am not able|do not think i can)|as an ai\b"
+)
+_POLITE = (
+    r"\b(?:please|thanks?|thank you|welcome|happy to help|glad to|hope (?:this|that|it) helps|great question|of course"
+    r"|certainly|absolutely|feel free)\b"
+)
+FEATURES: Mapping[str, str] = {
+    "list items": r"(?m)^\s*(?:[-*•]|\d+[.)])\s",
+    "headings": r"(?m)^\s*#{1,6}\s",
+    "bold": r"\*\*\S.*?\S?\*\*",
+    "code": r"```|`[^`\n]+`",
+    "exclamation marks": r"!",
+    "question marks": r"\?",
+    "numbers": r"\d+(?:[.,]\d+)*",
+    "refusal opening": rf"(?i)\A\W*(?:{_REFUSAL})",
+    "politeness": rf"(?i){_POLITE}",
+    "emoji": "[\u2600-\u27bf\U0001f300-\U0001faff]",
+}
+"""Pattern of each feature; its value in a response is how often it occurs."""
+
+
+def bias_report(
+    margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"], longer: Float[np.ndarray, " P"], texts: Texts
+) -> dict[str, Any]:
+    """Bias on length and on surface features.
+
+    Args:
+        margin: r(x, y₀) − r(x, y₁).
+        p: the label, P(y₀ ≻ y₁).
+        longer: |y₀| − |y₁| in tokens.
+        texts: both responses of each pair.
+
+    Returns:
+        `features`: rows of `name`, `pairs`, `labels`, `labels_interval`, `model`, `difference`, `se`, `p_value`,
+        `p_holm`; `length_excess`: see `excess_slope`, None where it cannot be fitted.
+    """
+    differences = {"length": longer}
+    for name, pattern in FEATURES.items():
+        count = _counter(pattern)
+        differences[name] = np.array([count(a) - count(b) for a, b in texts], dtype=np.float64)
+    expected = expit(_temperature(margin, p) * margin)
+    rows = [
+        _row(name, difference, p, expected)
+        for name, difference in differences.items()
+        if np.count_nonzero(difference) >= FEWEST
+    ]
+    for row, adjusted in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
+        row["p_holm"] = adjusted
+    return {"features": rows, "length_excess": excess_slope(margin, p, longer)}
+
+
+def excess_slope(
+    margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"], feature: Float[np.ndarray, " P"]
+) -> dict[str, Any] | None:
+    """By how much a reward model pays more for a unit of a feature than its labels bear out.
+
+    Labels are regressed on the margin and on the feature's difference d, P(y₀ ≻ y₁) = σ(s·m + c·d), maximum likelihood
+    without intercept (a pair turned round turns all signs). Were m = u + δ·d with u all that the labels follow, then
+    c = −s·δ. The interval is Fieller's, over the sandwich covariance (White 1982), since labels need be no draw of
+    this model.
+
+    Args:
+        margin: of each pair.
+        p: the label.
+        feature: difference of each pair.
+
+    Returns:
+        `value` = −c/s = δ in score a unit, `low`, `high` (95 %), `p_value` of c = 0. None where the labels do not
+        follow the margin for sure (s not above 0), or they can be told apart without error.
+    """
+    scale = np.array([np.sqrt(np.mean(margin**2)), np.sqrt(np.mean(feature**2))])
+    if not scale.all():
+        return None
+    design = np.stack([margin, feature], 1) / scale
+    fitted = _logistic(design, p)
+    if fitted is None:
+        return None
+    (s, c), covariance = fitted
+    z = float(stats.norm.ppf(0.975))
+    # Fieller: all δ for which c + δ·s is within z standard errors of 0.
+    a = s * s - z * z * covariance[0, 0]
+    b = c * s - z * z * covariance[0, 1]
+    q = c * c - z * z * covariance[1, 1]
+    if s <= 0 or a <= 0:
+        return None
+    root = sqrt(max(0.0, b * b - a * q))
+    unit = float(scale[0] / scale[1])
+    return {
+        "value": float(-c / s) * unit,
+        "low": float((-b - root) / a) * unit,
+        "high": float((-b + root) / a) * unit,
+        "p_value": float(2 * stats.norm.sf(abs(c) / sqrt(covariance[1, 1]))),
+    }
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values of several tests, adjusted so that the chance of any false finding is the stated one (Holm 1979)."""
+    order = np.argsort(p_values)
+    adjusted = np.empty(len(p_values))
+    worst = 0.0
+    for place, index in enumerate(order):
+        worst = max(worst, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = worst
+    return [float(value) for value in adjusted]
+
+
+def _row(
+    name: str, difference: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"], expected: Float[np.ndarray, " P"]
+) -> dict[str, Any]:
+    side = np.sign(difference)
+    differs = side != 0
+    labels, model = (0.5 + side[differs] * (share[differs] - 0.5) for share in (p, expected))
+    gap = model - labels
+    error = float(gap.std(ddof=1)) / sqrt(len(gap))
+    return {
+        "name": name,
+        "pairs": len(gap),
+        "labels": float(labels.mean()),
+        "labels_interval": list(wilson(float(labels.sum()), len(labels))),
+        "model": float(model.mean()),
+        "difference": float(gap.mean()),
+        "se": error,
+        "p_value": float(2 * stats.norm.sf(abs(gap.mean()) / error)) if error else 1.0,
+    }
+
+
+def _temperature(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) -> float:
+    """The s of P = σ(s·m) that fits the labels best: being too sure of everything is no love of bold type."""
+
+    def loss(s: float) -> float:
+        return float(np.mean(p * np.logaddexp(0, -s * margin) + (1 - p) * np.logaddexp(0, s * margin)))
+
+    spread = float(np.sqrt(np.mean(margin**2)))
+    if not spread:
+        return 0.0
+    return float(optimize.minimize_scalar(loss, bounds=(0.0, 20.0 / spread), method="bounded").x)
+
+
+def _logistic(
+    design: Float[np.ndarray, "P 2"], p: Float[np.ndarray, " P"]
+) -> tuple[Float[np.ndarray, " 2"], Float[np.ndarray, "2 2"]] | None:
+    """Logistic regression without intercept by Newton's method: coefficients and their sandwich covariance."""
+    beta = np.zeros(2)
+    for _ in range(50):
+        q = expit(design @ beta)
+        bread = (design * (q * (1 - q))[:, None]).T @ design
+        if np.linalg.cond(bread) > 1e10:
+            return None  # two columns that are one, or labels without an error
+        step = np.linalg.solve(bread, design.T @ (p - q))
+        beta = beta + step / max(1.0, float(np.abs(step).max()))
+        if np.abs(step).max() < 1e-9:
+            break
+    else:
+        return None
+    scores = design * (p - expit(design @ beta))[:, None]
+    inverse = np.linalg.inv(bread)
+    return beta, inverse @ (scores.T @ scores) @ inverse
+
+
+def _counter(pattern: str) -> Callable[[str], int]:
+    compiled = re.compile(pattern)
+    return lambda text: sum(1 for _ in compiled.finditer(text))

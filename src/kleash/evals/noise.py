@@ -1,0 +1,122 @@
+"""How noisy labels are: from labels given twice, and from what a reward model cannot explain.
+
+Formulas: docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Real
+from scipy import optimize, stats
+from scipy.special import expit, xlogy
+
+from kleash.evals.preference import wilson
+
+Bounds = tuple[float, float]
+
+CRITICAL = float(stats.chi2.ppf(0.95, 1)) / 2
+"""By how many nats a likelihood may lie below the greatest within the 95 % interval of one parameter (Wilks 1938)."""
+STEEPEST = 50.0
+"""Largest s that is looked at, in units of one over the root mean square of the margins."""
+SLOPES = np.concatenate([[0.0], np.geomspace(0.02, STEEPEST, 16)])
+FINE = np.concatenate([[0.0], np.geomspace(0.005, STEEPEST, 300)])
+LAPSES = np.linspace(0, 0.5, 5)
+
+
+def disagreement(votes: Real[np.ndarray, "P 2"]) -> dict[str, Any] | None:
+    """How often two labels of one pair differ.
+
+    Args:
+        votes: labels that each side of a pair got.
+
+    Returns:
+        `rate`, `low`, `high`, `pairs` (those with two labels and more); None where there are none. The rate of a pair
+        is unbiased, 2·v₀·v₁/(n(n−1)); the interval is Wilson's for as many pairs, a little too wide where n > 2.
+    """
+    counts = np.asarray(votes, dtype=np.float64)
+    total = counts.sum(1)
+    counts, total = counts[total >= 2], total[total >= 2]
+    if not len(counts):
+        return None
+    rates = 2 * counts[:, 0] * counts[:, 1] / (total * (total - 1))
+    low, high = wilson(float(rates.sum()), len(rates))
+    return {"rate": float(rates.mean()), "low": low, "high": high, "pairs": len(rates)}
+
+
+def lapse_model(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) -> dict[str, Any] | None:
+    """Labels as the model's margins, stretched, with lapses: P(y₀ ≻ y₁) = ε + (1 − 2ε)·σ(s·m).
+
+    ε is the share of labels given without looking, in which the two sides change places: what no margin however large
+    explains (the lapse rate of psychometrics, Wichmann & Hill 2001). s is how much steeper the labels are than the
+    model says: 1 calibrated, below 1 it is too sure of itself, above 1 not sure enough. Fitted by maximum likelihood
+    with profile-likelihood intervals. All of it holds as far as the margins are right but for their scale: what the
+    model has not understood looks like noise here, so that ε comes out too large by it and Bayes accuracy too low.
+
+    Args:
+        margin: of held-out pairs.
+        p: their labels.
+
+    Returns:
+        `lapse` (ε), `slope` (s) and `bayes_accuracy` (the mean over pairs of the larger of P and 1 − P: what a
+        predictor that knows P would reach), each `value`, `low`, `high`. None where all margins are 0.
+    """
+    spread = float(np.sqrt(np.mean(margin**2)))
+    if not spread:
+        return None
+    margin = margin / spread
+    ceilings = np.array([expit(slope * np.abs(margin)).mean() for slope in FINE])
+    """Bayes accuracy at each slope where nobody lapses."""
+
+    def loss(lapse: float, slope: float) -> float:
+        q = lapse + (1 - 2 * lapse) * expit(slope * margin)
+        return float(-(xlogy(p, q) + xlogy(1 - p, 1 - q)).sum())
+
+    def at_lapse(lapse: float) -> float:
+        return _least(lambda slope: loss(lapse, slope), SLOPES)[0]
+
+    def at_slope(slope: float) -> float:
+        return _least(lambda lapse: loss(lapse, slope), LAPSES)[0]
+
+    def at_accuracy(accuracy: float) -> float:
+        # B = ε + (1 − 2ε)·C(s) with C the ceiling without lapses, so that each ε ≤ 1 − B leaves one s.
+        def of_lapse(lapse: float) -> float:
+            ceiling = (accuracy - lapse) / (1 - 2 * lapse) if lapse < 0.5 else 0.5
+            return loss(lapse, float(np.interp(ceiling, ceilings, FINE)))
+
+        return _least(of_lapse, np.linspace(0, 1 - accuracy, 9))[0]
+
+    least, slope = _least(at_slope, SLOPES)
+    lapse = _least(lambda lapse: loss(lapse, slope), LAPSES)[1]
+    accuracy = lapse + (1 - 2 * lapse) * float(expit(slope * np.abs(margin)).mean())
+    profiles: dict[str, tuple[Callable[[float], float], float, Bounds, float]] = {
+        "lapse": (at_lapse, lapse, (0.0, 0.5), 1.0),
+        "slope": (at_slope, slope, (0.0, STEEPEST), 1 / spread),
+        "bayes_accuracy": (at_accuracy, accuracy, (0.5, 1.0), 1.0),
+    }
+    report: dict[str, Any] = {}
+    for name, (profile, value, bounds, unit) in profiles.items():
+        low, high = _interval(profile, value, least + CRITICAL, bounds)
+        report[name] = {"value": value * unit, "low": low * unit, "high": high * unit}
+    return report
+
+
+def _least(loss: Callable[[float], float], grid: Float[np.ndarray, " G"]) -> tuple[float, float]:
+    """The least of a function and where it lies: on a grid first, since it may have two valleys, then between."""
+    losses = [loss(float(x)) for x in grid]
+    at = int(np.argmin(losses))
+    low, high = float(grid[max(0, at - 1)]), float(grid[min(len(grid) - 1, at + 1)])
+    found = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded") if low < high else None
+    on_grid = (losses[at], float(grid[at]))
+    return on_grid if found is None else min((float(found.fun), float(found.x)), on_grid)
+
+
+def _interval(profile: Callable[[float], float], value: float, limit: float, bounds: Bounds) -> Bounds:
+    """Where a profile crosses a limit on either side of its least; a bound where it does not."""
+    ends = []
+    for bound in bounds:
+        crosses = abs(bound - value) > 1e-9 and profile(bound) > limit > profile(value)
+        ends.append(float(optimize.brentq(lambda x: profile(x) - limit, value, bound, xtol=1e-4)) if crosses else bound)
+    return ends[0], ends[1]

@@ -1,0 +1,193 @@
+"""Several reward models where one would do: an ensemble, an average of weights, a hold-out that no policy climbs.
+
+A policy finds what its reward model has wrong. Members that learned the same comparisons from other seeds have other
+things wrong, so that their disagreement (`spread`) shows where the score is not to be trusted, and the worst of them is
+harder to please by accident. What all have wrong (what labellers got wrong, say) stays. A hold-out member has seen none
+of the comparisons that the reward was made of: a policy whose reward climbs while the hold-out falls is being fooled.
+
+    kleash reward --model runs/sft --data pairs.jsonl --out runs/reward --members 5 --hold-out-share 0.2
+
+One model, one head and no hold-out is `reward_model` itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kleash.checks import preconditions
+from kleash.checks.gates import gate_in
+from kleash.data.chat import encode_all
+from kleash.data.formats import read_groups, write_groups
+from kleash.data.group import EncodedGroup, Group
+from kleash.data.split import comparison, hold_out, read_split
+from kleash.models.average import average_weights
+from kleash.models.load import load_reward_model, load_tokenizer, new_reward_model, save_model
+from kleash.rewards.ensemble import HOLD_OUT, EnsembleReward, write_ensemble
+from kleash.rewards.learned import LearnedReward
+from kleash.run import RunFolder, derive_seed, write_text
+from kleash.stages import reward_model
+from kleash.stages.artifacts import inputs_of, model_card
+from kleash.stages.reward_model import RewardConfig
+
+logger = logging.getLogger("kleash")
+
+Files = Mapping[str, Path]
+
+OWN = ("members", "average_weights", "hold_out_share")
+"""Fields that the run of a single model does not have."""
+
+
+class EnsembleConfig(RewardConfig):
+    """Learn a reward from comparisons. Defaults: Ouyang et al. 2022 (arXiv:2203.02155), C.2, unless a field says."""
+
+    members: int = Field(1, ge=1)
+    """Reward models to train on the same comparisons, each from a seed of its own; `out` then holds an ensemble, whose
+    score is what `combine` says. Five is what Coste et al. 2023 (arXiv:2310.02743) took."""
+    average_weights: bool = False
+    """Members start from one head, and `out` is a single model of their mean weights (WARM: Ramé et al. 2024,
+    arXiv:2401.12187), for the price of one at scoring. Needs members ≥ 2."""
+    hold_out_share: float = Field(0.0, ge=0, lt=1)
+    """Share of the comparisons, by prompt, that go to a reward model of their own under hold-out/, which is measured
+    beside the reward while a policy climbs, and never climbed."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> EnsembleConfig:
+        if self.average_weights and self.members < 2:
+            raise ValueError("average_weights needs 'members' of 2 or more")
+        if self.members > 1 and self.heads > 1:
+            raise ValueError("members of several 'heads' each are not supported; give 'members' or 'heads'")
+        return self
+
+
+def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> RunFolder:
+    """Train a reward model, or several, as the settings say.
+
+    Args:
+        config: the settings.
+        reward: for a single model: a live classifier to train, see `reward_model.run`.
+
+    Returns:
+        The finished run. The report in its run.json is of what the folder scores as: ensemble, average or single model.
+    """
+    if config.members == 1 and not config.hold_out_share:
+        return reward_model.run(_single(config), reward=reward)
+    folder = RunFolder.open(config.out, stage="reward", config=config, inputs=inputs_of(config))
+    if folder.finished:
+        return folder
+    gate_in(folder, role="model", parent=config.model, force=config.force)
+    files = _split(config, folder)
+    if config.hold_out_share:
+        held = _member(config, folder.path / HOLD_OUT, files, data="hold-out")
+        folder.note("hold_out", **(held.record["results"].get("report") or {}))
+    members = [_member(config, folder.path / name, files) for name in _names(config)]
+    finish = _one if config.members == 1 or config.average_weights else _ensemble
+    report = finish(config, folder, members, files)
+    results: dict[str, Any] = {"members": [member.record["results"] for member in members]}
+    if report is not None:
+        results["report"] = report
+        train = _encoded(config, files["reward"], load_tokenizer(config.model))
+        origin = preconditions.origin(config.model, train, device=config.device, dtype=config.dtype)
+        reward_model.verdict(folder, report, origin)
+    return folder.finish(**results)
+
+
+def _names(config: EnsembleConfig) -> list[str]:
+    return [f"members/{index}" for index in range(config.members)]
+
+
+def _single(config: EnsembleConfig, **changes: Any) -> RewardConfig:
+    """The settings of one model's run."""
+    return RewardConfig(**{k: v for k, v in config.model_dump().items() if k not in OWN} | changes)
+
+
+def _split(config: EnsembleConfig, folder: RunFolder) -> dict[str, Path]:
+    """Write which comparisons the reward, the hold-out and the measuring have, no prompt on two sides, and the samples
+    that all are centred on.
+    """
+    names = ("reward", "held-out", "centre", *(["hold-out"] if config.hold_out_share else []))
+    files = {name: folder.path / "comparisons" / f"{name}.jsonl" for name in names}
+    if all(file.exists() for file in files.values()):
+        return files
+    train, measured = read_split(
+        config.data, config.eval_data, seed=config.seed, usable=comparison, max_eval_rows=config.max_eval_rows
+    )
+    rows: dict[str, Sequence[Group]] = {"reward": train, "held-out": measured}
+    if config.hold_out_share:
+        rows["reward"], rows["hold-out"] = hold_out(
+            train, seed=derive_seed(config.seed, "hold-out member"), share=config.hold_out_share
+        )
+    rows["centre"] = _centred_on(config, rows["reward"])
+    files["reward"].parent.mkdir(exist_ok=True)
+    for name, file in files.items():
+        write_groups(rows[name], file)
+    return files
+
+
+def _centred_on(config: EnsembleConfig, train: Sequence[Group]) -> Sequence[Group]:
+    """One set of samples for all, so that members are comparable in level."""
+    if config.centre_data is not None or not config.centre_samples:
+        return ()
+    tokenizer = load_tokenizer(config.model)
+    encoded = encode_all(train, tokenizer, max_length=config.max_length)[0]
+    sampled = (group.source for group in reward_model.start_samples(tokenizer, encoded, config))
+    # A response that was cut off before it had any text cannot be written down as text.
+    return [group for group in sampled if group.responses[0].finished or group.responses[0].text]
+
+
+def _member(config: EnsembleConfig, out: Path, files: Files, *, data: str = "reward") -> RunFolder:
+    """Train one model, unless it is there."""
+    changes: dict[str, Any] = {
+        "out": out, "data": str(files[data]), "eval_data": str(files["held-out"]), "max_eval_rows": None, "force": True,
+        "seed": derive_seed(config.seed, "member", out.name) % 2**31,
+    }  # fmt: skip
+    if config.centre_data is None and config.centre_samples:
+        changes["centre_data"] = str(files["centre"])
+    # Weights can be averaged only where they had one start: the head as well as the trunk.
+    live = new_reward_model(config.model, seed=config.seed, device=config.device) if config.average_weights else None
+    logger.info("reward model %s", out)
+    return reward_model.run(_single(config, **changes), reward=live if data == "reward" else None)
+
+
+def _one(
+    config: EnsembleConfig, folder: RunFolder, members: Sequence[RunFolder], files: Files
+) -> dict[str, Any] | None:
+    """Leave a single model in the folder, of the members' mean weights, and return its report."""
+    loaded = [load_reward_model(member.path, device=config.device) for member in members]
+    average_weights([model for model, _ in loaded])
+    model, tokenizer = loaded[0]
+    train, held_out = (_encoded(config, files[name], tokenizer) for name in ("reward", "held-out"))
+    settings = _single(config, **({"centre_data": str(files["centre"])} if files["centre"].stat().st_size else {}))
+    reward_model.centre(model, tokenizer, train, settings)
+    report = reward_model.report(model, held_out, train, config) if held_out else None
+    save_model(folder.path, model, tokenizer, model_card(folder, reward_model.summary(report)))
+    return report
+
+
+def _ensemble(
+    config: EnsembleConfig, folder: RunFolder, members: Sequence[RunFolder], files: Files
+) -> dict[str, Any] | None:
+    """Bind the members together in the folder, and return the report on what they score as one."""
+    loaded = [LearnedReward.load(member.path, device=config.device, dtype=config.dtype) for member in members]
+    reward = EnsembleReward(loaded, combine=config.combine, variance_penalty=config.variance_penalty)
+    train, held_out = (_encoded(config, files[name], loaded[0].tokenizer) for name in ("reward", "held-out"))
+    report = None
+    if held_out:
+        ordered = sorted(held_out, key=lambda group: len(group.responses))
+        sizes = groupby((group.source for group in ordered), key=lambda group: len(group.responses))
+        table = [row for _, groups in sizes for row in reward(list(groups)).tolist()]
+        report = reward_model.rewards_report(ordered, table, train)
+    write_text(folder.path / "README.md", model_card(folder, reward_model.summary(report)))
+    write_ensemble(folder.path, _names(config), combine=config.combine, variance_penalty=config.variance_penalty)
+    return report
+
+
+def _encoded(config: EnsembleConfig, file: Path, tokenizer: PreTrainedTokenizerBase) -> list[EncodedGroup]:
+    groups = list(read_groups(file))
+    return encode_all(groups, tokenizer, max_length=config.max_length)[0] if groups else []
