@@ -182,6 +182,19 @@ def test_check_tells_the_gates_and_exits_with_one_where_one_failed(
     assert kleash(*next_stage, "--force") == 0
 
 
+def test_check_measures_a_model_that_kleash_did_not_make(
+    base: Path, comparisons: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert kleash("check", base) == 1, "random weights"
+    output = capsys.readouterr()
+    assert "measured: FAILED" in output.out and "no noise" in output.out
+    assert output.err.strip().splitlines()[-1].startswith(f"kleash: {base}: gate measured failed: ")
+    assert kleash("check", comparisons, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kind"] == "rows"
+    assert {"name", "passed", "finding", "advice", "figures"} == set(found["gates"]["measured"]["checks"][0])
+
+
 def test_generate_adds_responses_beside_the_columns(base: Path, prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "samples.jsonl"
     assert kleash("generate", "--model", base, "--data", prompts, "--out", out, "-n", 3, "--max-new-tokens", 5) == 0

@@ -41,6 +41,7 @@ EXAMPLES = {
     "dpo": "kleash dpo --model runs/sft --data comparisons.jsonl --out runs/dpo --beta 0.1",
     "generate": "kleash generate --model runs/ppo --data prompts.jsonl --out samples.jsonl -n 4",
     "score": "kleash score --reward math --data samples.jsonl --out scored.jsonl",
+    "check": "kleash check runs/sft --data demonstrations.jsonl",
     "best-of-n": "kleash best-of-n --model runs/sft --data prompts.jsonl --reward runs/reward --out best.jsonl -n 16",
     "overopt": "kleash overopt --run runs/ppo --gold runs/held-out-reward --best-of 16 --out runs/overopt",
 }
@@ -154,10 +155,20 @@ def _parser(arguments: Sequence[str]) -> _Parser:
     inspect.add_argument("--max-length", type=int, help="cut as training with this --max-length would")
 
     check = _command(
-        commands, "check", "the verdicts that a run's gates left in its folder; exit code 1 if one failed", _check
+        commands,
+        "check",
+        "the gates of any artifact: a run, a model that kleash did not make, a file of rows; exit code 1 if one failed",
+        _check,
     )
-    check.add_argument("folder", type=Path, metavar="DIR")
-    check.add_argument("--json", action="store_true", help="print them as JSON")
+    check.add_argument("path", type=Path, metavar="PATH", help="a run's folder, a `transformers` folder, or rows")
+    check.add_argument(
+        "--data", help="rows to measure on: prompts or demonstrations for a language model, comparisons for a reward"
+    )
+    check.add_argument(
+        "--labeller", metavar="REWARD", help="a reward in place of a labeller: would two of them agree about samples?"
+    )
+    check.add_argument("--rows", type=int, default=128, help="at most so many rows of --data (default: %(default)s)")
+    check.add_argument("--json", action="store_true", help="print the verdicts as JSON")
     return parser
 
 
@@ -276,22 +287,22 @@ def _inspect(command: argparse.Namespace) -> None:
 
 
 def _check(command: argparse.Namespace) -> None:
-    from kleash.errors import GateError, InputError
-    from kleash.run import read_record
+    from dataclasses import asdict
 
-    record = read_record(command.folder)
-    if record is None:
-        raise InputError(f"{command.folder} holds no run.json; give the folder of a kleash run")
-    gates = record["gates"]
+    from rich.console import Console
+
+    from kleash.checks.artifact import check
+    from kleash.errors import GateError
+    from kleash.report.verdicts import show_findings
+
+    findings = check(command.path, data=command.data, labeller=command.labeller, rows=command.rows)
     if command.json:
-        print(json.dumps(gates))
+        print(json.dumps(asdict(findings)))
     else:
-        for name, verdict in gates.items():
-            mark = {True: "ok", False: "FAILED", None: "unknown"}[verdict["passed"]]
-            print(f"{name}: {mark}: {verdict['finding']}")
-    failed = [name for name, verdict in gates.items() if verdict["passed"] is False]
-    if failed:
-        raise GateError(f"{command.folder}: gate {failed[0]} failed: {gates[failed[0]].get('advice', 'see above')}")
+        show_findings(findings, Console())
+    for name in findings.failed:
+        found = findings.gates[name]
+        raise GateError(f"{command.path}: gate {name} failed: {found['finding']}; {found.get('advice') or 'see above'}")
 
 
 def _metavar(annotation: Any) -> str:

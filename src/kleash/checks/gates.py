@@ -1,41 +1,86 @@
 """Gates: a stage's verdict on its own work, and the next stage's look at it.
 
-The gate out of a stage measures its own failure mode and writes the verdict to run.json; a failed one is said and the
-folder is kept. The gate in of the next stage reads that verdict and refuses to build on a failed one, unless forced.
+A verdict is a list of named checks, and passes if none of them failed. The gate out of a stage measures its own failure
+mode and writes the verdict to run.json, with the hash of what it speaks of; a failed one is said and the folder is
+kept. The gate in of the next stage trusts it while the hash agrees, measures where it does not, and refuses to build on
+a failed one, unless forced.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kleash.errors import GateError
-from kleash.run import RunFolder, read_record
+from kleash.run import RunFolder, read_record, sha256_of
 
 logger = logging.getLogger("kleash")
 
+Verdict = dict[str, Any]
+"""{"passed", "finding", "advice", "figures", "checks"} of run.json, with "sha256" once the artifact is written."""
 
-def gate_out(folder: RunFolder, *, passed: bool, finding: str, advice: str, **figures: Any) -> None:
-    """Write a stage's verdict on itself to run.json, and say it where it failed.
+MARKS: Mapping[bool | None, str] = {True: "ok", False: "FAILED", None: "unknown"}
+"""How a verdict is told in one word."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One question to an artifact, and what was found."""
+
+    name: str
+    """What is asked for, as it should be: "responses end"."""
+    passed: bool | None
+    """None: it could not be measured, or the figure alone cannot tell a healthy artifact from a broken one."""
+    finding: str
+    """What was found, with the figure."""
+    advice: str = ""
+    """What to try; empty where there is nothing to try."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """The figures the finding rests on."""
+
+
+def verdict(checks: Sequence[Check]) -> Verdict:
+    """Many checks as one: passed if none failed, told by the first that failed, else by the first of all."""
+    failed = [check for check in checks if check.passed is False]
+    told = (failed or list(checks))[0]
+    counts = {mark: sum(check.passed is passed for check in checks) for passed, mark in MARKS.items()}
+    finding = told.finding
+    if len(checks) > 1:
+        finding += f" ({', '.join(f'{count} {mark.lower()}' for mark, count in counts.items() if count)})"
+    return {
+        "passed": not failed,
+        "finding": finding,
+        "advice": told.advice,
+        "figures": dict(told.figures),
+        "checks": [asdict(check) for check in checks],
+    }
+
+
+def gate_out(folder: RunFolder, *, checks: Sequence[Check]) -> None:
+    """Write a stage's verdict on itself to run.json, and say what failed or stayed open.
 
     Args:
         folder: the run.
-        passed: the verdict.
-        finding: what was found, with the figure.
-        advice: what to try where it failed.
-        figures: the figures the verdict rests on.
+        checks: at least one.
     """
-    verdict = {"passed": bool(passed), "finding": finding, "advice": advice, "figures": figures}
-    folder.note("gates", out=verdict)
-    if not passed:
-        logger.warning("gate out of %s failed: %s; %s", folder.record["stage"], finding, advice)
+    folder.note("gates", out=verdict(checks))
+    for check in checks:
+        if check.passed is False:
+            logger.warning(
+                "gate out of %s failed: %s: %s; %s", folder.record["stage"], check.name, check.finding, check.advice
+            )
+        elif check.passed is None and check.advice:
+            logger.info("gate out of %s: %s? %s; %s", folder.record["stage"], check.name, check.finding, check.advice)
 
 
 def gate_in(folder: RunFolder, *, role: str, parent: str | Path, force: bool) -> None:
     """Look at the verdict a parent left on itself.
 
-    A parent that is no kleash run (a hub model, a plain folder) has no verdict: that is noted and passes.
+    A parent that is no kleash run (a hub model, a plain folder) has no verdict: that is noted and passes. One whose
+    content is no longer what its verdict speaks of is measured afresh.
 
     Args:
         folder: the run that is about to build on the parent.
@@ -47,14 +92,22 @@ def gate_in(folder: RunFolder, *, role: str, parent: str | Path, force: bool) ->
         GateError: the parent failed its own gate.
     """
     record = read_record(Path(parent)) if Path(parent).is_dir() else None
-    verdict = (record or {}).get("gates", {}).get("out")
-    if verdict is None:
+    found = (record or {}).get("gates", {}).get("out")
+    if found is None:
         folder.note("gates", **{f"in ({role})": {"passed": None, "finding": f"{parent} carries no verdict"}})
         return
-    folder.note(
-        "gates", **{f"in ({role})": {"passed": verdict["passed"], "finding": verdict["finding"], "forced": force}}
-    )
-    if not verdict["passed"] and not force:
-        raise GateError(
-            f"{role} {parent} failed its own gate: {verdict['finding']}; {verdict['advice']}, or --force to go on"
-        )
+    fault = "failed its own gate"
+    if changed(Path(parent), found):
+        from kleash.checks.artifact import measure  # which is made of checks, and so imports this module
+
+        found = verdict(measure(Path(parent)))
+        found["finding"] = f"changed since its own verdict, measured afresh: {found['finding']}"
+        fault = "fails its gate"
+    folder.note("gates", **{f"in ({role})": {"passed": found["passed"], "finding": found["finding"], "forced": force}})
+    if found["passed"] is False and not force:
+        raise GateError(f"{role} {parent} {fault}: {found['finding']}; {found['advice']}, or --force to go on")
+
+
+def changed(path: Path, found: Verdict) -> bool:
+    """Whether a folder is no longer what its verdict speaks of; a verdict without a hash is taken at its word."""
+    return found.get("sha256") not in (None, sha256_of(path))

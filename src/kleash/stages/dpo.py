@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import monitors
+from kleash.checks import monitors, outcomes
 from kleash.checks.gates import gate_in, gate_out
 from kleash.data.batching import batch_at, by_size, microbatches
 from kleash.data.chat import encode_all, end_ids
@@ -218,7 +218,7 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
         if config.kl_due(steps, steps) and (drift is None or not measured):
             drift, _ = measure_kl(model, tokenizer, held_out, fresh_reference, config, beside)
         results |= {"report": figures, "kl": drift}
-        _verdict(folder, figures)
+        gate_out(folder, checks=outcomes.direct(figures, kl=drift["mean"] if drift else None))
     merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, _summary(results)))
     return folder.finish(**results)
@@ -458,18 +458,6 @@ def _watch_displacement(folder: RunFolder, step: int, figures: Mapping[str, Any]
     )
     logger.warning("%s", message)
     folder.note("warnings", displacement={"step": step, "chosen_shift": shift, "message": message})
-
-
-def _verdict(folder: RunFolder, figures: Mapping[str, Any]) -> None:
-    interval = figures["accuracy_interval"]
-    gate_out(
-        folder,
-        passed=interval is not None and interval[0] > 0.5,
-        finding=_accuracy(figures),
-        advice="it must be above one half for sure: train longer, raise --learning-rate, or get more comparisons",
-        accuracy=figures["accuracy"],
-        low=interval and interval[0],
-    )
 
 
 def _accuracy(figures: Mapping[str, Any]) -> str:

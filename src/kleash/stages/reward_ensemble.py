@@ -21,6 +21,7 @@ from typing import Any
 from pydantic import Field, model_validator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kleash.checks import preconditions
 from kleash.checks.gates import gate_in
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups, write_groups
@@ -91,7 +92,9 @@ def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedToke
     results: dict[str, Any] = {"members": [member.record["results"] for member in members]}
     if report is not None:
         results["report"] = report
-        reward_model.verdict(folder, report)
+        train = _encoded(config, files["reward"], load_tokenizer(config.model))
+        origin = preconditions.origin(config.model, train, device=config.device, dtype=config.dtype)
+        reward_model.verdict(folder, report, origin)
     return folder.finish(**results)
 
 

@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kleash.checks import outcomes, preconditions
 from kleash.checks.gates import gate_in, gate_out
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all
@@ -168,7 +169,10 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
             **_asked(model, tokenizer, train, held_out, rewards, config, gold),
             "distance": distances,
         }
-        verdict(folder, results["report"])
+        origin = None  # a live reward model may speak another language than `config.model`
+        if reward is None:
+            origin = preconditions.origin(config.model, train, device=config.device, dtype=config.dtype)
+        verdict(folder, results["report"], origin)
     save_model(folder.path, model, tokenizer, model_card(folder, summary(results.get("report"))))
     fitted.save(folder.path)
     return folder.finish(**results)
@@ -311,17 +315,9 @@ def start_samples(
     )  # fmt: skip
 
 
-def verdict(folder: RunFolder, figures: dict[str, Any]) -> None:
-    """The gate out, on the report."""
-    low = figures["accuracy_interval"][0]
-    gate_out(
-        folder,
-        passed=low > 0.5,
-        finding=_accuracy(figures),
-        advice="it must be above one half for sure: get more comparisons, or look at them with `kleash inspect`",
-        accuracy=figures["accuracy"],
-        low=low,
-    )
+def verdict(folder: RunFolder, figures: dict[str, Any], origin: outcomes.Origin | None = None) -> None:
+    """The gate out, on the report and on whose samples the training responses are."""
+    gate_out(folder, checks=outcomes.reward_model(figures, origin=origin))
 
 
 def _accuracy(figures: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import monitors
+from kleash.checks import monitors, outcomes
 from kleash.checks.gates import gate_out
 from kleash.checks.stopping import EarlyStopping
 from kleash.data.batching import by_size
@@ -316,17 +316,9 @@ def accumulate(totals: dict[str, Any], figures: Mapping[str, Any], weight: float
 
 
 def verdict(folder: RunFolder, *, advice: str) -> None:
-    """The gate out of a policy: do its responses end?"""
-    rows = [row for row in folder.metrics() if row.get("kl") is not None]
-    last = rows[-1]
-    gate_out(
-        folder,
-        passed=last["end_rate"] >= 0.5,
-        finding=f"{last['end_rate']:.0%} of the last rollout's responses ended, at KL {last['kl']:.2f} nats",
-        advice=advice,
-        end_rate=last["end_rate"],
-        kl=last["kl"],
-    )
+    """The gate out of a policy, from what its rollouts were like."""
+    kl_budget = folder.record["config"].get("kl_budget")
+    gate_out(folder, checks=outcomes.policy(folder.metrics(), kl_budget=kl_budget, advice=advice))
 
 
 def summary(folder: RunFolder) -> str:

@@ -15,9 +15,12 @@ import math
 from collections.abc import Sequence
 
 import torch
+from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks.gates import gate_in, gate_out
+from kleash.checks import outcomes
+from kleash.checks.gates import Check, gate_in, gate_out
+from kleash.checks.samples import describe, prompt_effect, responses_of, sample, usual_length
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, collate
@@ -41,6 +44,12 @@ logger = logging.getLogger("kleash")
 SHOWN = ("loss", "eval_loss")
 """Figures of the progress bar."""
 
+UNSAMPLED = 1e9
+"""Parameters from which the gate leaves sampling on a CPU alone: it would take minutes."""
+
+EFFECT_ROWS = 128
+"""Held-out rows whose responses are tried after another row's prompt."""
+
 FORMULA = "loss = − Σ log π(y_t | x, y_<t) / (trained tokens of the step)"
 
 
@@ -51,6 +60,11 @@ class SFTConfig(TrainingConfig):
     """Peak learning rate. InstructGPT took 9.65e-6, N+ 3e-6; small models bear 100 times as much."""
     response_column: str | None = None
     """Column that holds the response, where it is none of `response`, `completion`, `messages` (`solution`, say)."""
+    gate_prompts: int = Field(64, ge=0)
+    """Held-out prompts to which the gate out samples two responses each, to see whether they end, loop, differ; 0
+    samples nothing, nor does a model of more than a billion parameters on a CPU."""
+    gate_max_new_tokens: int = Field(128, ge=1)
+    """Longest of those samples in tokens; shorter where nine tenths of the demonstrations are."""
 
 
 def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> RunFolder:
@@ -98,14 +112,7 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     chosen = selection.take(model, steps)
     if held_out and (chosen != steps or math.isnan(after)):
         after = evaluate(model, held_out, config)
-    gate_out(
-        folder,
-        passed=not held_out or after < before,
-        finding=f"held-out loss {before:.3f} → {after:.3f} nats a token on {len(held_out)} rows",
-        advice="lower --learning-rate, or look at the rows with `kleash inspect`",
-        before=before,
-        after=after,
-    )
+    gate_out(folder, checks=_checks(model, tokenizer, train, held_out, before, after, config))
     merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, f"Held-out loss {after:.4f} nats a token."))
     return folder.finish(eval_loss_before=before, eval_loss=after, step=chosen, rows=len(train))
@@ -125,6 +132,37 @@ def evaluate(model: PreTrainedModel, groups: Sequence[EncodedGroup], config: SFT
             done += len(part)
             progress.update(done, loss=total / count)
     return total / count
+
+
+def _checks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Sequence[EncodedGroup],
+    held_out: Sequence[EncodedGroup],
+    before: float,
+    after: float,
+    config: SFTConfig,
+) -> list[Check]:
+    """Has it learnt to answer as the data do, on prompts it has not seen?"""
+    prompts = list({group.prompt_ids: group for group in held_out}.values())[: config.gate_prompts]
+    drawn, unsampled = None, "there are no held-out prompts"
+    if config.gate_prompts == 0:
+        unsampled = "gate_prompts is 0"
+    elif model.device.type == "cpu" and model.num_parameters() > UNSAMPLED:
+        unsampled = "the model is large for a CPU; `kleash check` does it"
+    elif prompts:
+        limit = usual_length(train, most=config.gate_max_new_tokens)
+        drawn = sample(model, tokenizer, prompts, limit=limit, seed=config.seed, dtype=config.dtype)
+        unsampled = "no held-out prompt leaves room for a response"
+    return outcomes.sft(
+        before=before,
+        after=after,
+        rows=len(held_out),
+        effect=prompt_effect(model, held_out[:EFFECT_ROWS], dtype=config.dtype) if held_out else None,
+        samples=drawn[1] if drawn else None,
+        demonstrations=describe(responses_of(train), tokenizer),
+        unsampled=unsampled,
+    )
 
 
 def _step(

@@ -1,0 +1,350 @@
+"""`kleash check`: the gates of any artifact, made by kleash or not.
+
+What it is, is told by what lies there: a run's folder, a language model, a reward model, a file of rows. A run's own
+verdicts are trusted while their hash agrees with its content; what has changed, or has no verdict, is measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kleash.checks import outcomes, preconditions
+from kleash.checks.gates import Check, Verdict, changed, verdict
+from kleash.checks.outcomes import LOOK, Agreement
+from kleash.checks.prompts import prompts
+from kleash.checks.samples import describe, prompt_effect, responses_of, sample, usual_length
+from kleash.data.chat import encode, encode_all, encode_prompt, end_ids
+from kleash.data.formats import read_groups
+from kleash.data.group import EncodedGroup, Group, Preference, Response
+from kleash.data.split import comparison, demonstration, hold_out, imitated
+from kleash.errors import InputError, ModelError
+from kleash.evals.preference import preference_report, wilson
+from kleash.models.load import context_length, load_policy, load_reward_model
+from kleash.rewards.learned import score_encoded
+from kleash.rewards.reward import Reward, build_reward
+from kleash.run import read_record
+
+Kind = Literal["language model", "reward model", "rows"]
+
+ROWS = 128
+"""Rows of `--data` that are read unless told otherwise: enough for intervals of ± 0.08 on a share."""
+
+LIMIT = 128
+"""Longest sample in tokens."""
+
+SHIFT = 1e-3
+"""How far padding and batch may move a score. Rounding in float32 stays below 1e-4."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What was found out about an artifact."""
+
+    path: str
+    kind: str
+    gates: dict[str, Verdict]
+    """Verdicts by name: those of run.json, and `measured`."""
+    notes: tuple[str, ...] = ()
+    """What else is to be known, e.g. that a folder is no longer what its verdict speaks of."""
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the verdicts that failed; a measured one stands above what a changed folder says of itself."""
+        superseded = {"out"} if "measured" in self.gates and self.notes else set()
+        return [name for name, found in self.gates.items() if found["passed"] is False and name not in superseded]
+
+
+def check(
+    path: Path, *, data: str | None = None, labeller: str | None = None, rows: int = ROWS, device: str = "auto"
+) -> Findings:
+    """Run the gates of whatever lies at a path.
+
+    Args:
+        path: a run's folder, a `transformers` folder, or a file of rows.
+        data: rows to measure on: prompts or demonstrations for a language model, comparisons for a reward model.
+        labeller: a reward that stands in for a labeller: would two of them agree about the samples?
+        rows: at most so many rows of data.
+        device: to compute on.
+
+    Raises:
+        InputError: there is nothing that could be checked, or the data are of another kind.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file or folder; give a run, a model folder or a file of rows")
+    record = read_record(path) if path.is_dir() else None
+    gates: dict[str, Verdict] = dict(record["gates"]) if record is not None else {}
+    notes: list[str] = []
+    stale = "out" in gates and changed(path, gates["out"])
+    if stale:
+        notes.append("the folder has changed since its own verdict (out), so it was measured afresh")
+    kind = kind_of(path)
+    if kind is None and not gates:
+        raise InputError(f"{path} holds neither a model nor rows nor a finished run; give a folder with config.json")
+    if kind is not None and (stale or not gates or data is not None or labeller is not None):
+        gates["measured"] = verdict(measure(path, data=data, labeller=labeller, rows=rows, device=device))
+    stage = f"run of {record['stage']}" if record is not None else ""
+    return Findings(path=str(path), kind=stage or str(kind), gates=gates, notes=tuple(notes))
+
+
+def measure(
+    path: Path, *, data: str | None = None, labeller: str | None = None, rows: int = ROWS, device: str = "auto"
+) -> list[Check]:
+    """Measure an artifact afresh; see `check`. A run that names no other data is measured on its own held-out rows."""
+    kind = kind_of(path)
+    if kind is None:
+        return [Check(name="measured", passed=None, finding="it is made of several models, to be checked one by one")]
+    if kind == "rows":
+        return rows_checks(list(read_groups(path)))
+    groups = list(islice(read_groups(data), rows)) if data is not None else _own_rows(path)[:rows]
+    if kind == "reward model":
+        return reward_model_checks(*load_reward_model(path, device=device), groups)
+    model, tokenizer = load_policy(path, device=device)
+    reward = build_reward(labeller, policy_tokenizer=tokenizer, device=device) if labeller is not None else None
+    return language_model_checks(model, tokenizer, groups, labeller=reward)
+
+
+def kind_of(path: Path) -> Kind | None:
+    """What lies at a path, or None where it is nothing that can be measured."""
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except NotADirectoryError:
+        return "rows"
+    except FileNotFoundError:
+        return "rows" if path.is_dir() and any(path.rglob("*.arrow")) else None
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{path / 'config.json'} is not JSON ({error}); restore the file") from None
+    classifier = any("SequenceClassification" in name for name in config.get("architectures") or ())
+    return "reward model" if classifier else "language model"
+
+
+# --- language models -------------------------------------------------------------------------------------------------
+
+
+def language_model_checks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    groups: Sequence[Group] = (),
+    *,
+    labeller: Reward | None = None,
+) -> list[Check]:
+    """What can be told of a language model from its own samples.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its own.
+        groups: prompts, demonstrations or preferences to measure on; none: prompts of ours.
+        labeller: a reward that stands in for a labeller.
+    """
+    chat = tokenizer.chat_template is not None
+    asked = list(groups) or prompts(chat=chat)
+    taught = [imitated(group) for group in asked if demonstration(group) is None]
+    encoded = encode_all([Group(group.prompt, columns=group.columns) for group in asked], tokenizer)[0]
+    finite = _finite(model, encoded[0])
+    if not finite.passed:
+        return [finite]
+    answers = encode_all(taught, tokenizer, max_length=context_length(model))[0] if taught else []
+    data = describe(responses_of(answers), tokenizer) if answers else None
+    distinct = list({group.prompt_ids: group for group in encoded}.values())
+    drawn = sample(model, tokenizer, distinct, limit=usual_length(answers, most=LIMIT), seed=0)
+    checks = [Check(name="samples", passed=None, finding="no prompt leaves room for a response")]
+    if drawn is not None:
+        sampled, samples = drawn
+        checks = [*outcomes.sampled(samples, data, chat=chat or data is not None), outcomes.says_something(samples)]
+        if labeller is not None:
+            checks.append(outcomes.agrees(agreement(labeller, sampled)))
+    if answers:
+        checks.append(outcomes.heeds_prompt(prompt_effect(model, answers)))
+    return [*checks, *_tokenizer(tokenizer), finite]
+
+
+def agreement(labeller: Reward, groups: Sequence[Group]) -> Agreement:
+    """How often two labellers who choose by Bradley–Terry on a reward agree: E[p² + (1 − p)²], p = σ(r_a − r_b)."""
+    scores = labeller(groups).double()
+    p = torch.sigmoid(scores[:, 0] - scores[:, 1])
+    agree = p**2 + (1 - p) ** 2
+    error = float(agree.std() / len(agree) ** 0.5) if len(agree) > 1 else 0.0
+    return Agreement(float(agree.mean()), float(agree.mean()) - 1.96 * error, len(agree))
+
+
+def votes_agree(first: Sequence[int], second: Sequence[int]) -> Agreement:
+    """Agreement of two labellers who voted on the same pairs, with the lower end of its Wilson interval."""
+    same = sum(a == b for a, b in zip(first, second, strict=True))
+    return Agreement(same / len(first), wilson(same, len(first))[0], len(first))
+
+
+@torch.no_grad()
+def _finite(model: PreTrainedModel, prompt: EncodedGroup) -> Check:
+    logits = model(torch.tensor([prompt.prompt_ids], device=model.device)).logits
+    bad = [name for name, parameter in model.named_parameters() if not bool(parameter.isfinite().all())]
+    passed = not bad and bool(logits.isfinite().all())
+    finding = "all weights and logits are finite numbers" if passed else f"not finite: {', '.join(bad[:3]) or 'logits'}"
+    advice = "" if passed else "the training diverged or the file is damaged: go back to an earlier checkpoint"
+    return Check(name="finite", passed=passed, finding=finding, advice=advice)
+
+
+def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[Check]:
+    """Template, beginning and end: what is trained on is what is sampled from (F5, F3)."""
+    pad, ends = tokenizer.pad_token_id, end_ids(tokenizer)
+    apart = pad is not None and pad not in ends
+    checks = [
+        Check(
+            name="pad is not an end",
+            passed=True if apart else None,
+            finding="pad and end are different tokens"
+            if apart
+            else f"the pad token is {'missing' if pad is None else 'an end token'}, which kleash can handle",
+            advice="" if apart else "tools that find the end of a text by its padding score the wrong token (F3)",
+        )
+    ]
+    if tokenizer.chat_template is None:
+        return [Check(name="template", passed=None, finding="no chat template: continues plain text"), *checks]
+    prompt = ({"role": "user", "content": "a"},)
+    row = encode(Group(prompt, (Response("b"),)), tokenizer)
+    ids, mask = row.responses[0].ids, row.responses[0].mask
+    starts = sum(token == tokenizer.bos_token_id for token in row.prompt_ids) if _begins_once(tokenizer) else 0
+    ended = sum(token in ends for token, chosen in zip(ids, mask, strict=True) if chosen)
+    same = row.prompt_ids == encode_prompt(prompt, tokenizer)
+    passed = ended == 1 and starts <= 1 and same
+    finding = f"one answer trains {ended} end token{'s' * (ended != 1)} ({tokenizer.decode(list(ids[-1:]))!r})"
+    finding += f", {starts} begin tokens" if starts > 1 else ""
+    finding += "" if same else "; the prompt is another in training than in sampling"
+    advice = "" if passed else f"repair the chat template; {LOOK}"
+    return [Check(name="template", passed=passed, finding=finding, advice=advice), *checks]
+
+
+def _begins_once(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the begin token is for beginnings alone; some templates open every turn with it."""
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+# --- reward models ---------------------------------------------------------------------------------------------------
+
+
+def reward_model_checks(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group] = ()
+) -> list[Check]:
+    """What can be told of a reward model: on comparisons all of its gate, without them whether it scores at all.
+
+    Args:
+        model: a sequence classifier with one output.
+        tokenizer: its own.
+        groups: comparisons; none: prompts of ours, each with two of four canned answers.
+    """
+    pairs = [group for group in groups if comparison(group) is None and isinstance(group.label, Preference)]
+    if groups and not pairs:
+        raise InputError("the data hold no preferences; a reward model is measured on prompt, chosen and rejected")
+    encoded = encode_all(pairs or _canned(tokenizer), tokenizer, max_length=context_length(model))[0]
+    scores = score_encoded(model, encoded)
+    checks = [_finite_scores(scores)]
+    if checks[0].passed is False:
+        return checks
+    checks.append(_same_in_any_batch(model, encoded[:16]))
+    if model.config.num_labels == 1:  # what several heads say together only kleash knows
+        checks.append(_plain_agrees(model, encoded[:16]))
+    if not pairs:
+        return [_spread(scores), *checks]
+    lengths = [[len(response.ids) for response in group.responses] for group in encoded]
+    p = [group.source.label.probability for group in encoded if isinstance(group.source.label, Preference)]
+    report = preference_report(scores, torch.tensor(p).double(), torch.tensor(lengths))
+    return [*outcomes.reward_model(report), *checks]
+
+
+def _canned(tokenizer: PreTrainedTokenizerBase) -> list[Group]:
+    answers = ("Yes, gladly.", "I do not know.", "No.", "That depends on what you mean by it, and on whom you ask.")
+    asked = prompts(chat=tokenizer.chat_template is not None)
+    return [
+        Group(group.prompt, (Response(answers[row % 4]), Response(answers[(row + 1 + row // 4 % 3) % 4])))
+        for row, group in enumerate(asked)
+    ]
+
+
+def _finite_scores(scores: Float[Tensor, "P K"]) -> Check:
+    bad = int((~scores.isfinite()).sum())
+    return Check(
+        name="finite",
+        passed=bad == 0,
+        finding=f"{bad} of {scores.numel()} scores are not finite" if bad else "all scores are finite numbers",
+        advice="the training diverged or the file is damaged: go back to an earlier checkpoint" if bad else "",
+    )
+
+
+def _spread(scores: Float[Tensor, "P K"]) -> Check:
+    """Within a prompt: what a prompt adds to all of its responses is not identified."""
+    spread = float((scores[:, 0] - scores[:, 1]).abs().mean())
+    passed = spread >= 0.02
+    return Check(
+        name="scores differ",
+        passed=passed,
+        finding=f"two answers to one prompt are {spread:.3g} apart in the mean",
+        advice="" if passed else "the scores are all but constant: raise --learning-rate or --max-steps",
+        figures={"spread": spread},
+    )
+
+
+def _same_in_any_batch(model: PreTrainedModel, groups: Sequence[EncodedGroup]) -> Check:
+    alone = torch.cat([score_encoded(model, [group]) for group in groups])
+    together = score_encoded(model, groups)
+    return _shift("same in any batch", float((alone - together).abs().max()), "alone and in a batch")
+
+
+@torch.no_grad()
+def _plain_agrees(model: PreTrainedModel, groups: Sequence[EncodedGroup]) -> Check:
+    """Plain `transformers` finds the last token by looking for padding: does it look at the right one (F3, F8)?"""
+    rows = [[*group.prompt_ids, *group.responses[0].ids] for group in groups]
+    pad = model.config.get_text_config().pad_token_id
+    if pad is None:
+        finding = "its config names no pad token, so plain `transformers` scores one row at a time"
+        advice = "set `pad_token_id` in config.json to a token apart from the end"
+        return Check(name="plain transformers agrees", passed=None, finding=finding, advice=advice)
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=model.device)
+    attention = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+    theirs = model(input_ids=ids, attention_mask=attention).logits[:, 0].float().cpu()
+    ours = score_encoded(model, groups)[:, 0]
+    gap = theirs - ours - float(getattr(model.config, "kleash_offset", 0.0))
+    return _shift("plain transformers agrees", float(gap.abs().max()), "here and by plain `transformers`, padded")
+
+
+def _shift(name: str, gap: float, between: str) -> Check:
+    return Check(
+        name=name,
+        passed=gap <= SHIFT,
+        finding=f"scores {between} are at most {gap:.1g} apart",
+        advice="" if gap <= SHIFT else "is the pad token the end token? then the wrong token is scored (F3, F8)",
+        figures={"gap": gap},
+    )
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def rows_checks(groups: Sequence[Group]) -> list[Check]:
+    """What a stage needs of rows: comparisons, demonstrations or prompts, whichever they are."""
+    if any(comparison(group) is None for group in groups):
+        return preconditions.comparisons(groups)
+    answered = [group for group in groups if len(group.responses) == 1]
+    if answered:
+        return preconditions.demonstrations(answered)
+    distinct = len({repr(group.prompt) for group in groups})
+    return [Check(name="prompts", passed=True, finding=f"{len(groups)} prompts, {distinct} of them different")]
+
+
+def _own_rows(path: Path) -> list[Group]:
+    """The rows that a run held out, where its data still lie there; none of another folder."""
+    settings: dict[str, Any] = (read_record(path) or {}).get("config", {})
+    held_out, data = settings.get("eval_data"), settings.get("data")
+    if held_out is not None and Path(held_out).exists():
+        return list(read_groups(held_out))
+    if data is not None and Path(data).exists():
+        return hold_out(list(read_groups(data)), seed=settings["seed"])[1]
+    return []
