@@ -27,7 +27,7 @@ from kleash.models.load import load_policy
 from kleash.objectives import kl
 from kleash.report.html import write_report
 from kleash.rewards.learned import LearnedReward
-from kleash.run import derive_seed, read_jsonl, versions, write_json
+from kleash.run import RunFolder, derive_seed, read_jsonl, versions, write_json
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
 from kleash.stages import generate, ppo, reward_model, sft
@@ -40,6 +40,7 @@ class Size:
     base_tokens: int = 1_400_000
     demonstrations: int = 1500
     pairs: int = 6000
+    hold_out_pairs: int = 1500
     biased_share: float = 0.3
     beta: float = 0.2
     rollouts: int = 50
@@ -83,18 +84,12 @@ def run(out: Path, *, seed: int = 0, size: Size | None = None, all_roads: bool =
             )
         ),
     )  # fmt: skip
-    _compare(world, out, size, seed, files)
+    for name in ("comparisons", "hold-out"):
+        _compare(world, out, size, seed, files, name)
     timed("comparisons", None)
-    reward_run = timed(
-        "reward",
-        reward_model.run(
-            reward_model.RewardConfig(
-                model=str(out / "sft"), data=str(files["comparisons"]), out=out / "reward", seed=seed,
-                batch_size=64, learning_rate=1e-3, centre_samples=256, centre_max_new_tokens=size.max_new_tokens,
-                eval_every=20, max_eval_rows=1000,
-            )
-        ),
-    )  # fmt: skip
+    reward_run = timed("reward", _learn_reward(out, size, seed, files, "reward"))
+    # Of other comparisons: PPO is watched with it and never climbs it.
+    timed("hold-out", _learn_reward(out, size, seed, files, "hold-out"))
     runs = {}
     for name, beta in {"ppo": size.beta, "ppo-no-leash": 0.0}.items():
         # The unleashed arm is there to fail, so no gate may stop it.
@@ -123,11 +118,24 @@ def run(out: Path, *, seed: int = 0, size: Size | None = None, all_roads: bool =
     return summary
 
 
+def _learn_reward(out: Path, size: Size, seed: int, files: Mapping[str, Path], name: str) -> RunFolder:
+    """The reward model of the comparisons, or the one that is held out, from other comparisons and another seed."""
+    held_out = name == "hold-out"
+    return reward_model.run(
+        reward_model.RewardConfig(
+            model=str(out / "sft"), data=str(files["hold-out" if held_out else "comparisons"]), out=out / name,
+            seed=derive_seed(seed, name) % 2**31 if held_out else seed, batch_size=64, learning_rate=1e-3,
+            centre_samples=256, centre_max_new_tokens=size.max_new_tokens, eval_every=20, max_eval_rows=1000,
+        )
+    )  # fmt: skip
+
+
 def ppo_config(out: Path, size: Size, seed: int, files: Mapping[str, Path], name: str, beta: float) -> ppo.PPOConfig:
     """Settings of an arm of PPO, which writes to `out/name`."""
     return ppo.PPOConfig(
         model=str(out / "sft"), data=str(files["prompts"]), eval_data=str(files["held_out"]),
-        reward=str(out / "reward"), out=out / name, seed=seed, beta=beta, max_steps=size.rollouts,
+        reward=str(out / "reward"), hold_out=str(out / "hold-out"), out=out / name,
+        seed=seed, beta=beta, max_steps=size.rollouts,
         batch_size=size.batch_size, inner_epochs=2, minibatches=2, learning_rate=size.ppo_learning_rate,
         value_learning_rate=5e-4, schedule="constant", max_new_tokens=size.max_new_tokens,
         eval_every=size.eval_every, snapshot_every=size.eval_every, force=True,
@@ -146,28 +154,33 @@ def _write_prompts(world: World, out: Path, size: Size, seed: int) -> dict[str, 
     rows: dict[str, list[Group]] = {
         "demonstrations": world.demonstrations(size.demonstrations, seed=derive_seed(seed, "demonstrations")),
         "to_compare": world.prompts(size.pairs, "train", seed=derive_seed(seed, "comparisons")),
+        "to_hold_out": world.prompts(size.hold_out_pairs, "train", seed=derive_seed(seed, "hold-out comparisons")),
         "prompts": world.prompts(2000, "train", seed=derive_seed(seed, "prompts")),
         "held_out": held_out,
     }
-    files = {name: data / f"{name}.jsonl" for name in (*rows, "samples", "comparisons")}
+    files = {name: data / f"{name}.jsonl" for name in (*rows, "samples", "comparisons", "hold-out-samples", "hold-out")}
     for name, groups in rows.items():
         if not files[name].exists():
             write_groups(groups, files[name])
     return files
 
 
-def _compare(world: World, out: Path, size: Size, seed: int, files: Mapping[str, Path]) -> None:
+def _compare(world: World, out: Path, size: Size, seed: int, files: Mapping[str, Path], name: str) -> None:
     """Sample two responses a prompt from the SFT model and have the simulated people compare them."""
-    if files["comparisons"].exists():
+    if files[name].exists():
         return
+    prompts, samples, purpose = {
+        "comparisons": ("to_compare", "samples", "labellers"),
+        "hold-out": ("to_hold_out", "hold-out-samples", "hold-out labellers"),
+    }[name]
     generate.run(
         generate.GenerateConfig(
-            model=str(out / "sft"), data=str(files["to_compare"]), out=files["samples"], n=2, seed=seed,
+            model=str(out / "sft"), data=str(files[prompts]), out=files[samples], n=2, seed=seed,
             max_new_tokens=size.max_new_tokens, rows_at_once=512,
         )
     )  # fmt: skip
-    people = Labellers(world, biased_share=size.biased_share, seed=derive_seed(seed, "labellers"))
-    write_groups(people.label(read_groups(files["samples"])), files["comparisons"])
+    people = Labellers(world, biased_share=size.biased_share, seed=derive_seed(seed, purpose))
+    write_groups(people.label(read_groups(files[samples])), files[name])
 
 
 def _summarise(world: World, out: Path, size: Size, seed: int, runs: Mapping[str, Any]) -> dict[str, Any]:

@@ -156,6 +156,59 @@ def training(curves: Mapping[str, Curve], labels: Mapping[str, str]) -> str:
         return svg()
 
 
+MONITORS = {
+    "entropy": "entropy, nats a token",
+    "length": "length, tokens",
+    "truncated": "share cut off",
+    "distinct_2": "different pairs of words",
+    "kl_acceleration": "acceleration of the KL",
+    "advantage_sd": "spread of the advantages",
+    "spread": "disagreement of the ensemble",
+    "hold_out": "reward model on other labels",
+    "hold_out_agreement": "its agreement with the proxy",
+    "distance": "distance from its training",
+    "outside": "share outside its range",
+}
+"""What is watched, by its key in metrics.jsonl, and what the picture calls it."""
+
+
+def monitors(rows: Sequence[Row], *, name: str, curve: Curve = ()) -> str:
+    """Gold, proxy and KL of a run over its steps, and below each other all that was watched, on one axis of steps.
+
+    Args:
+        rows: of metrics.jsonl.
+        name: of the run, for ids.
+        curve: its evaluations, with gold; where its best is, a line goes through all panels.
+
+    Returns:
+        SVG; a monitor that the run has not is left out.
+    """
+    measured = complete(curve)
+    watched = [key for key in MONITORS if sum(_number(row.get(key)) for row in rows) > 1]
+    best = max(measured, key=lambda row: row["gold"]["mean"])["step"] if measured else None
+    panels = [*(["gold"] if measured else []), "reward", "kl", *watched]
+    depth = -(-len(panels) // 2)
+    with _figure(f"monitors-{name}", 0.3 + 1.05 * depth) as (figure, svg):
+        grid = figure.subplots(depth, 2, sharex=True, squeeze=False)
+        for axes, key in zip(grid.T.flatten(), panels, strict=False):
+            if key == "gold":
+                points = [(row["step"], row["gold"]["mean"]) for row in measured]
+            else:
+                points = [(row["step"], row[key]) for row in rows if _number(row.get(key)) and row["step"] > 0]
+            colour = COLOURS.get({"reward": "proxy"}.get(key, key), INK)
+            axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.4, gid=key)
+            axes.set_title({"gold": "gold", "reward": "proxy", "kl": "KL, nats"}.get(key) or MONITORS[key], fontsize=9)
+            axes.tick_params(labelsize=8)
+            axes.locator_params(axis="y", nbins=3)
+            if best is not None:
+                axes.axvline(best, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)), gid=f"best-{key}")
+        for axes in grid.T.flatten()[len(panels) :]:
+            axes.set_axis_off()
+        for axes in grid[-1]:
+            axes.set_xlabel("step")
+        return svg()
+
+
 def roads(curves: Mapping[str, Curve], labels: Mapping[str, str]) -> str:
     """Gold against √KL of several roads from one start, a name at the end of each.
 

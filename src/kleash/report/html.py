@@ -30,6 +30,9 @@ ROADS = {"ppo": "PPO", "grpo": "GRPO", "dpo": "DPO", "best-of-n": "best of n", "
 WIDTH = 100
 """Columns of the story."""
 
+STEPS_SHOWN = 12
+"""Most steps of a run whose samples are on the page; all of them are in its rollouts.jsonl."""
+
 
 def write_report(folder: Path) -> Path:
     """Write report.html from a demo's summary.json and run folders.
@@ -157,6 +160,7 @@ def _context(summary: Summary, runs: Mapping[str, Path]) -> dict[str, Any]:
         "reward": reward,
         "judged": reward_pieces(reward, _svg),
         "losses": _losses(runs),
+        "watched": _watched(curves, runs),
         "samples": [_sample(sample, summary) for sample in summary.get("samples") or []],
         "gates": _gates(summary, runs),
         "configs": {name: record["config"] for name, path in runs.items() if (record := read_record(path))},
@@ -224,6 +228,27 @@ def roads_table(summary: Summary) -> str:
         seconds = _seconds(row["seconds"]) if _number(row["seconds"]) else "-"
         lines.append(f"{row['name']:{width}}  {figures_of_it}  {seconds:>12}  {row['models'] or '-':>11}")
     return "\n".join(lines)
+
+
+def _watched(curves: Mapping[str, Sequence[Any]], runs: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """What was watched while each arm climbed, and some of the responses of some steps."""
+    found = []
+    for name in ARMS:
+        rows = [row for row in read_jsonl(runs[name] / "metrics.jsonl") if row.get("kl") is not None]
+        if not any(key in row for row in rows for key in figures.MONITORS):
+            continue
+        steps: dict[int, dict[str, Any]] = {
+            row["step"]: {"step": row["step"], "figures": row, "rows": []} for row in rows
+        }
+        for row in read_jsonl(runs[name] / "rollouts.jsonl"):
+            if row["step"] in steps:
+                steps[row["step"]]["rows"].append(row)
+        shown = [step for step in steps.values() if step["rows"]]
+        every = -(-len(shown) // STEPS_SHOWN) or 1
+        svg = _svg(figures.monitors, rows, name=name, curve=curves.get(name, ()))
+        kept = [step for place, step in enumerate(shown) if place % every == 0 or place == len(shown) - 1]
+        found.append({"policy": name, "svg": svg, "steps": kept})
+    return found
 
 
 def _losses(runs: Mapping[str, Path]) -> dict[str, Markup]:
