@@ -146,7 +146,7 @@ def without_one_thing(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def test_whatever_is_missing_is_left_out(tmp_path: Path, summary: dict[str, Any], no_pictures: None):
-    template, runs = html._environment().get_template("report.html.jinja"), dict.fromkeys(RUNS, tmp_path)
+    template, runs = html.environment().get_template("report.html.jinja"), dict.fromkeys(RUNS, tmp_path)
     copies = [(path, copy) for path, copy in without_one_thing(summary) if "/against_length/" not in path]
     assert len(copies) > 80
     for path, changed in copies:
