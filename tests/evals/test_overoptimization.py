@@ -269,3 +269,16 @@ def test_what_is_left_out_costs_what_the_reward_gave_for_it() -> None:
         return torch.tensor([[float(len(r.text)) for r in g.responses] for g in groups])
 
     assert leave_one_out(turns, ({"role": "user", "content": "q"},), "Yes. No.") == [("Yes. ", 5.0), ("No.", 4.0)]
+
+
+def test_a_gold_that_likes_one_text_for_everything_is_doubted() -> None:
+    start = ["yes .", "no .", "maybe .", "because ."]
+    doubt = oo.caution(["", "", "", "no ."], start, "step 60")
+    assert doubt is not None
+    assert "75% of the responses are empty" in doubt
+    assert "“no .”" in (oo.caution(["no ."] * 3 + [""], start, "step 60") or "")
+
+
+def test_varied_responses_and_a_start_that_repeats_itself_already_are_not_doubted() -> None:
+    assert oo.caution(["a", "b", "c", "c"], ["a", "b", "c", "d"], "step 3") is None
+    assert oo.caution(["no"] * 4, ["no"] * 3 + ["yes"], "step 3") is None

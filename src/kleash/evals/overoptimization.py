@@ -7,6 +7,7 @@ reports, so that no figure is flattered by the choice it rests on. Formulas: doc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -29,6 +30,8 @@ FORMULA: Mapping[Law, str] = {"rl": "R(d) = d (α − β′ ln d)", "best-of-n":
 EARLY = 0.7
 """Share of the way to the peak up to which the second fit looks: what the law would have said before the turn."""
 LEVEL = 0.95
+ONE_TEXT = 0.5
+"""Share of responses to different prompts that may be one text before gold is doubted."""
 GRID = 41
 """Distances at which a law is written out to be drawn."""
 
@@ -329,6 +332,27 @@ def in_words(analysis: Figures) -> dict[str, str]:
         "ship": f"Ship {name(shipped)}{near}: gold {change(ship['gold'])} at √KL {shipped['distance']['value']:.2f}.",
         "law": _law_in_words(analysis, name(best)),
     }
+
+
+def caution(responses: Sequence[str], start: Sequence[str], point: str) -> str | None:
+    """What speaks against a gold that likes a point, as anyone sees who reads it: most responses are one text.
+
+    A gold reward that shares the proxy's mistakes (a reward model of the same base, say) rises with it to the end.
+
+    Args:
+        responses: all at the point to ship, of different prompts.
+        start: all at the start.
+        point: its name.
+    """
+    (text, count), (_, before) = (Counter(texts).most_common(1)[0] for texts in (responses, start))
+    share = count / len(responses)
+    if share <= ONE_TEXT or share <= 2 * before / len(start):
+        return None
+    told = f"“{text[:60]}”" if text.strip() else "empty"
+    return (
+        f"Do not believe it: at {point} {share:.0%} of the responses are {told}. A gold reward that is pleased with "
+        "that has the mistakes of the proxy; take another one, or ask people."
+    )
 
 
 def point_name(law: Law, point: int) -> str:

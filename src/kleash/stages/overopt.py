@@ -155,7 +155,20 @@ def run(config: OveroptConfig, *, proxy: Reward | None = None, gold: Reward | No
     }
     main = next(iter(analyses))
     write_json(folder.path / "shown.json", shown(config, rows, analyses[main], prompts, scorers.proxy))
-    return folder.finish(roads=analyses, words={name: oo.in_words(analysis) for name, analysis in analyses.items()})
+    words = {name: oo.in_words(analysis) for name, analysis in analyses.items()}
+    if "rl" in analyses:
+        words["rl"] |= _doubt(rows, analyses["rl"]["ship"]["point"])
+    return folder.finish(roads=analyses, words=words)
+
+
+def _doubt(rows: Sequence[Row], ship: int) -> dict[str, str]:
+    """What speaks against the run's checkpoint to ship in spite of its gold."""
+    said: dict[int, list[str]] = {}
+    for row in rows:
+        if row["road"] == "rl":
+            said.setdefault(row["step"], []).append(row["response"])
+    doubt = oo.caution(said[ship], said[0], oo.point_name("rl", ship))
+    return {} if doubt is None else {"caution": doubt}
 
 
 @dataclass(frozen=True)
