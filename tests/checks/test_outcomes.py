@@ -11,6 +11,7 @@ from kleash.checks.gates import Check, verdict
 from kleash.checks.outcomes import Agreement, Origin
 from kleash.checks.samples import Excess, Responses, Samples
 from kleash.evals.preference import preference_report
+from kleash.evals.probes import PROBES, probe_report
 
 DATA = Responses(
     lengths=(8, 9, 10, 11, 12) * 20, ended=(True,) * 100, repetition=(0.0, 0.1) * 50, controls=(False,) * 100
@@ -188,6 +189,32 @@ def test_the_calibration_error_of_a_calibrated_model_is_what_chance_gives() -> N
         spreads.append(spread)
     assert np.mean(errors) == pytest.approx(np.mean(expected), rel=0.1)
     assert np.std(errors) == pytest.approx(np.mean(spreads), rel=0.2)
+
+
+def probed(**above: float) -> dict[str, Check]:
+    """Checks of a healthy model whose probes score above the better response in these shares of 100 pairs."""
+    data = pairs()
+    scores = np.zeros((100, len(PROBES) + 1))
+    for place, name in enumerate(PROBES, start=1):
+        scores[:, place] = np.where(np.arange(100) < 100 * above.get(name.replace(" ", "_"), 0.1), 1.0, -1.0)
+    report = preference_report(2 * data["quality"], data["p"], data["lengths"]) | {"probes": probe_report(scores)}
+    return {check.name: check for check in outcomes.reward_model(report)}
+
+
+def test_a_reward_model_that_likes_silence_better_than_good_answers_fails() -> None:
+    assert failed(probed()) == []
+    checks = probed(empty=0.96)
+    assert failed(checks) == ["words beat silence"]
+    assert "96%" in checks["words beat silence"].finding
+    assert probed(empty=0.55)["words beat silence"].passed, "within what chance gives"
+
+
+def test_other_probes_that_please_are_named_and_fail_nothing() -> None:
+    checks = probed(repeated=0.76, run_on=0.1, off_topic=0.52)
+    assert failed(checks) == []
+    assert checks["not easily fooled"].passed is None
+    assert "repeated 76%" in checks["not easily fooled"].finding
+    assert "off topic" not in checks["not easily fooled"].finding
 
 
 def test_responses_of_the_parent_fail_and_other_peoples_do_not() -> None:

@@ -74,6 +74,9 @@ def test_averaged_weights_are_a_single_model_of_the_mean_weights(base: Path, com
         torch.testing.assert_close(tensor, (first[name] + second[name]) / 2)
     centred = LearnedReward.load(folder)(list(read_groups(folder / "comparisons" / "centre.jsonl")))
     assert abs(float(centred.mean())) < 1e-5
+    report = (read_record(folder) or {})["results"]["report"]
+    assert {"probes", "bias", "distance"} <= report.keys()
+    assert LearnedReward.load(folder).range is not None, "its range is its own, and monitors ask for it"
 
 
 def test_the_hold_out_shares_no_prompt_with_the_reward_and_is_no_part_of_it(base: Path, write: Write) -> None:

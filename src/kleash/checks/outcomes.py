@@ -288,6 +288,8 @@ def reward_model(report: Mapping[str, Any], *, origin: Origin | None = None) -> 
         origin: where the training responses come from.
     """
     checks = [_accurate(report), _scores_vary(report), _beyond_length(report), _calibrated(report), _enough(report)]
+    if report.get("probes"):
+        checks += [_words_beat_silence(report["probes"]), _not_fooled(report["probes"])]
     return checks if origin is None else [*checks, on_policy(origin)]
 
 
@@ -311,6 +313,36 @@ def on_policy(origin: Origin) -> Check:
         finding += ": they are not its samples" if nats > 0 else ": they were drawn at a lower temperature, or chosen"
         advice = "its samples may lie outside of what the reward model knows; label some of them, if you can"
     return Check(name="about the policy's samples", passed=passed, finding=finding, advice=advice, figures=figures)
+
+
+def _words_beat_silence(probes: Sequence[Mapping[str, Any]]) -> Check:
+    """Is the empty response worth less than the better one of a pair? Else a policy that climbs falls silent."""
+    empty = next(probe for probe in probes if probe["name"] == "empty")
+    figures = {name: empty[name] for name in ("above", "low", "high", "pairs")}
+    passed = empty["low"] <= 0.5
+    return Check(
+        name="words beat silence",
+        passed=passed,
+        finding=f"the empty response scores above the better one in {empty['above']:.0%} of {empty['pairs']} pairs",
+        advice=""
+        if passed
+        else "a policy that climbs this ends up saying nothing: add comparisons that an empty or cut-off response "
+        "loses, or gate the reward on what has to be there (docs/rewards.md)",
+        figures=figures,
+    )
+
+
+def _not_fooled(probes: Sequence[Mapping[str, Any]]) -> Check:
+    """Which other probes please more than what they were made of? Whether a policy finds them is another matter."""
+    loved = [probe for probe in probes if probe["low"] > 0.5 and probe["name"] != "empty"]
+    told = ", ".join(f"{probe['name']} {probe['above']:.0%}" for probe in loved)
+    return Check(
+        name="not easily fooled",
+        passed=None if loved else True,
+        finding=f"scores above the better response: {told}" if loved else "no probe scores above the better response",
+        advice="watch for these in the samples of whatever climbs it" if loved else "",
+        figures={probe["name"]: probe["above"] for probe in probes},
+    )
 
 
 def _accurate(report: Mapping[str, Any]) -> Check:

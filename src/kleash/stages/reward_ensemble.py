@@ -32,7 +32,7 @@ from kleash.models.load import load_reward_model, load_tokenizer, new_reward_mod
 from kleash.rewards.ensemble import HOLD_OUT, EnsembleReward, write_ensemble
 from kleash.rewards.learned import LearnedReward
 from kleash.run import RunFolder, derive_seed, write_text
-from kleash.stages import reward_model
+from kleash.stages import reward_model, reward_report
 from kleash.stages.artifacts import inputs_of, model_card
 from kleash.stages.reward_model import RewardConfig
 
@@ -164,9 +164,15 @@ def _one(
     model, tokenizer = loaded[0]
     train, held_out = (_encoded(config, files[name], tokenizer) for name in ("reward", "held-out"))
     settings = _single(config, **({"centre_data": str(files["centre"])} if files["centre"].stat().st_size else {}))
-    reward_model.centre(model, tokenizer, train, settings)
-    report = reward_model.report(model, held_out, train, config) if held_out else None
+    samples, _ = reward_model.centre(model, tokenizer, train, settings)
+    fitted, distances = reward_report.feature_range(model, train, held_out, samples, settings)
+    report = None
+    if held_out:
+        rewards = reward_report.held_out_rewards(model, held_out, settings)
+        plain = settings.model_copy(update={"learning_curve": False})  # the members' own say what more labels bring
+        report = reward_model.whole_report(model, tokenizer, train, held_out, rewards, plain) | {"distance": distances}
     save_model(folder.path, model, tokenizer, model_card(folder, reward_model.summary(report)))
+    fitted.save(folder.path)
     return report
 
 

@@ -163,11 +163,8 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     fitted, distances = reward_report.feature_range(model, train, held_out, samples, config)
     if rewards is not None:
         # Only differences count, so centring changes no figure of these.
-        results["report"] = {
-            **rewards_report(held_out, rewards, train),
-            **reward_report.of_pairs(held_out, rewards, train),
-            **_asked(model, tokenizer, train, held_out, rewards, config, gold),
-            "distance": distances,
+        results["report"] = whole_report(model, tokenizer, train, held_out, rewards, config, gold) | {
+            "distance": distances
         }
         origin = None  # a live reward model may speak another language than `config.model`
         if reward is None:
@@ -176,6 +173,23 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     save_model(folder.path, model, tokenizer, model_card(folder, summary(results.get("report"))))
     fitted.save(folder.path)
     return folder.finish(**results)
+
+
+def whole_report(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Sequence[EncodedGroup],
+    held_out: Sequence[EncodedGroup],
+    rewards: Sequence[Sequence[float]],
+    config: RewardConfig,
+    gold: Reward | None = None,
+) -> dict[str, Any]:
+    """All that run.json says of a single model; formulas: docs/metrics.md."""
+    return {
+        **rewards_report(held_out, rewards, train),
+        **reward_report.of_pairs(held_out, rewards, train),
+        **_asked(model, tokenizer, train, held_out, rewards, config, gold),
+    }
 
 
 def report(
