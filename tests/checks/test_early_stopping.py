@@ -24,5 +24,5 @@ def test_patience_counts_measurements_in_a_row_without_a_new_best() -> None:
     assert stopping.reason is None, "the third was a new best, the fourth only equals it"
     stopping.see_figure(1.4, 2, "gold")
     assert stopping.reason is not None
-    assert "gold has not risen for 2 measurements" in stopping.reason
+    assert "gold on held-out prompts has not risen for 2 measurements" in stopping.reason
     assert "1.5" in stopping.reason

@@ -97,7 +97,7 @@ def test_a_run_that_was_stopped_is_not_gone_on_with_after_a_kill(base: Path, pro
     folder = climb("ppo", base, prompts, **settings)
     rows = folder.metrics()
     assert rows[-1]["step"] < 6
-    assert "gold has not risen" in folder.record["results"]["ended"]
+    assert "gold on held-out prompts has not risen" in folder.record["results"]["ended"]
     folder.record["status"] = "running"  # killed after the last state was written and before the end was
     folder.save()
     again = climb("ppo", base, prompts, **settings)
