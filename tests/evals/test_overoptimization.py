@@ -111,7 +111,7 @@ def test_trusting_a_law_costs_the_gold_between_the_peak_and_where_it_points() ->
 
 
 def test_a_curve_that_turns_is_said_to_have_turned_at_its_peak() -> None:
-    found = analysed(road("rl", prompts=300, far=6.0))
+    found = analysed(road("rl", prompts=300, far=5.0))
     assert found["turn"]["verdict"] == "turned"
     assert abs(found["peak"]["distance"] - np.e) <= 0.7
     assert found["peak"]["distance_interval"][0] <= np.e <= found["peak"]["distance_interval"][1] + 0.3

@@ -49,7 +49,7 @@ def test_every_road_begins_at_the_sft_model_and_says_what_it_held(out: Path) -> 
     summary = json.loads((out / "summary.json").read_text())
     held = {name: list(road["models"]) for name, road in summary["roads"].items()}
     assert held == {
-        "ppo": ["policy", "reference", "reward", "value"],
+        "ppo": ["policy", "reference", "reward", "value", "hold_out"],
         "grpo": ["policy", "reference", "reward"],
         "dpo": ["policy"],
     }

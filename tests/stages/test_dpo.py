@@ -196,7 +196,7 @@ def test_the_folder_loads_and_every_step_is_logged(base: Path, comparisons: Path
         "chosen_shift", "learning_rate", "grad_norm",
     }  # fmt: skip
     measured = {"eval_loss", "eval_margin", "eval_accuracy", "eval_chosen_logprob", "eval_rejected_logprob"}
-    measured |= {"eval_chosen_shift", "eval_kl"}
+    measured |= {"eval_chosen_shift", "eval_kl", "distinct_1", "distinct_2", "distinct_3", "repetition", "truncated"}
     assert [set(row) for row in rows] == [every, every | measured, every, every | measured]
     assert folder.record["results"]["kl"]["mean"] == rows[-1]["eval_kl"], "the last measurement is not made twice"
     assert "KL" in (folder.path / "README.md").read_text()

@@ -18,6 +18,7 @@ from kleash.errors import ConfigError, TrainingError
 from kleash.models import forward
 from kleash.models.heads import ValueModel
 from kleash.models.load import load_policy
+from kleash.rewards.reward import build_reward
 from kleash.run import read_jsonl
 from kleash.sampling.local import LocalSampler
 from kleash.stages import ppo, reward_model, rollouts
@@ -421,7 +422,7 @@ def test_the_value_network_starts_from_the_reward_model(base: Path, prompts: Pat
             learning_rate=1e-3,
         )
     )
-    learned = ppo.build_reward(str(reward.path), policy_tokenizer=load_policy(base)[1])
+    learned = build_reward(str(reward.path), policy_tokenizer=load_policy(base)[1])
     policy, _ = load_policy(base)
     critic = ppo._critic(policy, learned, config(base, prompts, value_init="reward"))
     torch.testing.assert_close(critic.head.weight, learned.model.score.weight)  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kleash.data.group import GroupBatch
 from kleash.errors import ModelError
-from kleash.models.forward import centring_offset, find_decoder, response_states, scatter
+from kleash.models.forward import centring_offset, combination, find_decoder, response_states, scatter
 from kleash.models.load import disable_dropout
 from kleash.run import derive_seed
 
@@ -39,12 +39,12 @@ class ValueModel(nn.Module):
             model: a sequence classifier with a linear head; it is not changed. Of several heads the mean is taken.
 
         Raises:
-            ModelError: it has no linear head.
+            ModelError: it has another number of outputs that nothing says how to combine, or no linear head.
         """
         score = getattr(model, "score", None)
         weight = getattr(score, "weight", None)
-        if score is None or weight is None:
-            raise ModelError(f"{type(model).__name__} has no linear `score` head; give a reward model")
+        if score is None or weight is None or (weight.shape[0] != 1 and not combination(model)):
+            raise ModelError(f"{type(model).__name__} has no linear `score` head of one output; give a reward model")
         head = nn.Linear(weight.shape[1], 1, device=weight.device, dtype=weight.dtype)
         with torch.no_grad():
             head.weight.copy_(weight.mean(0, keepdim=True))
