@@ -201,7 +201,7 @@ def sha256_of(path: Path) -> str:
     if path.is_file():
         with path.open("rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
-    aside = {"run.json", "metrics.jsonl", "samples.jsonl", "README.md"}
+    aside = {"run.json", "metrics.jsonl", "samples.jsonl", "rollouts.jsonl", "README.md"}
     for file in sorted(path.iterdir()):
         if file.is_file() and file.name not in aside and not file.name.startswith("."):
             digest.update(file.name.encode())
