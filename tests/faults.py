@@ -63,6 +63,7 @@ TESTS = {
     "objectives/kl.py": "objectives/test_kl.py objectives/test_group_gradients.py objectives/test_masked_positions.py",
     "objectives/reduce.py": "objectives/test_reduce.py objectives/test_microbatches.py objectives/test_masked_positions.py",
     "objectives/logprobs.py": "objectives/test_logprobs.py",
+    "objectives/ensemble.py": "objectives/test_ensemble.py",
     "models/forward.py": "models/test_forward.py",
     "models/heads.py": "models/test_heads.py",
     "stages/sft.py": "stages/test_sft.py",
@@ -253,6 +254,13 @@ FAULTS: dict[str, list[Fault | Absent]] = {
         Fault("token_logprobs", "gradient", "flows through the entropy", "with torch.no_grad():  # entr(0)", "with torch.enable_grad():  # entr(0)"),
         Fault("by_chunks", "memory", "plain autograd keeps every chunk", "checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False)", "function(*chunk)"),
     ],
+    "objectives/ensemble.py": [
+        Fault("combine_scores", "sign", "of the penalty", "mean - variance_penalty", "mean + variance_penalty"),
+        Fault("combine_scores", "sign", "the best in place of the worst", "scores.amin(-1)", "scores.amax(-1)"),
+        Fault("combine_scores", "factor", "2", "mean - variance_penalty", "mean - 2 * variance_penalty"),
+        Fault("combine_scores", "divisor", "M − 1", "correction=0", "correction=1"),
+        Absent("combine_scores", "mask", "every member counts"),
+    ],
     "objectives/reduce.py": [
         Fault("masked_sum", "sign", "of the sum", "return torch.where(mask, x, 0).sum(dim)", "return -torch.where(mask, x, 0).sum(dim)"),
         Fault("masked_sum", "factor", "2", "return torch.where(mask, x, 0).sum(dim)", "return 2 * torch.where(mask, x, 0).sum(dim)"),
@@ -321,8 +329,8 @@ FAULTS: dict[str, list[Fault | Absent]] = {
     ],
     "stages/reward_model.py": [
         Absent("_step", "sign", "see pair_loss"),
-        Fault("_step", "factor", "2", "optimizer.backward(loss.sum() / len(groups))", "optimizer.backward(2 * loss.sum() / len(groups))"),
-        Fault("_step", "divisor", "the micro-batch's pairs", "optimizer.backward(loss.sum() / len(groups))", "optimizer.backward(loss.mean())"),
+        Fault("_step", "factor", "2", "optimizer.backward(loss.mean(-1).sum() / len(groups))", "optimizer.backward(2 * loss.mean(-1).sum() / len(groups))"),
+        Fault("_step", "divisor", "the micro-batch's pairs", "optimizer.backward(loss.mean(-1).sum() / len(groups))", "optimizer.backward(loss.mean(-1).mean())"),
         Absent("_step", "mask", WHOLE),
         Fault("group_loss", "margin", "is not passed on", "p=p, margin=config.margin, centring=config.centring", "p=p, centring=config.centring"),
         Fault("group_loss", "centring", "is not passed on", "p=p, margin=config.margin, centring=config.centring", "p=p, margin=config.margin"),
