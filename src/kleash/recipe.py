@@ -7,7 +7,7 @@
       reward: {stage: reward, model: "@sft", data: comparisons.jsonl}
       ppo:    {stage: ppo, model: "@sft", reward: "@reward", data: prompts.jsonl, beta: 0.05}
 
-`@name` is what an earlier stage wrote. Each stage writes to `out/name`, or to `out/name.jsonl` where it writes rows.
+`@name` is what an earlier stage wrote, `@name/part` what lies in it. Each stage writes to `out/name`, or to `out/name.jsonl` where it writes rows.
 Keys beside `stages` are settings of every stage that has them. A stage that is done, with unchanged settings, data and
 parents, is not run again; an interrupted one goes on where it was.
 """
@@ -124,7 +124,8 @@ def run_recipe(path: Path, *, out: Path | None = None) -> list[Path]:
 def _resolve(value: Any, outputs: Mapping[str, str], where: str) -> Any:
     if not (isinstance(value, str) and value.startswith("@")):
         return value
-    if value[1:] not in outputs:
+    name, slash, below = value[1:].partition("/")
+    if name not in outputs:
         known = ", ".join(f"@{name}" for name in outputs) or "none yet"
         raise ConfigError(f"{where} is {value}, but no earlier stage has that name; known: {known}")
-    return outputs[value[1:]]
+    return outputs[name] + slash + below

@@ -13,7 +13,7 @@ from kleash.data.formats import read_groups
 from kleash.data.group import Group, Response
 from kleash.errors import ConfigError, ModelError
 from kleash.models.heads import ValueModel
-from kleash.models.load import load_reward_model
+from kleash.models.load import load_reward_model, new_reward_model
 from kleash.rewards.ensemble import EnsembleReward
 from kleash.rewards.learned import LearnedReward
 from kleash.rewards.reward import build_reward, explain
@@ -148,6 +148,11 @@ def test_ppo_climbs_an_ensemble_and_logs_its_spread(base: Path, comparisons: Pat
     finished = ppo.run(config)
     assert all(row["reward/spread"] > 0 for row in finished.metrics())
     assert {"reward/0", "reward/1"} <= finished.record["models"].keys()
+
+
+def test_a_live_model_cannot_be_several(base: Path, comparisons: Path) -> None:
+    with pytest.raises(ConfigError, match="single one"):
+        run(settings(base, comparisons, members=2), reward=new_reward_model(base, seed=0))
 
 
 @pytest.mark.parametrize(

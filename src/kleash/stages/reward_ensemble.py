@@ -27,6 +27,7 @@ from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import EncodedGroup, Group
 from kleash.data.split import comparison, hold_out, read_split
+from kleash.errors import ConfigError
 from kleash.models.average import average_weights
 from kleash.models.load import load_reward_model, load_tokenizer, new_reward_model, save_model
 from kleash.rewards.ensemble import HOLD_OUT, EnsembleReward, write_ensemble
@@ -78,6 +79,8 @@ def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedToke
     """
     if config.members == 1 and not config.hold_out_share:
         return reward_model.run(_single(config), reward=reward)
+    if reward is not None:
+        raise ConfigError("a live reward model is a single one; take members 1 and no hold_out_share, or give no model")
     folder = RunFolder.open(config.out, stage="reward", config=config, inputs=inputs_of(config))
     if folder.finished:
         return folder
