@@ -7,9 +7,9 @@
       reward: {stage: reward, model: "@sft", data: comparisons.jsonl}
       ppo:    {stage: ppo, model: "@sft", reward: "@reward", data: prompts.jsonl, beta: 0.05}
 
-`@name` is what an earlier stage wrote, `@name/part` what lies in it. Each stage writes to `out/name`, or to `out/name.jsonl` where it writes rows.
-Keys beside `stages` are settings of every stage that has them. A stage that is done, with unchanged settings, data and
-parents, is not run again; an interrupted one goes on where it was.
+`@name` is what an earlier stage wrote, `@name/part` what lies in it. Each stage writes to `out/name`, or to
+`out/name.jsonl` where it writes rows. Keys beside `stages` are settings of every stage that has them. A stage that is
+done, with unchanged settings, data and parents, is not run again; an interrupted one goes on where it was.
 """
 
 from __future__ import annotations
