@@ -12,6 +12,7 @@ from torch import Tensor
 from kleash.checks.monitors import SHOWN_GROUPS, acceleration, shown, watch
 from kleash.data.group import Group, Response
 from kleash.rewards.learned import LearnedReward
+from kleash.rewards.reward import explain
 from kleash.stages import reward_model
 
 
@@ -69,7 +70,9 @@ def test_a_reward_model_says_which_responses_lie_outside_what_it_was_trained_on(
     folder = reward_model.run(reward_model.RewardConfig.make(settings | {"centre_samples": 0})).path
     reward = LearnedReward.load(folder)
     near, far = [group("z c", "d c")], [group("9 9 9 9 9 9", "user assistant system 7 7 7 7")]
-    inside, outside = (watch(some, reward(some), reward=reward) for some in (near, far))
+    inside, outside = (
+        watch(some, scores, parts=parts) for some in (near, far) for scores, parts in [explain(reward, some)]
+    )
     assert inside["distance"] is not None and outside["distance"] is not None
     assert outside["distance"] > inside["distance"]
     assert outside["outside"] == 1.0

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from kleash.data.group import Group, Response
 from kleash.evals.policy import diversity
-from kleash.rewards.ensemble import EnsembleReward
-from kleash.rewards.learned import LearnedReward
 from kleash.rewards.reward import Parts, Reward
 
 SHOWN_GROUPS = 4
@@ -29,7 +27,6 @@ def watch(
     scores: Float[Tensor, "P K"],
     *,
     parts: Parts | None = None,
-    reward: Reward | None = None,
     hold_out: Reward | None = None,
 ) -> dict[str, float | None]:
     """Figures of fresh responses.
@@ -37,23 +34,23 @@ def watch(
     Args:
         groups: prompts with the responses that were sampled from the policy.
         scores: what the reward gave them.
-        parts: what the scores are made of; `spread` among them is the disagreement of an ensemble.
-        reward: what scored them; a reward model says how far from its training the responses lie.
+        parts: what the reward told beside the scores: `spread` is the disagreement of an ensemble, `distance` and
+            `outside` how far a reward model is from its training.
         hold_out: a reward that is not climbed.
 
     Returns:
-        What `describe_responses` gives; where there is what they need: `spread`; `hold_out`,
-        its mean score, and `hold_out_agreement`, the rank correlation of both rewards over the responses; `distance`,
-        the mean Mahalanobis distance in the reward model's features, and `outside`, the share beyond its range.
+        What `describe_responses` gives; of the parts the means; `hold_out`, its mean score, and `hold_out_agreement`,
+        the rank correlation of both rewards over the responses.
     """
     figures: dict[str, float | None] = describe_responses(groups)
-    spread = [values for name, values in (parts or {}).items() if name.split("/")[-1] == "spread"]
-    if spread:
-        figures["spread"] = float(torch.stack(spread).mean())
+    for figure in ("spread", "distance", "outside"):
+        told = [values for name, values in (parts or {}).items() if name.split("/")[-1] == figure]
+        if told:
+            figures[figure] = float(torch.stack(told).mean())
     if hold_out is not None:
         held = hold_out(groups)
         figures |= {"hold_out": float(held.mean()), "hold_out_agreement": _agreement(scores.cpu(), held)}
-    return figures | _range(reward, groups)
+    return figures
 
 
 def describe_responses(groups: Sequence[Group]) -> dict[str, float | None]:
@@ -105,13 +102,3 @@ def _agreement(scores: Float[Tensor, "P K"], held: Float[Tensor, "P K"]) -> floa
     if both.shape[1] < 2 or bool((both.amax(1) == both.amin(1)).any()):
         return None
     return float(stats.spearmanr(*both.numpy()).statistic)
-
-
-def _range(reward: Reward | None, groups: Sequence[Group]) -> dict[str, float]:
-    """How far responses lie from what a reward model was trained on; of several members the first one's view."""
-    learned = reward.members[0] if isinstance(reward, EnsembleReward) else reward
-    if not isinstance(learned, LearnedReward) or learned.range is None:
-        return {}
-    distances = learned.distances(groups)
-    assert distances is not None
-    return {"distance": float(distances.mean()), "outside": float((distances > learned.range.threshold).float().mean())}

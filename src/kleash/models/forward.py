@@ -121,10 +121,15 @@ def head_scores(model: Model, batch: GroupBatch, *, shared: bool | None = None) 
         batch: groups; `response_attention` says which tokens are real.
         shared: the back end, see `response_states`.
     """
+    return read_heads(model, response_features(model, batch, shared=shared))
+
+
+def read_heads(model: Model, features: Float[Tensor, "*S D"]) -> Float[Tensor, "*S M"]:
+    """What the heads make of `response_features`: the rest of `head_scores`."""
     head = getattr(model, "score", None)
     if head is None:
         raise ModelError(f"{type(model).__name__} has no `score` head; give a sequence classifier with one output")
-    scores = head(response_features(model, batch, shared=shared))
+    scores = head(features)
     if scores.shape[-1] != 1 and not combination(model):
         raise ModelError(f"{type(model).__name__} has {scores.shape[-1]} outputs; a reward model has one")
     return scores.to(torch.promote_types(scores.dtype, torch.float32))

@@ -61,10 +61,16 @@ class EnsembleReward:
         return self.explain(groups)[0]
 
     def explain(self, groups: Sequence[Group]) -> tuple[Float[Tensor, "P K"], Parts]:
-        """Scores, and `spread`: the standard deviation over members, which the policy is not paid for."""
-        scores = torch.stack([member(groups) for member in self.members], -1)
+        """Scores, and `spread`: the standard deviation over members, which the policy is not paid for.
+
+        And, as the mean over members, what they tell of `distance` and of the share `outside`.
+        """
+        told = [member.explain(groups) for member in self.members]
+        scores = torch.stack([own for own, _ in told], -1)
         combined = combine_scores(scores, combine=self.combine, variance_penalty=self.variance_penalty)
-        return combined, {"spread": scores.std(-1, correction=0)}
+        shared = set.intersection(*(set(parts) for _, parts in told)) - {"spread"}
+        means = {name: torch.stack([parts[name] for _, parts in told]).mean(0) for name in sorted(shared)}
+        return combined, {"spread": scores.std(-1, correction=0), **means}
 
 
 def write_ensemble(folder: Path, members: Sequence[str], *, combine: Combine, variance_penalty: float) -> None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kleash.data.batching import microbatches
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Group, GroupBatch, Response, collate
-from kleash.models.forward import centring_offset, combination, head_scores, response_features
+from kleash.models.forward import centring_offset, combination, head_scores, read_heads, response_features
 from kleash.models.load import autocast, load_reward_model
 from kleash.objectives.ensemble import combine_scores
 from kleash.rewards.features import FeatureRange
@@ -65,12 +65,24 @@ class LearnedReward:
         return self.explain(groups)[0]
 
     def explain(self, groups: Sequence[Group]) -> tuple[Float[Tensor, "P K"], Parts]:
-        """Scores, and of several heads on one trunk their `spread`, the standard deviation over heads."""
-        heads = score_heads(
-            self.model, self._encode(groups), dtype=self.dtype, micro_batch_tokens=self.micro_batch_tokens
-        )
-        scores = _combined(self.model, heads)
-        return scores, {"spread": heads.std(-1, correction=0)} if heads.shape[-1] > 1 else {}
+        """Scores, and beside them what one forward pass tells of each response.
+
+        Returns:
+            The scores, and where there is what they need: `spread`, the standard deviation over several heads on one
+            trunk; `distance` (see `distances`), and `outside`, 1 for a response beyond the range.
+        """
+        computing = (self.model, self._encode(groups), self.dtype, self.micro_batch_tokens)
+        parts: dict[str, Tensor] = {}
+        if self.range is None:
+            heads = _by_batch(head_scores, *computing)
+        else:
+            both = _by_batch(_features_and_heads, *computing)
+            features, heads = both.tensor_split([self.range.mean.shape[0]], -1)
+            distance = self.range.distance(features.flatten(0, 1)).reshape(features.shape[:2])
+            parts |= {"distance": distance, "outside": (distance > self.range.threshold).float()}
+        if heads.shape[-1] > 1:
+            parts["spread"] = heads.std(-1, correction=0)
+        return _combined(self.model, heads), parts
 
     def distances(self, groups: Sequence[Group]) -> Float[Tensor, "P K"] | None:
         """How far each response lies from what the model was trained on; beyond `range.threshold` it is out of range.
@@ -116,6 +128,12 @@ def features_encoded(
 ) -> Float[Tensor, "P K D"]:
     """What the head reads of each response, see `response_features`; otherwise as `score_encoded`."""
     return _by_batch(response_features, model, groups, dtype, micro_batch_tokens)
+
+
+def _features_and_heads(model: PreTrainedModel, batch: GroupBatch) -> Float[Tensor, "P K D1"]:
+    """Features and, after them, what the heads read in them: both from one forward pass."""
+    features = response_features(model, batch)
+    return torch.cat([features.float(), read_heads(model, features)], -1)
 
 
 @torch.no_grad()

@@ -210,7 +210,7 @@ class Watch:
     ) -> dict[str, Any]:
         """Take in a rollout: its figures for metrics.jsonl, and a few responses for rollouts.jsonl."""
         actors = self.actors
-        figures = monitors.watch(groups, scores, parts=parts, reward=actors.reward, hold_out=actors.hold_out)
+        figures = monitors.watch(groups, scores, parts=parts, hold_out=actors.hold_out)
         self.kls = [*self.kls[-2:], float(drift.mean())]
         self.stopping.see_kl(self.kls[-1], actors.config.kl_budget)
         self.folder.append("rollouts.jsonl", monitors.shown(step, groups, scores, drift))
