@@ -491,7 +491,8 @@ def _spent(distance: np.ndarray, law: Law) -> np.ndarray:
     """What β′ multiplies: d², or d ln d, which is 0 at 0."""
     if law == "best-of-n":
         return np.asarray(distance**2)
-    return np.asarray(distance * np.log(np.where(distance > 0, distance, 1.0)))
+    with np.errstate(over="ignore"):  # a peak that a resample puts beyond all bounds is infinite, and counted as none
+        return np.asarray(distance * np.log(np.where(distance > 0, distance, 1.0)))
 
 
 def _at_peak(alpha: Any, beta_law: Any, law: Law) -> np.ndarray:
