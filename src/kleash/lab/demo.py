@@ -35,7 +35,7 @@ from kleash.stages import generate, ppo, reward_model, sft
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything; the default takes less than five minutes on two cores."""
+    """How much of everything; the default takes about five minutes on two cores."""
 
     base_tokens: int = 1_400_000
     demonstrations: int = 1500
