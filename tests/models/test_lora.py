@@ -114,8 +114,9 @@ def test_F8_a_reward_model_trained_with_adapters_keeps_its_head_and_its_scores(
     loaded, tokenizer = load_reward_model(run.path)
     fresh = reward_model.new_reward_model(str(base), seed=0)[0]
     assert not torch.equal(loaded.score.weight, fresh.score.weight)
-    train, held_out = reward_model._comparisons(reward_model.RewardConfig.make(record["config"]), loaded, tokenizer)
-    again = reward_model.report(loaded, held_out, train, reward_model.RewardConfig.make(record["config"]))
+    settings = reward_model.RewardConfig.make(record["config"])
+    train, held_out = reward_model._comparisons(settings, loaded, tokenizer)
+    again = reward_model.rewards_report(held_out, reward_model.held_out_rewards(loaded, held_out, settings), train)
     assert again["log_loss"] == pytest.approx(record["results"]["report"]["log_loss"], abs=1e-5)
 
 

@@ -90,12 +90,7 @@ class LearnedReward:
         Returns:
             Mahalanobis distances, on the CPU; None where the reward has no `range`.
         """
-        if self.range is None:
-            return None
-        features = features_encoded(
-            self.model, self._encode(groups), dtype=self.dtype, micro_batch_tokens=self.micro_batch_tokens
-        )
-        return self.range.distance(features.flatten(0, 1)).reshape(features.shape[:2])
+        return self.explain(groups)[1].get("distance")
 
     def _encode(self, groups: Sequence[Group]) -> list[EncodedGroup]:
         groups = groups if self.reads_ids else [_as_text(group) for group in groups]

@@ -113,6 +113,7 @@ def build_reward(name: str, *, policy_tokenizer: PreTrainedTokenizerBase | None 
         ConfigError: the name is none of these.
     """
     from kleash.rewards.composition import ComposedReward
+    from kleash.rewards.ensemble import FILE as ENSEMBLE
     from kleash.rewards.ensemble import EnsembleReward
     from kleash.rewards.learned import LearnedReward
 
@@ -122,7 +123,7 @@ def build_reward(name: str, *, policy_tokenizer: PreTrainedTokenizerBase | None 
         return EndedReward()
     if name.endswith((".yaml", ".yml")):
         return ComposedReward.load(Path(name), policy_tokenizer=policy_tokenizer, **settings)
-    if (Path(name) / "ensemble.json").exists():
+    if (Path(name) / ENSEMBLE).exists():
         return EnsembleReward.load(Path(name), policy_tokenizer=policy_tokenizer, **settings)
     if Path(name).is_dir():
         return LearnedReward.load(name, policy_tokenizer=policy_tokenizer, **settings)

@@ -184,43 +184,26 @@ def whole_report(
     config: RewardConfig,
     gold: Reward | None = None,
 ) -> dict[str, Any]:
-    """All that run.json says of a single model; formulas: docs/metrics.md."""
-    return {
+    """All that run.json says of a single model; formulas: docs/metrics.md.
+
+    The last three ask it more than the held-out pairs, or train it again.
+    """
+    found = {
         **rewards_report(held_out, rewards, train),
         **reward_report.of_pairs(held_out, rewards, train),
-        **_asked(model, tokenizer, train, held_out, rewards, config, gold),
+        "probes": reward_report.probes(model, tokenizer, held_out, train, config),
     }
-
-
-def report(
-    model: PreTrainedModel, held_out: Sequence[EncodedGroup], train: Sequence[EncodedGroup], config: RewardConfig
-) -> dict[str, Any]:
-    """Accuracy with interval, log loss, calibration, length slope, noise ceiling: over all held-out pairs at once."""
-    return rewards_report(held_out, held_out_rewards(model, held_out, config), train)
-
-
-def _asked(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    train: Sequence[EncodedGroup],
-    held_out: Sequence[EncodedGroup],
-    rewards: Sequence[Sequence[float]],
-    config: RewardConfig,
-    gold: Reward | None,
-) -> dict[str, Any]:
-    """The figures for which the model is asked more than the held-out pairs, or trained again."""
-    asked: dict[str, Any] = {"probes": reward_report.probes(model, tokenizer, held_out, train, config)}
     if config.best_of:
-        asked["best_of"] = reward_report.best_of_curve(
+        found["best_of"] = reward_report.best_of_curve(
             model, tokenizer, held_out, config,
             n=config.best_of, max_new_tokens=config.centre_max_new_tokens, gold=gold,
         )  # fmt: skip
     if config.learning_curve:
-        ceiling = rewards_report(held_out, rewards, train)["noise_ceiling"]
-        asked["learning_curve"] = reward_report.more_labels(
+        ceiling = found["noise_ceiling"]
+        found["learning_curve"] = reward_report.more_labels(
             run, config, train, held_out, rewards, ceiling=None if ceiling == "unknown" else ceiling
         )
-    return asked
+    return found
 
 
 def rewards_report(

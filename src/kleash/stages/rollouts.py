@@ -219,11 +219,10 @@ class Watch:
     def measured(self, metrics: Mapping[str, Any], beta: float) -> float:
         """Take in a measurement on held-out prompts; returns what is to be chosen by, less of which is better."""
         config = self.actors.config
-        figure = {
-            "objective": lambda: metrics["eval_reward"] - beta * metrics["eval_kl"],
-            "gold": lambda: metrics["eval_gold"],
-            "hold-out": lambda: metrics["eval_hold_out"],
-        }[config.criterion]()
+        if config.criterion == "objective":
+            figure = metrics["eval_reward"] - beta * metrics["eval_kl"]
+        else:
+            figure = metrics["eval_gold" if config.criterion == "gold" else "eval_hold_out"]
         self.stopping.see_figure(figure, config.patience, config.criterion)
         return -figure
 
