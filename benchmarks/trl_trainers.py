@@ -90,6 +90,7 @@ def kleash(task: str, folder: Path, model: str, steps: int, batch: int, new_toke
 
 
 def trl(task: str, folder: Path, model: str, steps: int, batch: int, new_tokens: int) -> None:
+    import torch
     import trl as library
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -104,7 +105,7 @@ def trl(task: str, folder: Path, model: str, steps: int, batch: int, new_tokens:
     common: dict[str, Any] = {
         "output_dir": str(folder / "trl"), "max_steps": steps, "per_device_train_batch_size": batch,
         "learning_rate": 1e-5, "lr_scheduler_type": "linear", "optim": "adamw_torch_fused", "weight_decay": 0.0,
-        "max_grad_norm": 1.0, "bf16": False, "gradient_checkpointing": False, "use_cpu": True, "save_strategy": "no",
+        "max_grad_norm": 1.0, "bf16": False, "gradient_checkpointing": False, "use_cpu": not torch.cuda.is_available(), "save_strategy": "no",
         "report_to": "none", "logging_steps": 1, "disable_tqdm": True, "dataloader_pin_memory": False,
     }  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -136,15 +137,20 @@ def trl(task: str, folder: Path, model: str, steps: int, batch: int, new_tokens:
 
 
 def measure(side: str, *settings: Any) -> dict[str, Any]:
-    """The seconds of each step but the first, and the most memory until the last."""
+    """The seconds of each step but the first, and the most memory until the last: the GPU's where there is one."""
+    import torch
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     times: list[float] = []
     memory = [0]
 
     def after(*_: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            memory[0] = torch.cuda.max_memory_allocated() // 1024
+        else:
+            memory[0] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         times.append(time.perf_counter())
-        memory[0] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     register_optimizer_step_post_hook(after)
     {"kleash": kleash, "trl": trl}[side](*settings)

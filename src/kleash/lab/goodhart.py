@@ -3,7 +3,7 @@
     python -m kleash.lab.goodhart [--seeds 5] [--out runs/goodhart] [--workers 1]
 
 For each seed one base and one SFT model; 1,000 or 4,000 comparisons; reward models of 1, 3 or 5 members, combined by
-mean, worst case or averaged weights (WARM); and PPO against each at three β. Gold is measured every second rollout, on
+mean, worst case or averaged weights (WARM); and PPO against each at three β. Gold is measured after every rollout, on
 prompts that choose the peak and on others that report it. Prints tables; what is done is not done again.
 
 The members go from one head, so that their weights can be averaged; the same members serve every way of combining.
@@ -155,7 +155,7 @@ def climb(out: Path, arm: Arm) -> Path:
         eval_data=str(out / "data" / "held_out.jsonl"), reward=str(out / f"reward-{arm.comparisons}"),
         out=out / arm.name, seed=arm.seed, beta=arm.beta, max_steps=ROLLOUTS, batch_size=64, inner_epochs=2,
         minibatches=2, learning_rate=7e-5, value_learning_rate=5e-4, schedule="constant",
-        max_new_tokens=MAX_NEW_TOKENS, eval_every=2, save_every=ROLLOUTS, force=True,
+        max_new_tokens=MAX_NEW_TOKENS, eval_every=1, save_every=ROLLOUTS, force=True,
     )  # fmt: skip
     ppo.run(config, reward=reward_of(out, arm))
     world, rows = World(arm.seed), read_jsonl(out / arm.name / "samples.jsonl")
