@@ -30,6 +30,8 @@ STAGE_HELP = {
     "generate": "sample responses to prompts",
     "score": "what a reward says of responses that are there already",
     "best-of-n": "sample n responses a prompt and keep the best, with what best of k would give for every k up to n",
+    "judge": "let an AI labeller compare responses, and measure its labels before they are used",
+    "revise": "sample, criticise and revise by a constitution: demonstrations for sft",
     "overopt": "where gold turns while the proxy climbs: the curve, its law, the checkpoint to ship, as a page",
 }
 
@@ -43,6 +45,8 @@ EXAMPLES = {
     "score": "kleash score --reward math --data samples.jsonl --out scored.jsonl",
     "check": "kleash check runs/sft --data demonstrations.jsonl",
     "best-of-n": "kleash best-of-n --model runs/sft --data prompts.jsonl --reward runs/reward --out best.jsonl -n 16",
+    "judge": "kleash judge --model runs/sft --data samples.jsonl --constitution assistant --out labels.jsonl",
+    "revise": "kleash revise --model runs/sft --data prompts.jsonl --constitution assistant --out demonstrations.jsonl",
     "overopt": "kleash overopt --run runs/ppo --gold runs/held-out-reward --best-of 16 --out runs/overopt",
 }
 
@@ -220,7 +224,13 @@ def _stage(stage: str) -> Callable[[argparse.Namespace], None]:
         from_file = read_yaml(command.config) if command.config else {}
         source = str(command.config) if command.config and not options else f"kleash {stage}"
         config = stage_config(stage).make({**from_file, **options}, source=source)
-        result = run_stage(stage, config)
+        try:
+            result = run_stage(stage, config)
+        finally:
+            if stage in ("judge", "revise"):  # a gate that refuses the labels has to show why
+                from kleash.report.labels import show
+
+                show(getattr(config, "out"))  # noqa: B009
         if isinstance(result, RunFolder):
             _print_results(result, as_json=command.json)
         else:

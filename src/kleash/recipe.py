@@ -35,6 +35,8 @@ STAGES = {
     "generate": ("kleash.stages.generate", "GenerateConfig"),
     "score": ("kleash.stages.score", "ScoreConfig"),
     "best-of-n": ("kleash.stages.best_of_n", "BestOfNConfig"),
+    "judge": ("kleash.stages.judge", "JudgeConfig"),
+    "revise": ("kleash.stages.revise", "ReviseConfig"),
     "overopt": ("kleash.stages.overopt", "OveroptConfig"),
 }
 """Stage name → module and config; imported when asked for, since torch takes its time."""
@@ -42,7 +44,7 @@ STAGES = {
 PAGES = {"overopt": "kleash.report.goodhart"}
 """Stages whose folder holds a page of its own, and what writes it: reports stand above stages."""
 
-WRITE_A_FILE = ("generate", "score", "best-of-n")
+WRITE_A_FILE = ("generate", "score", "best-of-n", "judge", "revise")
 """Stages whose `out` is a file of rows and no folder."""
 
 

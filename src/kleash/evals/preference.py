@@ -178,8 +178,8 @@ def _length(margin: Float[np.ndarray, " P"], label: Float[np.ndarray, " P"], lon
     Through the origin because a pair turned round turns both signs; standardised by root mean squares for the same
     reason. The label's own slope stands beside the model's, since better answers may well be longer.
     """
-    slope, error = _slope(longer, margin)
-    label_slope, label_error = _slope(longer, 2 * label - 1)
+    slope, error = slope_through_origin(longer, margin)
+    label_slope, label_error = slope_through_origin(longer, 2 * label - 1)
     square = float((longer * longer).sum())
     raw = float((longer * margin).sum()) / square if square else None
     residual = margin - (raw or 0.0) * longer
@@ -193,7 +193,7 @@ def _length(margin: Float[np.ndarray, " P"], label: Float[np.ndarray, " P"], lon
     }
 
 
-def _slope(x: Float[np.ndarray, " P"], y: Float[np.ndarray, " P"]) -> tuple[float | None, float | None]:
+def slope_through_origin(x: Float[np.ndarray, " P"], y: Float[np.ndarray, " P"]) -> tuple[float | None, float | None]:
     """Standardised slope of y on x through the origin, and its standard error (White 1980, HC0)."""
     xx, yy = float((x * x).sum()), float((y * y).sum())
     if xx == 0 or yy == 0:

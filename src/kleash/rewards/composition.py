@@ -71,7 +71,12 @@ def content_of(name: str) -> dict[str, str]:
     """
     found = fingerprint(name)
     if name.endswith((".yaml", ".yml")):
-        parts = [content_of(part.reward)["sha256"] for part in read_parts(Path(name))]
+        judge = read_yaml(Path(name)).get("judge")
+        parts = (
+            [fingerprint(judge)["sha256"]]
+            if judge
+            else [content_of(part.reward)["sha256"] for part in read_parts(Path(name))]
+        )
         return found | {"sha256": hashlib.sha256("".join([found["sha256"], *parts]).encode()).hexdigest()}
     module = module_file(name)
     return found if module is None else found | {"sha256": sha256_of(module)}

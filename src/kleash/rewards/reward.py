@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from kleash.config import read_yaml
 from kleash.data.group import Content, Group
 from kleash.errors import ConfigError, DataError
 from kleash.rewards.checks import CHECKS
@@ -121,6 +122,10 @@ def build_reward(name: str, *, policy_tokenizer: PreTrainedTokenizerBase | None 
         return Verifier(name)
     if name == "ended":
         return EndedReward()
+    if name.endswith((".yaml", ".yml")) and "judge" in read_yaml(Path(name)):
+        from kleash.rewards.judge import JudgeReward
+
+        return JudgeReward.load(Path(name), **{key: settings[key] for key in ("device", "dtype") if key in settings})
     if name.endswith((".yaml", ".yml")):
         return ComposedReward.load(Path(name), policy_tokenizer=policy_tokenizer, **settings)
     if (Path(name) / ENSEMBLE).exists():
