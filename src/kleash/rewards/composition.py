@@ -67,16 +67,14 @@ class Part(Config):
 def content_of(name: str) -> dict[str, str]:
     """Path and hash of all that a reward is made of, by its name: a run goes on with the same reward only (F11).
 
-    A composition stands for its file and its parts, a function for the file of its module; see `run.fingerprint`.
+    A composition stands for its file and its parts, a judge for its file and its model, a function for the file of its
+    module; see `run.fingerprint`.
     """
     found = fingerprint(name)
     if name.endswith((".yaml", ".yml")):
         judge = read_yaml(Path(name)).get("judge")
-        parts = (
-            [fingerprint(judge)["sha256"]]
-            if judge
-            else [content_of(part.reward)["sha256"] for part in read_parts(Path(name))]
-        )
+        named = [fingerprint(judge)] if judge else [content_of(part.reward) for part in read_parts(Path(name))]
+        parts = [part["sha256"] for part in named]
         return found | {"sha256": hashlib.sha256("".join([found["sha256"], *parts]).encode()).hexdigest()}
     module = module_file(name)
     return found if module is None else found | {"sha256": sha256_of(module)}

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from threading import Condition, Event
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from kleash.errors import GateError, MachineError
 from kleash.sampling.chat import Answer, Chat, Question, TryAgain
@@ -28,6 +28,7 @@ OVERHEAD = 64
 """Tokens that a template may put around the messages."""
 
 
+@runtime_checkable
 class Memory(Protocol):
     """Where answers are kept."""
 

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from kleash.data.group import Message
 
@@ -83,6 +83,7 @@ class TryAgain(Exception):
         self.after, self.charged, self.unreachable = after, charged, unreachable
 
 
+@runtime_checkable
 class Chat(Protocol):
     """Answers questions, a few in one call."""
 
