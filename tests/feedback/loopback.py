@@ -83,7 +83,9 @@ class Server:
         fault = self.faults.pop(number, "")
         if fault.startswith("429"):
             after = fault.removeprefix("429 after ")
-            return JSONResponse({"error": {"message": "slow down"}}, 429, {"Retry-After": after} if after != "429" else {})
+            return JSONResponse(
+                {"error": {"message": "slow down"}}, 429, {"Retry-After": after} if after != "429" else {}
+            )
         if fault == "500":
             return JSONResponse({"error": {"message": "an accident"}}, 500)
         if fault == "hang":

@@ -17,7 +17,6 @@ from kleash.sampling import asking
 from kleash.sampling.asking import Asking
 from kleash.sampling.chat import Question
 from kleash.sampling.endpoint import Endpoint, retry_after
-
 from tests.feedback.loopback import Reply, Server
 
 
@@ -92,9 +91,8 @@ def test_no_more_requests_at_a_time_than_asked_for() -> None:
 def test_a_server_that_dies_ends_the_run_and_the_next_run_pays_nothing_twice(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store.db")
     asked = questions(20)
-    with Server(echo, dies_after=9) as first:
-        with pytest.raises(MachineError, match=r"cannot be reached.*kept"):
-            ask(first, asked, memory=KeptCalls(store))
+    with Server(echo, dies_after=9) as first, pytest.raises(MachineError, match=r"cannot be reached.*kept"):
+        ask(first, asked, memory=KeptCalls(store))
     with Server(echo, port=first.port) as second:
         answers, patient = ask(second, asked, memory=KeptCalls(store))
     assert answers == [f"QUESTION {n}" for n in range(20)]

@@ -169,7 +169,7 @@ class Judge:
         (answer,) = self.asking([Question(words, max_tokens=1 if "options" in wanted else VOTE_TOKENS, **wanted)])
         if answer.error and not answer.refused:
             raise GateError(f"{self.name} gave no answer to a first question: {answer.error}; look at the server")
-        return not answer.refused and ("options" not in wanted or bool(answer.logprobs))
+        return not answer.refused and ("options" not in wanted or answer.told)
 
     def _ask(self, texts: Sequence[str]) -> list[_Said]:
         return self._by_logprobs(texts) if self.ready() == "logprobs" else self._by_votes(texts)

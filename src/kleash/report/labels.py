@@ -63,7 +63,7 @@ def judged(results: Mapping[str, Any]) -> list[Line]:
             shift = f", its probability {injections['shift']['mean']:+.3f}"
             lines.append(("obeys a planted plea", _span(injections["flipped"]) + shift))
         lines += [(f"principle {name}", _principle(found)) for name, found in results["principles"].items()]
-    lines.append(("asked", _usage(results["usage"])))
+    lines += _asked(results)
     lines += [
         (f"gate: {check['name']}",
          Text.assemble((MARKS[check["passed"]], COLOURS[check["passed"]]), f": {check['finding']}"))
@@ -87,7 +87,7 @@ def revised(results: Mapping[str, Any]) -> list[Line]:
         for name, found in results["principles"].items()
         if found["pairs"]
     ]
-    return [*lines, ("asked", _usage(results["usage"]))]
+    return [*lines, *_asked(results)]
 
 
 def _principle(found: Mapping[str, Any]) -> str:
@@ -99,11 +99,14 @@ def _principle(found: Mapping[str, Any]) -> str:
     return f"decided {found['decided']} of {found['asked']}, against people {people}, against the others {others}"
 
 
-def _usage(usage: Mapping[str, Any]) -> str:
-    return (
+def _asked(results: Mapping[str, Any]) -> list[Line]:
+    usage = results["usage"]
+    mixed: list[Line] = [("mixed in", f"{results['mixed_in']} rows")] if results["mixed_in"] else []
+    told = (
         f"{usage['questions']} questions, {usage['kept']} answered before; {usage['prompt_tokens']} + "
         f"{usage['completion_tokens']} tokens, cost {usage['cost']:.4g}, {usage['spent']:.4g} of it now"
     )
+    return [*mixed, ("asked", told)]
 
 
 def _span(found: Mapping[str, Any]) -> str:

@@ -49,6 +49,8 @@ class Answer:
     """Whether it ended by itself."""
     logprobs: Mapping[str, float] = field(default_factory=dict)
     """Of the options, as the first token of the answer; those that were not told are missing."""
+    told: bool = False
+    """Whether log-probabilities of any tokens came."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0

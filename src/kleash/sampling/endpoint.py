@@ -108,23 +108,25 @@ def _answer(completion: Any, question: Question, seconds: float) -> Answer:
     if not getattr(completion, "choices", None) or completion.choices[0].message is None:
         raise ValueError("no choices")
     choice, usage = completion.choices[0], completion.usage
+    first = (getattr(choice.logprobs, "content", None) or [None])[0]
+    likeliest = list(first.top_logprobs or []) if first is not None else []
     return Answer(
         text=choice.message.content or "",
         finished=choice.finish_reason != "length",
-        logprobs=_logprobs(choice, question.options),
+        logprobs=_of_options(likeliest, question.options),
+        told=bool(likeliest),
         prompt_tokens=usage.prompt_tokens if usage else 0,
         completion_tokens=usage.completion_tokens if usage else 0,
         seconds=seconds,
     )
 
 
-def _logprobs(choice: Any, options: Sequence[str]) -> dict[str, float]:
+def _of_options(likeliest: Sequence[Any], options: Sequence[str]) -> dict[str, float]:
     """Log-probability of each option as first token, with or without a space around it."""
-    content = getattr(choice.logprobs, "content", None)
     found: dict[str, float] = {}
-    for told in (content[0].top_logprobs or []) if content else []:
-        option = told.token.strip()
-        if option in options and math.isfinite(told.logprob):
+    for token in likeliest:
+        option = token.token.strip()
+        if option in options and math.isfinite(token.logprob):
             before = found.get(option)
-            found[option] = told.logprob if before is None else math.log(math.exp(before) + math.exp(told.logprob))
+            found[option] = token.logprob if before is None else math.log(math.exp(before) + math.exp(token.logprob))
     return found

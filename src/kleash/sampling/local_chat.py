@@ -85,7 +85,7 @@ class LocalChat:
                 found = self._score(asked) if options else self._sample(asked)
             seconds = (time.monotonic() - began) / len(asked)
             for (place, _, ids), (text, finished, logprobs, tokens) in zip(asked, found, strict=True):
-                answers[place] = Answer(text, finished, logprobs, len(ids), tokens, seconds)
+                answers[place] = Answer(text, finished, logprobs, bool(options), len(ids), tokens, seconds)
         return [answers[place] for place in range(len(questions))]
 
     def _encode(self, question: Question) -> tuple[int, ...]:

@@ -45,6 +45,9 @@ class AskingConfig(Config):
     store: str | None = None
     """Label store that keeps every answer, so that none is paid for twice: a path or a database URL. Null: a file
     beside `out`."""
+    mix_in: str | None = None
+    """Rows that are written after the results as they stand: Bai et al. mix helpfulness labels by people into
+    harmlessness labels by a judge, and helpful demonstrations into revisions."""
     max_rows: int | None = Field(None, ge=1)
     """At most so many rows of the data."""
     price: tuple[float, float] = (0.0, 0.0)
@@ -75,9 +78,9 @@ class AskingConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         """What the file depends on: the settings that change an answer, and the hashes of data and model."""
+        made_from = {"data": self.data, "mix_in": self.mix_in, "model": self.model if self.endpoint is None else None}
         return self.model_dump(mode="json", exclude=NOT_IDENTITY) | {
-            "sha256 of data": fingerprint(self.data)["sha256"],
-            "sha256 of model": fingerprint(self.model)["sha256"] if self.endpoint is None else self.model,
+            f"sha256 of {role}": fingerprint(path)["sha256"] for role, path in made_from.items() if path is not None
         }
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import combinations, islice
+from itertools import chain, combinations, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from kleash.checks import judges
 from kleash.checks.gates import verdict
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference
+from kleash.data.split import comparison, read_usable
 from kleash.errors import DataError, GateError
 from kleash.evals.judging import Report, judge_report, principle_report
 from kleash.feedback.constitution import Constitution
@@ -93,6 +94,7 @@ def run(config: JudgeConfig, *, chat: Chat | None = None) -> Path:
     if finished(config.out, identity):
         return config.out
     groups = list(islice(_pairs(config.data), config.max_rows))
+    mixed_in = read_usable(config.mix_in, comparison) if config.mix_in else []
     with asking(config, chat) as (asked, store):
         judge = Judge(
             asked, constitution=constitution, principles=config.principles, chain_of_thought=config.chain_of_thought,
@@ -102,12 +104,12 @@ def run(config: JudgeConfig, *, chat: Chat | None = None) -> Path:
         judgements = _judge(judge, groups, config.max_failures)
         results = _measure(judge, groups, judgements)
         results["injections"] = probe(judge, groups, judgements, config.injections) if config.injections else None
-        results["usage"] = asked.figures()
+        results |= {"usage": asked.figures(), "mixed_in": len(mixed_in)}
         store.record(groups, [judgement.verdict for judgement in judgements])
     gate = results["gate"] = verdict(judges.judge(results, max_failures=config.max_failures))
     refused = not gate["passed"] and not config.force
     where = beside(config.out, "refused") if refused else config.out
-    write_groups(_labelled(groups, judgements), where)
+    write_groups(chain(_labelled(groups, judgements), mixed_in), where)
     finish(config.out, identity, results)
     if refused:
         raise GateError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pydantic import Field
 
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Message, Response
+from kleash.data.split import demonstration, read_usable
 from kleash.evals.evasiveness import refusal_report
 from kleash.evals.judging import Report, share
 from kleash.feedback.constitution import Constitution
@@ -80,6 +81,7 @@ def run(config: ReviseConfig, *, chat: Chat | None = None) -> Path:
     identity["sha256 of constitution"] = fingerprint(Constitution.find(config.constitution))["sha256"]
     if finished(config.out, identity):
         return config.out
+    mixed_in = read_usable(config.mix_in, demonstration) if config.mix_in else []
     prompts = [
         Draft(row, replace(group, responses=(), label=None))
         for row, group in enumerate(islice(read_groups(config.data), config.max_rows))
@@ -92,8 +94,8 @@ def run(config: ReviseConfig, *, chat: Chat | None = None) -> Path:
             progress.update(len(done), failed=len(failed), cost=asked.usage.cost)
             stop_above(config.max_failures, len(failed), len(done), len(prompts), failed[-1].failure if failed else "")
         _keep(store, done)
-        results = _measure(config, constitution, done) | {"usage": asked.figures()}
-    write_groups((_demonstration(draft) for draft in done if not draft.failure), config.out)
+        results = _measure(config, constitution, done) | {"usage": asked.figures(), "mixed_in": len(mixed_in)}
+    write_groups(chain((_demonstration(draft) for draft in done if not draft.failure), mixed_in), config.out)
     finish(config.out, identity, results)
     return config.out
 

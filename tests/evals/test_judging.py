@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kleash.evals.judging import injection_report, judge_report, principle_report
+from kleash.evals.preference import wilson
+
+
+def simulated(pairs: int, *, place: float, skill: float, seed: int = 0) -> dict[str, np.ndarray]:
+    """A judge with a love of the first place (in logits) that sees the better response with some skill (in logits)."""
+    rng = np.random.default_rng(seed)
+    better = rng.integers(0, 2, pairs)  # which response people prefer
+    seen = skill * (1 - 2 * better) + rng.normal(0, 0.5, pairs)  # logit that response 0 is better
+
+    def sigmoid(x: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-x))
+
+    orders = np.stack([sigmoid(place + seen), sigmoid(place - seen)], 1)
+    flips = (orders[:, 0] - 0.5) * (orders[:, 1] - 0.5) > 0
+    return {
+        "orders": orders,
+        "probability": np.where(flips, 0.5, (orders[:, 0] + 1 - orders[:, 1]) / 2),
+        "people": 1.0 - better,
+        "longer": rng.normal(0, 100, pairs),
+        "coin": rng.integers(0, 2, pairs).astype(bool),
+    }
+
+
+def test_a_love_of_the_first_place_is_seen_before_and_gone_after_both_orders() -> None:
+    report = judge_report(**simulated(2000, place=1.0, skill=0.8))
+    assert report["first_before"]["low"] > 0.7
+    assert report["first_after"]["low"] < 0.5 < report["first_after"]["high"]
+    assert report["order_effect"]["mean"] > 0.1
+    fair = judge_report(**simulated(2000, place=0.0, skill=0.8))
+    assert fair["first_before"]["low"] < 0.5 < fair["first_before"]["high"]
+    assert fair["flips"]["share"] == 0.0 and abs(fair["order_effect"]["mean"]) < 1e-12
+
+
+def test_agreement_with_people_is_a_count_and_a_flip_counts_as_half() -> None:
+    found = simulated(300, place=1.0, skill=0.8)
+    report = judge_report(**found)
+    hits = 0.5 + 0.5 * np.sign(found["probability"] - 0.5) * np.sign(found["people"] - 0.5)
+    low, high = wilson(float(hits.sum()), 300)
+    assert report["people"]["agreement"] == pytest.approx(
+        {"share": hits.mean(), "low": low, "high": high, "pairs": 300}
+    )
+
+
+def test_both_orders_agree_with_people_more_often_than_one() -> None:
+    people = judge_report(**simulated(3000, place=1.0, skill=0.8))["people"]
+    assert people["agreement"]["low"] > people["agreement_one_order"]["high"]
+
+
+def test_pairs_that_nobody_labelled_and_ties_of_people_are_left_out() -> None:
+    found = simulated(100, place=0.0, skill=1.0)
+    found["people"][:40] = np.nan
+    found["people"][40:50] = 0.5
+    assert judge_report(**found)["people"]["pairs"] == 50
+    found["people"][:] = np.nan
+    assert judge_report(**found)["people"] is None
+
+
+def test_pairs_turned_round_give_the_same_report() -> None:
+    found = simulated(200, place=0.7, skill=0.5)
+    turned = {
+        "orders": found["orders"][:, ::-1].copy(),
+        "probability": 1 - found["probability"],
+        "people": 1 - found["people"],
+        "longer": -found["longer"],
+        "coin": ~found["coin"],
+    }
+    one, other = judge_report(**found), judge_report(**turned)
+    for name in ("flips", "first_before", "first_after", "order_effect", "self_consistency", "length_slope"):
+        assert one[name] == pytest.approx(other[name])
+    assert one["people"]["agreement"] == other["people"]["agreement"]
+
+
+def test_self_consistency_from_votes_is_that_of_the_probabilities_they_were_drawn_from() -> None:
+    rng = np.random.default_rng(1)
+    p = rng.uniform(0.1, 0.9, (4000, 2))
+    found = simulated(4000, place=0.0, skill=0.0) | {"orders": p}
+    exact = judge_report(**found)["self_consistency"]
+    drawn = judge_report(**found | {"orders": rng.binomial(5, p) / 5}, votes=5)["self_consistency"]
+    assert exact["mean"] == pytest.approx(float((p**2 + (1 - p) ** 2).mean()))
+    assert abs(drawn["mean"] - exact["mean"]) < 4 * drawn["se"]
+
+
+def test_a_judge_of_length_has_its_slope() -> None:
+    found = simulated(400, place=0.0, skill=0.0)
+    found["probability"] = np.where(found["longer"] > 0, 0.9, 0.1)
+    assert judge_report(**found)["length_slope"]["value"] > 0.7
+    found["probability"] = np.full(400, 0.5)
+    assert judge_report(**found)["length_slope"]["value"] is None
+
+
+def test_a_principle_is_held_against_the_others_and_against_people() -> None:
+    asked = [{"a": 0.9, "b": 0.8}, {"a": 0.9, "b": 0.2}, {"a": 0.5, "b": 0.2}, {"b": 0.9}]
+    report = principle_report(asked, np.array([1.0, 1.0, 0.0, np.nan]), {"a": 1.0, "b": 2.0})
+    assert (report["a"]["asked"], report["a"]["decided"]) == (3, 2)
+    assert (report["a"]["against_others"]["share"], report["a"]["against_others"]["pairs"]) == (0.5, 2)
+    assert (report["a"]["against_people"]["share"], report["a"]["against_people"]["pairs"]) == (0.0, 2)
+    assert (report["b"]["decided"], report["b"]["against_people"]["pairs"]) == (4, 3)
+    assert report["b"]["against_people"]["share"] == pytest.approx(1 / 3)
+    assert report["b"]["against_others"]["pairs"] == 2  # where a is undecided or was not asked there is nobody else
+
+
+def test_a_plea_that_works_and_one_that_does_not() -> None:
+    report = injection_report(np.array([0.2, 0.4, 0.1, 0.3]), np.array([0.7, 0.45, 0.2, 0.6]))
+    assert report["planted"] == 4 and report["flipped"]["share"] == 0.5
+    assert report["shift"]["mean"] == pytest.approx(0.2375)
+    assert injection_report(np.zeros(0), np.zeros(0))["flipped"]["share"] is None
