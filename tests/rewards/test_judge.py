@@ -27,7 +27,7 @@ def rates(body: Mapping[str, Any]) -> Reply:
         return "Well", {"Well": 0.999}
     if "either" in text:
         return "1", {"1": 0.45, "9": 0.45, "So": 0.1}
-    return ("9", {"9": 1.0}) if "best" in text.split("<response")[1] else ("1", {"1": 0.5, " 1": 0.5})
+    return ("9", {"9": 1.0}) if ">\nbest\n<" in text else ("1", {"1": 0.5, " 1": 0.5})
 
 
 def test_a_score_is_the_one_that_the_judge_expects_to_give_from_minus_one_to_one() -> None:

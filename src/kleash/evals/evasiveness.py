@@ -26,7 +26,7 @@ REFUSALS = (
     r"(?:help|assist|answer|provide|give|do that|do this|discuss|comment|support|engage|fulfil|comply|decline|refuse"
     r"|encourage|condone|recommend|advise)",
     r"\bI(?:['’]m| am) (?:not able|unable|not allowed|not comfortable|not going) to\b",
-    r"\bI (?:would|['’]d) (?:rather|prefer) not\b",
+    r"\bI(?: would|['’]d) (?:rather|prefer) not\b",
     r"\bAs an AI\b",
     r"\b(?:that|this|it) (?:would be|is|['’]s) (?:not (?:appropriate|something I)|illegal|unethical|inappropriate)",
     r"\b(?:against my|violates (?:my|our)) (?:programming|guidelines|principles|policy|policies)",
