@@ -105,8 +105,9 @@ def trl(task: str, folder: Path, model: str, steps: int, batch: int, new_tokens:
     common: dict[str, Any] = {
         "output_dir": str(folder / "trl"), "max_steps": steps, "per_device_train_batch_size": batch,
         "learning_rate": 1e-5, "lr_scheduler_type": "linear", "optim": "adamw_torch_fused", "weight_decay": 0.0,
-        "max_grad_norm": 1.0, "bf16": False, "gradient_checkpointing": False, "use_cpu": not torch.cuda.is_available(), "save_strategy": "no",
-        "report_to": "none", "logging_steps": 1, "disable_tqdm": True, "dataloader_pin_memory": False,
+        "max_grad_norm": 1.0, "bf16": False, "gradient_checkpointing": False, "save_strategy": "no",
+        "use_cpu": not torch.cuda.is_available(), "report_to": "none",
+        "logging_steps": 1, "disable_tqdm": True, "dataloader_pin_memory": False,
     }  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(model)
     if task == "reward":
