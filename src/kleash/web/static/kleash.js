@@ -113,7 +113,7 @@ function annotate() {
 
   function showSaved() {
     const waiting = outbox.length;
-    $("#saved").textContent = !waiting ? "✓ All saved" : waiting === 1 ? "Saving…" : `${waiting} to be saved`;
+    $("#saved").textContent = !waiting ? "✓ Saved" : waiting === 1 ? "Saving…" : `${waiting} waiting`;
   }
 
   // --- pairs: the one on screen, those fetched ahead, those already decided -----------------------------------------
@@ -164,7 +164,11 @@ function annotate() {
     if (focus) main.focus({ preventScroll: true });
     looked = 0;
     shownAt = performance.now();
-    for (const button of document.querySelectorAll(".votes button, [data-act=skip], [data-act=report]")) button.disabled = !pair;
+    enable();
+  }
+
+  function enable() {
+    for (const button of document.querySelectorAll(".votes button, [data-act=skip], [data-act=report]")) button.disabled = !current;
   }
 
   const seconds = () => (looked + (document.hidden ? 0 : performance.now() - shownAt)) / 1000;
@@ -194,6 +198,7 @@ function annotate() {
     if (practice) {
       current = null; // it waits for its answer
       reading = true;
+      enable();
       item.saved = (answer) => reading && reveal(verdict, answer.answer);
       item.lost = goOn;
     }
@@ -231,8 +236,8 @@ function annotate() {
 
   function reveal(verdict, answer) {
     $("#answer p").textContent = answer === verdict
-      ? `Yes: ${SAID[answer]}. That was practice; it counts for nothing.`
-      : `You said: ${SAID[verdict]}. The agreed answer: ${SAID[answer]}. That was practice; it counts for nothing.`;
+      ? `Yes: ${SAID[answer]}.`
+      : `You said: ${SAID[verdict]}. The agreed answer: ${SAID[answer]}.`;
     $("#answer").hidden = false;
     $("#answer button").focus({ preventScroll: true });
     say($("#answer p").textContent);
@@ -328,6 +333,7 @@ function annotate() {
   }
 
   function showKeys() {
+    $(".asking")?.classList.remove("asking");
     const names = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", " ": "space" };
     for (const label of document.querySelectorAll("kbd[data-key]")) label.textContent = names[keys[label.dataset.key]] ?? keys[label.dataset.key];
     for (const button of document.querySelectorAll("button[data-act]")) {
@@ -337,8 +343,9 @@ function annotate() {
 
   let asking = null;
   function ask(button) {
-    asking?.classList.remove("asking");
+    showKeys();
     asking = button;
+    button.classList.add("asking");
     button.querySelector("kbd").textContent = "press…";
   }
 
