@@ -171,6 +171,11 @@ class Queue:
             row.expires = row.reopened + self.settings.lease_seconds
             return _shown(session, row)
 
+    def assignment(self, annotator: int, identity: int) -> Assignment:
+        """A pair that this person was given, whatever became of it."""
+        with self.store.reading() as session:
+            return _shown(session, _assignment_of(session, annotator, identity))
+
     def progress(self, annotator: int) -> Progress:
         """How far a person is."""
         with self.store.reading() as session:
