@@ -38,13 +38,15 @@ STAGES = {
     "judge": ("kleash.stages.judge", "JudgeConfig"),
     "revise": ("kleash.stages.revise", "ReviseConfig"),
     "overopt": ("kleash.stages.overopt", "OveroptConfig"),
+    "ask": ("kleash.stages.ask", "AskConfig"),
+    "export": ("kleash.stages.export", "ExportConfig"),
 }
 """Stage name → module and config; imported when asked for, since torch takes its time."""
 
 PAGES = {"overopt": "kleash.report.goodhart"}
 """Stages whose folder holds a page of its own, and what writes it: reports stand above stages."""
 
-WRITE_A_FILE = ("generate", "score", "best-of-n", "judge", "revise")
+WRITE_A_FILE = ("generate", "score", "best-of-n", "judge", "revise", "ask")
 """Stages whose `out` is a file of rows and no folder."""
 
 

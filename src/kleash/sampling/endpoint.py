@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from kleash.errors import InputError
+from kleash.errors import ConfigError, InputError
 from kleash.sampling.chat import Answer, Question, TryAgain
 
 TOLD = 20
@@ -30,7 +30,7 @@ class Endpoint:
         workers: requests at the same time.
 
     Raises:
-        InputError: the package `openai` is not there.
+        ConfigError: the package `openai` is not there.
     """
 
     block = 1
@@ -39,7 +39,7 @@ class Endpoint:
         try:
             import openai
         except ImportError:
-            raise InputError("--endpoint needs the package openai; pip install 'kleash[feedback]'") from None
+            raise ConfigError("an endpoint needs the package openai; pip install 'kleash[feedback]'") from None
         self.name = model.rstrip("/").rsplit("/", 1)[-1]
         self.workers = workers
         self.identity: Mapping[str, Any] = {"endpoint": url, "model": model}

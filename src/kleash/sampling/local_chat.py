@@ -11,7 +11,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.data.chat import encode_prompt, end_ids
-from kleash.data.group import Content, EncodedGroup, EncodedResponse, Group, collate
+from kleash.data.batch import collate
+from kleash.data.group import Content, EncodedGroup, EncodedResponse, Group
 from kleash.errors import DataError
 from kleash.models.forward import response_logprobs
 from kleash.models.load import autocast, context_length, load_policy

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from kleash.config import Config
-from kleash.errors import GateError
+from kleash.errors import ConfigError, GateError
 from kleash.evals.preference import wilson
 from kleash.models.load import DType
 from kleash.run import fingerprint
@@ -92,9 +92,11 @@ def asking(config: AskingConfig, chat: Chat | None = None) -> Iterator[tuple[Ask
         config: the settings.
         chat: a live model in place of `config.model`.
     """
-    from kleash.feedback.kept import KeptCalls
-    from kleash.feedback.store import Store
-
+    try:
+        from kleash.feedback.kept import KeptCalls
+        from kleash.feedback.store import Store
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the label store needs {error.name}; pip install 'kleash[feedback]'") from None
     if chat is None and config.endpoint is not None:
         from kleash.sampling.endpoint import Endpoint
 

@@ -24,10 +24,10 @@ from kleash.evals.evasiveness import refusal_report
 from kleash.evals.judging import Report, share
 from kleash.feedback.constitution import Constitution
 from kleash.feedback.prompts import critique_request, revision_request, turns_of
-from kleash.feedback.store import Revision, Store
 from kleash.run import derive_seed, fingerprint
 from kleash.sampling.asking import Asking
 from kleash.sampling.chat import Answer, Chat, Question
+from kleash.sampling.quoting import conversation
 from kleash.stages.asking import GROUPS_AT_ONCE, AskingConfig, asking, stop_above
 from kleash.stages.files import finish, finished
 from kleash.training.progress import Progress
@@ -48,6 +48,22 @@ class ReviseConfig(AskingConfig):
 
 
 @dataclass(frozen=True)
+class Step:
+    """One critique and the revision by it."""
+
+    principle: str
+    round: int
+    original: str
+    critique: str
+    revised: str
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the revision is the response that it revised."""
+        return self.revised.strip() == self.original.strip()
+
+
+@dataclass(frozen=True)
 class Draft:
     """A response on its way."""
 
@@ -57,7 +73,7 @@ class Draft:
     original: str = ""
     text: str = ""
     finished: bool = True
-    history: tuple[Revision, ...] = ()
+    history: tuple[Step, ...] = ()
     failure: str = ""
 
 
@@ -93,7 +109,7 @@ def run(config: ReviseConfig, *, chat: Chat | None = None) -> Path:
             failed = [draft for draft in done if draft.failure]
             progress.update(len(done), failed=len(failed), cost=asked.usage.cost)
             stop_above(config.max_failures, len(failed), len(done), len(prompts), failed[-1].failure if failed else "")
-        _keep(store, done)
+        _keep(store, asked.chat.name, [draft for draft in done if not draft.failure])
         results = _measure(config, constitution, done) | {"usage": asked.figures(), "mixed_in": len(mixed_in)}
     write_groups(chain((_demonstration(draft) for draft in done if not draft.failure), mixed_in), config.out)
     finish(config.out, identity, results)
@@ -129,13 +145,9 @@ def _revise(config: ReviseConfig, constitution: Constitution, asked: Asking, dra
         for draft, principle, critique, answer in zip(
             alive, drawn, critiques, ask(alive, conversations, f"revise/{round_}"), strict=True
         ):
-            revision = Revision(
-                prompt=draft.group.prompt, original=draft.text, critique=critique.text, revised=answer.text,
-                principle=principle.name, round=round_, model=asked.chat.name,
-                unchanged=answer.text.strip() == draft.text.strip(),
-            )  # fmt: skip
+            step = Step(principle.name, round_, draft.text, critique.text, answer.text)
             failure = f"critique: {critique.error}" if critique.error else ""
-            revised[draft.row] = _with(draft, answer, failure=failure, history=(*draft.history, revision))
+            revised[draft.row] = _with(draft, answer, failure=failure, history=(*draft.history, step))
         drafts = [revised.get(draft.row, draft) for draft in drafts]
     return list(drafts)
 
@@ -150,17 +162,22 @@ def _turn(role: str, text: str) -> Message:
     return {"role": role, "content": text}
 
 
-def _keep(store: Store, drafts: Sequence[Draft]) -> None:
+def _keep(store: Any, model: str, drafts: Sequence[Draft]) -> None:
     """Critiques and revisions into the store; those that an earlier run left there are not kept twice."""
-    known = {_key(revision) for revision in store.revisions()}
+    from kleash.feedback.store import Revision
+
+    def key(revision: Revision) -> str:
+        return repr(replace(revision, prompt=conversation(revision.prompt)))
+
+    known = {key(revision) for revision in store.revisions()}
     for draft in drafts:
-        for revision in draft.history:
-            if not draft.failure and _key(revision) not in known:
+        for step in draft.history:
+            revision = Revision(
+                prompt=draft.group.prompt, original=step.original, critique=step.critique, revised=step.revised,
+                principle=step.principle, round=step.round, model=model, unchanged=step.unchanged,
+            )  # fmt: skip
+            if key(revision) not in known:
                 store.keep_revision(revision)
-
-
-def _key(revision: Revision) -> str:
-    return repr(replace(revision, prompt=str(revision.prompt)))
 
 
 def _demonstration(draft: Draft) -> Group:
@@ -177,7 +194,7 @@ def _measure(config: ReviseConfig, constitution: Constitution, drafts: Sequence[
     kept = [draft for draft in drafts if not draft.failure]
     revisions = [revision for draft in kept for revision in draft.history]
 
-    def unchanged(some: Sequence[Revision]) -> Report:
+    def unchanged(some: Sequence[Step]) -> Report:
         return share([revision.unchanged for revision in some])
 
     def said(texts: Sequence[str]) -> Report:
