@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.data.chat import encode_prompt, end_ids
 from kleash.data.batch import collate
+from kleash.data.chat import encode_prompt, end_ids
 from kleash.data.group import Content, EncodedGroup, EncodedResponse, Group
 from kleash.errors import DataError
 from kleash.models.forward import response_logprobs
