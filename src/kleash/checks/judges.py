@@ -75,7 +75,7 @@ def _consistent(found: Mapping[str, Any]) -> Check:
 
 def _failures(found: Mapping[str, Any], most: float) -> Check:
     failed = found["unparsable"] + found["error"]
-    passed = failed <= most * found["pairs"]
+    passed = failed <= most * found["pairs"] and failed < found["pairs"]
     return Check(
         name="answers",
         passed=passed,

@@ -112,7 +112,7 @@ class Judge:
         self.clamp = clamp or (CLAMP if chain_of_thought else None)
         self.answers, self.votes = answers, votes
         self.max_characters, self.seed = max_characters, seed
-        self._schema: Mapping[str, Any] | None = None
+        self._schema: Mapping[str, Any] | None = None  # None: not asked yet; empty: the server takes none
 
     def compare(self, groups: Sequence[Group]) -> list[Verdict]:
         """See `Labeller`."""
@@ -160,8 +160,8 @@ class Judge:
         """
         if self.answers == "auto":
             self.answers = "logprobs" if self._takes(options=CHOICES) else "votes"
-            if self.answers == "votes" and self._takes(schema=SCHEMA):
-                self._schema = SCHEMA
+        if self.answers == "votes" and self._schema is None:
+            self._schema = SCHEMA if self._takes(schema=SCHEMA) else {}
         return self.answers
 
     def _takes(self, **wanted: Any) -> bool:
@@ -210,7 +210,7 @@ class Judge:
 
         def question(turns: Any) -> Question:
             seed = derive_seed(self.seed, "vote", draw, turns)
-            return Question(turns, VOTE_TOKENS, schema=self._schema, temperature=1.0, seed=seed)
+            return Question(turns, VOTE_TOKENS, schema=self._schema or None, temperature=1.0, seed=seed)
 
         answers = self.asking([question(turns) for turns in messages], "judge")
         broken = [row for row, answer in enumerate(answers) if not answer.error and parse_vote(answer.text) is None]
