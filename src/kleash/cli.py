@@ -223,7 +223,7 @@ def _add_fields(command: _Parser, config: Any) -> None:
             settings["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
         else:
             settings["metavar"] = _metavar(field.annotation)
-        if get_origin(field.annotation) is tuple:
+        if any(get_origin(kind) is tuple for kind in (field.annotation, *get_args(field.annotation))):
             settings["nargs"] = "+"
         command.add_argument(option, **settings)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -48,6 +49,7 @@ class Endpoint:
         self._client = openai.OpenAI(
             base_url=url, api_key=os.environ.get("OPENAI_API_KEY") or "none", timeout=timeout, max_retries=0
         )
+        weakref.finalize(self, self._client.close)
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """See `Chat`."""
