@@ -186,6 +186,12 @@ def test_settings_that_cannot_be_meant_are_refused(pairs: Path, settings: dict[s
         JudgeConfig.make({"model": "m", "data": str(pairs), "out": pairs.parent / "o.jsonl"} | settings)
 
 
+def test_a_clamp_is_given_as_two_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["judge", "--model", "m", "--data", "nowhere.jsonl", "--out", "o.jsonl", "--clamp"]
+    for clamp, message in ((["0.6", "0.9"], "around 0.5"), (["0.4", "0.6"], "no file or folder nowhere.jsonl")):
+        assert _run([*words, *clamp]) == 2 and message in capsys.readouterr().err
+
+
 def test_a_row_without_a_pair_is_named(write: Write) -> None:
     data = write("rows.jsonl", [{"prompt": "a", "responses": ["b", "c"]}, {"prompt": "a", "response": "b"}])
     with Server(counts_z) as server, pytest.raises(DataError, match="row 2: has 1 response"):
