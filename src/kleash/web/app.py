@@ -72,7 +72,7 @@ def build_app(queue: Queue, site: Site) -> Starlette:
     """The application of a queue."""
     sessions = Sessions(site.secret, secure=site.url.startswith("https:"))
     pages = Pages(queue, site, sessions)
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/join/{token}", pages.join),
             Route("/", pages.label),
@@ -94,6 +94,8 @@ def build_app(queue: Queue, site: Site) -> Starlette:
         middleware=[Middleware(Guard, store=queue.store, sessions=sessions, hosts=site.hosts)],
         exception_handlers={InputError: _refused},
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 class Pages:

@@ -121,7 +121,7 @@ class Guard:
 
     async def _refusal(self, request: Request) -> Response | None:
         """Why not, if not."""
-        path = request.url.path
+        path = request.scope["path"]  # what the router goes by; `request.url` is made of the host's header too
         if _host(request) not in self._hosts:
             return _no(request, 421, "this server goes by another name; open the link as it was given to you")
         if path.startswith("/join/"):
@@ -138,7 +138,7 @@ class Guard:
         return self._forged(request, person)
 
     def _person(self, request: Request) -> Annotator | None:
-        path = request.url.path
+        path = request.scope["path"]
         admin = path == "/admin" or path.startswith("/admin/")
         roles = ["admin"] if admin else ["annotator", "admin"] if path.startswith("/static/") else ["annotator"]
         for role in roles:
@@ -172,6 +172,6 @@ def _host(request: Request) -> str:
 
 def _no(request: Request, status: int, why: str) -> Response:
     headers = {"retry-after": "2"} if status == 429 else None
-    if request.url.path.startswith("/api/") or request.method == "POST":
+    if request.scope["path"].startswith("/api/") or request.method == "POST":
         return JSONResponse({"error": why}, status, headers)
     return PlainTextResponse(f"kleash: {why}\n", status, headers)
