@@ -73,7 +73,8 @@ class Ballot:
 
     key: str
     """Made by whoever sends it, for each vote a new one; sent again it is not counted again."""
-    verdict: Choice
+    verdict: str
+    """One of `CHOICES`; looked at when it is counted, as it comes from outside."""
     strength: int | None = None
     """1 slightly, 2 clearly, 3 by far."""
     reason: str = ""
