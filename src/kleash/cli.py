@@ -16,15 +16,10 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_origin
+from typing import Any, NoReturn, get_args, get_origin
 
 import kleash
 from kleash.errors import KleashError
-
-if TYPE_CHECKING:
-    from kleash.config import Config
-
-C = TypeVar("C", bound="Config")
 
 STAGE_HELP = {
     "sft": "imitate demonstrations: the launch point of the policy and the anchor of the leash",
@@ -36,6 +31,8 @@ STAGE_HELP = {
     "score": "what a reward says of responses that are there already",
     "best-of-n": "sample n responses a prompt and keep the best, with what best of k would give for every k up to n",
     "overopt": "where gold turns while the proxy climbs: the curve, its law, the checkpoint to ship, as a page",
+    "ask": "labels for pairs, from people or from a reward as labeller; waits without holding the machine",
+    "export": "the labels of a store as preference files, frozen by hash and split by prompt",
 }
 
 EXAMPLES = {
@@ -48,6 +45,9 @@ EXAMPLES = {
     "score": "kleash score --reward math --data samples.jsonl --out scored.jsonl",
     "check": "kleash check runs/sft --data demonstrations.jsonl",
     "best-of-n": "kleash best-of-n --model runs/sft --data prompts.jsonl --reward runs/reward --out best.jsonl -n 16",
+    "ask": "kleash ask --data samples.jsonl --store labels.db --out preferences.jsonl --budget 500",
+    "export": "kleash export --store labels.db --out labels --test-share 0.1",
+    "import": "kleash import --store labels.db --data old-labels.jsonl --annotator anna",
     "label": "kleash label --data samples.jsonl --store labels.db --guidelines guidelines.md --overlap 2",
     "overopt": "kleash overopt --run runs/ppo --gold runs/held-out-reward --best-of 16 --out runs/overopt",
 }
@@ -161,6 +161,11 @@ def _parser(arguments: Sequence[str]) -> _Parser:
 
         _add_fields(label, LabelConfig)
 
+    bring = _command(commands, "import", "pairs and labels out of files into a label store, each once", _import)
+    bring.add_argument("--store", required=True, help="an SQLite file, made if missing, or a PostgreSQL URL")
+    bring.add_argument("--data", required=True, nargs="+", help="rows with two or more responses, labelled or not")
+    bring.add_argument("--annotator", help="whose labels they are where a row names nobody (default: the file's name)")
+
     inspect = _command(
         commands, "inspect", "show rows as the model sees them, tokens coloured by role in the loss", _inspect
     )
@@ -199,7 +204,7 @@ def _command(commands: Any, name: str, help_text: str, run: Callable[[argparse.N
     return command
 
 
-def _add_fields(command: _Parser, config: type[Config]) -> None:
+def _add_fields(command: _Parser, config: Any) -> None:
     """An option for each field of a config, its docstring as help."""
     command.description = f"{command.description}\n\n{textwrap.fill(' '.join((config.__doc__ or '').split()), 100)}"
     command.add_argument(
@@ -242,7 +247,22 @@ def _label(command: argparse.Namespace) -> None:
     run(_made(LabelConfig, command))
 
 
-def _made(config: type[C], command: argparse.Namespace) -> C:
+def _import(command: argparse.Namespace) -> None:
+    from kleash.errors import ConfigError
+
+    try:
+        from kleash.feedback.files import import_labels
+        from kleash.feedback.store import Store
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the label store needs {error.name}; pip install 'kleash[feedback]'") from None
+    store = Store.open(command.store)
+    for source in command.data:
+        new = import_labels(store, source, annotator=command.annotator)
+        print(f"{source}: {new['tasks']} new pairs, {new['votes']} new votes")
+    store.close()
+
+
+def _made(config: Any, command: argparse.Namespace) -> Any:
     """The config that a command was given, by options and by file."""
     from kleash.config import read_yaml
 
