@@ -378,24 +378,16 @@ def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_screen(
     from axe_playwright_python.sync_playwright import Axe
 
     rich = (
-        "# Title\n\ntext `code`\n\n```python\nx = 'a' * 3  # why\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n$$\\sum_{i=1}^{100} \\frac{1}{i^2} = \\frac{\\pi^2}{6} + \\mathrm{a\\ long\\ formula\\ that\\ goes\\ on\\ and\\ on}$$\n\n"
-        + "w" * 300
+        "# Title\n\ntext `code`\n\n```python\nx = 'a' * 3  # why\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n"
+        "$$\\sum_{i=1}^{100} \\frac{1}{i^2} = \\frac{\\pi^2}{6} + \\mathrm{a\\ formula\\ that\\ goes\\ on}$$\n\n"
+        + "w"
+        * 300
     )
-    turns = (
-        {"role": "user", "content": "one"},
-        {"role": "assistant", "content": "two"},
-        {"role": "user", "content": rich},
-    )
+    two = tuple(Response(({"role": "assistant", "content": text},)) for text in (rich, "b"))
+    asked = (("user", "one"), ("assistant", "two"), ("user", rich))
+    turns = tuple({"role": role, "content": text} for role, text in asked)
     site = serve(
-        [
-            Group(
-                turns,
-                (
-                    Response(({"role": "assistant", "content": rich},)),
-                    Response(({"role": "assistant", "content": "b"},)),
-                ),
-            )
-        ],
+        [Group(turns, two)],
         practice=[Group("2 + 2?", (Response("good"), Response("bad")), Preference(1.0))],
         guidelines=rich,
     )

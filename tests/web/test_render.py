@@ -5,18 +5,18 @@ from html.parser import HTMLParser
 
 import pytest
 
-from kleash.web.render import SHOWN_CHARACTERS, _CLEANER, render, turns
+from kleash.web.render import _CLEANER, SHOWN_CHARACTERS, render, turns
 
 from .hostile import HOSTILE
 
 TAGS = set(
-    "p br hr strong em s blockquote ul ol li pre code span div table thead tbody tr th td h3 h4 h5 h6 math mrow mi mn mo ms "
-    "mtext mspace mfrac msqrt mroot mstyle mpadded mphantom msub msup msubsup munder mover munderover mmultiscripts "
-    "mprescripts mtable mtr mtd mfenced menclose".split()
+    "p br hr strong em s blockquote ul ol li pre code span div table thead tbody tr th td h3 h4 h5 h6 "
+    "math mrow mi mn mo ms mtext mspace mfrac msqrt mroot mstyle mpadded mphantom msub msup msubsup munder mover "
+    "munderover mmultiscripts mprescripts mtable mtr mtd mfenced menclose".split()
 )
 ATTRIBUTES = set(
-    "class start tabindex display mathvariant stretchy fence form separator separators columnalign displaystyle accent open "
-    "close linethickness".split()
+    "class start tabindex display mathvariant stretchy fence form separator separators columnalign displaystyle accent "
+    "open close linethickness".split()
 )
 
 

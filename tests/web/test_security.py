@@ -111,7 +111,7 @@ def test_every_answer_carries_a_policy_without_inline_script_refusals_too(serve:
         ({"host": "evil.example"}, 421),
         ({"host": "127.0.0.1.evil.example"}, 421),
         ({"host": ""}, 421),
-        ({"host": "127.0.0.1:80/join/x?", "cookie": ""}, 401),
+        ({"host": "127.0.0.1:80/join/x?"}, 421),
     ],
 )
 def test_what_our_own_page_did_not_send_changes_nothing(serve: Serve, headers: dict[str, str], status: int) -> None:
