@@ -1,7 +1,7 @@
 """How far labellers agree, and who answers to the screen in place of the texts.
 
 Which of two responses is called `first` means nothing, so chance is corrected for sides that can be exchanged: a pair
-may be turned round without changing any figure here. Formulas: docs/label.md.
+may be turned round without changing any figure here. Formulas: docs/feedback.md.
 """
 
 from __future__ import annotations
