@@ -123,7 +123,7 @@ class Guard:
     async def _refusal(self, request: Request) -> Response | None:
         """Why not, if not."""
         path = request.scope["path"]  # what the router goes by; `request.url` is made of the host's header too
-        if _host(request) not in self._hosts:
+        if _name(request.headers.get("host", "")) not in self._hosts:
             return no(request, 421, "this server goes by another name; open the link as it was given to you")
         if path.startswith("/join/"):
             address = request.client.host if request.client else ""
@@ -152,7 +152,7 @@ class Guard:
     def _forged(self, request: Request, person: Annotator) -> Response | None:
         """Whether something else than our own page, opened by this very person, sent this."""
         origin = request.headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+        if origin is not None and _name(origin.partition("://")[2]) not in self._hosts:
             return no(request, 403, "this was sent from another site")
         if not hmac.compare_digest(request.headers.get("x-csrf", ""), self._sessions.csrf(person)):
             return no(request, 403, "this page was opened by somebody else; reload it")
@@ -165,9 +165,9 @@ class Guard:
         return None
 
 
-def _host(request: Request) -> str:
-    """The name of the host a request was sent to, without its port; empty where it is no such thing."""
-    found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d+)?", request.headers.get("host", "").lower())
+def _name(host: str) -> str:
+    """The name of a host without its port; empty where it is no such thing."""
+    found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d+)?", host.lower())
     return found[1] if found else ""
 
 

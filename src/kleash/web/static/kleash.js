@@ -148,8 +148,8 @@ function annotate() {
         else if (!outbox.length) $("#done").hidden = false;
       }
     } catch (error) {
-      if (error.status) notice(error.message);
-      else if (!outbox.length) setTimeout(fetchAhead, 2000);
+      if (error.status && !refused) notice(error.message);
+      else if (!error.status && !outbox.length) setTimeout(fetchAhead, 2000);
     }
     fetching = false;
   }
