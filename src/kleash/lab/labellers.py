@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 from kleash.data.group import Group, Preference, Response
 from kleash.errors import InputError
+from kleash.feedback.labeller import Verdict
 from kleash.lab.world import World
+from kleash.run import derive_seed
 
 
 class Labellers:
@@ -105,6 +107,29 @@ class Labellers:
         share = self.biased / self.count
         choice = int(rng.random() >= (charmed if annotator < self.biased else sober))
         return annotator, choice, share * charmed + (1 - share) * sober
+
+
+class People:
+    """The pool as a `kleash.feedback.labeller.Labeller`: one of them answers for each pair, for certain.
+
+    Args:
+        pool: who is asked.
+    """
+
+    name = "people"
+
+    def __init__(self, pool: Labellers) -> None:
+        self.pool = pool
+
+    def compare(self, groups: Sequence[Group]) -> list[Verdict]:
+        """See `Labeller`; the same pair, whenever it is asked, has the same answer of the same person."""
+        verdicts = []
+        for group in groups:
+            prompt, (a, b) = group.prompt_text, group.responses
+            seen = (self.pool._perceptions(prompt, a), self.pool._perceptions(prompt, b))
+            annotator, choice, _ = self.pool._vote(*seen, derive_seed(prompt, a.text, b.text))
+            verdicts.append(Verdict("verdict", f"labeller-{annotator}", probability=float(choice == 0)))
+        return verdicts
 
 
 def _sigmoid(x: float) -> float:
