@@ -32,14 +32,14 @@ from kleash.stages import generate, ppo, reward_model, sft
 
 T = TypeVar("T")
 
-PAIRS = 2400
+PAIRS = 1600
 """Pairs that are labelled, each of two samples of the SFT model."""
 
 MEASURED = 600
 """Pairs of other samples, on which labellers and reward models are held against gold."""
 
 TEST_PROMPTS = 256
-ROLLOUTS = 24
+ROLLOUTS = 20
 BETA = 0.2
 MAX_NEW_TOKENS = 40
 

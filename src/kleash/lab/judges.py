@@ -42,7 +42,7 @@ SMALL = Path(__file__).with_name("small.yaml")
 OVERALL = Constitution(name="overall", principles=(Principle(name="better", text="better"),))
 """One principle, and it is gold itself."""
 
-QUALITIES = (1200, 2400, 4800, 9600, 19200)
+QUALITIES = (200, 800, 1600, 3200, 6400)
 """Pairs that a judge has read, for each of the five qualities."""
 
 TEMPERATURE = 0.4
@@ -57,7 +57,10 @@ STYLES: Mapping[Style, float] = {
 }  # fmt: skip
 """How often a judged answer is written in each style; the faulty more often than people write, to be learned from."""
 
-BATCH = 16
+TRUTH = "truth"
+BATCH, CLAIMS = 8, 32
+"""Pairs and single claims of one step."""
+
 ROWS_AT_ONCE = 128
 SIDES = ("A", "B")
 
@@ -225,12 +228,14 @@ def school(world: World, base: Path, out: Path, *, seed: int = 0, qualities: Seq
     constitution = Constitution.load(SMALL)
     principles = (*OVERALL.principles, *constitution.principles)
     steps = qualities[-1] // BATCH
-    optimizer = Optimizer(model, steps=steps, learning_rate=3e-3, warmup_steps=20, weight_decay=0.01)
+    optimizer = Optimizer(model, steps=steps, learning_rate=1.5e-3, warmup_steps=20, weight_decay=0.01)
     rng = random.Random(f"{world.seed}/judging/{seed}")
     prompts = [group.prompt_text for group in world.prompts(steps * BATCH, "train", seed=derive_seed(seed, "judging"))]
+    questions = [prompt for prompt in prompts if world.task(prompt).kind == "question"]
     for step in range(1, steps + 1):
         rows = [written(world, prompt, rng) for prompt in prompts[(step - 1) * BATCH : step * BATCH]]
-        optimizer.backward(lesson(world, model, tokenizer, principles, rows))
+        claims = [claimed(world, prompt, rng) for prompt in rng.choices(questions, k=CLAIMS)]
+        optimizer.backward(lesson(world, model, tokenizer, principles, rows, claims))
         optimizer.step()
         for pairs, folder in zip(qualities, folders, strict=True):
             if step == pairs // BATCH:
@@ -264,23 +269,46 @@ def lesson(
     tokenizer: PreTrainedTokenizerBase,
     principles: Sequence[Principle],
     rows: Sequence[tuple[str, Response, Response]],
+    claims: Sequence[tuple[str, Response]],
 ) -> Float[Tensor, ""]:
-    """The loss of some texts: −log P of the word that ends them, in expectation over the words they could end in."""
+    """The loss of some texts: −log P of the word that ends them, in expectation over the words they could end in.
+
+    Args:
+        world: whose gold says what the words are.
+        model, tokenizer: the judge's.
+        principles: to judge by.
+        rows: prompts with two answers. They end in a verdict, and once more after the first answer in a grade.
+        claims: prompts with one answer, which end in a grade of their truth: it is the hardest to learn.
+    """
     texts = [principle.text for principle in principles]
 
     def worths(prompt: str, response: Response) -> list[float]:
         parts = worth(world, prompt, response)
         return [parts[principle.name] for principle in principles]
 
+    def graded(rows: Sequence[Shown], texts: Sequence[str], grades: Sequence[Sequence[str]]) -> Float[Tensor, ""]:
+        ids = torch.tensor([tokenizer.convert_tokens_to_ids(list(row)) for row in grades], device=model.device)
+        return -answers(model, tokenizer, rows, texts).gather(-1, ids[..., None]).mean()
+
     first = [worths(prompt, response) for prompt, response, _ in rows]
     second = [worths(prompt, response) for prompt, _, response in rows]
     a, b = (tokenizer.convert_tokens_to_ids(side) for side in SIDES)
     p = ((torch.tensor(first) - torch.tensor(second)) / TEMPERATURE).sigmoid().to(model.device)
     verdict = answers(model, tokenizer, rows, texts)
-    grades = tokenizer.convert_tokens_to_ids(GRADES)
-    target = torch.tensor([[grades[sum(w < bound for bound in GRADE_BOUNDS)] for w in row] for row in first])
-    grade = answers(model, tokenizer, [row[:2] for row in rows], texts).gather(-1, target[..., None].to(model.device))
-    return -(p * verdict[..., a] + (1 - p) * verdict[..., b]).mean() - grade.mean()
+    loss = -(p * verdict[..., a] + (1 - p) * verdict[..., b]).mean()
+    loss = loss + 0.5 * graded([row[:2] for row in rows], texts, [[grade(w) for w in own] for own in first])
+    true = [[grade(worth(world, *claim)["truth"])] for claim in claims]
+    return loss + graded(claims, [TRUTH], true)
+
+
+def grade(worth: float) -> str:
+    """The word for a worth."""
+    return GRADES[sum(worth < bound for bound in GRADE_BOUNDS)]
+
+
+def claimed(world: World, prompt: str, rng: random.Random) -> tuple[str, Response]:
+    """A prompt and a plain answer to it, as often right as wrong."""
+    return prompt, Response(world.answer(prompt, rng.choice(("plain", "wrong")), rng))
 
 
 def written(world: World, prompt: str, rng: random.Random) -> tuple[str, Response, Response]:
