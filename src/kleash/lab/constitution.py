@@ -15,6 +15,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from kleash.feedback.constitution import Constitution
 from kleash.lab import bench, judges
 from kleash.lab.bench import Bench
@@ -43,12 +45,14 @@ def compare(prepared: Bench) -> dict[str, dict[str, float]]:
     constitution = Constitution.load(judges.SMALL)
     pairs = prepared.pairs("pairs")
     judge = judges.SmallJudge.load(prepared.judges()[-1], constitution=constitution)
-    by_principle = dict(zip(names(constitution), judge.by_principle(pairs)[0].unbind(-1), strict=True))
+    by_principle = judge.by_principle(pairs)[0].double()  # [P, M]
     found = {}
     for removed in (None, *REMOVED):
-        left = constitution if removed is None else constitution.without(removed)
-        total = sum(principle.weight for principle in left.principles)
-        p = sum(by_principle[principle.name] * principle.weight / total for principle in left.principles)
+        weights = torch.tensor(
+            [principle.weight * (principle.name != removed) for principle in constitution.principles],
+            dtype=torch.float64,
+        )
+        p = by_principle @ (weights / weights.sum())
         arm = WHOLE if removed is None else f"without {removed}"
         labels = bench.labelled(pairs, p.tolist(), arm)
         beta = bench.BETA / len(constitution.principles)
