@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from kleash.data.group import GroupBatch
+from kleash.data.batch import GroupBatch
 from kleash.models.forward import response_logprobs
 from kleash.models.load import load_policy
 

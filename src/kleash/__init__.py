@@ -11,7 +11,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "kleash.data.group": ("Group", "GroupBatch", "Preference", "Ranking", "Response", "Scores"),
+    "kleash.data.group": ("Group", "Preference", "Ranking", "Response", "Scores"),
+    "kleash.data.batch": ("GroupBatch",),
     "kleash.data.formats": ("read_groups", "write_groups"),
     "kleash.data.chat": ("encode", "encode_prompt"),
     "kleash.models.load": ("load_policy", "load_reward_model"),

@@ -31,6 +31,8 @@ STAGE_HELP = {
     "score": "what a reward says of responses that are there already",
     "best-of-n": "sample n responses a prompt and keep the best, with what best of k would give for every k up to n",
     "overopt": "where gold turns while the proxy climbs: the curve, its law, the checkpoint to ship, as a page",
+    "ask": "labels for pairs, from people or from a reward as labeller; waits without holding the machine",
+    "export": "the labels of a store as preference files, frozen by hash and split by prompt",
 }
 
 EXAMPLES = {
@@ -43,6 +45,10 @@ EXAMPLES = {
     "score": "kleash score --reward math --data samples.jsonl --out scored.jsonl",
     "check": "kleash check runs/sft --data demonstrations.jsonl",
     "best-of-n": "kleash best-of-n --model runs/sft --data prompts.jsonl --reward runs/reward --out best.jsonl -n 16",
+    "ask": "kleash ask --data samples.jsonl --store labels.db --out preferences.jsonl --budget 500",
+    "export": "kleash export --store labels.db --out labels --test-share 0.1",
+    "import": "kleash import --store labels.db --data old-labels.jsonl --annotator anna",
+    "label": "kleash label --data samples.jsonl --store labels.db --guidelines guidelines.md --overlap 2",
     "overopt": "kleash overopt --run runs/ppo --gold runs/held-out-reward --best-of 16 --out runs/overopt",
 }
 
@@ -144,7 +150,21 @@ def _parser(arguments: Sequence[str]) -> _Parser:
     for stage, help_text in STAGE_HELP.items():
         command = _command(commands, stage, help_text, _stage(stage))
         if stage == asked:
-            _add_fields(command, stage)
+            from kleash.recipe import stage_config
+
+            _add_fields(command, stage_config(stage))
+            command.add_argument("--json", action="store_true", help="print the run's results as JSON")
+
+    label = _command(commands, "label", "people compare responses in a browser; serves until it is stopped", _label)
+    if asked == "label":
+        from kleash.web.label import LabelConfig
+
+        _add_fields(label, LabelConfig)
+
+    bring = _command(commands, "import", "pairs and labels out of files into a label store, each once", _import)
+    bring.add_argument("--store", required=True, help="an SQLite file, made if missing, or a PostgreSQL URL")
+    bring.add_argument("--data", required=True, nargs="+", help="rows with two or more responses, labelled or not")
+    bring.add_argument("--annotator", help="whose labels they are where a row names nobody (default: the file's name)")
 
     inspect = _command(
         commands, "inspect", "show rows as the model sees them, tokens coloured by role in the loss", _inspect
@@ -184,16 +204,12 @@ def _command(commands: Any, name: str, help_text: str, run: Callable[[argparse.N
     return command
 
 
-def _add_fields(command: _Parser, stage: str) -> None:
-    """An option for each field of the stage's config, its docstring as help."""
-    from kleash.recipe import stage_config
-
-    config = stage_config(stage)
+def _add_fields(command: _Parser, config: Any) -> None:
+    """An option for each field of a config, its docstring as help."""
     command.description = f"{command.description}\n\n{textwrap.fill(' '.join((config.__doc__ or '').split()), 100)}"
     command.add_argument(
         "--config", type=Path, metavar="FILE", help="YAML of the options below; options given here win"
     )
-    command.add_argument("--json", action="store_true", help="print the run's results as JSON")
     for name, field in config.model_fields.items():
         option = SHORT.get(name, "--" + name.replace("_", "-"))
         text = " ".join((field.description or "").split()).replace("%", "%%")
@@ -210,17 +226,11 @@ def _add_fields(command: _Parser, stage: str) -> None:
 
 def _stage(stage: str) -> Callable[[argparse.Namespace], None]:
     def run(command: argparse.Namespace) -> None:
-        from kleash.config import read_yaml
         from kleash.recipe import run_stage, stage_config
         from kleash.run import RunFolder
         from kleash.stages.files import results_of
 
-        given = {key.removeprefix("field:"): value for key, value in vars(command).items() if key.startswith("field:")}
-        options = {key: _value(value) for key, value in given.items() if value is not None and value is not False}
-        from_file = read_yaml(command.config) if command.config else {}
-        source = str(command.config) if command.config and not options else f"kleash {stage}"
-        config = stage_config(stage).make({**from_file, **options}, source=source)
-        result = run_stage(stage, config)
+        result = run_stage(stage, _made(stage_config(stage), command))
         if isinstance(result, RunFolder):
             _print_results(result, as_json=command.json)
         else:
@@ -229,6 +239,38 @@ def _stage(stage: str) -> Callable[[argparse.Namespace], None]:
             print(json.dumps(told) if command.json else result)
 
     return run
+
+
+def _label(command: argparse.Namespace) -> None:
+    from kleash.web.label import LabelConfig, run
+
+    run(_made(LabelConfig, command))
+
+
+def _import(command: argparse.Namespace) -> None:
+    from kleash.errors import ConfigError
+
+    try:
+        from kleash.feedback.files import import_labels
+        from kleash.feedback.store import Store
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the label store needs {error.name}; pip install 'kleash[feedback]'") from None
+    store = Store.open(command.store)
+    for source in command.data:
+        new = import_labels(store, source, annotator=command.annotator)
+        print(f"{source}: {new['tasks']} new pairs, {new['votes']} new votes")
+    store.close()
+
+
+def _made(config: Any, command: argparse.Namespace) -> Any:
+    """The config that a command was given, by options and by file."""
+    from kleash.config import read_yaml
+
+    given = {key.removeprefix("field:"): value for key, value in vars(command).items() if key.startswith("field:")}
+    options = {key: _value(value) for key, value in given.items() if value is not None and value is not False}
+    from_file = read_yaml(command.config) if command.config else {}
+    source = str(command.config) if command.config and not options else f"kleash {command.command}"
+    return config.make({**from_file, **options}, source=source)
 
 
 def _value(text: Any) -> Any:

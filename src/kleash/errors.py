@@ -7,7 +7,8 @@
     │   └── ModelError                    a model folder, a tokenizer, a template
     ├── GateError                  1      a precondition of a stage does not hold
     ├── TrainingError              1      the numbers went wrong while training (F7, F13)
-    └── MachineError               3      disk or memory
+    ├── MachineError               3      disk or memory
+    └── WaitingError              75      nothing is wrong: people have been asked, and have not answered yet
 
 Every message is one line and ends with what to do. The command line prints the message and no traceback.
 """
@@ -51,3 +52,9 @@ class MachineError(KleashError):
     """The disk or the memory gave out."""
 
     exit_code = 3
+
+
+class WaitingError(KleashError):
+    """People were asked and have not answered yet; the same command goes on once they have (sysexits: EX_TEMPFAIL)."""
+
+    exit_code = 75

@@ -6,11 +6,11 @@ import resource
 import sys
 from pathlib import Path
 
-import torch
-
 
 def reset_peak() -> None:
     """Begin to measure anew, where the system can (Linux; elsewhere the peak is of the whole process)."""
+    import torch  # not at the top: what reads a store or a run folder starts without it
+
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     if sys.platform == "linux":
@@ -22,6 +22,8 @@ def reset_peak() -> None:
 
 def peak_memory() -> dict[str, int]:
     """Most bytes resident on the host, and allocated on the GPU where there is one, since `reset_peak`."""
+    import torch
+
     peak = {"host": _resident()}
     if torch.cuda.is_available():
         peak["cuda"] = torch.cuda.max_memory_allocated()

@@ -36,13 +36,15 @@ STAGES = {
     "score": ("kleash.stages.score", "ScoreConfig"),
     "best-of-n": ("kleash.stages.best_of_n", "BestOfNConfig"),
     "overopt": ("kleash.stages.overopt", "OveroptConfig"),
+    "ask": ("kleash.stages.ask", "AskConfig"),
+    "export": ("kleash.stages.export", "ExportConfig"),
 }
 """Stage name → module and config; imported when asked for, since torch takes its time."""
 
 PAGES = {"overopt": "kleash.report.goodhart"}
 """Stages whose folder holds a page of its own, and what writes it: reports stand above stages."""
 
-WRITE_A_FILE = ("generate", "score", "best-of-n")
+WRITE_A_FILE = ("generate", "score", "best-of-n", "ask")
 """Stages whose `out` is a file of rows and no folder."""
 
 

@@ -10,7 +10,8 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from kleash.data.group import EncodedGroup, EncodedResponse, Group, GroupBatch, collate
+from kleash.data.batch import GroupBatch, collate
+from kleash.data.group import EncodedGroup, EncodedResponse, Group
 from kleash.errors import ModelError
 from kleash.models import forward
 from kleash.models.forward import (

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from kleash.data.group import EncodedGroup, EncodedResponse, Group, collate
+from kleash.data.batch import collate
+from kleash.data.group import EncodedGroup, EncodedResponse, Group
 from kleash.errors import ModelError
 from kleash.models.forward import response_scores
 from kleash.models.heads import ValueModel, values

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from kleash.data.group import EncodedGroup, EncodedResponse, Group, GroupBatch, collate
+from kleash.data.batch import GroupBatch, collate
+from kleash.data.group import EncodedGroup, EncodedResponse, Group
 from kleash.models.forward import response_logprobs
 from kleash.models.load import load_policy, load_reward_model
 from kleash.models.lora import add_lora, lora_off, merge_lora

@@ -15,7 +15,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from kleash.data.group import EncodedGroup, EncodedResponse, Group, GroupBatch, collate
+from kleash.data.batch import GroupBatch, collate
+from kleash.data.group import EncodedGroup, EncodedResponse, Group
 from kleash.models.forward import response_logprobs, response_scores
 from kleash.objectives import (
     clipped_surrogate,

@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from kleash.data.batch import collate
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups
-from kleash.data.group import Group, Response, collate
+from kleash.data.group import Group, Response
 from kleash.models.forward import centring_offset, response_features, response_scores
 from kleash.models.load import new_reward_model
 from kleash.rewards.features import FeatureRange, shrunk_covariance

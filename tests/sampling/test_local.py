@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicLayer
 
-from kleash.data.group import GroupBatch
+from kleash.data.batch import GroupBatch
 from kleash.errors import DataError, ModelError
 from kleash.models.forward import response_logprobs
 from kleash.sampling import local

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from kleash.data.group import EncodedGroup, EncodedResponse, Group, collate
+from kleash.data.batch import collate
+from kleash.data.group import EncodedGroup, EncodedResponse, Group
 from kleash.sampling.sampler import decode_groups
 
 

@@ -13,7 +13,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from kleash.data.group import EncodedGroup, EncodedResponse, Group, Response, collate
+from kleash.data.batch import collate
+from kleash.data.group import EncodedGroup, EncodedResponse, Group, Response
 from kleash.models.forward import response_logprobs
 
 END, TOKENS, LONGEST = 0, (1, 2, 3), 3

@@ -13,9 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kleash.cli import _run
+from kleash.data.batch import collate
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups
-from kleash.data.group import EncodedGroup, Group, Preference, Ranking, Response, collate
+from kleash.data.group import EncodedGroup, Group, Preference, Ranking, Response
 from kleash.errors import ConfigError, DataError
 from kleash.models.forward import response_logprobs
 from kleash.models.load import load_policy

@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from kleash.checks import ratio
+from kleash.data.batch import collate
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups
-from kleash.data.group import EncodedGroup, EncodedResponse, Group, collate
+from kleash.data.group import EncodedGroup, EncodedResponse, Group
 from kleash.errors import ConfigError, TrainingError
 from kleash.models import forward
 from kleash.models.heads import ValueModel

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kleash.data.group import GroupBatch
+from kleash.data.batch import GroupBatch
 from kleash.errors import TrainingError
 from kleash.models.forward import response_logprobs
 

@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kleash.data.batch import GroupBatch, collate
 from kleash.data.batching import by_size, microbatches
 from kleash.data.chat import end_ids
-from kleash.data.group import EncodedGroup, Group, GroupBatch, collate
+from kleash.data.group import EncodedGroup, Group
 from kleash.models.forward import response_logprobs
 from kleash.models.load import autocast, context_length
 from kleash.objectives.reduce import masked_sum

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from kleash.data.group import Group
 
@@ -34,6 +34,7 @@ class Verdict:
     """P(shown first ≻ shown second), mean of both orders, less one half; None where one order was asked."""
 
 
+@runtime_checkable
 class Labeller(Protocol):
     """Whoever can compare two responses: people through the store, a judge, a simulated person, a reward."""
 

@@ -73,7 +73,8 @@ class Ballot:
 
     key: str
     """Made by whoever sends it, for each vote a new one; sent again it is not counted again."""
-    verdict: Choice
+    verdict: str
+    """One of `CHOICES`; looked at when it is counted, as it comes from outside."""
     strength: int | None = None
     """1 slightly, 2 clearly, 3 by far."""
     reason: str = ""
@@ -169,6 +170,11 @@ class Queue:
             row.state, row.reopened = "open", time.time()
             row.expires = row.reopened + self.settings.lease_seconds
             return _shown(session, row)
+
+    def assignment(self, annotator: int, identity: int) -> Assignment:
+        """A pair that this person was given, whatever became of it."""
+        with self.store.reading() as session:
+            return _shown(session, _assignment_of(session, annotator, identity))
 
     def progress(self, annotator: int) -> Progress:
         """How far a person is."""

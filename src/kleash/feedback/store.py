@@ -212,6 +212,16 @@ class Store:
         with self.reading() as session:
             return {task.id: group_of(task) for task in session.scalars(select(Task).where(Task.kind == "task"))}
 
+    def find(self, groups: Sequence[Group]) -> list[tuple[int, bool] | None]:
+        """Task of each group of two, and whether its responses stand the other way round there; None where none is."""
+        found: list[tuple[int, bool] | None] = []
+        with self.reading() as session:
+            for group in groups:
+                task = _task(group, 0, 1, "task")
+                row = session.execute(select(Task.id, Task.first).where(Task.key == task.key)).one_or_none()
+                found.append(None if row is None else (row.id, row.first != task.first))
+        return found
+
     def record(self, groups: Sequence[Group], verdicts: Sequence[Verdict], *, kind: str = "judge") -> int:
         """Keep what a labeller said of groups of two; tasks that are not there are added.
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from kleash.data.group import GroupBatch
+from kleash.data.batch import GroupBatch
 from kleash.errors import ModelError
 from kleash.objectives.ensemble import combine_scores
 from kleash.objectives.logprobs import token_logprobs

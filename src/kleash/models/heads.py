@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kleash.data.group import GroupBatch
+from kleash.data.batch import GroupBatch
 from kleash.errors import ModelError
 from kleash.models.forward import centring_offset, combination, find_decoder, response_states, scatter
 from kleash.models.load import disable_dropout

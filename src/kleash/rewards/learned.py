@@ -15,9 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kleash.data.batch import GroupBatch, collate
 from kleash.data.batching import microbatches
 from kleash.data.chat import encode_all
-from kleash.data.group import EncodedGroup, Group, GroupBatch, Response, collate
+from kleash.data.group import EncodedGroup, Group, Response
 from kleash.models.forward import centring_offset, combination, head_scores, read_heads, response_features
 from kleash.models.load import autocast, load_reward_model
 from kleash.objectives.ensemble import combine_scores

@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from kleash.data import chat
-from kleash.data.group import GroupBatch
+from kleash.data.batch import GroupBatch
 from kleash.errors import DataError, ModelError
 from kleash.models.forward import find_decoder, plain_attention, projection, prompt_positions, run_decoder
 from kleash.models.load import context_length

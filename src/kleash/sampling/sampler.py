@@ -7,7 +7,8 @@ from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from kleash.data.group import Group, GroupBatch, Response
+from kleash.data.batch import GroupBatch
+from kleash.data.group import Group, Response
 
 
 class Sampler(Protocol):

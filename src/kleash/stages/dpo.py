@@ -27,9 +27,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import monitors, outcomes
 from kleash.checks.gates import gate_in, gate_out
+from kleash.data.batch import collate
 from kleash.data.batching import batch_at, by_size, microbatches
 from kleash.data.chat import encode_all, end_ids
-from kleash.data.group import EncodedGroup, Group, Ranking, Scores, collate
+from kleash.data.group import EncodedGroup, Group, Ranking, Scores
 from kleash.data.split import best_against_worst, comparison, read_split
 from kleash.errors import DataError
 from kleash.evals.policy import MeanSE, mean_se

@@ -26,9 +26,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kleash.checks import ratio
 from kleash.checks.gates import gate_in
 from kleash.checks.stopping import Stopping, flat
+from kleash.data.batch import GroupBatch, concatenate
 from kleash.data.batching import batch_at
 from kleash.data.chat import end_ids
-from kleash.data.group import EncodedGroup, Group, GroupBatch, concatenate
+from kleash.data.group import EncodedGroup, Group
 from kleash.models.forward import response_logprobs
 from kleash.models.load import autocast, load_policy, save_model
 from kleash.models.lora import merge_lora

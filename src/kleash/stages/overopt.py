@@ -22,9 +22,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks.gates import gate_in
 from kleash.config import Config
+from kleash.data.batch import GroupBatch
 from kleash.data.chat import encode_all, end_ids
 from kleash.data.formats import to_row
-from kleash.data.group import EncodedGroup, Group, GroupBatch, Response
+from kleash.data.group import EncodedGroup, Group, Response
 from kleash.data.split import prompt_only, read_usable
 from kleash.errors import ConfigError, InputError
 from kleash.evals import overoptimization as oo

@@ -23,9 +23,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import ratio
 from kleash.checks.gates import gate_in
+from kleash.data.batch import GroupBatch, collate
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all, end_ids
-from kleash.data.group import EncodedGroup, Group, GroupBatch, collate
+from kleash.data.group import EncodedGroup, Group
 from kleash.data.split import demonstration, imitated, read_usable
 from kleash.models.forward import response_logprobs
 from kleash.models.heads import ValueModel, values

@@ -24,9 +24,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import outcomes, preconditions
 from kleash.checks.gates import gate_in, gate_out
+from kleash.data.batch import GroupBatch, collate
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all
-from kleash.data.group import EncodedGroup, GroupBatch, Preference, Ranking, collate
+from kleash.data.group import EncodedGroup, Preference, Ranking
 from kleash.data.split import comparison, demonstration, imitated, read_split, read_usable
 from kleash.evals.preference import preference_report
 from kleash.models.forward import check_forward, head_scores

@@ -17,9 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kleash.checks import monitors, outcomes
 from kleash.checks.gates import gate_out
 from kleash.checks.stopping import EarlyStopping
+from kleash.data.batch import GroupBatch
 from kleash.data.batching import by_size
 from kleash.data.chat import encode_all, end_ids
-from kleash.data.group import EncodedGroup, Group, GroupBatch
+from kleash.data.group import EncodedGroup, Group
 from kleash.data.split import prompt_only, read_split
 from kleash.errors import ConfigError
 from kleash.models.forward import response_logprobs

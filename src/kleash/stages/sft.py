@@ -21,9 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kleash.checks import outcomes
 from kleash.checks.gates import Check, gate_in, gate_out
 from kleash.checks.samples import describe, prompt_effect, responses_of, sample, usual_length
+from kleash.data.batch import collate
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all
-from kleash.data.group import EncodedGroup, collate
+from kleash.data.group import EncodedGroup
 from kleash.data.split import demonstration, imitated, read_split
 from kleash.models.forward import check_forward, response_logprobs
 from kleash.models.load import autocast, context_length, load_policy, save_model

@@ -1,0 +1,114 @@
+"""Ask: labels for pairs, from people through the label store or from a reward as labeller, within a budget.
+
+    kleash ask --data samples.jsonl --store labels.db --out preferences.jsonl
+
+With people it puts the pairs into the store and ends with exit code 75 until they have answered: run a recipe again,
+and it goes on where it waited. So a training in rounds (sample, ask, learn) holds no machine while people think.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+from pydantic import Field
+
+from kleash.config import Config
+from kleash.data.formats import read_groups, write_groups
+from kleash.data.group import Group, Preference
+from kleash.errors import ConfigError, DataError
+from kleash.feedback.labeller import Labeller
+from kleash.run import fingerprint
+from kleash.stages.files import finish, finished
+
+logger = logging.getLogger("kleash")
+
+
+class AskConfig(Config):
+    """Ask for the better of two responses."""
+
+    data: str
+    """Rows with two or more responses, as `kleash generate -n 2` writes them: all their pairs are asked."""
+    store: str
+    """Where labels are kept: an SQLite file, or a PostgreSQL URL."""
+    out: Path
+    """Preferences to write: .jsonl, .jsonl.gz, .json or .parquet."""
+    labeller: str = "people"
+    """`people`, through `kleash label` on the same store; or a reward (a reward model's folder, `module:function`, a
+    verifier, a .yaml composition) that stands for one."""
+    temperature: float = Field(1.0, gt=0)
+    """Of a reward's choice: P(a ≻ b) = σ((r(a) − r(b)) / temperature)."""
+    votes: int = Field(1, ge=1)
+    """People that each pair waits for."""
+    budget: int | None = Field(None, ge=0)
+    """Pairs that may be asked in all, those already in the store included; null: all of them."""
+
+
+def run(config: AskConfig) -> Path:
+    """Ask and write what was answered.
+
+    Returns:
+        The file.
+
+    Raises:
+        WaitingError: people have not answered yet.
+        DataError: nothing to compare, or no answer that is a label.
+    """
+    try:
+        from kleash.feedback.oracle import Oracle
+        from kleash.feedback.store import Store
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the label store needs {error.name}; pip install 'kleash[feedback]'") from None
+    identity = {**config.model_dump(mode="json", exclude={"out"}), "data": fingerprint(config.data)}
+    if finished(config.out, identity):
+        return config.out
+    groups = _pairs(config.data)
+    store = Store.open(config.store)
+    try:
+        oracle = Oracle(store, _labeller(config), budget=config.budget, votes=config.votes)
+        verdicts = oracle.ask(groups)
+    finally:
+        store.close()
+    rows = [
+        replace(group, label=Preference(verdict.probability, verdict.labeller))
+        for group, verdict in zip(groups, verdicts, strict=True)
+        if verdict is not None and verdict.probability is not None
+    ]
+    if not rows:
+        raise DataError(f"{config.data}: no pair has a label; raise --budget, or label some of the pairs")
+    write_groups([_chosen_first(row) for row in rows], config.out)
+    states = Counter("beyond the budget" if verdict is None else verdict.state for verdict in verdicts)
+    finish(config.out, identity, {"pairs": len(groups), "labels": len(rows), "states": dict(states)})
+    logger.info("%d of %d pairs have a label of %s", len(rows), len(groups), oracle.name)
+    return config.out
+
+
+def _pairs(data: str) -> list[Group]:
+    pairs = []
+    for row, group in enumerate(read_groups(data), start=1):
+        if len(group.responses) < 2:
+            raise DataError(f"{data} row {row}: has {len(group.responses)} responses; give two or more to compare")
+        pairs += [
+            replace(group, responses=(a, b), label=None) for a, b in combinations(group.responses, 2) if a != b
+        ]  # fmt: skip
+    return pairs
+
+
+def _labeller(config: AskConfig) -> Labeller | None:
+    if config.labeller == "people":
+        return None
+    from kleash.feedback.scored import ScoredLabeller
+    from kleash.rewards.reward import build_reward
+
+    return ScoredLabeller(build_reward(config.labeller), name=config.labeller, temperature=config.temperature)
+
+
+def _chosen_first(group: Group) -> Group:
+    label = group.label
+    assert isinstance(label, Preference)
+    if label.probability >= 0.5:
+        return group
+    return replace(group, responses=group.responses[::-1], label=replace(label, probability=1 - label.probability))

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kleash.cli import main
+from kleash.data.formats import read_groups, write_groups
+from kleash.data.group import Group, Preference, Response
+from kleash.errors import DataError
+from kleash.stages.export import ExportConfig, run
+
+
+@pytest.fixture
+def store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """A store of forty labels, made by the command."""
+    rows = [Group(f"p{i}", (Response("good"), Response("bad")), Preference(1.0)) for i in range(40)]
+    write_groups(rows, tmp_path / "old.jsonl")
+    with pytest.raises(SystemExit) as done:
+        main(["import", "--store", str(tmp_path / "labels.db"), "--data", str(tmp_path / "old.jsonl")])
+    assert done.value.code == 0 and "40 new pairs, 40 new votes" in capsys.readouterr().out
+    return str(tmp_path / "labels.db")
+
+
+def test_labels_go_from_file_to_store_to_file_by_command(store: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["export", "--store", store, "--out", str(tmp_path / "out"), "--test-share", "0.25"])
+    assert done.value.code == 0
+    train, test = (list(read_groups(tmp_path / "out" / f"{name}.jsonl")) for name in ("train", "test"))
+    assert len(train) + len(test) == 40 and 3 <= len(test) <= 18
+    assert all(row.responses[0].text == "good" for row in train + test)
+
+
+def test_an_export_is_not_written_again_and_other_settings_are_refused(store: str, tmp_path: Path) -> None:
+    config = ExportConfig(store=store, out=tmp_path / "out")
+    before = (run(config) / "train.jsonl").stat().st_mtime_ns
+    assert (run(config) / "train.jsonl").stat().st_mtime_ns == before
+    with pytest.raises(DataError, match="other settings"):
+        run(config.model_copy(update={"ties": "drop"}))
+
+
+def test_an_empty_store_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["export", "--store", str(tmp_path / "new.db"), "--out", str(tmp_path / "out")])
+    assert done.value.code == 2 and "holds no label yet" in capsys.readouterr().err
