@@ -158,9 +158,9 @@ class SmallJudge:
         """P(the first is better) by each principle, in this order alone."""
         found = []
         for start in range(0, len(groups), ROWS_AT_ONCE):
-            rows = [(group.prompt_text, *group.responses) for group in groups[start : start + ROWS_AT_ONCE]]
+            rows: list[Shown] = [(g.prompt_text, *g.responses) for g in groups[start : start + ROWS_AT_ONCE]]
             told = answers(self.model, self.tokenizer, rows, [p.text for p in self.constitution.principles])
-            a, b = (told[..., self.tokenizer.convert_tokens_to_ids(side)] for side in SIDES)
+            a, b = (told[..., side] for side in ids_of(self.tokenizer, SIDES))
             found.append((a - b).sigmoid().cpu())
         return torch.cat(found)
 
@@ -180,19 +180,21 @@ def answers(
         principles: their texts.
     """
 
-    def ids(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer.convert_tokens_to_ids(text.split()))
-
-    tails = [ids(f"; {text} :") for text in principles]
-    asked = tuple(EncodedResponse(tail, (True,) * len(tail)) for tail in tails)
-    batch = collate(
-        [EncodedGroup(ids(judged(row)), asked, Group("")) for row in rows],
-        pad_id=tokenizer.convert_tokens_to_ids(PAD),
-        device=model.device,
-    )
+    asked = []
+    for text in principles:
+        tail = ids_of(tokenizer, [";", *text.split(), ":"])
+        asked.append(EncodedResponse(tail, (True,) * len(tail)))
+    encoded = [EncodedGroup(ids_of(tokenizer, judged(row).split()), tuple(asked), Group("")) for row in rows]
+    batch = collate(encoded, pad_id=ids_of(tokenizer, [PAD])[0], device=model.device)
     states = response_states(model, batch, final=True)
     last = batch.lengths[..., None, None].expand(-1, -1, 1, states.shape[-1])
     return projection(model)(states.gather(2, last).squeeze(2)).float().log_softmax(-1)
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> tuple[int, ...]:
+    """The ids of words; what the judge does not know is `UNKNOWN`."""
+    known = tokenizer.get_vocab()
+    return tuple(known.get(word, known[UNKNOWN]) for word in words)
 
 
 def judged(row: Shown) -> str:
@@ -251,11 +253,11 @@ def pupil(world: World, base: Path, *, seed: int) -> tuple[PreTrainedModel, PreT
     said = [*SIDES, ";", ":", *GRADES, *(word for text in texts for word in text.split())]
     words = [*world.vocabulary, *dict.fromkeys(word for word in said if word not in world.vocabulary)]
     known = model.get_input_embeddings().weight.detach().clone()
-    model.resize_token_embeddings(len(words), mean_resizing=False)
+    embedding = model.resize_token_embeddings(len(words), mean_resizing=False)
     generator = torch.Generator().manual_seed(derive_seed(seed, "judge words"))
     with torch.no_grad():
         new = torch.randn(len(words) - len(known), known.shape[1], generator=generator)
-        model.get_input_embeddings().weight[len(known) :] = new * known.std().cpu()
+        embedding.weight[len(known) :] = new * known.std().cpu()
     table = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
     table.pre_tokenizer = WhitespaceSplit()
     return model, PreTrainedTokenizerFast(
@@ -287,12 +289,12 @@ def lesson(
         return [parts[principle.name] for principle in principles]
 
     def graded(rows: Sequence[Shown], texts: Sequence[str], grades: Sequence[Sequence[str]]) -> Float[Tensor, ""]:
-        ids = torch.tensor([tokenizer.convert_tokens_to_ids(list(row)) for row in grades], device=model.device)
+        ids = torch.tensor([ids_of(tokenizer, row) for row in grades], device=model.device)
         return -answers(model, tokenizer, rows, texts).gather(-1, ids[..., None]).mean()
 
     first = [worths(prompt, response) for prompt, response, _ in rows]
     second = [worths(prompt, response) for prompt, _, response in rows]
-    a, b = (tokenizer.convert_tokens_to_ids(side) for side in SIDES)
+    a, b = ids_of(tokenizer, SIDES)
     p = ((torch.tensor(first) - torch.tensor(second)) / TEMPERATURE).sigmoid().to(model.device)
     verdict = answers(model, tokenizer, rows, texts)
     loss = -(p * verdict[..., a] + (1 - p) * verdict[..., b]).mean()

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -84,7 +85,7 @@ def draw(found: Sequence[Mapping[str, Mapping[str, float]]], file: Path) -> None
         errors = [values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0 for values in (accuracy, gold)]
         axes.errorbar(accuracy.mean(), gold.mean(), errors[1], errors[0], "s", color=points.get_color(), capsize=3)
         axes.annotate(name, (accuracy.mean(), gold.mean()), (6, -12), textcoords="offset points", fontsize=8)
-    axes.axhline(np.mean([own["gold"] - own["gain"] for seed in found for own in seed.values()]), ls=":", color="grey")
+    axes.axhline(np.mean([own["gold"] - own["gain"] for seed in found for own in seed.values()), ls=":", color="grey")
     axes.set_xlabel("accuracy of the labeller against gold (dotted: SFT)")
     axes.set_ylabel("gold after PPO on its labels")
     figure.savefig(file, metadata={"Date": None})
