@@ -105,12 +105,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     running: list[tuple[uvicorn.Server, threading.Thread, Store]] = []
 
     def start(
-        groups: Sequence[Group] = (),
-        *,
-        practice: Sequence[Group] = (),
-        guidelines: str = "",
-        goal: int = 0,
-        **settings: Any,
+        groups: Sequence[Group] = (), *, practice: Sequence[Group] = (), guidelines: str = "", goal: int = 0, **settings: Any
     ) -> Site_:
         store = Store.open(tmp_path / f"labels{len(running)}.db")
         store.add_tasks(groups)

@@ -72,9 +72,7 @@ def test_html_is_shown_as_the_text_it_is() -> None:
     assert Inspector(render(text)).text.strip() == text
 
 
-@pytest.mark.parametrize(
-    "formula", [r"$\frac{a}{b}$", r"\(\frac{a}{b}\)", r"$$\frac{a}{b}$$", "\\[\n\\frac{a}{b}\n\\]"]
-)
+@pytest.mark.parametrize("formula", [r"$\frac{a}{b}$", r"\(\frac{a}{b}\)", r"$$\frac{a}{b}$$", "\\[\n\\frac{a}{b}\n\\]"])
 def test_maths_in_any_brackets_becomes_mathml(formula: str) -> None:
     html = render(f"so\n\n{formula}\n\nholds")
     assert "<mfrac><mrow><mi>a</mi></mrow><mrow><mi>b</mi></mrow></mfrac>" in html and "$" not in html
@@ -125,9 +123,7 @@ def test_single_line_ends_are_kept() -> None:
 
 
 def test_a_conversation_has_its_turns_with_their_roles_and_calls_of_tools() -> None:
-    shown = turns(
-        ({"role": "user", "content": "<b>"}, {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]})
-    )
+    shown = turns(({"role": "user", "content": "<b>"}, {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}))
     assert [turn.role for turn in shown] == ["user", "assistant"]
     assert shown[0].raw == "<b>" and "&lt;b&gt;" in shown[0].html and "name" in shown[1].html
     assert turns("plain")[0].role == ""

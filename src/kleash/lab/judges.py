@@ -27,7 +27,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from kleash.data.group import EncodedGroup, EncodedResponse, Group, Response, collate
+from kleash.data.batch import EncodedGroup, EncodedResponse, collate
+from kleash.data.group import Group, Response
 from kleash.feedback.constitution import Constitution, Principle
 from kleash.feedback.labeller import Verdict
 from kleash.lab.world import END, PAD, UNKNOWN, Style, World
@@ -179,7 +180,6 @@ def answers(
         rows: what is judged; all with one response or all with two.
         principles: their texts.
     """
-
     asked = []
     for text in principles:
         tail = ids_of(tokenizer, [";", *text.split(), ":"])

@@ -85,7 +85,8 @@ def draw(found: Sequence[Mapping[str, Mapping[str, float]]], file: Path) -> None
         errors = [values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0 for values in (accuracy, gold)]
         axes.errorbar(accuracy.mean(), gold.mean(), errors[1], errors[0], "s", color=points.get_color(), capsize=3)
         axes.annotate(name, (accuracy.mean(), gold.mean()), (6, -12), textcoords="offset points", fontsize=8)
-    axes.axhline(np.mean([own["gold"] - own["gain"] for seed in found for own in seed.values()), ls=":", color="grey")
+    start = fmean(own["gold"] - own["gain"] for seed in found for own in seed.values())
+    axes.axhline(start, ls=":", color="grey")
     axes.set_xlabel("accuracy of the labeller against gold (dotted: SFT)")
     axes.set_ylabel("gold after PPO on its labels")
     figure.savefig(file, metadata={"Date": None})
