@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Float
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.data.batch import EncodedGroup, collate
+from kleash.data.batch import collate
 from kleash.data.batching import batch_at
 from kleash.data.chat import encode_all
+from kleash.data.group import EncodedGroup
 from kleash.feedback.choose import By, choose, doubt_of
 from kleash.lab import bench
 from kleash.lab.bench import Bench

@@ -27,8 +27,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from kleash.data.batch import EncodedGroup, EncodedResponse, collate
-from kleash.data.group import Group, Response
+from kleash.data.batch import collate
+from kleash.data.group import EncodedGroup, EncodedResponse, Group, Response
 from kleash.feedback.constitution import Constitution, Principle
 from kleash.feedback.labeller import Verdict
 from kleash.lab.world import END, PAD, UNKNOWN, Style, World
