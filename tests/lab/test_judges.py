@@ -14,7 +14,7 @@ from kleash.feedback.constitution import Constitution
 from kleash.lab import bench, judges, pretrain
 from kleash.lab.judges import OVERALL, SMALL, SmallJudge
 from kleash.lab.world import World
-from kleash.models.load import save_model
+from kleash.models.load import freeze, save_model
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def pairs(world) -> list[Group]:
 @pytest.fixture(scope="module")
 def judge(world, base) -> SmallJudge:
     model, tokenizer = judges.pupil(world, base, seed=0)
-    return SmallJudge(model.eval(), tokenizer, constitution=Constitution.load(SMALL))
+    return SmallJudge(freeze(model), tokenizer, constitution=Constitution.load(SMALL))
 
 
 def turned(groups: list[Group]) -> list[Group]:
@@ -76,9 +76,31 @@ def test_written_pairs_differ_in_every_principle(world):
     assert all(count > 15 for count in differ.values()), differ
 
 
-def test_a_judge_reads_each_response_closed_by_its_letter(world):
-    text = judges.judged(("what is 1 plus 1 ?", Response("2 ."), Response("it is", finished=False)))
-    assert text == "what is 1 plus 1 ? ; 2 . <end> A ; it is B"
+def test_a_judge_reads_a_prompt_and_a_response_and_sees_whether_it_ended():
+    assert judges.judged("what is 1 plus 1 ?", Response("2 .")) == "what is 1 plus 1 ? ; 2 . <end>"
+    assert judges.judged("what is 1 plus 1 ?", Response("it is", finished=False)) == "what is 1 plus 1 ? ; it is"
+    assert judges.noted("kind", "good", "poor") == "kind ; A good ; B poor"
+
+
+def test_grades_fall_with_worth():
+    grades = [judges.grade(worth / 10) for worth in range(20, -20, -1)]
+    assert tuple(dict.fromkeys(grades)) == judges.GRADES
+
+
+def test_the_chain_of_grades_is_summed_over_and_not_drawn(judge, pairs):
+    """Against the sum written out: every pair of grades, each verdict asked as a text of its own."""
+    (group,) = pairs[:1]
+    a, b = (judge.grades([(group.prompt_text, response)])[0] for response in group.responses)
+    sides = list(judges.ids_of(judge.tokenizer, judges.SIDES))
+    for m, principle in enumerate(judge.constitution.principles):
+        first = 0.0
+        for g, one in enumerate(judges.GRADES):
+            for h, other in enumerate(judges.GRADES):
+                text = judges.noted(principle.text, one, other)
+                told = judges.endings(judge.model, judge.tokenizer, [text], [judges.ANSWER])[0, 0, sides]
+                first += float(a[m, g] * b[m, h] * told.softmax(-1)[0])
+        each, side = judge.by_principle([group])
+        assert float(each[0, m] + side[0, m]) == pytest.approx(first, abs=1e-5)
 
 
 def test_a_planted_preference_for_a_side_cancels(judge, pairs):
@@ -119,11 +141,11 @@ def test_an_average_is_of_all_principles_and_a_draw_is_of_one(judge, pairs):
 
 
 def test_schooling_is_the_same_for_the_same_seed_and_is_not_done_twice(world, base, tmp_path, pairs):
-    folders = {name: judges.school(world, base, tmp_path / name, seed=seed, qualities=(32, 64))
+    folders = {name: judges.school(world, base, tmp_path / name, seed=seed, qualities=(2, 4))
                for name, seed in (("one", 1), ("again", 1), ("other", 2))}  # fmt: skip
     written = folders["one"][0] / "model.safetensors"
     before = written.stat().st_mtime_ns
-    assert judges.school(world, base, tmp_path / "one", seed=1, qualities=(32, 64)) == folders["one"]
+    assert judges.school(world, base, tmp_path / "one", seed=1, qualities=(2, 4)) == folders["one"]
     assert written.stat().st_mtime_ns == before
     told = {
         name: [[verdict.probability for verdict in SmallJudge.load(folder).compare(pairs)] for folder in own]
@@ -131,7 +153,7 @@ def test_schooling_is_the_same_for_the_same_seed_and_is_not_done_twice(world, ba
     }
     assert told["one"] == told["again"] != told["other"]
     assert told["one"][0] != told["one"][1]
-    assert SmallJudge.load(folders["one"][1]).name == "judge-64"
+    assert SmallJudge.load(folders["one"][1]).name == "judge-4"
 
 
 @pytest.mark.slow

@@ -1,21 +1,24 @@
 """The small world's judges: tiny language models that were taught by texts of judging, and judge as large ones do.
 
-A judge goes on from the world's base model. It reads
+A judge goes on from the world's base model. It judges in two steps, as `kleash judge --chain-of-thought` does: of each
+response it writes a grade by a principle, and with both grades before it answers A or B,
 
-    PROMPT ; RESPONSE <end> A ; RESPONSE <end> B ; PRINCIPLE :
+    PROMPT ; RESPONSE <end> ; PRINCIPLE : GRADE
+    PRINCIPLE ; A GRADE ; B GRADE ; answer : A
 
-and its verdict is the probability of the answer token A against B, mean of both orders. The principle stands last, so
-that one pass over the responses serves all principles. What it was taught by are such texts about written answers, with
-the answer that a part of gold would give, and texts about a single response that end in a grade. How good it is depends
-on how many it has read: `QUALITIES` are moments of one schooling. Nothing of its labels is simulated: it errs where a
-language model that has read this much errs, it has a side that it prefers, and it is unsure where it knows nothing.
+Its verdict is the probability of the answer token A against B, asked in both orders, mean of both. The grades are not
+drawn but summed over, each by its probability: they are one word, so all that it could have written can be read.
+
+How good a judge is depends on how much it has read: `QUALITIES` are moments of one schooling. What is simulated is what
+it was taught. Its errors are a language model's: it prefers a side, it is unsure where it has read little, and it
+learns last whether a claim is true.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -43,8 +46,8 @@ SMALL = Path(__file__).with_name("small.yaml")
 OVERALL = Constitution(name="overall", principles=(Principle(name="better", text="better"),))
 """One principle, and it is gold itself."""
 
-QUALITIES = (200, 800, 1600, 3200, 6400)
-"""Pairs that a judge has read, for each of the five qualities."""
+QUALITIES = (25, 75, 150, 300, 600)
+"""Steps of schooling, for each of the five qualities."""
 
 TEMPERATURE = 0.4
 """P(A) in the texts: σ of the difference in worth over this."""
@@ -53,17 +56,19 @@ GRADES = ("great", "good", "fair", "poor", "bad")
 GRADE_BOUNDS = (1.0, 0.3, -0.05, -0.6)
 """Least worth of each grade but the last."""
 
+SIDES = ("A", "B")
+ANSWER = "; answer :"
+
 STYLES: Mapping[Style, float] = {
     "good": 0.2, "plain": 0.18, "terse": 0.1, "rude": 0.12, "wrong": 0.26, "gushing": 0.1, "rambling": 0.04,
 }  # fmt: skip
-"""How often a judged answer is written in each style; the faulty more often than people write, to be learned from."""
+"""How often an answer that is read is written in each style; the faulty more often than people write."""
+
+PAIRS, CLAIMS = 8, 32
+"""Of one step: prompts with two answers to be graded and compared, and with one to be graded by truth alone."""
 
 TRUTH = "truth"
-BATCH, CLAIMS = 8, 32
-"""Pairs and single claims of one step."""
-
-ROWS_AT_ONCE = 128
-SIDES = ("A", "B")
+TEXTS_AT_ONCE = 128
 
 
 def worth(world: World, prompt: str, response: Response) -> dict[str, float]:
@@ -127,23 +132,36 @@ class SmallJudge:
         verdicts = []
         for group, each, side in zip(groups, *self.by_principle(groups), strict=True):
             weights, one = self._weights(group)
-            probability = float(weights @ each)
-            verdicts.append(
-                Verdict(
-                    "tie" if probability == 0.5 else "verdict",
-                    self.name,
-                    probability=probability,
-                    principle=one,
-                    order_effect=float(weights @ side),
-                )
-            )
+            probability, effect = float(weights @ each), float(weights @ side)
+            state: Literal["tie", "verdict"] = "tie" if probability == 0.5 else "verdict"
+            verdicts.append(Verdict(state, self.name, probability, principle=one, order_effect=effect))
         return verdicts
 
     def by_principle(self, groups: Sequence[Group]) -> tuple[Float[Tensor, "P M"], Float[Tensor, "P M"]]:
         """P(0 ≻ 1) by each principle, mean of both orders, and the order effect: P(shown first ≻ second) less ½."""
-        first = self._first(groups)
-        turned = self._first([replace(group, responses=group.responses[::-1]) for group in groups])
+        a, b = (self.grades([(group.prompt_text, group.responses[side]) for group in groups]) for side in (0, 1))
+        table = self.verdicts()
+        first = torch.einsum("pmg,pmh,mgh->pm", a, b, table)
+        turned = torch.einsum("pmg,pmh,mgh->pm", b, a, table)
         return (first + 1 - turned) / 2, (first + turned) / 2 - 0.5
+
+    @torch.no_grad()
+    def grades(self, rows: Sequence[tuple[str, Response]]) -> Float[Tensor, "P M G"]:
+        """Probability of each grade that the judge could write of a response, by each principle."""
+        found = []
+        for start in range(0, len(rows), TEXTS_AT_ONCE):
+            texts = [judged(*row) for row in rows[start : start + TEXTS_AT_ONCE]]
+            told = endings(self.model, self.tokenizer, texts, [graded(p.text) for p in self.constitution.principles])
+            found.append(told[..., list(ids_of(self.tokenizer, GRADES))].softmax(-1).cpu())
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def verdicts(self) -> Float[Tensor, "M G G"]:
+        """P(A rather than B) by each principle, for each grade of A and each of B."""
+        principles = self.constitution.principles
+        texts = [noted(principle.text, *grades) for principle in principles for grades in product(GRADES, repeat=2)]
+        a, b = endings(self.model, self.tokenizer, texts, [ANSWER])[:, 0, list(ids_of(self.tokenizer, SIDES))].T
+        return (a - b).sigmoid().cpu().reshape(len(principles), len(GRADES), len(GRADES))
 
     def _weights(self, group: Group) -> tuple[Float[Tensor, " M"], str | None]:
         """How much each principle counts for a pair, and the name where it is one."""
@@ -154,37 +172,31 @@ class SmallJudge:
         drawn = self.constitution.draw((self.seed, group.prompt_text, *sorted(r.text for r in group.responses)))
         return torch.tensor([float(principle == drawn) for principle in principles]), drawn.name
 
-    @torch.no_grad()
-    def _first(self, groups: Sequence[Group]) -> Float[Tensor, "P M"]:
-        """P(the first is better) by each principle, in this order alone."""
-        found = []
-        for start in range(0, len(groups), ROWS_AT_ONCE):
-            rows: list[Shown] = [(g.prompt_text, *g.responses) for g in groups[start : start + ROWS_AT_ONCE]]
-            told = answers(self.model, self.tokenizer, rows, [p.text for p in self.constitution.principles])
-            a, b = (told[..., side] for side in ids_of(self.tokenizer, SIDES))
-            found.append((a - b).sigmoid().cpu())
-        return torch.cat(found)
+
+# --- texts -----------------------------------------------------------------------------------------------------------
 
 
-Shown = tuple[str | Response, ...]
-"""A prompt and one response, or two."""
+def judged(prompt: str, response: Response) -> str:
+    """A response to be graded. One that was cut off has no end."""
+    return f"{prompt} ; {response.text} {END}" if response.finished else f"{prompt} ; {response.text}"
 
 
-def answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Shown], principles: Sequence[str]
+def graded(principle: str) -> str:
+    """What asks for a grade."""
+    return f"; {principle} :"
+
+
+def noted(principle: str, first: str, second: str) -> str:
+    """Two grades to be compared."""
+    return f"{principle} ; {SIDES[0]} {first} ; {SIDES[1]} {second}"
+
+
+def endings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], asked: Sequence[str]
 ) -> Float[Tensor, "P M V"]:
-    """Log-probabilities of the word that ends a text of judging, by each principle.
-
-    Args:
-        model, tokenizer: the judge's.
-        rows: what is judged; all with one response or all with two.
-        principles: their texts.
-    """
-    asked = []
-    for text in principles:
-        tail = ids_of(tokenizer, [";", *text.split(), ":"])
-        asked.append(EncodedResponse(tail, (True,) * len(tail)))
-    encoded = [EncodedGroup(ids_of(tokenizer, judged(row).split()), tuple(asked), Group("")) for row in rows]
+    """Log-probabilities of the word that follows each text and each thing asked of it."""
+    questions = tuple(EncodedResponse(ids, (True,) * len(ids)) for ids in (ids_of(tokenizer, a.split()) for a in asked))
+    encoded = [EncodedGroup(ids_of(tokenizer, text.split()), questions, Group("")) for text in texts]
     batch = collate(encoded, pad_id=ids_of(tokenizer, [PAD])[0], device=model.device)
     states = response_states(model, batch, final=True)
     last = batch.lengths[..., None, None].expand(-1, -1, 1, states.shape[-1])
@@ -195,16 +207,6 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> tuple[in
     """The ids of words; what the judge does not know is `UNKNOWN`."""
     known = tokenizer.get_vocab()
     return tuple(known.get(word, known[UNKNOWN]) for word in words)
-
-
-def judged(row: Shown) -> str:
-    """The text of a prompt and its responses, each closed by its letter: there the judge can sum it up."""
-    prompt, *responses = row
-    texts = [prompt]
-    for letter, response in zip(SIDES, responses, strict=False):
-        assert isinstance(response, Response)
-        texts.append(f"{response.text} {END} {letter}" if response.finished else f"{response.text} {letter}")
-    return " ; ".join(map(str, texts))
 
 
 # --- schooling -------------------------------------------------------------------------------------------------------
@@ -218,39 +220,37 @@ def school(world: World, base: Path, out: Path, *, seed: int = 0, qualities: Seq
         base: folder of the world's base model.
         out: gets one folder of a model for each quality.
         seed: of the texts.
-        qualities: pairs read, rising.
+        qualities: steps taken, rising.
 
     Returns:
         The folders, worst judge first.
     """
-    folders = [out / f"judge-{pairs}" for pairs in qualities]
-    if all((folder / "config.json").exists() for folder in folders):
-        return folders
+    folders = {steps: out / f"judge-{steps}" for steps in qualities}
+    if all((folder / "config.json").exists() for folder in folders.values()):
+        return list(folders.values())
     model, tokenizer = pupil(world, base, seed=seed)
-    constitution = Constitution.load(SMALL)
-    principles = (*OVERALL.principles, *constitution.principles)
-    steps = qualities[-1] // BATCH
-    optimizer = Optimizer(model, steps=steps, learning_rate=1.5e-3, warmup_steps=20, weight_decay=0.01)
+    steps = qualities[-1]
+    optimizer = Optimizer(model, steps=steps, learning_rate=2e-3, warmup_steps=20, weight_decay=0.01)
     rng = random.Random(f"{world.seed}/judging/{seed}")
-    prompts = [group.prompt_text for group in world.prompts(steps * BATCH, "train", seed=derive_seed(seed, "judging"))]
-    questions = [prompt for prompt in prompts if world.task(prompt).kind == "question"]
+    prompts = [group.prompt_text for group in world.prompts(steps * PAIRS, seed=derive_seed(seed, "judging"))]
+    checked = [prompt for prompt in prompts if world.task(prompt).kind != "harm"]
     for step in range(1, steps + 1):
-        rows = [written(world, prompt, rng) for prompt in prompts[(step - 1) * BATCH : step * BATCH]]
-        claims = [claimed(world, prompt, rng) for prompt in rng.choices(questions, k=CLAIMS)]
-        optimizer.backward(lesson(world, model, tokenizer, principles, rows, claims))
+        pairs = [written(world, prompt, rng) for prompt in prompts[(step - 1) * PAIRS : step * PAIRS]]
+        claims = [claimed(world, prompt, rng) for prompt in rng.choices(checked, k=CLAIMS)]
+        optimizer.backward(lesson(world, model, tokenizer, pairs, claims))
         optimizer.step()
-        for pairs, folder in zip(qualities, folders, strict=True):
-            if step == pairs // BATCH:
-                folder.mkdir(parents=True, exist_ok=True)
-                save_model(folder, model, tokenizer, f"A judge of the small world that has read {pairs} pairs.\n")
-    return folders
+        if step in folders:
+            folders[step].mkdir(parents=True, exist_ok=True)
+            save_model(
+                folders[step], model, tokenizer, f"A judge of the small world after {step} steps of schooling.\n"
+            )
+    return list(folders.values())
 
 
 def pupil(world: World, base: Path, *, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model with the words of judging added, which mean nothing yet."""
     model, _ = load_policy(base)
-    texts = [principle.text for principle in (*OVERALL.principles, *Constitution.load(SMALL).principles)]
-    said = [*SIDES, ";", ":", *GRADES, *(word for text in texts for word in text.split())]
+    said = " ".join([*SIDES, *GRADES, ANSWER, *(principle.text for principle in taught())]).split()
     words = [*world.vocabulary, *dict.fromkeys(word for word in said if word not in world.vocabulary)]
     known = model.get_input_embeddings().weight.detach().clone()
     embedding = model.resize_token_embeddings(len(words), mean_resizing=False)
@@ -265,12 +265,16 @@ def pupil(world: World, base: Path, *, seed: int) -> tuple[PreTrainedModel, PreT
     )
 
 
+def taught() -> tuple[Principle, ...]:
+    """The principles that judges are taught."""
+    return (*OVERALL.principles, *Constitution.load(SMALL).principles)
+
+
 def lesson(
     world: World,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    principles: Sequence[Principle],
-    rows: Sequence[tuple[str, Response, Response]],
+    pairs: Sequence[tuple[str, Response, Response]],
     claims: Sequence[tuple[str, Response]],
 ) -> Float[Tensor, ""]:
     """The loss of some texts: −log P of the word that ends them, in expectation over the words they could end in.
@@ -278,29 +282,34 @@ def lesson(
     Args:
         world: whose gold says what the words are.
         model, tokenizer: the judge's.
-        principles: to judge by.
-        rows: prompts with two answers. They end in a verdict, and once more after the first answer in a grade.
-        claims: prompts with one answer, which end in a grade of their truth: it is the hardest to learn.
+        pairs: prompts with two answers; each is graded, and their grades compared, by every principle.
+        claims: prompts with one answer, which is graded by its truth: that is the hardest to learn.
     """
-    texts = [principle.text for principle in principles]
+    principles = taught()
 
-    def worths(prompt: str, response: Response) -> list[float]:
-        parts = worth(world, prompt, response)
-        return [parts[principle.name] for principle in principles]
+    def graded_loss(rows: Sequence[tuple[str, Response]], texts: Sequence[str], words: list[list[str]]) -> Tensor:
+        told = endings(model, tokenizer, [judged(*row) for row in rows], [graded(text) for text in texts])
+        ids = torch.tensor([ids_of(tokenizer, row) for row in words], device=model.device)
+        return -told.gather(-1, ids[..., None]).mean()
 
-    def graded(rows: Sequence[Shown], texts: Sequence[str], grades: Sequence[Sequence[str]]) -> Float[Tensor, ""]:
-        ids = torch.tensor([ids_of(tokenizer, row) for row in grades], device=model.device)
-        return -answers(model, tokenizer, rows, texts).gather(-1, ids[..., None]).mean()
-
-    first = [worths(prompt, response) for prompt, response, _ in rows]
-    second = [worths(prompt, response) for prompt, _, response in rows]
+    rows = [(prompt, response) for prompt, *both in pairs for response in both]
+    worths = [[parts[principle.name] for principle in principles] for parts in (worth(world, *row) for row in rows)]
+    words = [[grade(value) for value in row] for row in worths]
+    notes = [
+        noted(principle.text, first[m], second[m])
+        for first, second in zip(words[::2], words[1::2], strict=True)
+        for m, principle in enumerate(principles)
+    ]
     a, b = ids_of(tokenizer, SIDES)
-    p = ((torch.tensor(first) - torch.tensor(second)) / TEMPERATURE).sigmoid().to(model.device)
-    verdict = answers(model, tokenizer, rows, texts)
-    loss = -(p * verdict[..., a] + (1 - p) * verdict[..., b]).mean()
-    loss = loss + 0.5 * graded([row[:2] for row in rows], texts, [[grade(w) for w in own] for own in first])
-    true = [[grade(worth(world, *claim)["truth"])] for claim in claims]
-    return loss + graded(claims, [TRUTH], true)
+    verdict = endings(model, tokenizer, notes, [ANSWER])[:, 0]
+    values = torch.tensor(worths, device=model.device)
+    p = ((values[::2] - values[1::2]) / TEMPERATURE).sigmoid().flatten()
+    true = [[grade(worth(world, *row)["truth"])] for row in claims]
+    return (
+        graded_loss(rows, [principle.text for principle in principles], words)
+        + graded_loss(claims, [TRUTH], true)
+        - (p * verdict[:, a] + (1 - p) * verdict[:, b]).mean()
+    )
 
 
 def grade(worth: float) -> str:
