@@ -252,12 +252,12 @@ def pupil(world: World, base: Path, *, seed: int) -> tuple[PreTrainedModel, PreT
     model, _ = load_policy(base)
     said = " ".join([*SIDES, *GRADES, ANSWER, *(principle.text for principle in taught())]).split()
     words = [*world.vocabulary, *dict.fromkeys(word for word in said if word not in world.vocabulary)]
-    known = model.get_input_embeddings().weight.detach().clone()
+    known = len(world.vocabulary)
     embedding = model.resize_token_embeddings(len(words), mean_resizing=False)
     generator = torch.Generator().manual_seed(derive_seed(seed, "judge words"))
     with torch.no_grad():
-        new = torch.randn(len(words) - len(known), known.shape[1], generator=generator)
-        embedding.weight[len(known) :] = new * known.std().cpu()
+        new = torch.randn(len(words) - known, embedding.embedding_dim, generator=generator)
+        embedding.weight[known:] = new.to(embedding.weight) * embedding.weight[:known].std()
     table = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
     table.pre_tokenizer = WhitespaceSplit()
     return model, PreTrainedTokenizerFast(
