@@ -47,7 +47,7 @@ EXAMPLES = {
     "best-of-n": "kleash best-of-n --model runs/sft --data prompts.jsonl --reward runs/reward --out best.jsonl -n 16",
     "ask": "kleash ask --data samples.jsonl --store labels.db --out preferences.jsonl --budget 500",
     "export": "kleash export --store labels.db --out labels --test-share 0.1",
-    "import": "kleash import --store labels.db --data old-labels.jsonl --annotator anna",
+    "import": "kleash import --store labels.db --data old-labels.jsonl --annotator team-a",
     "label": "kleash label --data samples.jsonl --store labels.db --guidelines guidelines.md --overlap 2",
     "overopt": "kleash overopt --run runs/ppo --gold runs/held-out-reward --best-of 16 --out runs/overopt",
 }

@@ -174,7 +174,7 @@ def test_davidson_with_one_vote_a_pair_is_refused(labels: Store, pairs: Pairs, t
 
 
 def test_labels_come_in_from_files_once_and_go_out_as_they_were(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
-    rows = [replace(group, label=Preference(0.75 if i else 1.0, "anna")) for i, group in enumerate(pairs(4))]
+    rows = [replace(group, label=Preference(0.75 if i else 1.0, "team-a")) for i, group in enumerate(pairs(4))]
     write_groups(rows, tmp_path / "in.jsonl")
     assert import_labels(labels, tmp_path / "in.jsonl") == {"tasks": 4, "votes": 4}
     assert import_labels(labels, tmp_path / "in.jsonl") == {"tasks": 0, "votes": 0}

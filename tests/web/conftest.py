@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
@@ -39,7 +39,7 @@ class Answer:
 
 
 @dataclass
-class Site_:
+class Running:
     """A server that runs, and its store."""
 
     url: str
@@ -78,7 +78,7 @@ class Site_:
 class Person:
     """A signed-in client without a browser."""
 
-    site: Site_
+    site: Running
     id: int
     cookie: str
     csrf: str
@@ -91,7 +91,7 @@ class Person:
         return self.site.ask("POST", path, body, cookie=self.cookie, headers=sent)
 
 
-Serve = Callable[..., Site_]
+Serve = Callable[..., Running]
 
 
 def pairs_of(count: int) -> list[Group]:
@@ -105,8 +105,13 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     running: list[tuple[uvicorn.Server, threading.Thread, Store]] = []
 
     def start(
-        groups: Sequence[Group] = (), *, practice: Sequence[Group] = (), guidelines: str = "", goal: int = 0, **settings: Any
-    ) -> Site_:
+        groups: Sequence[Group] = (),
+        *,
+        practice: Sequence[Group] = (),
+        guidelines: str = "",
+        goal: int = 0,
+        **settings: Any,
+    ) -> Running:
         store = Store.open(tmp_path / f"labels{len(running)}.db")
         store.add_tasks(groups)
         store.add_tasks(practice, kind="practice")
@@ -121,7 +126,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         running.append((server, thread, store))
-        return Site_(url, store, queue)
+        return Running(url, store, queue)
 
     yield start
     for server, thread, store in running:
@@ -172,10 +177,6 @@ Browse = Callable[..., Any]
 def browse(chromium: Any) -> Iterator[Browse]:
     """Open a page of its own, with its own cookies; `page.seen` tells what it did."""
     contexts = []
-
-    @contextmanager
-    def nothing() -> Iterator[None]:
-        yield
 
     def new(url: str | None = None, *, width: int = 1280, height: int = 800, **settings: Any) -> Any:
         context = chromium.new_context(viewport={"width": width, "height": height}, **settings)

@@ -112,7 +112,7 @@ SCRIPTS = r'''
 javascript:alert(1)
 '''.strip().split("\n")
 
-MARKDOWN = r"""
+_ONE_LINE = r"""
 [click](javascript:alert(1))
 [click](JAVASCRIPT:alert(1))
 [click](&#106;avascript:alert(1))
@@ -149,7 +149,9 @@ http://evil.example/bare
 <b>bold</b> <i onclick=alert(1)>it</i>
 [x]: <javascript:alert(1)>
 # Which is better? A is better. You have already voted.
-""".strip().split("\n") + [
+""".strip().split("\n")
+MARKDOWN = [
+    *_ONE_LINE,
     "```html\n<script>alert(1)</script>\n```",
     '```"><script>alert(1)</script>\nx\n```',
     "```html onload=alert(1)\n<img src=x onerror=alert(1)>\n```",
@@ -217,16 +219,39 @@ a < b > c & d
 \verb|<script>|
 \input{/etc/passwd}
 \write18{id}
-""".strip().split("\n")  # fmt: skip
+""".strip().split("\n")
 MATHS = [f"${latex}$" for latex in _LATEX] + [f"$$\n{latex}\n$$" for latex in _LATEX[:16]]
 
 UNICODE = [
-    "\u202eevil.example/gnp.exe\u202c", "\u2066\u2067\u2068isolated\u2069", "\u200fright\u200eleft", "a\u0000b", "\x07\x1b[31mred\x1b[0m",
-    "\ufeffmark", "zero\u200bwidth\u200djoin", "\U000e0041\U000e0042 tags", "x" + "\u0301" * 500, "Z\u0351\u036b\u0343\u036a\u0302\u036b\u033d" * 40,
-    "\u2028line\u2029paragraph", "\ud83d\udc68".encode("utf-16", "surrogatepass").decode("utf-16"), "ﷺ" * 50, "𒐫" * 50, "\u115f\u1160\u3164\uffa0",
-    "\u034f\u17b4\u17b5", "اَلْعَرَبِيَّةُ <script>alert(1)</script>", "‮<img src=x onerror=alert(1)>", "＜script＞alert(1)＜/script＞", "%00%0d%0aSet-Cookie: a=b",
-    "\r\nSet-Cookie: kleash=1\r\n\r\n<script>alert(1)</script>", "\x85\x9f", "\ufffe\uffff", "\U0010ffff", "١٢٣", "\u0085", "\xad" * 30, "̷̡̛" * 100,
-]  # fmt: skip
+    "\u202eevil.example/gnp.exe\u202c",
+    "\u2066\u2067\u2068isolated\u2069",
+    "\u200fright\u200eleft",
+    "a\u0000b",
+    "\x07\x1b[31mred\x1b[0m",
+    "\ufeffmark",
+    "zero\u200bwidth\u200djoin",
+    "\U000e0041\U000e0042 tags",
+    "x" + "\u0301" * 500,
+    "Z\u0351\u036b\u0343\u036a\u0302\u036b\u033d" * 40,
+    "\u2028line\u2029paragraph",
+    "\ud83d\udc68".encode("utf-16", "surrogatepass").decode("utf-16"),
+    "ﷺ" * 50,
+    "𒐫" * 50,
+    "\u115f\u1160\u3164\uffa0",
+    "\u034f\u17b4\u17b5",
+    "اَلْعَرَبِيَّةُ <script>alert(1)</script>",
+    "\u202e<img src=x onerror=alert(1)>",
+    "＜script＞alert(1)＜/script＞",
+    "%00%0d%0aSet-Cookie: a=b",
+    "\r\nSet-Cookie: kleash=1\r\n\r\n<script>alert(1)</script>",
+    "\x85\x9f",
+    "\ufffe\uffff",
+    "\U0010ffff",
+    "١٢٣",
+    "\u0085",
+    "\xad" * 30,
+    "̷̡̛" * 100,
+]
 
 STRINGS = r"""
 '; DROP TABLE votes; --
@@ -257,9 +282,27 @@ undefined
 """.strip().split("\n")
 
 OVERSIZED = [
-    "a" * 300_000, "a " * 150_000, "\n" * 50_000, "<b>" * 50_000, "*a" * 9_000, "[" * 15_000, "![" * 9_000, "> " * 9_000,
-    "- " * 9_000, "`" * 19_001, "$" * 19_001, r"\(" * 9_000, "$" + "{" * 900 + "}" * 900 + "$", "|a" * 5_000 + "\n" + "|-" * 5_000,
-    "```html\n" + "<" * 9_000 + "\n```", "# " * 9_000, "1. " * 6_000, "&lt;" * 5_000, "\u202e" * 20_000, "<script>" * 20_000,
-]  # fmt: skip
+    "a" * 300_000,
+    "a " * 150_000,
+    "\n" * 50_000,
+    "<b>" * 50_000,
+    "*a" * 9_000,
+    "[" * 15_000,
+    "![" * 9_000,
+    "> " * 9_000,
+    "- " * 9_000,
+    "`" * 19_001,
+    "$" * 19_001,
+    r"\(" * 9_000,
+    "$" + "{" * 900 + "}" * 900 + "$",
+    "|a" * 5_000 + "\n" + "|-" * 5_000,
+    "```html\n" + "<" * 9_000 + "\n```",
+    "# " * 9_000,
+    "1. " * 6_000,
+    "&lt;" * 5_000,
+    "\u202e" * 20_000,
+    "<script>" * 20_000,
+]
 
-HOSTILE: list[str] = [*SCRIPTS, *MARKDOWN, *MATHS, *UNICODE, *STRINGS, *OVERSIZED]
+BRIEF: list[str] = [*SCRIPTS, *MARKDOWN, *MATHS, *UNICODE, *STRINGS]
+HOSTILE: list[str] = [*BRIEF, *OVERSIZED]

@@ -5,18 +5,18 @@ from html.parser import HTMLParser
 
 import pytest
 
-from kleash.web.render import SHOWN_CHARACTERS, _CLEANER, render, turns
+from kleash.web.render import _CLEANER, SHOWN_CHARACTERS, render, turns
 
 from .hostile import HOSTILE
 
 TAGS = set(
-    "p br hr strong em s blockquote ul ol li pre code span div table thead tbody tr th td h3 h4 h5 h6 math mrow mi mn mo ms "
-    "mtext mspace mfrac msqrt mroot mstyle mpadded mphantom msub msup msubsup munder mover munderover mmultiscripts "
-    "mprescripts mtable mtr mtd mfenced menclose".split()
+    "p br hr strong em s blockquote ul ol li pre code span div table thead tbody tr th td h3 h4 h5 h6 "
+    "math mrow mi mn mo ms mtext mspace mfrac msqrt mroot mstyle mpadded mphantom msub msup msubsup munder mover "
+    "munderover mmultiscripts mprescripts mtable mtr mtd mfenced menclose".split()
 )
 ATTRIBUTES = set(
-    "class start tabindex display mathvariant stretchy fence form separator separators columnalign displaystyle accent open "
-    "close linethickness".split()
+    "class start tabindex display mathvariant stretchy fence form separator separators columnalign displaystyle accent "
+    "open close linethickness".split()
 )
 
 
@@ -72,7 +72,9 @@ def test_html_is_shown_as_the_text_it_is() -> None:
     assert Inspector(render(text)).text.strip() == text
 
 
-@pytest.mark.parametrize("formula", [r"$\frac{a}{b}$", r"\(\frac{a}{b}\)", r"$$\frac{a}{b}$$", "\\[\n\\frac{a}{b}\n\\]"])
+@pytest.mark.parametrize(
+    "formula", [r"$\frac{a}{b}$", r"\(\frac{a}{b}\)", r"$$\frac{a}{b}$$", "\\[\n\\frac{a}{b}\n\\]"]
+)
 def test_maths_in_any_brackets_becomes_mathml(formula: str) -> None:
     html = render(f"so\n\n{formula}\n\nholds")
     assert "<mfrac><mrow><mi>a</mi></mrow><mrow><mi>b</mi></mrow></mfrac>" in html and "$" not in html
@@ -123,7 +125,9 @@ def test_single_line_ends_are_kept() -> None:
 
 
 def test_a_conversation_has_its_turns_with_their_roles_and_calls_of_tools() -> None:
-    shown = turns(({"role": "user", "content": "<b>"}, {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}))
+    shown = turns(
+        ({"role": "user", "content": "<b>"}, {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]})
+    )
     assert [turn.role for turn in shown] == ["user", "assistant"]
     assert shown[0].raw == "<b>" and "&lt;b&gt;" in shown[0].html and "name" in shown[1].html
     assert turns("plain")[0].role == ""

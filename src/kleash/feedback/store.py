@@ -191,21 +191,21 @@ class Store:
         Raises:
             DataError: a group with fewer than two responses, or a practice group without a preference.
         """
-        added = 0
+        tasks = []
+        for row, group in enumerate(groups):
+            if len(group.responses) < 2:
+                raise DataError(
+                    f"row {row + 1} has {len(group.responses)} responses; a task has two or more to compare"
+                )
+            if kind == "practice" and not isinstance(group.label, Preference):
+                raise DataError(f"row {row + 1} has no preference; a practice row says which response is right")
+            for i, j in combinations(range(len(group.responses)), 2):
+                task = _task(group, i, j, kind)
+                if uncertainty is not None:
+                    task.uncertainty = float(uncertainty[row])
+                tasks.append(task)
         with self.writing() as session:
-            for row, group in enumerate(groups):
-                if len(group.responses) < 2:
-                    raise DataError(
-                        f"row {row + 1} has {len(group.responses)} responses; a task has two or more to compare"
-                    )
-                if kind == "practice" and not isinstance(group.label, Preference):
-                    raise DataError(f"row {row + 1} has no preference; a practice row says which response is right")
-                for i, j in combinations(range(len(group.responses)), 2):
-                    task = _task(group, i, j, kind)
-                    if uncertainty is not None:
-                        task.uncertainty = float(uncertainty[row])
-                    added += _add_once(session, task)
-        return added
+            return _add_new(session, tasks)
 
     def tasks(self) -> dict[int, Group]:
         """The tasks that count, by id, each as a group of two responses without label."""
@@ -238,7 +238,7 @@ class Store:
         with self.writing() as session:
             for group, verdict in zip(groups, verdicts, strict=True):
                 task = _task(group, 0, 1, "task")
-                _add_once(session, task)
+                _add_new(session, [task])
                 found = session.execute(select(Task.id, Task.first).where(Task.key == task.key)).one()
                 turned = found.first != task.first
                 annotator = _annotator(session, verdict.labeller, kind)
@@ -438,12 +438,19 @@ def _response(value: dict[str, Any]) -> Response:
     return Response(content(value["content"]), finished=value["finished"])
 
 
-def _add_once(session: Session, task: Task) -> int:
-    if session.scalar(select(Task.id).where(Task.key == task.key)) is not None:
-        return 0
-    session.add(task)
-    session.flush()
-    return 1
+def _add_new(session: Session, tasks: Sequence[Task]) -> int:
+    """Add those that are not there already, each once; many at a time, since people wait for the first of them."""
+    added = 0
+    for start in range(0, len(tasks), 500):
+        fresh: dict[str, Task] = {}
+        for task in tasks[start : start + 500]:
+            fresh.setdefault(task.key, task)
+        for key in list(session.scalars(select(Task.key).where(Task.key.in_(fresh)))):
+            del fresh[key]
+        session.add_all(fresh.values())
+        session.flush()
+        added += len(fresh)
+    return added
 
 
 def _annotator(session: Session, name: str, kind: str) -> int:

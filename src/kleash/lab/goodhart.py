@@ -244,7 +244,8 @@ def table(found: Mapping[Arm, Mapping[str, float]]) -> str:
     for kind in sorted(kinds, key=lambda kind: (kind[3], kind[0])):
         own = [row for arm, row in found.items() if (arm.comparisons, arm.way, arm.members, arm.beta) == kind]
         comparisons, way, members, beta = kind
-        cells = [pm([row[name] for row in own]) for name in names]
+        cells = [pm([row[name] for row in own]) for name in names[:-1]]
+        cells.append(f"{sum(row['turned'] for row in own):.0f} of {len(own)}")
         lines.append(f"| {comparisons} | {way} {members} | {beta:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -36,7 +36,7 @@ from kleash.errors import InputError
 from kleash.feedback.queue import Assignment, Ballot, Queue
 from kleash.feedback.store import Annotator
 from kleash.web.render import render, turns, visible
-from kleash.web.security import Guard, Sessions
+from kleash.web.security import Guard, Sessions, no
 
 REASON_CHARACTERS = 4_000
 NAME_CHARACTERS = 100
@@ -72,7 +72,7 @@ def build_app(queue: Queue, site: Site) -> Starlette:
     """The application of a queue."""
     sessions = Sessions(site.secret, secure=site.url.startswith("https:"))
     pages = Pages(queue, site, sessions)
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/join/{token}", pages.join),
             Route("/", pages.label),
@@ -94,6 +94,8 @@ def build_app(queue: Queue, site: Site) -> Starlette:
         middleware=[Middleware(Guard, store=queue.store, sessions=sessions, hosts=site.hosts)],
         exception_handlers={InputError: _refused},
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 class Pages:
@@ -277,7 +279,7 @@ def _post(act: Callable[[Annotator, Mapping[str, Any]], dict[str, Any]]) -> Call
 
 
 def _refused(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, 400)
+    return no(request, 400, str(error))
 
 
 def _whole(said: Mapping[str, Any], name: str) -> int:

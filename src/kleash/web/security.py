@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import time
 from dataclasses import dataclass, field
 
@@ -121,24 +122,24 @@ class Guard:
 
     async def _refusal(self, request: Request) -> Response | None:
         """Why not, if not."""
-        path = request.url.path
-        if _host(request) not in self._hosts:
-            return _no(request, 421, "this server goes by another name; open the link as it was given to you")
+        path = request.scope["path"]  # what the router goes by; `request.url` is made of the host's header too
+        if _name(request.headers.get("host", "")) not in self._hosts:
+            return no(request, 421, "this server goes by another name; open the link as it was given to you")
         if path.startswith("/join/"):
             address = request.client.host if request.client else ""
-            return None if self._joins.take(address) else _no(request, 429, "too many tries; wait a minute")
+            return None if self._joins.take(address) else no(request, 429, "too many tries; wait a minute")
         person = await run_in_threadpool(self._person, request)
         if person is None:
-            return _no(request, 401, "this page needs an invitation; open the link that was given to you")
+            return no(request, 401, "this page needs an invitation; open the link that was given to you")
         if not self._people.take(str(person.id)):
-            return _no(request, 429, "too many requests; wait a moment")
+            return no(request, 429, "too many requests; wait a moment")
         request.state.person = person
         if request.method in ("GET", "HEAD"):
             return None
         return self._forged(request, person)
 
     def _person(self, request: Request) -> Annotator | None:
-        path = request.url.path
+        path = request.scope["path"]
         admin = path == "/admin" or path.startswith("/admin/")
         roles = ["admin"] if admin else ["annotator", "admin"] if path.startswith("/static/") else ["annotator"]
         for role in roles:
@@ -151,27 +152,28 @@ class Guard:
     def _forged(self, request: Request, person: Annotator) -> Response | None:
         """Whether something else than our own page, opened by this very person, sent this."""
         origin = request.headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
-            return _no(request, 403, "this was sent from another site")
+        if origin is not None and _name(origin.partition("://")[2]) not in self._hosts:
+            return no(request, 403, "this was sent from another site")
         if not hmac.compare_digest(request.headers.get("x-csrf", ""), self._sessions.csrf(person)):
-            return _no(request, 403, "this page was opened by somebody else; reload it")
+            return no(request, 403, "this page was opened by somebody else; reload it")
         if request.headers.get("content-type", "").partition(";")[0] != "application/json":
-            return _no(request, 415, "send application/json")
+            return no(request, 415, "send application/json")
         size = request.headers.get("content-length", "")
         # A body in chunks says no size; the server holds one that says it to its word.
         if "transfer-encoding" in request.headers or not size.isdigit() or int(size) > BODY_BYTES:
-            return _no(request, 413, f"at most {BODY_BYTES} bytes, and say how many")
+            return no(request, 413, f"at most {BODY_BYTES} bytes, and say how many")
         return None
 
 
-def _host(request: Request) -> str:
-    """The host a request was sent to, without its port."""
-    host = request.headers.get("host", "").lower()
-    return host.rpartition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
+def _name(host: str) -> str:
+    """The name of a host without its port; empty where it is no such thing."""
+    found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d+)?", host.lower())
+    return found[1] if found else ""
 
 
-def _no(request: Request, status: int, why: str) -> Response:
+def no(request: Request, status: int, why: str) -> Response:
+    """A refusal in one line, as the page or the script that asked can read it."""
     headers = {"retry-after": "2"} if status == 429 else None
-    if request.url.path.startswith("/api/") or request.method == "POST":
+    if request.scope["path"].startswith("/api/") or request.method == "POST":
         return JSONResponse({"error": why}, status, headers)
     return PlainTextResponse(f"kleash: {why}\n", status, headers)

@@ -30,8 +30,8 @@ function annotate() {
   const BREAK_MINUTES = 40;
   const GLYPHS = { left: "A", right: "B", tie: "=", both_bad: "✕", cannot: "?", skip: "›", report: "!", undo: "↶" };
   const SAID = {
-    left: "A is better", right: "B is better", tie: "equally good", both_bad: "both bad", cannot: "can’t judge",
-    skip: "skipped", report: "reported",
+    left: "A is better", right: "B is better", tie: "Equally good", both_bad: "Both bad", cannot: "Can’t judge",
+    skip: "Skipped", report: "Reported",
   };
   const VERDICTS = ["left", "right", "tie", "both_bad", "cannot"];
   const STRENGTHS = ["slightly", "clearly", "by_far"];
@@ -148,20 +148,21 @@ function annotate() {
         else if (!outbox.length) $("#done").hidden = false;
       }
     } catch (error) {
-      if (error.status) notice(error.message);
-      else if (!outbox.length) setTimeout(fetchAhead, 2000);
+      if (error.status && !refused) notice(error.message);
+      else if (!error.status && !outbox.length) setTimeout(fetchAhead, 2000);
     }
     fetching = false;
   }
 
-  function show(pair, { focus = true } = {}) {
+  function show(pair, after = "") {
     current = pair ?? null;
     main.querySelector(".pair")?.remove();
     $("#done").hidden = true;
     clearMore();
     if (pair) main.prepend(pair.node);
     main.scrollTop = 0;
-    if (focus) main.focus({ preventScroll: true });
+    main.focus({ preventScroll: true });
+    say([after, pair && `Pair ${done + 1}`].filter(Boolean).join(". ") + ".");
     looked = 0;
     shownAt = performance.now();
     enable();
@@ -193,7 +194,7 @@ function annotate() {
     history.push(pair);
     const practice = pair.kind === "practice" && path === "/api/vote";
     if (pair.kind !== "practice") count(path === "/api/vote" ? 1 : 0, -1);
-    if (!practice) show(pairs.shift());
+    if (!practice) show(pairs.shift(), SAID[verdict]);
     const item = post(path, body, { pair: pair.id });
     if (practice) {
       current = null; // it waits for its answer
@@ -203,7 +204,6 @@ function annotate() {
       item.lost = goOn;
     }
     mark(item, verdict);
-    say(`${SAID[verdict]}. ${current ? `Pair ${done + 1}.` : ""}`);
     fetchAhead();
     remindOfBreak();
   }
@@ -218,8 +218,7 @@ function annotate() {
     decided.delete(pair.id);
     if (pair.kind !== "practice") count(-1, 1);
     if (current) pairs.unshift(current);
-    show(pair);
-    say("Taken back.");
+    show(pair, "Taken back");
   }
 
   function reopened(pair) {
@@ -230,13 +229,12 @@ function annotate() {
     const shown = ahead < 0 ? take(pair) : pairs.splice(ahead, 1)[0];
     if (current) pairs.unshift(current);
     if (pair.kind !== "practice") count(-1, 1);
-    show(shown);
-    say("Taken back.");
+    show(shown, "Taken back");
   }
 
   function reveal(verdict, answer) {
     $("#answer p").textContent = answer === verdict
-      ? `Yes: ${SAID[answer]}.`
+      ? `Yes. ${SAID[answer]}.`
       : `You said: ${SAID[verdict]}. The agreed answer: ${SAID[answer]}.`;
     $("#answer").hidden = false;
     $("#answer button").focus({ preventScroll: true });
@@ -282,7 +280,9 @@ function annotate() {
 
   // --- what people see of it ----------------------------------------------------------------------------------------
 
-  const say = (text) => ($("#live").textContent = text);
+  function say(text) {
+    $("#live").textContent = text;
+  }
 
   function count(more, fewer) {
     done = Math.max(done + more, 0);
@@ -405,7 +405,7 @@ function annotate() {
   $("#why").open = matchMedia("(min-width: 60rem) and (min-height: 40rem)").matches;
   const first = main.querySelector(".pair");
   const there = first && { id: Number(first.dataset.id), kind: first.dataset.kind, node: first };
-  show(there && !decided.has(there.id) ? there : undefined, { focus: !!first });
+  show(there && !decided.has(there.id) ? there : undefined);
   flush();
   addEventListener("online", () => flush());
 }
