@@ -164,3 +164,5 @@ def test_as_a_labeller_people_answer_as_they_choose(world, pairs):
     assert abs(firsts - sum(chances)) < 4 * spread
     assert len({verdict.labeller for verdict in verdicts}) == pool.count
     assert People(pool).compare(pairs[100:110]) == verdicts[100:110]
+    everyone = People(pool, everyone=True).compare(pairs)
+    assert [verdict.probability for verdict in everyone] == pytest.approx(chances)

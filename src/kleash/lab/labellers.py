@@ -110,16 +110,17 @@ class Labellers:
 
 
 class People:
-    """The pool as a `kleash.feedback.labeller.Labeller`: one of them answers for each pair, for certain.
+    """The pool as a `kleash.feedback.labeller.Labeller`.
 
     Args:
         pool: who is asked.
+        everyone: all of them, again and again: the label is the share that chooses the first. Else one of them, once:
+            the label is 0 or 1.
     """
 
-    name = "people"
-
-    def __init__(self, pool: Labellers) -> None:
-        self.pool = pool
+    def __init__(self, pool: Labellers, *, everyone: bool = False) -> None:
+        self.pool, self.everyone = pool, everyone
+        self.name = "everyone" if everyone else "people"
 
     def compare(self, groups: Sequence[Group]) -> list[Verdict]:
         """See `Labeller`; the same pair, whenever it is asked, has the same answer of the same person."""
@@ -127,8 +128,11 @@ class People:
         for group in groups:
             prompt, (a, b) = group.prompt_text, group.responses
             seen = (self.pool._perceptions(prompt, a), self.pool._perceptions(prompt, b))
-            annotator, choice, _ = self.pool._vote(*seen, derive_seed(prompt, a.text, b.text))
-            verdicts.append(Verdict("verdict", f"labeller-{annotator}", probability=float(choice == 0)))
+            annotator, choice, share = self.pool._vote(*seen, derive_seed(prompt, a.text, b.text))
+            if self.everyone:
+                verdicts.append(Verdict("tie" if share == 0.5 else "verdict", self.name, probability=share))
+            else:
+                verdicts.append(Verdict("verdict", f"labeller-{annotator}", probability=float(choice == 0)))
         return verdicts
 
 

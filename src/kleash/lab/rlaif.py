@@ -42,7 +42,8 @@ def labellers(prepared: Bench) -> dict[str, Labeller]:
     """Who labels, worst judge first."""
     world = prepared.world
     found: dict[str, Labeller] = {folder.name: judges.SmallJudge.load(folder) for folder in prepared.judges()}
-    found["people"] = People(Labellers(world, seed=derive_seed(prepared.seed, "labellers")))
+    pool = Labellers(world, seed=derive_seed(prepared.seed, "labellers"))
+    found |= {"people": People(pool), "everyone": People(pool, everyone=True)}
     found["gold"] = ScoredLabeller(bench.Gold(world), temperature=judges.TEMPERATURE, name="gold")
     return found
 
