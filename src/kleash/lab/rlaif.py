@@ -2,9 +2,9 @@
 
     python -m kleash.lab.rlaif [--seeds 5] [--out runs/feedback] [--figure rlaif.svg]
 
-For each seed the same pairs of SFT samples are labelled by five judges of graded quality, by the simulated people and
-by gold itself; from each set of labels a reward model, and PPO on the same leash. Prints a table, mean ± one standard
-error over seeds; what is done is not done again.
+For each seed the same pairs of SFT samples are labelled by five judges of graded quality, by the simulated people (one
+of them a pair, and the opinion of all) and by gold itself; from each set of labels a reward model, and PPO on the same
+leash. Prints a table, mean ± one standard error over seeds; what is done is not done again.
 """
 
 from __future__ import annotations
