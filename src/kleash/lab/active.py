@@ -35,7 +35,7 @@ from kleash.training.optim import Optimizer
 
 WAYS = ("random", "uncertainty", "disagreement")
 NOISE = (0.0, 0.25)
-BUDGETS = (100, 200, 400, 800)
+BUDGETS = (100, 200, 400)
 MEMBERS = 3
 POOL = 1400
 AUDIT_SHARE = 0.1
