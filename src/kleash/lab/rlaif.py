@@ -101,7 +101,11 @@ def main() -> None:
     found = bench.over_seeds(measure, options)
     write_json(options.out / "rlaif.json", found)
     print(bench.table({name: [seed[name] for seed in found] for name in found[0]}, COLUMNS, first="labeller"))
-    print(f"\nrank correlation of final gold with accuracy, over labellers: {bench.pm(slopes(found))}")
+    of_judges = [{name: own for name, own in seed.items() if name.startswith("judge")} for seed in found]
+    print(
+        f"\nRank correlation of final gold with accuracy: {bench.pm(slopes(of_judges))} over the judges, "
+        f"{bench.pm(slopes(found))} over all."
+    )
     if options.figure:
         draw(found, options.figure)
 
