@@ -47,7 +47,7 @@ def test_every_module_is_imported_without_side_effects_on_the_terminal() -> None
     modules = [
         ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
         for path in sorted((ROOT / "src" / "kleash").rglob("*.py"))
-        if path.name not in {"__init__.py", "__main__.py"}
+        if path.name not in {"__init__.py", "__main__.py", "env.py"}  # alembic runs env.py, and nobody imports it
     ]
     imports = "; ".join(f"import {module}" for module in modules)
     done = subprocess.run([sys.executable, "-c", imports], capture_output=True, text=True, timeout=120)

@@ -190,6 +190,20 @@ def test_skip_and_report_go_on_and_a_goal_is_a_goal(serve: Serve, browse: Browse
     assert len(standing(site.store)) == 4
 
 
+def test_after_forty_minutes_a_break_is_proposed_once(serve: Serve, browse: Browse) -> None:
+    page = browse()
+    page.clock.install()
+    page.goto(serve(pairs_of(6)).link())
+    press(page, "f")
+    assert page.locator("#notice").is_hidden()
+    page.clock.fast_forward("41:00")
+    press(page, "f")
+    assert "A short break" in page.inner_text("#notice")
+    page.click("[data-act=dismiss]")
+    press(page, "f")
+    assert page.locator("#notice").is_hidden()
+
+
 def test_undo_reaches_back_before_the_page_was_opened(serve: Serve, browse: Browse) -> None:
     site = serve(pairs_of(5))
     link = site.link()

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,12 @@ class Client(threading.Thread):
     def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[Any, bytes]:
         """One request, sent again until the server answers."""
         while True:
-            with suppress(OSError, HTTPException):
-                connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+            connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+            with suppress(OSError, HTTPException), closing(connection):
                 started = time.perf_counter()
                 connection.request(method, path, None if body is None else json.dumps(body).encode(), headers or {})
                 response = connection.getresponse()
                 read = response.read()
-                connection.close()
                 if response.status < 400:
                     self.seconds.append(time.perf_counter() - started) if body is not None else None
                     return response, read

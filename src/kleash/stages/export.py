@@ -48,7 +48,7 @@ def run(config: ExportConfig) -> Path:
         from kleash.feedback.store import Store
     except ModuleNotFoundError as error:
         raise ConfigError(f"the label store needs {error.name}; pip install 'kleash[feedback]'") from None
-    asked = config.model_dump(exclude={"store", "out", "until"})
+    asked = {"ties": config.ties, "each": config.each, "test_share": config.test_share, "seed": config.seed}
     manifest = config.out / "labels.json"
     if manifest.exists():
         told = json.loads(manifest.read_text())
@@ -58,7 +58,10 @@ def run(config: ExportConfig) -> Path:
         return config.out
     store = Store.open(config.store)
     try:
-        export_labels(store, config.out, **config.model_dump(exclude={"store", "out"}))
+        export_labels(
+            store, config.out, ties=config.ties, each=config.each, test_share=config.test_share, seed=config.seed,
+            until=config.until,
+        )  # fmt: skip
     finally:
         store.close()
     return config.out
