@@ -9,7 +9,7 @@ import pytest
 from kleash.data.group import Group, Preference, Response
 from kleash.errors import InputError
 from kleash.lab import language
-from kleash.lab.labellers import Labellers
+from kleash.lab.labellers import Labellers, People
 from kleash.lab.world import World
 
 PROMPT = "what does the otter eat ?"
@@ -152,3 +152,17 @@ def test_impossible_pools_are_refused(world):
     for bad in ({"count": 0}, {"biased_share": 1.5}, {"temperature": 0}):
         with pytest.raises(InputError, match="labellers need"):
             Labellers(world, **bad)
+
+
+def test_as_a_labeller_people_answer_as_they_choose(world, pairs):
+    pool = Labellers(world, seed=3)
+    verdicts = People(pool).compare(pairs)
+    chances = [pool.compare(group.prompt_text, *group.responses)[1] for group in pairs]
+    firsts = sum(verdict.probability for verdict in verdicts)
+    spread = math.sqrt(sum(p * (1 - p) for p in chances))
+    assert {verdict.probability for verdict in verdicts} == {0.0, 1.0}
+    assert abs(firsts - sum(chances)) < 4 * spread
+    assert len({verdict.labeller for verdict in verdicts}) == pool.count
+    assert People(pool).compare(pairs[100:110]) == verdicts[100:110]
+    everyone = People(pool, everyone=True).compare(pairs)
+    assert [verdict.probability for verdict in everyone] == pytest.approx(chances)

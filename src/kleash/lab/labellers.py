@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 from kleash.data.group import Group, Preference, Response
 from kleash.errors import InputError
+from kleash.feedback.labeller import Verdict
 from kleash.lab.world import World
+from kleash.run import derive_seed
 
 
 class Labellers:
@@ -105,6 +107,33 @@ class Labellers:
         share = self.biased / self.count
         choice = int(rng.random() >= (charmed if annotator < self.biased else sober))
         return annotator, choice, share * charmed + (1 - share) * sober
+
+
+class People:
+    """The pool as a `kleash.feedback.labeller.Labeller`.
+
+    Args:
+        pool: who is asked.
+        everyone: all of them, again and again: the label is the share that chooses the first. Else one of them, once:
+            the label is 0 or 1.
+    """
+
+    def __init__(self, pool: Labellers, *, everyone: bool = False) -> None:
+        self.pool, self.everyone = pool, everyone
+        self.name = "everyone" if everyone else "people"
+
+    def compare(self, groups: Sequence[Group]) -> list[Verdict]:
+        """See `Labeller`; the same pair, whenever it is asked, has the same answer of the same person."""
+        verdicts = []
+        for group in groups:
+            prompt, (a, b) = group.prompt_text, group.responses
+            seen = (self.pool._perceptions(prompt, a), self.pool._perceptions(prompt, b))
+            annotator, choice, share = self.pool._vote(*seen, derive_seed(prompt, a.text, b.text))
+            if self.everyone:
+                verdicts.append(Verdict("tie" if share == 0.5 else "verdict", self.name, probability=share))
+            else:
+                verdicts.append(Verdict("verdict", f"labeller-{annotator}", probability=float(choice == 0)))
+        return verdicts
 
 
 def _sigmoid(x: float) -> float:
