@@ -144,7 +144,9 @@ def _parser(arguments: Sequence[str]) -> _Parser:
     demo = _command(commands, "demo", "the whole chain on a small world, base model to report, in five minutes", _demo)
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write to (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="another seed is another world (default: %(default)s)")
-    demo.add_argument("--all-roads", action="store_true", help="best-of-n and online DPO as well, which takes longer")
+    demo.add_argument(
+        "--all-roads", action="store_true", help="best-of-n, online DPO and RLAIF too, which takes longer"
+    )
     demo.add_argument("--json", action="store_true", help="print the summary as JSON in place of the story")
 
     recipe = _command(commands, "run", "run a recipe: a YAML list of stages; what is done is not done again", _recipe)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from kleash.data.formats import read_groups
+from kleash.data.group import Preference
 from kleash.lab import demo
 from kleash.report.html import story
 from kleash.run import read_jsonl, read_record
@@ -21,6 +23,7 @@ SMALL = demo.Size(
     choose_prompts=12,
     test_prompts=24,
     max_new_tokens=24,
+    judge_steps=3,
 )
 
 
@@ -84,10 +87,10 @@ def test_run_again_it_does_nothing_but_write_the_report(out: Path) -> None:
     assert again["policies"] == summary["policies"]
 
 
-def test_all_roads_add_best_of_n_and_online_dpo(out: Path) -> None:
+def test_all_roads_add_best_of_n_online_dpo_and_rlaif(out: Path) -> None:
     before = (out / "summary.json").read_text()
     summary = demo.run(out, size=SMALL, all_roads=True)
-    assert list(summary["roads"]) == ["ppo", "grpo", "dpo", "best-of-n", "online-dpo"]
+    assert list(summary["roads"]) == ["ppo", "grpo", "dpo", "best-of-n", "online-dpo", "rlaif"]
     best = summary["roads"]["best-of-n"]
     assert [point["step"] for point in best["curve"]] == [1, 2, 4, 8, 16]
     proxies = [point["proxy"]["mean"] for point in best["curve"]]
@@ -97,4 +100,8 @@ def test_all_roads_add_best_of_n_and_online_dpo(out: Path) -> None:
     assert "online DPO" in (out / "report.html").read_text()
     last = read_record(out / "online-dpo" / "round-3") or {}
     assert last["config"]["reference"] == str(out / "sft"), "one leash holds all rounds"
+    judged = list(read_groups(out / "rlaif" / "labels.jsonl"))
+    assert len(judged) == len(list(read_groups(out / "data" / "comparisons.jsonl")))
+    assert all(isinstance(row.label, Preference) and row.label.annotator == "judge-3" for row in judged)
+    assert summary["roads"]["rlaif"]["curve"][-1]["step"] == 4 and "RLAIF" in (out / "report.html").read_text()
     (out / "summary.json").write_text(before)

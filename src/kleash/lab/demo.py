@@ -50,6 +50,7 @@ class Size:
     test_prompts: int = 192
     max_new_tokens: int = 40
     ppo_learning_rate: float = 1e-4
+    judge_steps: int = 600
 
 
 def run(out: Path, *, seed: int = 0, size: Size | None = None, all_roads: bool = False) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def run(out: Path, *, seed: int = 0, size: Size | None = None, all_roads: bool =
         out: folder to write to.
         seed: of the world and of every stage.
         size: how much of everything.
-        all_roads: best-of-n and online DPO as well, which takes longer.
+        all_roads: best-of-n, online DPO and RLAIF as well, which takes twice as long.
 
     Returns:
         The summary.
@@ -94,7 +95,8 @@ def run(out: Path, *, seed: int = 0, size: Size | None = None, all_roads: bool =
     for name, beta in {"ppo": size.beta, "ppo-no-leash": 0.0}.items():
         # The unleashed arm is there to fail, so no gate may stop it.
         runs[name] = timed(name, ppo.run(ppo_config(out, size, seed, files, name, beta), reward=None))
-    way = roads.Way(world, out, ppo_config(out, size, seed, files, "ppo", size.beta), files["comparisons"])
+    leashed = ppo_config(out, size, seed, files, "ppo", size.beta)
+    way = roads.Way(world, out, leashed, files["comparisons"], size.judge_steps)
     taken = {
         name: timed(name, take(way)) for name, take in (roads.ROADS | (roads.MORE_ROADS if all_roads else {})).items()
     }

@@ -1,31 +1,34 @@
 """The other roads of the demo: from the same SFT model, with the same comparisons or the reward model made of them.
 
-GRPO and DPO beside PPO; best-of-n and online DPO on request. Each is measured as PPO is: fresh responses to the same
-held-out prompts by the same streams, their k1 from the SFT model, the reward model's score, and gold.
+GRPO and DPO beside PPO; best-of-n, online DPO and RLAIF on request. Each is measured as PPO is: fresh responses to the
+same held-out prompts by the same streams, their k1 from the SFT model, the reward model's score, and gold.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kleash.data.chat import end_ids
-from kleash.data.formats import read_groups
+from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Scores
 from kleash.evals.best_of_n import best_of_k, kl_of_best_of_k
 from kleash.evals.policy import mean_se
+from kleash.feedback.constitution import Constitution
+from kleash.lab import judges
+from kleash.lab.bench import labelled
 from kleash.lab.measure import curve, without_choice
 from kleash.lab.world import World
 from kleash.models.load import freeze, load_policy
 from kleash.rewards.reward import build_reward
 from kleash.run import RunFolder, derive_seed, read_jsonl, read_record
 from kleash.sampling.local import LocalSampler
-from kleash.stages import best_of_n, dpo, generate, grpo, score
+from kleash.stages import best_of_n, dpo, generate, grpo, ppo, reward_model, score
 from kleash.stages.ppo import PPOConfig
 from kleash.stages.rollouts import Actors, evaluate, read_prompts
 
@@ -47,6 +50,8 @@ class Way:
     out: Path
     ppo: PPOConfig
     comparisons: Path
+    judge_steps: int = judges.QUALITIES[-1]
+    """Schooling of the judge of RLAIF."""
 
 
 def take_grpo(way: Way) -> dict[str, Any]:
@@ -112,6 +117,33 @@ def take_online_dpo(way: Way) -> dict[str, Any]:
     }
 
 
+def take_rlaif(way: Way) -> dict[str, Any]:
+    """RLAIF: a small judge with the small world's constitution compares what people compared; the rest is PPO's way.
+
+    A label is the mean over the principles, which says what each says so many times more quietly: the leash is as many
+    times weaker. The proxy is of the judge's own reward model.
+    """
+    began = time.monotonic()
+    folder, labels = way.out / "rlaif", way.out / "rlaif" / "labels.jsonl"
+    constitution = Constitution.load(judges.SMALL)
+    if not labels.exists():
+        (taught,) = judges.school(way.world, way.out / "base", folder, seed=way.ppo.seed, qualities=(way.judge_steps,))
+        judge = judges.SmallJudge.load(taught, constitution=constitution)
+        pairs = [replace(group, label=None, columns={}) for group in read_groups(way.comparisons)]
+        write_groups(labelled(pairs, [verdict.probability for verdict in judge.compare(pairs)], judge.name), labels)
+    learned = reward_model.run(
+        reward_model.RewardConfig(
+            model=way.ppo.model, data=str(labels), out=folder / "reward", seed=way.ppo.seed, batch_size=64,
+            learning_rate=1e-3, centre_samples=256, centre_max_new_tokens=way.ppo.max_new_tokens, force=True,
+        )
+    )  # fmt: skip
+    seconds = round(time.monotonic() - began, 3)
+    beta = way.ppo.beta / len(constitution.principles)
+    ppo.run(way.ppo.model_copy(update={"reward": str(learned.path), "out": folder / "ppo", "beta": beta}))
+    road = travelled(way, "rlaif/ppo")
+    return road | {"seconds": round(road["seconds"] + seconds, 3)}
+
+
 def take_best_of_n(way: Way) -> dict[str, Any]:
     """The best of n responses by the reward model, on the test prompts; nothing is trained."""
     began = time.monotonic()
@@ -139,7 +171,11 @@ def take_best_of_n(way: Way) -> dict[str, Any]:
 ROADS: dict[str, Callable[[Way], dict[str, Any]]] = {"grpo": take_grpo, "dpo": take_dpo}
 """Roads of every demo."""
 
-MORE_ROADS: dict[str, Callable[[Way], dict[str, Any]]] = {"best-of-n": take_best_of_n, "online-dpo": take_online_dpo}
+MORE_ROADS: dict[str, Callable[[Way], dict[str, Any]]] = {
+    "best-of-n": take_best_of_n,
+    "online-dpo": take_online_dpo,
+    "rlaif": take_rlaif,
+}
 """Roads that are asked for."""
 
 

@@ -26,7 +26,14 @@ Summary = Mapping[str, Any]
 
 ORDER = ("base", "sft", "ppo", "ppo-no-leash")
 ARMS = ("ppo", "ppo-no-leash")
-ROADS = {"ppo": "PPO", "grpo": "GRPO", "dpo": "DPO", "best-of-n": "best of n", "online-dpo": "online DPO"}
+ROADS = {
+    "ppo": "PPO",
+    "grpo": "GRPO",
+    "dpo": "DPO",
+    "best-of-n": "best of n",
+    "online-dpo": "online DPO",
+    "rlaif": "RLAIF",
+}
 WIDTH = 100
 """Columns of the story."""
 
