@@ -125,9 +125,9 @@ def label(store: Store, people: dict[int, Simulated], better: dict[str, str], se
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, int]]:
-    """Six people of known habits over the same 120 pairs."""
+    """Six people of known habits over the same 80 pairs."""
     store = Store.open(tmp_path_factory.mktemp("labels") / "labels.db")
-    groups, better = world(120)
+    groups, better = world(80, 2)
     store.add_tasks(groups)
     minds = {
         "sound": Simulated(1), "sound too": Simulated(2), "sideways": Simulated(3, left=0.5),
@@ -153,7 +153,7 @@ def test_planted_habits_are_recovered_within_their_intervals(labelled: tuple[Sto
         low, high = rows[name]["longer_interval"]
         assert low <= 0 <= high
     assert rows["fast"]["fast"] == 1 and rows["sound"]["fast"] == 0
-    groups, votes, better = store.tasks(), store.votes(), world(120)[1]
+    groups, votes, better = store.tasks(), store.votes(), world(80, 2)[1]
     for name, right in (("sound", 0.9), ("sound too", 0.9), ("random", 0.5)):
         # the others' majority errs too: one who is right in a share p agrees with it in p·q + (1 − p)(1 − q)
         sure = []
