@@ -261,18 +261,14 @@ def _label(command: argparse.Namespace) -> None:
 
 
 def _import(command: argparse.Namespace) -> None:
-    from kleash.errors import ConfigError
+    from kleash.feedback.opening import opened
 
-    try:
+    with opened(command.store) as store:
         from kleash.feedback.files import import_labels
-        from kleash.feedback.store import Store
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"the label store needs {error.name}; pip install 'kleash[feedback]'") from None
-    store = Store.open(command.store)
-    for source in command.data:
-        new = import_labels(store, source, annotator=command.annotator)
-        print(f"{source}: {new['tasks']} new pairs, {new['votes']} new votes")
-    store.close()
+
+        for source in command.data:
+            new = import_labels(store, source, annotator=command.annotator)
+            print(f"{source}: {new['tasks']} new pairs, {new['votes']} new votes")
 
 
 def _made(config: Any, command: argparse.Namespace) -> Any:

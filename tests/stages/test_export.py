@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,11 @@ def test_an_empty_store_is_said_in_one_line(tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(SystemExit) as done:
         main(["export", "--store", str(tmp_path / "new.db"), "--out", str(tmp_path / "out")])
     assert done.value.code == 2 and "holds no label yet" in capsys.readouterr().err
+
+
+def test_without_the_extra_a_command_says_what_to_install(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['sqlalchemy'] = None; from kleash.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "export", "--store", str(tmp_path / "l.db"), "--out", str(tmp_path / "o")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "needs sqlalchemy; pip install 'kleash[feedback]'" in done.stderr

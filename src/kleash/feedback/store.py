@@ -143,7 +143,11 @@ class Store:
             InputError: it cannot be opened, or is no label store.
         """
         try:
-            url = make_url(str(where)) if "://" in str(where) else URL.create("sqlite", database=str(where))
+            if "://" in str(where):
+                url = make_url(str(where))
+            else:
+                Path(where).parent.mkdir(parents=True, exist_ok=True)
+                url = URL.create("sqlite", database=str(where))
             engine = create_engine(url, pool_size=20, max_overflow=40)
             _begin_as_told(engine)
             with engine.connect() as connection:

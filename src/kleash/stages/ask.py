@@ -19,8 +19,9 @@ from pydantic import Field
 from kleash.config import Config
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference
-from kleash.errors import ConfigError, DataError
+from kleash.errors import DataError
 from kleash.feedback.labeller import Labeller
+from kleash.feedback.opening import opened
 from kleash.run import fingerprint
 from kleash.stages.files import finish, finished
 
@@ -57,21 +58,15 @@ def run(config: AskConfig) -> Path:
         WaitingError: people have not answered yet.
         DataError: nothing to compare, or no answer that is a label.
     """
-    try:
-        from kleash.feedback.oracle import Oracle
-        from kleash.feedback.store import Store
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"the label store needs {error.name}; pip install 'kleash[feedback]'") from None
     identity = {**config.model_dump(mode="json", exclude={"out"}), "data": fingerprint(config.data)}
     if finished(config.out, identity):
         return config.out
     groups = _pairs(config.data)
-    store = Store.open(config.store)
-    try:
+    with opened(config.store) as store:
+        from kleash.feedback.oracle import Oracle
+
         oracle = Oracle(store, _labeller(config), budget=config.budget, votes=config.votes)
         verdicts = oracle.ask(groups)
-    finally:
-        store.close()
     rows = [
         replace(group, label=Preference(verdict.probability, verdict.labeller))
         for group, verdict in zip(groups, verdicts, strict=True)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from kleash.config import Config
-from kleash.errors import ConfigError, GateError
+from kleash.errors import GateError
 from kleash.evals.preference import wilson
+from kleash.feedback.opening import opened
 from kleash.models.load import DType
 from kleash.run import fingerprint
 from kleash.sampling.asking import Asking
@@ -92,11 +93,6 @@ def asking(config: AskingConfig, chat: Chat | None = None) -> Iterator[tuple[Ask
         config: the settings.
         chat: a live model in place of `config.model`.
     """
-    try:
-        from kleash.feedback.kept import KeptCalls
-        from kleash.feedback.store import Store
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"the label store needs {error.name}; pip install 'kleash[feedback]'") from None
     if chat is None and config.endpoint is not None:
         from kleash.sampling.endpoint import Endpoint
 
@@ -105,14 +101,10 @@ def asking(config: AskingConfig, chat: Chat | None = None) -> Iterator[tuple[Ask
         from kleash.sampling.local_chat import LocalChat
 
         chat = LocalChat.load(config.model, device=config.device, dtype=config.dtype, block=config.rows_at_once)
-    where = config.store or beside(config.out, "calls", ending=".db")
-    if isinstance(where, Path):
-        where.parent.mkdir(parents=True, exist_ok=True)
-    store = Store.open(where)
-    try:
+    with opened(config.store or beside(config.out, "calls", ending=".db")) as store:
+        from kleash.feedback.kept import KeptCalls
+
         yield Asking(chat, memory=KeptCalls(store), price=config.price, budget=config.budget), store
-    finally:
-        store.close()
 
 
 def stop_above(most: float, failed: int, done: int, total: int, reason: str) -> None:

@@ -15,7 +15,8 @@ from typing import Literal
 from pydantic import Field
 
 from kleash.config import Config
-from kleash.errors import ConfigError, DataError
+from kleash.errors import DataError
+from kleash.feedback.opening import opened
 
 
 class ExportConfig(Config):
@@ -43,11 +44,6 @@ def run(config: ExportConfig) -> Path:
     Raises:
         DataError: there is nothing to write, or the folder holds an export with other settings.
     """
-    try:
-        from kleash.feedback.files import export_labels
-        from kleash.feedback.store import Store
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"the label store needs {error.name}; pip install 'kleash[feedback]'") from None
     asked = {"ties": config.ties, "each": config.each, "test_share": config.test_share, "seed": config.seed}
     manifest = config.out / "labels.json"
     if manifest.exists():
@@ -56,12 +52,11 @@ def run(config: ExportConfig) -> Path:
         if not same:
             raise DataError(f"{config.out} holds an export with other settings; choose another --out or remove it")
         return config.out
-    store = Store.open(config.store)
-    try:
+    with opened(config.store) as store:
+        from kleash.feedback.files import export_labels
+
         export_labels(
             store, config.out, ties=config.ties, each=config.each, test_share=config.test_share, seed=config.seed,
             until=config.until,
         )  # fmt: skip
-    finally:
-        store.close()
     return config.out
