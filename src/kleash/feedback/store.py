@@ -11,6 +11,7 @@ import hashlib
 import json
 import secrets
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -131,6 +132,8 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        # SQLite lets writers that wait try again after longer and longer pauses, and some starve; a lock is fair
+        self._turn = threading.Lock()
 
     @classmethod
     def open(cls, where: str | Path) -> Store:
@@ -174,7 +177,7 @@ class Store:
     def writing(self) -> Iterator[Session]:
         """The only writer there is; committed at the end, and not at all if anything is raised."""
         engine = self.engine.execution_options(kleash_writes=True)
-        with Session(engine, expire_on_commit=False) as session, session.begin():
+        with self._turn, Session(engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     # --- tasks -------------------------------------------------------------------------------------------------------
