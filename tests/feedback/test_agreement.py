@@ -139,6 +139,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str,
     return store, names
 
 
+@pytest.mark.slow
 def test_planted_habits_are_recovered_within_their_intervals(labelled: tuple[Store, dict[str, int]]) -> None:
     store, names = labelled
     rows = {row["name"]: row for row in summary(store)["annotators"]}
@@ -171,6 +172,7 @@ def test_planted_habits_are_recovered_within_their_intervals(labelled: tuple[Sto
     assert rows["sound"]["repeats"] >= 5 and steady >= 0.6
 
 
+@pytest.mark.slow
 def test_those_with_habits_are_flagged_and_the_others_are_not(labelled: tuple[Store, dict[str, int]]) -> None:
     rows = {row["name"]: row for row in summary(labelled[0])["annotators"]}
     assert any("left side" in flag for flag in rows["sideways"]["flags"])

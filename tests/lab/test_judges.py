@@ -87,6 +87,7 @@ def test_grades_fall_with_worth():
     assert tuple(dict.fromkeys(grades)) == judges.GRADES
 
 
+@pytest.mark.slow
 def test_the_chain_of_grades_is_summed_over_and_not_drawn(judge, pairs):
     """Against the sum written out: every pair of grades, each verdict asked as a text of its own."""
     (group,) = pairs[:1]
@@ -140,6 +141,7 @@ def test_an_average_is_of_all_principles_and_a_draw_is_of_one(judge, pairs):
     assert [v.principle for v in drawing.compare(turned(pairs))] == [v.principle for v in verdicts]
 
 
+@pytest.mark.slow
 def test_schooling_is_the_same_for_the_same_seed_and_is_not_done_twice(world, base, tmp_path, pairs):
     folders = {name: judges.school(world, base, tmp_path / name, seed=seed, qualities=(2, 4))
                for name, seed in (("one", 1), ("again", 1), ("other", 2))}  # fmt: skip

@@ -31,6 +31,7 @@ def say(person: Person, verdict: str, times: int) -> None:
         assert person.post("/api/vote", body).status == 200
 
 
+@pytest.mark.slow
 def test_figures_are_live_and_disagreements_are_ruled_on(serve: Serve, browse: Browse) -> None:
     site = serve(pairs_of(4), overlap=2)
     one, other = site.person(), site.person()
@@ -50,6 +51,7 @@ def test_figures_are_live_and_disagreements_are_ruled_on(serve: Serve, browse: B
     assert page.seen.errors == [] and page.seen.dialogs == []
 
 
+@pytest.mark.slow
 def test_links_are_made_shown_once_opened_and_revoked(serve: Serve, browse: Browse) -> None:
     site = serve(pairs_of(4))
     page = browse(site.link("admin"))

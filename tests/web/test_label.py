@@ -204,6 +204,7 @@ def test_after_forty_minutes_a_break_is_proposed_once(serve: Serve, browse: Brow
     assert page.locator("#notice").is_hidden()
 
 
+@pytest.mark.slow
 def test_undo_reaches_back_before_the_page_was_opened(serve: Serve, browse: Browse) -> None:
     site = serve(pairs_of(5))
     link = site.link()
@@ -265,6 +266,7 @@ def test_a_person_labels_twenty_pairs_takes_two_back_and_comes_back_to_finish(se
     assert [vote.verdict for vote in site.store.votes()].count("undo") == 2
 
 
+@pytest.mark.slow
 def test_two_people_at_once_share_the_pairs_and_see_nothing_of_each_other(serve: Serve, browse: Browse) -> None:
     site = serve(pairs_of(10))
     pages = [browse(site.link()), browse(site.link())]
@@ -347,6 +349,7 @@ def test_a_server_killed_in_mid_session_loses_nothing_and_counts_nothing_twice(
     assert len({vote.key for vote in votes}) == len(votes) == 18  # sixteen, one taken back, the taking back
 
 
+@pytest.mark.slow
 def test_votes_wait_in_a_browser_that_is_closed_while_the_server_is_away(command: Command, browse: Browse) -> None:
     page = browse(command.links["annotator"])
     page.wait_for_timeout(300)
