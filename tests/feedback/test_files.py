@@ -50,7 +50,7 @@ def test_votes_become_one_soft_probability_with_the_better_response_first(
     assert row.responses == group.responses[::-1]
     assert row.label == Preference(probability=1 - 1.5 / 4)
     assert row.columns["annotators"] == ["person-0", "person-1", "person-2", "person-3"] and row.columns["votes"] == 4
-    assert manifest["answers"] == {"soft": 3, "tie": 1}
+    assert manifest["answers"] == {"first": 1, "second": 2, "tie": 1}
 
 
 def test_each_vote_can_be_a_row_with_its_annotator_and_principle(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
@@ -190,8 +190,8 @@ def test_scores_and_rankings_come_in_as_their_pairs(labels: Store, tmp_path: Pat
     write_groups([Group("p", tuple(Response(text) for text in "abc"), label)], tmp_path / "in.jsonl")
     assert import_labels(labels, tmp_path / "in.jsonl", annotator="teacher") == {"tasks": 3, "votes": 3}
     assert sorted((vote.verdict, vote.probability) for vote in labels.votes()) == [
-        ("soft", 0.0),
-        ("soft", 0.0),
+        ("second", 0.0),
+        ("second", 0.0),
         ("tie", 0.5),
     ]
 
@@ -202,5 +202,5 @@ def test_rows_without_labels_become_tasks_and_one_response_is_too_few(
     write_groups(pairs(3), tmp_path / "in.jsonl")
     assert import_labels(labels, tmp_path / "in.jsonl") == {"tasks": 3, "votes": 0}
     write_groups([Group("p", (Response("a"),))], tmp_path / "in.jsonl")
-    with pytest.raises(DataError, match="1 responses"):
+    with pytest.raises(DataError, match="row 1: has 1 responses"):
         import_labels(labels, tmp_path / "in.jsonl")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kleash.cli import main
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, Response
 from kleash.errors import DataError, WaitingError
@@ -124,3 +125,39 @@ def test_one_response_is_nothing_to_compare(tmp_path: Path) -> None:
     config = ask.AskConfig(data=str(tmp_path / "samples.jsonl"), store=str(tmp_path / "l.db"), out=tmp_path / "o.jsonl")
     with pytest.raises(DataError, match="row 1: has 1 responses"):
         ask.run(config)
+
+
+def test_the_command_ends_with_75_while_people_think_and_says_how_to_ask_them(
+    tmp_path: Path, pairs: Pairs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_groups(pairs(2), tmp_path / "samples.jsonl")
+    store = str(tmp_path / "new" / "labels.db")
+    with pytest.raises(SystemExit) as done:
+        main(["ask", "--data", str(tmp_path / "samples.jsonl"), "--store", store, "--out", str(tmp_path / "o.jsonl"),
+              "--votes", "2"])  # fmt: skip
+    assert done.value.code == 75
+    assert f"kleash label --store {store} --overlap 2" in capsys.readouterr().err
+
+
+class Ill(Longer):
+    """A labeller who does not answer the first time, with a long name."""
+
+    name = "a labeller of a name that is longer than any column would hold, " * 3
+
+    def compare(self, groups: Sequence[Group]) -> list[Verdict]:
+        verdicts = super().compare(groups)
+        return verdicts if self.asked > len(groups) else [Verdict("error", self.name, reason="ill") for _ in groups]
+
+
+def test_an_answer_that_did_not_come_is_asked_for_again_and_one_that_is_none_is_not(
+    labels: Store, pairs: Pairs
+) -> None:
+    ill = Ill()
+    oracle = Oracle(labels, ill, budget=3)
+    assert {verdict.state for verdict in oracle.ask(pairs(3)) if verdict} == {"error"}
+    again = oracle.ask(pairs(3))
+    assert [verdict.state for verdict in again if verdict] == ["verdict"] * 3
+    assert oracle.ask(pairs(3)) == [replace(v, principle=None) for v in again if v] and ill.asked == 6
+    labels.record(pairs(4)[3:], [Verdict("unparsable", ill.name)])
+    (last,) = oracle.ask(pairs(4)[3:])
+    assert last is not None and last.state == "unparsable" and ill.asked == 6

@@ -11,7 +11,7 @@ V vocabulary, D hidden.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kleash.errors import DataError
@@ -90,6 +90,14 @@ class Group:
     def prompt_text(self) -> str:
         """The prompt as text; turns are joined by newlines."""
         return Response(self.prompt).text
+
+
+def chosen_first(group: Group) -> Group:
+    """A preference with the likelier better response first, as rows of `chosen` and `rejected` have it."""
+    label = group.label
+    if not isinstance(label, Preference) or label.probability >= 0.5:
+        return group
+    return replace(group, responses=group.responses[::-1], label=replace(label, probability=1 - label.probability))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from scipy import optimize
 from scipy.special import expit, logsumexp, roots_hermitenorm
 
 from kleash.data.formats import read_groups, write_groups
-from kleash.data.group import Group, Preference, Scores
+from kleash.data.group import Group, Preference, Scores, chosen_first
 from kleash.errors import DataError
 from kleash.feedback.labeller import Verdict
 from kleash.feedback.store import Store, Vote
@@ -40,8 +40,11 @@ def import_labels(store: Store, source: str | Path, *, annotator: str | None = N
     Returns:
         `tasks` and `votes` that are new.
     """
-    groups = list(read_groups(source))
-    pairs = [(_pair(group, i, j), _said(group, i, j)) for group in groups for i, j in _pairs(group)]
+    pairs = []
+    for row, group in enumerate(read_groups(source), start=1):
+        if len(group.responses) < 2:
+            raise DataError(f"{source} row {row}: has {len(group.responses)} responses; give two or more to compare")
+        pairs += [(_pair(group, i, j), _said(group, i, j)) for i, j in combinations(range(len(group.responses)), 2)]
     before = len(store.tasks())
     store.add_tasks([pair for pair, said in pairs if said is None])
     labelled = [(pair, said) for pair, said in pairs if said is not None]
@@ -181,9 +184,9 @@ def _rows(task: Group, votes: Sequence[Vote], probability: float, each: str) -> 
     if each == "pair":
         names = sorted({vote.alias for vote in votes})
         told = {"votes": len(votes), "annotators": names, "rulings": sum(vote.adjudicated for vote in votes) or None}
-        return [_chosen_first(task, probability, None, told)]
+        return [_labelled(task, probability, None, told)]
     return [
-        _chosen_first(
+        _labelled(
             task,
             vote.probability or 0.0,
             vote.alias,
@@ -199,22 +202,14 @@ def _rows(task: Group, votes: Sequence[Vote], probability: float, each: str) -> 
     ]
 
 
-def _chosen_first(task: Group, probability: float, annotator: str | None, told: Mapping[str, Any]) -> Group:
+def _labelled(task: Group, probability: float, annotator: str | None, told: Mapping[str, Any]) -> Group:
     columns = {**task.columns, **{name: value for name, value in told.items() if value is not None}}
-    if probability >= 0.5:
-        return replace(task, label=Preference(probability, annotator), columns=columns)
-    return replace(task, responses=task.responses[::-1], label=Preference(1 - probability, annotator), columns=columns)
+    return chosen_first(replace(task, label=Preference(probability, annotator), columns=columns))
 
 
 def _is_test(task: Group, share: float, seed: int) -> bool:
     digest = hashlib.sha256(f"{seed}/{task.prompt!r}".encode()).hexdigest()
     return int(digest[:12], 16) / 16**12 < share
-
-
-def _pairs(group: Group) -> list[tuple[int, int]]:
-    if len(group.responses) < 2:
-        raise DataError(f"a row has {len(group.responses)} responses; one to be compared has two or more")
-    return list(combinations(range(len(group.responses)), 2))
 
 
 def _pair(group: Group, i: int, j: int) -> Group:

@@ -14,10 +14,13 @@ import numpy as np
 
 from kleash.data.group import Group
 from kleash.errors import InputError, WaitingError
-from kleash.feedback.labeller import Labeller, Verdict
+from kleash.feedback.labeller import Labeller, State, Verdict
 from kleash.feedback.store import Store, Vote
 
 PEOPLE = "people"
+
+UNSAID: tuple[State, ...] = ("both_bad", "unparsable")
+"""What a verdict without a probability may be besides `cannot`."""
 
 
 class Oracle:
@@ -64,8 +67,8 @@ class Oracle:
         waiting = sum(task is not None and verdict is None for task, verdict in zip(asked, known, strict=True))
         if waiting:
             raise WaitingError(
-                f"{waiting} of {len(groups)} pairs wait for people; label them with `kleash label --store …`, then run "
-                "the same command again"
+                f"{waiting} of {len(groups)} pairs wait for people; label them with `kleash label --store "
+                f"{self.store.where} --overlap {self.votes}`, then run the same command again"
             )
 
     def _left(self) -> int | None:
@@ -75,19 +78,23 @@ class Oracle:
         if self.labeller is None:
             spent = len(self.store.tasks())
         else:
-            spent = len({vote.task for vote in self.store.votes() if vote.alias == self.name})
+            spent = len({vote.task for vote in self.store.votes() if self._answered(vote)})
         return max(0, self.budget - spent)
 
     def _known(self, groups: Sequence[Group]) -> list[Verdict | None]:
         by_task: dict[int, list[Vote]] = defaultdict(list)
         for vote in self.store.votes():
-            own = vote.kind == "person" if self.labeller is None else vote.alias == self.name
-            if own and vote.counts and not vote.repeat:
+            if self._answered(vote) and vote.counts and not vote.repeat:
                 by_task[vote.task].append(vote)
         return [
             None if found is None else self._verdict(by_task[found[0]], turned=found[1])
             for found in self.store.find(groups)
         ]
+
+    def _answered(self, vote: Vote) -> bool:
+        """Whether a vote is an answer of those who are asked; one that did not come is asked for again."""
+        own = vote.kind == "person" if self.labeller is None else vote.alias == self.name
+        return own and vote.verdict != "error"
 
     def _verdict(self, votes: Sequence[Vote], *, turned: bool) -> Verdict | None:
         ruling = [vote for vote in votes if vote.adjudicated]
@@ -96,8 +103,9 @@ class Oracle:
         standing = ruling or votes
         said = [vote.probability for vote in standing if vote.probability is not None]
         if not said:
-            bad = any(vote.verdict == "both_bad" for vote in standing)
-            return Verdict("both_bad" if bad else "cannot", self.name)
+            states = {vote.verdict for vote in standing}
+            told: State = next((state for state in UNSAID if state in states), "cannot")
+            return Verdict(told, self.name)
         p = float(np.mean(said))
         p = 1 - p if turned else p
         return Verdict("tie" if p == 0.5 else "verdict", self.name, p, principle=standing[-1].principle)

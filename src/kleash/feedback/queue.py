@@ -153,6 +153,7 @@ class Queue:
         Returns:
             That pair; None where there is nothing to take back.
         """
+        _check_key(key)
         with self.store.writing() as session:
             earlier = session.scalar(select(VoteRow).where(VoteRow.key == key))
             if earlier is not None:
@@ -202,6 +203,7 @@ class Queue:
         """
         if verdict not in RULINGS:
             raise InputError(f"'{verdict}' is no ruling; give one of: {', '.join(RULINGS)}")
+        _check_key(key)
         with self.store.writing() as session:
             who = session.get(AnnotatorRow, annotator)
             if who is None or who.role != "admin":
@@ -224,8 +226,7 @@ class Queue:
         self, annotator: int, assignment: int, key: str, verdict: str, state: str, reason: str,
         said: Mapping[str, Any] | None = None,
     ) -> Receipt:  # fmt: skip
-        if not 8 <= len(key) <= 80:
-            raise InputError("a vote needs a key of 8 to 80 characters, a new one for each vote")
+        _check_key(key)
         with self.store.writing() as session:
             earlier = session.scalar(select(VoteRow).where(VoteRow.key == key))
             if earlier is not None:
@@ -365,6 +366,11 @@ def _shown(session: Session, row: AssignmentRow) -> Assignment:
         sides: tuple[Choice, Choice] = ("right", "left") if row.swapped else ("left", "right")
         answer = "tie" if task.answer == 0.5 else sides[int(task.answer < 0.5)]
     return Assignment(row.id, task.id, task.kind, group.prompt, left, right, row.reopened is not None, answer)
+
+
+def _check_key(key: str) -> None:
+    if not 8 <= len(key) <= 80:
+        raise InputError("a vote needs a key of 8 to 80 characters, a new one for each vote")
 
 
 def _clean(text: str) -> str:

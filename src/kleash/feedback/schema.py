@@ -62,7 +62,7 @@ class AnnotatorRow(Base):
     __tablename__ = "annotators"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    alias: Mapped[str] = mapped_column(String(64), unique=True)
+    alias: Mapped[str] = mapped_column(Text, unique=True)
     """The name in exports: anonymous for people."""
     name: Mapped[str] = mapped_column(Text, default="")
     """What the admin called them."""
@@ -114,8 +114,8 @@ class VoteRow(Base):
     assignment: Mapped[int | None] = mapped_column(ForeignKey("assignments.id"), index=True)
     """None for judges, files and adjudications, which are assigned nothing."""
     verdict: Mapped[str] = mapped_column(String(16))
-    """`first`, `second`, `tie`, `both_bad`, `cannot`; `soft` (see `probability`); `skip`, `report`, `undo`; a judge's
-    `unparsable` and `error`."""
+    """`first`, `second`, `tie`, `both_bad`, `cannot`; `soft` where it is no sure choice (see `probability`); `skip`,
+    `report`, `undo`; a judge's `unparsable` and `error`."""
     probability: Mapped[float | None]
     """P(first ≻ second), where the verdict says it."""
     strength: Mapped[int | None]

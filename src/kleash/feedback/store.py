@@ -163,6 +163,12 @@ class Store:
             ) from None
         return cls(engine)
 
+    @property
+    def where(self) -> str:
+        """What `--store` is told to open it; without its password."""
+        url = self.engine.url
+        return str(url.database) if url.drivername == "sqlite" else url.render_as_string(hide_password=True)
+
     def close(self) -> None:
         """Let go of all connections."""
         self.engine.dispose()
@@ -250,6 +256,8 @@ class Store:
                 turned = found.first != task.first
                 annotator = _annotator(session, verdict.labeller, kind)
                 said = verdict.probability
+                first = None if said is None else 1 - said if turned else said
+                answer = {1.0: "first", 0.0: "second"}.get(-1.0 if first is None else first, "soft")
                 key = _hash(["record", task.key, verdict.labeller, kind, verdict.principle, verdict.state, said])
                 if session.scalar(select(VoteRow.id).where(VoteRow.key == key)) is not None:
                     continue
@@ -258,8 +266,8 @@ class Store:
                         key=key,
                         task=found.id,
                         annotator=annotator,
-                        verdict="soft" if verdict.state == "verdict" else verdict.state,
-                        probability=None if said is None else 1 - said if turned else said,
+                        verdict=answer if verdict.state == "verdict" else verdict.state,
+                        probability=first,
                         reason=(verdict.reason or "").replace("\0", ""),
                         principle=verdict.principle,
                         order_effect=verdict.order_effect,
@@ -461,10 +469,9 @@ def _add_new(session: Session, tasks: Sequence[Task]) -> int:
 
 
 def _annotator(session: Session, name: str, kind: str) -> int:
-    alias = name if len(name) <= 64 else name[:47] + "-" + _sha256(name)[:16]
-    found = session.scalar(select(AnnotatorRow.id).where(AnnotatorRow.alias == alias))
+    found = session.scalar(select(AnnotatorRow.id).where(AnnotatorRow.alias == name))
     if found is None:
-        row = AnnotatorRow(alias=alias, name=name, kind=kind, settings={})
+        row = AnnotatorRow(alias=name, name=name, kind=kind, settings={})
         session.add(row)
         session.flush()
         found = row.id

@@ -10,7 +10,7 @@ import json
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kleash.data.formats import read_groups, write_groups
-from kleash.data.group import Group, Preference, Response
-from kleash.evals.policy import mean_se
+from kleash.data.group import Group, Preference, Response, chosen_first
 from kleash.feedback.labeller import Verdict
 from kleash.lab import judges, measure, pretrain
 from kleash.lab.world import World
@@ -66,19 +65,11 @@ class Bench:
         return judges.school(self.world, self.out / "base", self.out / "judges", seed=self.seed)
 
 
-def prepare(out: Path, seed: int) -> Bench:
-    """Base, SFT, prompts and pairs of a seed."""
-    world, bench = World(seed), Bench(out, seed)
+def begin(out: Path, seed: int, rows: Mapping[str, Sequence[Group]]) -> None:
+    """Base model, SFT model and files of a seed; of the rows `demonstrations` are imitated."""
     data = out / "data"
     data.mkdir(parents=True, exist_ok=True)
     base = pretrain.run(pretrain.PretrainConfig(out=out / "base", seed=seed, tokens=1_400_000))
-    rows = {
-        "demonstrations": world.demonstrations(1500, seed=derive_seed(seed, "demonstrations")),
-        "pairs": world.prompts(PAIRS, "train", seed=derive_seed(seed, "comparisons")),
-        "measured": world.prompts(MEASURED, "train", seed=derive_seed(seed, "measured comparisons")),
-        "prompts": world.prompts(2000, "train", seed=derive_seed(seed, "prompts")),
-        "test": world.prompts(TEST_PROMPTS, "test", seed=derive_seed(seed, "test")),
-    }
     for name, groups in rows.items():
         if not (data / f"{name}.jsonl").exists():
             write_groups(groups, data / f"{name}.jsonl")
@@ -88,6 +79,19 @@ def prepare(out: Path, seed: int) -> Bench:
             batch_size=32, learning_rate=1e-3, force=True,
         )
     )  # fmt: skip
+
+
+def prepare(out: Path, seed: int) -> Bench:
+    """Base, SFT, prompts and pairs of a seed."""
+    world, bench, data = World(seed), Bench(out, seed), out / "data"
+    rows = {
+        "demonstrations": world.demonstrations(1500, seed=derive_seed(seed, "demonstrations")),
+        "pairs": world.prompts(PAIRS, "train", seed=derive_seed(seed, "comparisons")),
+        "measured": world.prompts(MEASURED, "train", seed=derive_seed(seed, "measured comparisons")),
+        "prompts": world.prompts(2000, "train", seed=derive_seed(seed, "prompts")),
+        "test": world.prompts(TEST_PROMPTS, "test", seed=derive_seed(seed, "test")),
+    }
+    begin(out, seed, rows)
     for name in ("pairs", "measured"):
         generate.run(
             generate.GenerateConfig(
@@ -101,13 +105,11 @@ def prepare(out: Path, seed: int) -> Bench:
 
 def labelled(groups: Sequence[Group], probabilities: Sequence[float | None], annotator: str) -> list[Group]:
     """Pairs with soft labels, the likelier better response first; without those that have no label."""
-    found = []
-    for group, p in zip(groups, probabilities, strict=True):
-        if p is None:
-            continue
-        responses, p = (group.responses, p) if p >= 0.5 else (group.responses[::-1], 1 - p)
-        found.append(Group(group.prompt, responses, Preference(p, annotator), group.columns))
-    return found
+    return [
+        chosen_first(replace(group, label=Preference(p, annotator)))
+        for group, p in zip(groups, probabilities, strict=True)
+        if p is not None
+    ]
 
 
 def gold_lead(world: World, groups: Sequence[Group]) -> Float[np.ndarray, " P"]:
@@ -239,12 +241,5 @@ def table(rows: Mapping[str, Sequence[Mapping[str, Any]]], columns: Mapping[str,
     """
     lines = [f"| {first} | {' | '.join(columns.values())} |", "|---" * (1 + len(columns)) + "|"]
     for name, seeds in rows.items():
-        lines.append(f"| {name} | {' | '.join(pm([own[key] for own in seeds]) for key in columns)} |")
+        lines.append(f"| {name} | {' | '.join(measure.pm([own[key] for own in seeds]) for key in columns)} |")
     return "\n".join(lines)
-
-
-def pm(values: Sequence[float]) -> str:
-    """Mean ± standard error."""
-    estimate = mean_se(list(values))
-    error = "" if estimate["se"] is None else f" ± {estimate['se']:.3f}"
-    return f"{estimate['mean']:.3f}{error}".replace("-", "−")

@@ -26,10 +26,9 @@ import numpy as np
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group
 from kleash.evals.overoptimization import Road, analyse, checkpoints_road
-from kleash.evals.policy import mean_se
-from kleash.lab import pretrain
+from kleash.lab.bench import begin
 from kleash.lab.labellers import Labellers
-from kleash.lab.measure import gold
+from kleash.lab.measure import gold, pm
 from kleash.lab.world import World
 from kleash.models.average import average_weights
 from kleash.models.load import load_policy, load_reward_model
@@ -37,7 +36,7 @@ from kleash.rewards.ensemble import EnsembleReward
 from kleash.rewards.learned import LearnedReward
 from kleash.rewards.reward import Reward
 from kleash.run import derive_seed, read_jsonl, write_json
-from kleash.stages import generate, ppo, reward_ensemble, reward_model, sft
+from kleash.stages import generate, ppo, reward_ensemble, reward_model
 
 BETAS = (0.0, 0.05, 0.2)
 COMPARISONS = (1000, 4000)
@@ -80,8 +79,6 @@ def prepare(out: Path, seed: int) -> None:
     """Base, SFT, comparisons, prompts and reward models of a seed."""
     world = World(seed)
     data = out / "data"
-    data.mkdir(parents=True, exist_ok=True)
-    base = pretrain.run(pretrain.PretrainConfig(out=out / "base", seed=seed, tokens=1_400_000))
     rows = {
         "demonstrations": world.demonstrations(1500, seed=derive_seed(seed, "demonstrations")),
         "to_compare": world.prompts(max(COMPARISONS), "train", seed=derive_seed(seed, "comparisons")),
@@ -93,15 +90,7 @@ def prepare(out: Path, seed: int) -> None:
             for group in world.prompts(MEASURED, split, seed=derive_seed(seed, split))
         ],
     }
-    for name, groups in rows.items():
-        if not (data / f"{name}.jsonl").exists():
-            write_groups(groups, data / f"{name}.jsonl")
-    sft.run(
-        sft.SFTConfig(
-            model=str(base.path), data=str(data / "demonstrations.jsonl"), out=out / "sft", seed=seed, epochs=2,
-            batch_size=32, learning_rate=1e-3, force=True,
-        )
-    )  # fmt: skip
+    begin(out, seed, rows)
     people = Labellers(world, seed=derive_seed(seed, "labellers"))
     for name, compared in (("to_compare", "comparisons"), ("measured", "held-out-comparisons")):
         if not (data / f"{compared}.jsonl").exists():
@@ -244,7 +233,7 @@ def table(found: Mapping[Arm, Mapping[str, float]]) -> str:
     for kind in sorted(kinds, key=lambda kind: (kind[3], kind[0])):
         own = [row for arm, row in found.items() if (arm.comparisons, arm.way, arm.members, arm.beta) == kind]
         comparisons, way, members, beta = kind
-        cells = [pm([row[name] for row in own]) for name in names[:-1]]
+        cells = [pm([row[name] for row in own], 2) for name in names[:-1]]
         cells.append(f"{sum(row['turned'] for row in own):.0f} of {len(own)}")
         lines.append(f"| {comparisons} | {way} {members} | {beta:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -268,15 +257,9 @@ def law_table(found: Mapping[Arm, Mapping[str, float] | None]) -> str:
             for key in ("off the law's", "off the measured"):
                 cells.append(str(sum(row[key] <= 0.25 for row in fitted)))
             cells.append(f"{median(row['off the measured'] for row in fitted):.2f}" if fitted else "–")
-            cells.append(pm([row["gold lost"] for row in fitted]))
+            cells.append(pm([row["gold lost"] for row in fitted], 2))
             lines.append(f"| {name} | {beta:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def pm(values: list[float]) -> str:
-    """Mean ± standard error of what is there."""
-    estimate = mean_se(values)
-    return "–" if estimate["mean"] is None else f"{estimate['mean']:.2f} ± {estimate['se'] or 0:.2f}"
 
 
 if __name__ == "__main__":

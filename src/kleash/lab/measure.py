@@ -40,3 +40,12 @@ def curve(world: World, rows: Rows) -> list[dict[str, Any]]:
 def without_choice(points: Rows) -> list[dict[str, Any]]:
     """A curve as it is shown: without what checkpoints are chosen by."""
     return [{name: value for name, value in point.items() if name != "gold_choose"} for point in points]
+
+
+def pm(values: Sequence[float], digits: int = 3) -> str:
+    """Mean ± standard error of what is there, as tables have it."""
+    estimate = mean_se(list(values))
+    if estimate["mean"] is None:
+        return "–"
+    error = "" if estimate["se"] is None else f" ± {estimate['se']:.{digits}f}"
+    return f"{estimate['mean']:.{digits}f}{error}".replace("-", "−")

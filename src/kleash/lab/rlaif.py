@@ -23,6 +23,7 @@ from kleash.feedback.scored import ScoredLabeller
 from kleash.lab import bench, judges
 from kleash.lab.bench import Bench
 from kleash.lab.labellers import Labellers, People
+from kleash.lab.measure import pm
 from kleash.run import derive_seed, write_json
 
 COLUMNS = {
@@ -103,8 +104,8 @@ def main() -> None:
     print(bench.table({name: [seed[name] for seed in found] for name in found[0]}, COLUMNS, first="labeller"))
     of_judges = [{name: own for name, own in seed.items() if name.startswith("judge")} for seed in found]
     print(
-        f"\nRank correlation of final gold with accuracy: {bench.pm(slopes(of_judges))} over the judges, "
-        f"{bench.pm(slopes(found))} over all."
+        f"\nRank correlation of final gold with accuracy: {pm(slopes(of_judges))} over the judges, "
+        f"{pm(slopes(found))} over all."
     )
     if options.figure:
         draw(found, options.figure)

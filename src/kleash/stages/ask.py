@@ -18,7 +18,7 @@ from pydantic import Field
 
 from kleash.config import Config
 from kleash.data.formats import read_groups, write_groups
-from kleash.data.group import Group, Preference
+from kleash.data.group import Group, Preference, chosen_first
 from kleash.errors import DataError
 from kleash.feedback.labeller import Labeller
 from kleash.feedback.opening import opened
@@ -74,7 +74,7 @@ def run(config: AskConfig) -> Path:
     ]
     if not rows:
         raise DataError(f"{config.data}: no pair has a label; raise --budget, or label some of the pairs")
-    write_groups([_chosen_first(row) for row in rows], config.out)
+    write_groups(map(chosen_first, rows), config.out)
     states = Counter("beyond the budget" if verdict is None else verdict.state for verdict in verdicts)
     finish(config.out, identity, {"pairs": len(groups), "labels": len(rows), "states": dict(states)})
     logger.info("%d of %d pairs have a label of %s", len(rows), len(groups), oracle.name)
@@ -99,11 +99,3 @@ def _labeller(config: AskConfig) -> Labeller | None:
     from kleash.rewards.reward import build_reward
 
     return ScoredLabeller(build_reward(config.labeller), name=config.labeller, temperature=config.temperature)
-
-
-def _chosen_first(group: Group) -> Group:
-    label = group.label
-    assert isinstance(label, Preference)
-    if label.probability >= 0.5:
-        return group
-    return replace(group, responses=group.responses[::-1], label=replace(label, probability=1 - label.probability))

@@ -284,7 +284,7 @@ def _refused(request: Request, error: Exception) -> Response:
 
 def _whole(said: Mapping[str, Any], name: str) -> int:
     value = said.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
         raise InputError(f"'{name}' is missing, or no whole number")
     return value
 

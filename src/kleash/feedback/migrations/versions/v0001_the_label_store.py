@@ -12,7 +12,7 @@ def upgrade() -> None:
     op.create_table(
         "annotators",
         sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("alias", sa.String(length=64), nullable=False),
+        sa.Column("alias", sa.Text(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("kind", sa.String(length=16), nullable=False),
         sa.Column("role", sa.String(length=16), nullable=False),
