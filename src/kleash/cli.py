@@ -296,7 +296,7 @@ def _print_results(folder: Any, *, as_json: bool) -> None:
     if verdict:
         print(f"{'ok' if verdict['passed'] else 'FAILED'}: {verdict['finding']}", file=sys.stderr)
     if folder.record["stage"] == "overopt":
-        from kleash.report.goodhart import story
+        from kleash.report.overoptimization_page import story
 
         print(f"{story(results)}\n{folder.path / 'report.html'}")
         return
@@ -344,7 +344,7 @@ def _check(command: argparse.Namespace) -> None:
 
     from kleash.checks.artifact import check
     from kleash.errors import GateError
-    from kleash.report.verdicts import show_findings
+    from kleash.report.check_tables import show_findings
 
     findings = check(command.path, data=command.data, labeller=command.labeller, rows=command.rows)
     if command.json:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from kleash.checks.artifact import agreement, check, kind_of
-from kleash.checks.gates import changed
+from kleash.checks.check import changed
 from kleash.data.group import Group, Response
 from kleash.errors import GateError, InputError
 from kleash.models.load import new_reward_model, save_model

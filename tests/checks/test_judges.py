@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kleash.checks.gates import verdict
+from kleash.checks.check import verdict
 from kleash.checks.judges import judge
 from kleash.evals.judging import share
 

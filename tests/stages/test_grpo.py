@@ -13,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from kleash.checks.stopping import DEAD_AFTER, SOLVED_AFTER
 from kleash.data.group import EncodedGroup, Group
 from kleash.errors import ConfigError, TrainingError
 from kleash.models.load import load_policy
 from kleash.run import read_jsonl
 from kleash.sampling.local import LocalSampler
 from kleash.stages import grpo, rollouts
+from kleash.stopping.degenerate import DEAD_AFTER, SOLVED_AFTER
 from kleash.training.optim import Optimizer
 
 PRESETS = ("grpo", "dr-grpo", "rloo", "dapo")

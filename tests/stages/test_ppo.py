@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from kleash.checks import ratio
+from kleash.checks import first_ratio
 from kleash.data.batch import collate
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups
@@ -299,9 +299,9 @@ def test_F7_the_check_compares_what_was_computed_and_not_a_copy(base: Path, prom
     cast, rows = actors(config(base, prompts), base)
     batch = cast.sampler([row.prompt_ids for row in rows[:4]], group_size=1, seed=0)
     logprobs = forward.response_logprobs(cast.policy, batch)[0][:, 0].detach()
-    assert float(ratio.check_first(cast.policy, batch, logprobs, logprobs, 1.0, "float32")) == 1.0
+    assert float(first_ratio.check_first(cast.policy, batch, logprobs, logprobs, 1.0, "float32")) == 1.0
     with pytest.raises(TrainingError):
-        ratio.check_first(cast.policy, batch, logprobs + 0.1, logprobs, 1.0, "float32")
+        first_ratio.check_first(cast.policy, batch, logprobs + 0.1, logprobs, 1.0, "float32")
 
 
 def test_F3_padding_that_is_the_end_token_changes_nothing(

@@ -18,11 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import outcomes, preconditions
-from kleash.checks.gates import Check, Verdict, changed, verdict
-from kleash.checks.outcomes import LOOK, Agreement
-from kleash.checks.prompts import prompts
-from kleash.checks.samples import describe, prompt_effect, responses_of, sample, usual_length
+from kleash.checks import data_checks, reward_checks, sft_checks
+from kleash.checks.check import LOOK, Check, Verdict, changed, verdict
+from kleash.checks.example_prompts import prompts
+from kleash.checks.sample_stats import describe, prompt_effect, responses_of, sample, usual_length
+from kleash.checks.sft_checks import Agreement
 from kleash.data.chat import encode, encode_all, encode_prompt, end_ids
 from kleash.data.formats import read_groups
 from kleash.data.group import EncodedGroup, Group, Preference, Response
@@ -159,11 +159,11 @@ def language_model_checks(
     checks = [Check(name="samples", passed=None, finding="no prompt leaves room for a response")]
     if drawn is not None:
         sampled, samples = drawn
-        checks = [*outcomes.sampled(samples, data, chat=chat or data is not None), outcomes.says_something(samples)]
+        checks = [*sft_checks.sampled(samples, data, chat=chat or data is not None), sft_checks.says_something(samples)]
         if labeller is not None:
-            checks.append(outcomes.agrees(agreement(labeller, sampled)))
+            checks.append(sft_checks.agrees(agreement(labeller, sampled)))
     if answers:
-        checks.append(outcomes.heeds_prompt(prompt_effect(model, answers)))
+        checks.append(sft_checks.heeds_prompt(prompt_effect(model, answers)))
     return [*checks, *_tokenizer(tokenizer), finite]
 
 
@@ -256,7 +256,7 @@ def reward_model_checks(
     lengths = [[len(response.ids) for response in group.responses] for group in encoded]
     p = [group.source.label.probability for group in encoded if isinstance(group.source.label, Preference)]
     report = preference_report(scores, torch.tensor(p).double(), torch.tensor(lengths))
-    return [*outcomes.reward_model(report), *checks]
+    return [*reward_checks.reward_model(report), *checks]
 
 
 def _canned(tokenizer: PreTrainedTokenizerBase) -> list[Group]:
@@ -331,10 +331,10 @@ def _shift(name: str, gap: float, between: str) -> Check:
 def rows_checks(groups: Sequence[Group]) -> list[Check]:
     """What a stage needs of rows: comparisons, demonstrations or prompts, whichever they are."""
     if any(comparison(group) is None for group in groups):
-        return preconditions.comparisons(groups)
+        return data_checks.comparisons(groups)
     answered = [group for group in groups if len(group.responses) == 1]
     if answered:
-        return preconditions.demonstrations(answered)
+        return data_checks.demonstrations(answered)
     distinct = len({repr(group.prompt) for group in groups})
     return [Check(name="prompts", passed=True, finding=f"{len(groups)} prompts, {distinct} of them different")]
 

@@ -9,54 +9,15 @@ a failed one, unless forced.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from kleash.checks.artifact import measure
+from kleash.checks.check import Check, changed, verdict
 from kleash.errors import GateError
-from kleash.run import RunFolder, read_record, sha256_of
+from kleash.run import RunFolder, read_record
 
 logger = logging.getLogger("kleash")
-
-Verdict = dict[str, Any]
-"""{"passed", "finding", "advice", "figures", "checks"} of run.json, with "sha256" once the artifact is written."""
-
-MARKS: Mapping[bool | None, str] = {True: "ok", False: "FAILED", None: "unknown"}
-"""How a verdict is told in one word."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One question to an artifact, and what was found."""
-
-    name: str
-    """What is asked for, as it should be: "responses end"."""
-    passed: bool | None
-    """None: it could not be measured, or the figure alone cannot tell a healthy artifact from a broken one."""
-    finding: str
-    """What was found, with the figure."""
-    advice: str = ""
-    """What to try; empty where there is nothing to try."""
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    """The figures the finding rests on."""
-
-
-def verdict(checks: Sequence[Check]) -> Verdict:
-    """Many checks as one: passed if none failed, told by the first that failed, else by the first of all."""
-    failed = [check for check in checks if check.passed is False]
-    told = (failed or list(checks))[0]
-    counts = {mark: sum(check.passed is passed for check in checks) for passed, mark in MARKS.items()}
-    finding = told.finding
-    if len(checks) > 1:
-        finding += f" ({', '.join(f'{count} {mark.lower()}' for mark, count in counts.items() if count)})"
-    return {
-        "passed": not failed,
-        "finding": finding,
-        "advice": told.advice,
-        "figures": dict(told.figures),
-        "checks": [asdict(check) for check in checks],
-    }
 
 
 def gate_out(folder: RunFolder, *, checks: Sequence[Check]) -> None:
@@ -98,16 +59,9 @@ def gate_in(folder: RunFolder, *, role: str, parent: str | Path, force: bool) ->
         return
     fault = "failed its own gate"
     if changed(Path(parent), found):
-        from kleash.checks.artifact import measure  # which is made of checks, and so imports this module
-
         found = verdict(measure(Path(parent)))
         found["finding"] = f"changed since its own verdict, measured afresh: {found['finding']}"
         fault = "fails its gate"
     folder.note("gates", **{f"in ({role})": {"passed": found["passed"], "finding": found["finding"], "forced": force}})
     if found["passed"] is False and not force:
         raise GateError(f"{role} {parent} {fault}: {found['finding']}; {found['advice']}, or --force to go on")
-
-
-def changed(path: Path, found: Verdict) -> bool:
-    """Whether a folder is no longer what its verdict speaks of; a verdict without a hash is taken at its word."""
-    return found.get("sha256") not in (None, sha256_of(path))

@@ -1,11 +1,11 @@
-"""The gate out of a judge: are its labels worth training on? Figures in, checks out, as in `outcomes`."""
+"""The gate out of a judge: are its labels worth training on? Figures in, checks out, as in `sft_checks`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from kleash.checks.gates import Check
+from kleash.checks.check import Check
 
 SWAMPED = 0.5
 """Share of pairs on which the judge chose the place and not the response. Two coins disagree on half of them."""

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kleash.checks.gates import MARKS
-from kleash.report.verdicts import COLOURS
+from kleash.checks.check import MARKS
+from kleash.report.check_tables import COLOURS
 from kleash.stages.files import results_of
 
 Line = tuple[str, str | Text]

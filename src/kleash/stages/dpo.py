@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import monitors, outcomes
+from kleash.checks import monitors, policy_checks
 from kleash.checks.gates import gate_in, gate_out
 from kleash.data.batch import collate
 from kleash.data.batching import batch_at, by_size, microbatches
@@ -219,7 +219,7 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
         if config.kl_due(steps, steps) and (drift is None or not measured):
             drift, _ = measure_kl(model, tokenizer, held_out, fresh_reference, config, beside)
         results |= {"report": figures, "kl": drift}
-        gate_out(folder, checks=outcomes.direct(figures, kl=drift["mean"] if drift else None))
+        gate_out(folder, checks=policy_checks.direct(figures, kl=drift["mean"] if drift else None))
     merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, _summary(results)))
     return folder.finish(**results)

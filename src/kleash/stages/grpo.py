@@ -23,9 +23,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import ratio
+from kleash.checks import first_ratio
 from kleash.checks.gates import gate_in
-from kleash.checks.stopping import Stopping, flat
 from kleash.data.batch import GroupBatch, concatenate
 from kleash.data.batching import batch_at
 from kleash.data.chat import end_ids
@@ -60,6 +59,7 @@ from kleash.stages.rollouts import (
     verdict,
 )
 from kleash.stages.trainable import make_trainable
+from kleash.stopping.degenerate import Stopping, flat
 from kleash.training import checkpoint
 from kleash.training.optim import Optimizer
 from kleash.training.progress import Progress
@@ -411,7 +411,7 @@ def learn(
 
         old_logprobs, reference_logprobs = rows_of(rollout.old_logprobs), rows_of(rollout.reference_logprobs)
         if first:
-            worst = ratio.check_first(
+            worst = first_ratio.check_first(
                 actors.policy, batch, logprobs.detach(), old_logprobs, config.temperature, config.dtype
             )
             totals["first_ratio"] = torch.maximum(totals.get("first_ratio", torch.ones((), device=device)), worst)

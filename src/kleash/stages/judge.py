@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from kleash.checks import judges
-from kleash.checks.gates import verdict
+from kleash.checks.check import verdict
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference
 from kleash.data.split import comparison, read_usable

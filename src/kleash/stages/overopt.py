@@ -20,6 +20,7 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kleash.checks.attribution import leave_one_out
 from kleash.checks.gates import gate_in
 from kleash.config import Config
 from kleash.data.batch import GroupBatch
@@ -29,7 +30,7 @@ from kleash.data.group import EncodedGroup, Group, Response
 from kleash.data.split import prompt_only, read_usable
 from kleash.errors import ConfigError, InputError
 from kleash.evals import overoptimization as oo
-from kleash.evals.attribution import leave_one_out
+from kleash.evals.best_of_n_curve import one_score_a_text
 from kleash.models.forward import response_logprobs
 from kleash.models.load import DType, autocast, context_length, freeze, load_policy
 from kleash.objectives import kl
@@ -47,7 +48,6 @@ from kleash.run import (
 )
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
-from kleash.stages.best_of_n import one_score_a_text
 from kleash.stages.rollouts import parts_of
 from kleash.stages.score import score_groups
 from kleash.training.progress import Progress

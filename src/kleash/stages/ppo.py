@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import ratio
+from kleash.checks import first_ratio
 from kleash.checks.gates import gate_in
 from kleash.data.batch import GroupBatch, collate
 from kleash.data.batching import batch_at, microbatches
@@ -356,7 +356,7 @@ def learn(
         if first:
             totals["first_ratio"] = torch.maximum(
                 totals.get("first_ratio", torch.ones((), device=device)),
-                ratio.check_first(
+                first_ratio.check_first(
                     actors.policy, batch, logprobs.detach(), old_logprobs, config.temperature, config.dtype
                 ),
             )

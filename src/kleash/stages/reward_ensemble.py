@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import Field, model_validator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import preconditions
+from kleash.checks import data_checks, reward_report
 from kleash.checks.gates import gate_in
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups, write_groups
@@ -33,7 +33,7 @@ from kleash.models.load import load_reward_model, load_tokenizer, new_reward_mod
 from kleash.rewards.ensemble import HOLD_OUT, EnsembleReward, write_ensemble
 from kleash.rewards.learned import LearnedReward
 from kleash.run import RunFolder, derive_seed, write_text
-from kleash.stages import reward_model, reward_report
+from kleash.stages import reward_model
 from kleash.stages.artifacts import inputs_of, model_card
 from kleash.stages.reward_model import RewardConfig
 
@@ -96,7 +96,7 @@ def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedToke
     if report is not None:
         results["report"] = report
         train = _encoded(config, files["reward"], load_tokenizer(config.model))
-        origin = preconditions.origin(config.model, train, device=config.device, dtype=config.dtype)
+        origin = data_checks.origin(config.model, train, device=config.device, dtype=config.dtype)
         reward_model.verdict(folder, report, origin)
     return folder.finish(**results)
 

@@ -22,8 +22,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import outcomes, preconditions
+from kleash.checks import data_checks, reward_checks, reward_report
 from kleash.checks.gates import gate_in, gate_out
+from kleash.checks.reward_report import held_out_rewards, pairs_of
 from kleash.data.batch import GroupBatch, collate
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all
@@ -38,9 +39,7 @@ from kleash.objectives.ensemble import Combine
 from kleash.rewards.learned import score_encoded
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import RunFolder, derive_seed
-from kleash.stages import reward_report
 from kleash.stages.artifacts import inputs_of, model_card
-from kleash.stages.reward_report import held_out_rewards, pairs_of
 from kleash.stages.settings import TrainingConfig
 from kleash.stages.trainable import make_trainable
 from kleash.training import checkpoint
@@ -169,7 +168,7 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
         }
         origin = None  # a live reward model may speak another language than `config.model`
         if reward is None:
-            origin = preconditions.origin(config.model, train, device=config.device, dtype=config.dtype)
+            origin = data_checks.origin(config.model, train, device=config.device, dtype=config.dtype)
         verdict(folder, results["report"], origin)
     save_model(folder.path, model, tokenizer, model_card(folder, summary(results.get("report"))))
     fitted.save(folder.path)
@@ -313,9 +312,9 @@ def start_samples(
     )  # fmt: skip
 
 
-def verdict(folder: RunFolder, figures: dict[str, Any], origin: outcomes.Origin | None = None) -> None:
+def verdict(folder: RunFolder, figures: dict[str, Any], origin: reward_checks.Origin | None = None) -> None:
     """The gate out, on the report and on whose samples the training responses are."""
-    gate_out(folder, checks=outcomes.reward_model(figures, origin=origin))
+    gate_out(folder, checks=reward_checks.reward_model(figures, origin=origin))
 
 
 def _accuracy(figures: dict[str, Any]) -> str:

@@ -14,9 +14,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import monitors, outcomes
+from kleash.checks import monitors, policy_checks
 from kleash.checks.gates import gate_out
-from kleash.checks.stopping import EarlyStopping
 from kleash.data.batch import GroupBatch
 from kleash.data.batching import by_size
 from kleash.data.chat import encode_all, end_ids
@@ -34,6 +33,7 @@ from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
 from kleash.stages.settings import TrainingConfig
+from kleash.stopping.plateau import EarlyStopping
 
 logger = logging.getLogger("kleash")
 
@@ -318,7 +318,7 @@ def accumulate(totals: dict[str, Any], figures: Mapping[str, Any], weight: float
 def verdict(folder: RunFolder, *, advice: str) -> None:
     """The gate out of a policy, from what its rollouts were like."""
     kl_budget = folder.record["config"].get("kl_budget")
-    gate_out(folder, checks=outcomes.policy(folder.metrics(), kl_budget=kl_budget, advice=advice))
+    gate_out(folder, checks=policy_checks.policy(folder.metrics(), kl_budget=kl_budget, advice=advice))
 
 
 def summary(folder: RunFolder) -> str:

@@ -18,9 +18,10 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import outcomes
-from kleash.checks.gates import Check, gate_in, gate_out
-from kleash.checks.samples import describe, prompt_effect, responses_of, sample, usual_length
+from kleash.checks import sft_checks
+from kleash.checks.check import Check
+from kleash.checks.gates import gate_in, gate_out
+from kleash.checks.sample_stats import describe, prompt_effect, responses_of, sample, usual_length
 from kleash.data.batch import collate
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all
@@ -155,7 +156,7 @@ def _checks(
         limit = usual_length(train, most=config.gate_max_new_tokens)
         drawn = sample(model, tokenizer, prompts, limit=limit, seed=config.seed, dtype=config.dtype)
         unsampled = "no held-out prompt leaves room for a response"
-    return outcomes.sft(
+    return sft_checks.sft(
         before=before,
         after=after,
         rows=len(held_out),

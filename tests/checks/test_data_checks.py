@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from kleash.checks.gates import Check
-from kleash.checks.preconditions import comparisons, demonstrations
+from kleash.checks.check import Check
+from kleash.checks.data_checks import comparisons, demonstrations
 from kleash.data.group import Group, Preference, Response
 
 

@@ -1,6 +1,6 @@
 """What a language model does when it is asked: figures from responses sampled to a few prompts.
 
-Nothing here judges; `outcomes` does. Responses of the data are described in the same terms, to be compared with.
+Nothing here judges; `sft_checks` does. Responses of the data are described in the same terms, to be compared with.
 """
 
 from __future__ import annotations

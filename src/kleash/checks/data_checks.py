@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from kleash.checks.gates import Check
-from kleash.checks.outcomes import LOOK, Origin
-from kleash.checks.samples import excess_surprise
+from kleash.checks.check import LOOK, Check
+from kleash.checks.reward_checks import Origin
+from kleash.checks.sample_stats import excess_surprise
 from kleash.data.group import EncodedGroup, Group, Preference
 from kleash.evals.preference import ceiling_bounds, sign_test
 from kleash.models.load import load_policy

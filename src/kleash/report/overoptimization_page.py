@@ -38,7 +38,7 @@ def write_page(folder: Path) -> Path:
     shown = json.loads((folder / "shown.json").read_text())
     write_text(folder / "curve.svg", _standalone(svg))
     page = folder / "report.html"
-    write_text(page, environment().get_template("goodhart.html.jinja").render(_context(record, shown, svg)))
+    write_text(page, environment().get_template("overoptimization.html.jinja").render(_context(record, shown, svg)))
     return page
 
 

@@ -23,6 +23,7 @@ from kleash.data.chat import encode, encode_all, end_ids
 from kleash.data.formats import write_groups
 from kleash.data.group import EncodedGroup, Group, Preference, Ranking
 from kleash.errors import ConfigError, DataError
+from kleash.evals.best_of_n_curve import best_of_n_curve
 from kleash.evals.bias import bias_report
 from kleash.evals.learning_curve import learning_curve
 from kleash.evals.noise import disagreement, lapse_model
@@ -36,7 +37,6 @@ from kleash.rewards.reward import Reward
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
-from kleash.stages.best_of_n import curve
 from kleash.stages.settings import TrainingConfig
 
 PROBED = 200
@@ -259,7 +259,7 @@ def best_of_curve(
     pool = sample(tokenizer, prompts, config, group_size=n, max_new_tokens=max_new_tokens, purpose="best of n")
     groups = [group.source for group in pool]
     reward = LearnedReward(model, tokenizer, policy_tokenizer=tokenizer, **_computing(config))
-    return curve(groups, reward(groups).tolist(), gold(groups).tolist() if gold is not None else None)
+    return best_of_n_curve(groups, reward(groups).tolist(), gold(groups).tolist() if gold is not None else None)
 
 
 def sample(

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from kleash.checks.stopping import EarlyStopping
+from kleash.stopping.plateau import EarlyStopping
 
 
 def test_a_run_ends_with_the_rollout_that_is_beyond_the_budget() -> None:

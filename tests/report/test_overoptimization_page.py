@@ -10,7 +10,7 @@ import pytest
 
 from kleash.errors import InputError
 from kleash.evals import overoptimization as oo
-from kleash.report.goodhart import story, write_page
+from kleash.report.overoptimization_page import story, write_page
 from tests.report.test_figures import is_affine, points
 from tests.report.test_html import HOSTILE, Page
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kleash.checks.artifact import Findings
-from kleash.checks.gates import MARKS
+from kleash.checks.check import MARKS
 
 COLOURS = {True: "green", False: "bold red", None: "yellow"}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kleash.checks.samples import describe, excess_surprise, prompt_effect, sample
+from kleash.checks.sample_stats import describe, excess_surprise, prompt_effect, sample
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups
 from kleash.data.group import Group, Response

@@ -1,0 +1,160 @@
+"""Checks of a policy: its metrics in, checks out. Pure functions; thresholds are constants with their reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kleash.checks.check import Check
+from kleash.checks.reward_checks import beyond_length
+from kleash.checks.sft_checks import ENDS
+
+ENTROPY_LEFT = 0.2
+"""Share of the first rollout's entropy that may be left before it is said."""
+
+LONGER = 2.0
+"""How much longer or shorter than at first responses may become before it is said."""
+
+OVERSHOOT = 1.25
+"""How far beyond its KL budget a policy may be, as a factor."""
+
+OUTSIDE = 0.5
+"""Share of samples outside the range that the reward model was trained on, from which its score is a guess."""
+
+
+def policy(rows: Sequence[Mapping[str, Any]], *, kl_budget: float | None, advice: str) -> list[Check]:
+    """The gate out of a policy that climbed a reward.
+
+    KL, entropy and length alone do not tell a hack from benign convergence, so a fall or a drift of them is said and
+    decides nothing; the budget that was set does, and a hold-out reward that fell while the reward rose.
+
+    Args:
+        rows: of metrics.jsonl, one a rollout.
+        kl_budget: nats a response that the policy may be away from its reference; None: any.
+        advice: what to try where responses do not end.
+    """
+    rows = [row for row in rows if row.get("kl") is not None]
+    first, last = rows[0], rows[-1]
+    checks = [
+        Check(
+            name="responses end",
+            passed=last["end_rate"] >= ENDS,
+            finding=f"{last['end_rate']:.0%} of the last rollout's responses ended, at KL {last['kl']:.2f} nats",
+            advice="" if last["end_rate"] >= ENDS else advice,
+            figures={"end_rate": last["end_rate"], "kl": last["kl"]},
+        )
+    ]
+    if kl_budget is not None:
+        checks.append(_within_budget(last["kl"], kl_budget))
+    more = [_entropy_left(first, last), _length_kept(first, last), _hold_out(rows), _in_known_range(last)]
+    return [*checks, *(check for check in more if check is not None)]
+
+
+def direct(report: Mapping[str, Any], *, kl: float | None) -> list[Check]:
+    """The gate out of a policy learnt from comparisons: do its implicit rewards prefer what was preferred?
+
+    Args:
+        report: on the implicit rewards of held-out pairs.
+        kl: from the reference, nats a response; None where not measured.
+    """
+    low, high = report["accuracy_interval"] or (None, None)
+    finding = f"held-out accuracy of implicit rewards unknown: all {report['pairs']} pairs are ties"
+    if low is not None and high is not None:
+        finding = (
+            f"held-out accuracy of implicit rewards {report['accuracy']:.3f} "
+            f"(95 % interval {low:.3f} to {high:.3f}, {report['pairs']} pairs)"
+        )
+    passed = low is not None and low > 0.5
+    advice = "it must be above one half for sure: train longer, raise --learning-rate, or get more comparisons"
+    if high is not None and high < 0.5:
+        advice = "the labels look flipped, in training or here: see which column holds the chosen one"
+    checks = [
+        Check(
+            name="above a coin",
+            passed=passed,
+            finding=finding,
+            advice="" if passed else advice,
+            figures={"accuracy": report["accuracy"], "low": low, "kl": kl},
+        )
+    ]
+    return checks if report["accuracy"] is None else [*checks, beyond_length(report)]
+
+
+def _within_budget(kl: float, budget: float) -> Check:
+    """A run ends with the rollout that is beyond its budget, so a little over is how every such run ends."""
+    passed = kl <= OVERSHOOT * budget
+    return Check(
+        name="within the KL budget",
+        passed=passed,
+        finding=f"KL {kl:.2f} nats a response of a budget of {budget:g}",
+        advice="" if passed else "raise --beta, lower --learning-rate, or take an earlier checkpoint",
+        figures={"kl": kl, "kl_budget": budget},
+    )
+
+
+def _entropy_left(first: Mapping[str, Any], last: Mapping[str, Any]) -> Check | None:
+    start, end = first.get("entropy"), last.get("entropy")
+    if not start or end is None:
+        return None
+    passed = True if end >= ENTROPY_LEFT * start else None
+    return Check(
+        name="entropy left",
+        passed=passed,
+        finding=f"entropy {start:.3f} → {end:.3f} nats a token",
+        advice="" if passed else "solved, or collapsed: read samples.jsonl; against collapse raise --beta",
+        figures={"first": start, "last": end},
+    )
+
+
+def _length_kept(first: Mapping[str, Any], last: Mapping[str, Any]) -> Check | None:
+    start, end = first.get("length"), last.get("length")
+    if not start or not end:
+        return None
+    passed = True if 1 / LONGER <= end / start <= LONGER else None
+    return Check(
+        name="length kept",
+        passed=passed,
+        finding=f"{start:.1f} → {end:.1f} tokens a response",
+        advice="" if passed else "see whether the reward pays for length alone: `length_slope` of its report",
+        figures={"first": start, "last": end},
+    )
+
+
+def _hold_out(rows: Sequence[Mapping[str, Any]]) -> Check | None:
+    """Did the reward rise while a reward model of other labels fell? Both by more than two standard errors."""
+    name = "hold-out reward model agrees"
+    both = [(row["reward"], row["hold_out"]) for row in rows if row.get("hold_out") is not None]
+    if not both:
+        return None
+    window = max(3, len(both) // 5)
+    if len(both) < 2 * window:
+        return Check(name=name, passed=None, finding=f"{len(both)} rollouts are too few to see a turn")
+    early, late = np.array(both[:window]), np.array(both[-window:])
+    rise = late.mean(0) - early.mean(0)  # of the reward, of the hold-out
+    error = np.sqrt((early.var(0, ddof=1) + late.var(0, ddof=1)) / window)
+    passed = not (rise[0] > 2 * error[0] and rise[1] < -2 * error[1])
+    return Check(
+        name=name,
+        passed=bool(passed),
+        finding=f"reward {rise[0]:+.3f} ± {error[0]:.3f}, hold-out reward model {rise[1]:+.3f} ± {error[1]:.3f} "
+        f"from the first {window} rollouts to the last",
+        advice=""
+        if passed
+        else "the reward is being hacked: take an earlier checkpoint, raise --beta, more comparisons",
+        figures={"reward": float(rise[0]), "hold_out": float(rise[1]), "hold_out_se": float(error[1])},
+    )
+
+
+def _in_known_range(last: Mapping[str, Any]) -> Check | None:
+    outside = last.get("outside")
+    if outside is None:
+        return None
+    return Check(
+        name="within the reward model's range",
+        passed=bool(outside <= OUTSIDE),
+        finding=f"{outside:.0%} of the last rollout lies outside of what the reward model was trained on",
+        advice="" if outside <= OUTSIDE else "its scores are guesses there: raise --beta, or label such samples",
+        figures={"outside": outside},
+    )
