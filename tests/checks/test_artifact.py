@@ -62,8 +62,8 @@ def test_a_template_that_ends_answers_passes(base: Path) -> None:
 
 
 def test_demonstrations_add_whether_prompts_are_heeded(base: Path, demonstrations: Path) -> None:
-    assert "heeds the prompt" not in verdicts(base)
-    assert "heeds the prompt" in verdicts(base, data=str(demonstrations), rows=10)
+    assert "uses the prompt" not in verdicts(base)
+    assert "uses the prompt" in verdicts(base, data=str(demonstrations), rows=10)
 
 
 def test_a_labeller_adds_whether_samples_are_worth_comparing(base: Path, classifier: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_reward_model_is_measured_on_comparisons_and_without_them(classifier: 
         "same in any batch": True,
         "plain transformers agrees": True,
     }
-    assert {"above a coin", "beyond length", "calibrated"} <= verdicts(classifier, data=str(comparisons)).keys()
+    assert {"better than chance", "beyond length", "calibrated"} <= verdicts(classifier, data=str(comparisons)).keys()
 
 
 def test_a_constant_reward_model_fails(classifier: Path) -> None:

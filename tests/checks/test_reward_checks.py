@@ -7,8 +7,8 @@ import pytest
 
 from kleash.checks import reward_checks
 from kleash.checks.check import Check
-from kleash.checks.reward_checks import Origin
-from kleash.checks.sample_stats import Excess
+from kleash.checks.reward_checks import OnPolicyExcess
+from kleash.checks.sample_stats import ExcessNLL
 from kleash.evals.preference import preference_report
 from kleash.evals.probes import PROBES, probe_report
 
@@ -39,12 +39,12 @@ def test_a_healthy_reward_model_passes_every_check() -> None:
 def test_shuffled_labels_fail_as_no_better_than_a_coin() -> None:
     data = pairs()
     noise = np.random.default_rng(1).integers(0, 2, 400).astype(float)
-    assert "above a coin" in failed(reward(2 * data["quality"], noise, data["lengths"]))
+    assert "better than chance" in failed(reward(2 * data["quality"], noise, data["lengths"]))
 
 
 def test_flipped_labels_are_named() -> None:
     data = pairs()
-    check = reward(-2 * data["quality"], data["p"], data["lengths"])["above a coin"]
+    check = reward(-2 * data["quality"], data["p"], data["lengths"])["better than chance"]
     assert check.passed is False
     assert "flipped" in check.advice
 
@@ -76,7 +76,7 @@ def test_few_pairs_do_not_fail_against_length_but_say_how_many_it_takes() -> Non
 def test_equal_scores_fail_as_constant() -> None:
     data = pairs()
     checks = reward(np.zeros((400, 2)), data["p"], data["lengths"])
-    assert {"above a coin", "scores differ"} <= set(failed(checks))
+    assert {"better than chance", "scores differ"} <= set(failed(checks))
     tiny = reward(1e-4 * data["quality"], data["p"], data["lengths"])
     assert failed(tiny) == ["scores differ"], "it ranks well and says nothing"
 
@@ -129,10 +129,10 @@ def test_other_probes_that_please_are_named_and_fail_nothing() -> None:
 
 
 def test_responses_of_the_parent_fail_and_other_peoples_do_not() -> None:
-    own, foreign = Excess(0.01, 0.02), Excess(0.9, 0.02)
-    assert reward_checks.on_policy(Origin(own)).passed
-    assert reward_checks.on_policy(Origin(foreign)).passed is None
-    assert reward_checks.on_policy(Origin(foreign, Excess(0.8, 0.02), "base")).passed is None
-    check = reward_checks.on_policy(Origin(foreign, Excess(0.02, 0.02), "base"))
+    own, foreign = ExcessNLL(0.01, 0.02), ExcessNLL(0.9, 0.02)
+    assert reward_checks.on_policy_check(OnPolicyExcess(own)).passed
+    assert reward_checks.on_policy_check(OnPolicyExcess(foreign)).passed is None
+    assert reward_checks.on_policy_check(OnPolicyExcess(foreign, ExcessNLL(0.8, 0.02), "base")).passed is None
+    check = reward_checks.on_policy_check(OnPolicyExcess(foreign, ExcessNLL(0.02, 0.02), "base"))
     assert check.passed is False
     assert "base" in check.finding

@@ -65,7 +65,7 @@ def test_each_fault_of_samples_fails_its_own_check_and_no_other(changes: dict[st
 
 def test_responses_that_heed_no_prompt_are_likelier_after_their_own_half_of_the_time() -> None:
     drawn = np.random.default_rng(0).normal(size=100)
-    assert failed(sft(effect=drawn)) == ["heeds the prompt"]
+    assert failed(sft(effect=drawn)) == ["uses the prompt"]
 
 
 def test_a_loss_that_rose_fails() -> None:
@@ -76,7 +76,7 @@ def test_too_few_samples_leave_a_check_unknown_and_do_not_fail_it() -> None:
     few = replace(HEALTHY, ended=(True, False, False, False), lengths=(1, 9, 1, 2), differ=(True, False), repetition=())
     checks = sft(few, effect=np.array([1.0, -1.0]))
     assert failed(checks) == []
-    assert {name for name, check in checks.items() if check.passed is None} >= {"responses end", "heeds the prompt"}
+    assert {name for name, check in checks.items() if check.passed is None} >= {"responses end", "uses the prompt"}
 
 
 def test_demonstrations_too_long_to_be_sampled_leave_ends_unknown() -> None:
@@ -97,5 +97,5 @@ def test_samples_that_labellers_agree_about_like_coins_are_not_worth_comparing()
 
 
 def test_random_weights_are_noise() -> None:
-    assert sft_checks.says_something(HEALTHY).passed
-    assert sft_checks.says_something(replace(HEALTHY, entropy=6.8)).passed is False
+    assert sft_checks.not_empty(HEALTHY).passed
+    assert sft_checks.not_empty(replace(HEALTHY, entropy=6.8)).passed is False

@@ -150,9 +150,9 @@ def test_the_same_figures_give_the_same_picture(summary: dict[str, Any]):
 
 def test_each_road_is_drawn_from_its_own_points_and_named_at_its_end(summary: dict[str, Any]):
     curves = {name: road["curve"] for name, road in summary["roads"].items()}
-    svg = figures.roads(curves, {name: name.upper() for name in curves})
+    svg = figures.methods(curves, {name: name.upper() for name in curves})
     for name, curve in curves.items():
-        drawn = points(svg, f"roads-{name}-gold")
+        drawn = points(svg, f"methods-{name}-gold")
         assert len(drawn) == len(curve)
         assert is_affine(drawn[:, 0], [max(0.0, row["kl"]["mean"]) ** 0.5 for row in curve])
         assert is_affine(drawn[:, 1], [row["gold"]["mean"] for row in curve])

@@ -85,7 +85,8 @@ def test_all_pictures_and_parts_are_there(page_of_demo: str):
     page = Page(page_of_demo)
     assert page.tags.count("svg") == 11  # two distances, training, roads, five of the reward model, two losses
     for words in (
-        "Where it turns", "Other roads", "The same questions", "Can the reward model be trusted", "Learning from data",
+        "Where it turns", "Other methods", "The same questions", "Can the reward model be trusted",
+        "Learning from data",
         "What each stage says", "ten lines", "How it was made", "what does the otter eat", "held-out loss 3.912",
     ):  # fmt: skip
         assert words in page.text, words
@@ -100,19 +101,19 @@ def test_figures_of_the_summary_stand_in_the_table(page_of_demo: str, summary: d
 
 def test_every_road_has_its_figures_and_what_it_took(page_of_demo: str, summary: dict[str, Any]):
     text = Page(page_of_demo).text.replace("−", "-")
-    table = html.roads_table(summary)
+    table = html.methods_table(summary)
     for name, road in summary["roads"].items():
         for key in ("gold", "proxy", "kl"):
             assert f"{road[key]['mean']:.2f} ± {road[key]['se']:.2f}" in text
             assert f"{road[key]['mean']:.2f} ± {road[key]['se']:.2f}" in table
-        assert html.ROADS[name] in table
+        assert html.METHODS[name] in table
     assert "1.41 M" in text and "640 MB" in text
     assert "1 min 01 s            4" in table, "PPO holds four models"
 
 
 def test_a_demo_without_other_roads_says_nothing_of_them(tmp_path: Path, summary: dict[str, Any]):
     summary["roads"] = {"ppo": summary["roads"]["ppo"]}
-    assert html.roads_table(summary) == "" and "Other roads" not in render(tmp_path, summary)
+    assert html.methods_table(summary) == "" and "Other methods" not in render(tmp_path, summary)
 
 
 def test_what_models_wrote_is_text_and_never_markup(tmp_path: Path, summary: dict[str, Any]):

@@ -110,7 +110,7 @@ def test_the_hold_out_of_a_reward_folder_is_taken_without_being_named(base: Path
     reward = learn_reward(
         EnsembleConfig.make(
             {"model": str(base), "data": str(write("pairs.jsonl", pairs)), "out": base.parent / "reward",
-             "max_steps": 3, "hold_out_share": 0.3, "centre_samples": 8, "centre_max_new_tokens": 4}
+             "max_steps": 3, "validation_share": 0.3, "centre_samples": 8, "centre_max_new_tokens": 4}
         )
     )  # fmt: skip
     folder = climb("ppo", base, prompts, reward=str(reward.path), max_steps=2, criterion="hold-out", choose="best")

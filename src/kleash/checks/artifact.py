@@ -159,11 +159,11 @@ def language_model_checks(
     checks = [Check(name="samples", passed=None, finding="no prompt leaves room for a response")]
     if drawn is not None:
         sampled, samples = drawn
-        checks = [*sft_checks.sampled(samples, data, chat=chat or data is not None), sft_checks.says_something(samples)]
+        checks = [*sft_checks.sampled(samples, data, chat=chat or data is not None), sft_checks.not_empty(samples)]
         if labeller is not None:
             checks.append(sft_checks.agrees(agreement(labeller, sampled)))
     if answers:
-        checks.append(sft_checks.heeds_prompt(prompt_effect(model, answers)))
+        checks.append(sft_checks.uses_prompt(prompt_effect(model, answers)))
     return [*checks, *_tokenizer(tokenizer), finite]
 
 

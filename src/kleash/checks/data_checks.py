@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from kleash.checks.check import LOOK, Check
-from kleash.checks.reward_checks import Origin
-from kleash.checks.sample_stats import excess_surprise
+from kleash.checks.reward_checks import OnPolicyExcess
+from kleash.checks.sample_stats import excess_nll
 from kleash.data.group import EncodedGroup, Group, Preference
 from kleash.evals.preference import ceiling_bounds, sign_test
 from kleash.models.load import load_policy
@@ -71,7 +71,7 @@ def demonstrations(groups: Sequence[Group]) -> list[Check]:
     ]
 
 
-def origin(model: str, groups: Sequence[EncodedGroup], *, device: str, dtype: str) -> Origin:
+def on_policy_excess(model: str, groups: Sequence[EncodedGroup], *, device: str, dtype: str) -> OnPolicyExcess:
     """Whose samples some training responses are: the model's whose samples will be scored, or its parent's.
 
     Args:
@@ -81,12 +81,12 @@ def origin(model: str, groups: Sequence[EncodedGroup], *, device: str, dtype: st
         dtype: to compute in.
     """
     chosen = groups[:: max(1, len(groups) // ROWS)][:ROWS]
-    own = excess_surprise(load_policy(model, device=device)[0], chosen, dtype=dtype)
+    own = excess_nll(load_policy(model, device=device)[0], chosen, dtype=dtype)
     made_from = ((read_record(Path(model)) or {}).get("inputs") or {}).get("model") if Path(model).is_dir() else None
     if made_from is None or not _still_there(made_from):
-        return Origin(own)
-    parent = excess_surprise(load_policy(made_from["path"], device=device)[0], chosen, dtype=dtype)
-    return Origin(own, parent, made_from["path"])
+        return OnPolicyExcess(own)
+    parent = excess_nll(load_policy(made_from["path"], device=device)[0], chosen, dtype=dtype)
+    return OnPolicyExcess(own, parent, made_from["path"])
 
 
 def _still_there(fingerprint: dict[str, Any]) -> bool:
@@ -163,7 +163,7 @@ def _balanced(pairs: Sequence[Group]) -> Check:
     share = wins / max(1, wins + losses)
     rule = max(share, 1 - share) > LENGTH_RULE and sign_test(wins, losses) < 0.05
     return Check(
-        name="not length alone",
+        name="not only length",
         passed=None if rule else True,
         finding=f"the longer response is preferred in {share:.0%} of {wins + losses} pairs of unequal length",
         advice="compare answers of like length too, or the reward will be length" if rule else "",

@@ -20,7 +20,7 @@ from kleash.run import RunFolder, read_record
 logger = logging.getLogger("kleash")
 
 
-def gate_out(folder: RunFolder, *, checks: Sequence[Check]) -> None:
+def record_checks(folder: RunFolder, *, checks: Sequence[Check]) -> None:
     """Write a stage's verdict on itself to run.json, and say what failed or stayed open.
 
     Args:
@@ -37,7 +37,7 @@ def gate_out(folder: RunFolder, *, checks: Sequence[Check]) -> None:
             logger.info("gate out of %s: %s? %s; %s", folder.record["stage"], check.name, check.finding, check.advice)
 
 
-def gate_in(folder: RunFolder, *, role: str, parent: str | Path, force: bool) -> None:
+def check_parents(folder: RunFolder, *, role: str, parent: str | Path, force: bool) -> None:
     """Look at the verdict a parent left on itself.
 
     A parent that is no kleash run (a hub model, a plain folder) has no verdict: that is noted and passes. One whose

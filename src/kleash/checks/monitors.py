@@ -27,7 +27,7 @@ def watch(
     scores: Float[Tensor, "P K"],
     *,
     parts: Parts | None = None,
-    hold_out: Reward | None = None,
+    validation_reward: Reward | None = None,
 ) -> dict[str, float | None]:
     """Figures of fresh responses.
 
@@ -36,20 +36,20 @@ def watch(
         scores: what the reward gave them.
         parts: what the reward told beside the scores: `spread` is the disagreement of an ensemble, `distance` and
             `outside` how far a reward model is from its training.
-        hold_out: a reward that is not climbed.
+        validation_reward: a reward that the policy is not trained against.
 
     Returns:
-        What `describe_responses` gives; of the parts the means; `hold_out`, its mean score, and `hold_out_agreement`,
-        the rank correlation of both rewards over the responses.
+        What `describe_responses` gives; of the parts the means; `validation_reward`, its mean score, and
+        `validation_agreement`, the rank correlation of both rewards over the responses.
     """
     figures: dict[str, float | None] = describe_responses(groups)
     for figure in ("spread", "distance", "outside"):
         told = [values for name, values in (parts or {}).items() if name.split("/")[-1] == figure]
         if told:
             figures[figure] = float(torch.stack(told).mean())
-    if hold_out is not None:
-        held = hold_out(groups)
-        figures |= {"hold_out": float(held.mean()), "hold_out_agreement": _agreement(scores.cpu(), held)}
+    if validation_reward is not None:
+        held = validation_reward(groups)
+        figures |= {"validation_reward": float(held.mean()), "validation_agreement": _agreement(scores.cpu(), held)}
     return figures
 
 

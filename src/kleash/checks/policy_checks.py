@@ -48,7 +48,7 @@ def policy(rows: Sequence[Mapping[str, Any]], *, kl_budget: float | None, advice
     ]
     if kl_budget is not None:
         checks.append(_within_budget(last["kl"], kl_budget))
-    more = [_entropy_left(first, last), _length_kept(first, last), _hold_out(rows), _in_known_range(last)]
+    more = [_entropy_left(first, last), _length_kept(first, last), _validation_reward(rows), _in_known_range(last)]
     return [*checks, *(check for check in more if check is not None)]
 
 
@@ -72,7 +72,7 @@ def direct(report: Mapping[str, Any], *, kl: float | None) -> list[Check]:
         advice = "the labels look flipped, in training or here: see which column holds the chosen one"
     checks = [
         Check(
-            name="above a coin",
+            name="better than chance",
             passed=passed,
             finding=finding,
             advice="" if passed else advice,
@@ -122,10 +122,10 @@ def _length_kept(first: Mapping[str, Any], last: Mapping[str, Any]) -> Check | N
     )
 
 
-def _hold_out(rows: Sequence[Mapping[str, Any]]) -> Check | None:
+def _validation_reward(rows: Sequence[Mapping[str, Any]]) -> Check | None:
     """Did the reward rise while a reward model of other labels fell? Both by more than two standard errors."""
-    name = "hold-out reward model agrees"
-    both = [(row["reward"], row["hold_out"]) for row in rows if row.get("hold_out") is not None]
+    name = "validation reward agrees"
+    both = [(row["reward"], row["validation_reward"]) for row in rows if row.get("validation_reward") is not None]
     if not both:
         return None
     window = max(3, len(both) // 5)
@@ -138,12 +138,16 @@ def _hold_out(rows: Sequence[Mapping[str, Any]]) -> Check | None:
     return Check(
         name=name,
         passed=bool(passed),
-        finding=f"reward {rise[0]:+.3f} ± {error[0]:.3f}, hold-out reward model {rise[1]:+.3f} ± {error[1]:.3f} "
+        finding=f"reward {rise[0]:+.3f} ± {error[0]:.3f}, validation reward {rise[1]:+.3f} ± {error[1]:.3f} "
         f"from the first {window} rollouts to the last",
         advice=""
         if passed
         else "the reward is being hacked: take an earlier checkpoint, raise --beta, more comparisons",
-        figures={"reward": float(rise[0]), "hold_out": float(rise[1]), "hold_out_se": float(error[1])},
+        figures={
+            "reward": float(rise[0]),
+            "validation_reward": float(rise[1]),
+            "validation_reward_se": float(error[1]),
+        },
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kleash.checks.check import LOOK, Check
-from kleash.checks.sample_stats import Excess
+from kleash.checks.sample_stats import ExcessNLL
 from kleash.evals.preference import wilson
 
 LENGTH_ALONE = 0.15
@@ -28,43 +28,43 @@ PARENT = 0.25
 
 
 @dataclass(frozen=True)
-class Origin:
+class OnPolicyExcess:
     """Whose samples the training responses of a reward model are."""
 
-    model: Excess
+    model: ExcessNLL
     """Under the model whose samples will be scored."""
-    parent: Excess | None = None
+    parent: ExcessNLL | None = None
     """Under the model that one was made from, where it is at hand."""
     parent_path: str = ""
 
 
-def reward_model(report: Mapping[str, Any], *, origin: Origin | None = None) -> list[Check]:
+def reward_model(report: Mapping[str, Any], *, on_policy: OnPolicyExcess | None = None) -> list[Check]:
     """The gate out of a reward model.
 
     Args:
         report: `evals.preference.preference_report` on held-out pairs.
-        origin: where the training responses come from.
+        on_policy: where the training responses come from.
     """
     checks = [_accurate(report), _scores_vary(report), beyond_length(report), _calibrated(report), _enough(report)]
     if report.get("probes"):
         checks += [_words_beat_silence(report["probes"]), _not_fooled(report["probes"])]
-    return checks if origin is None else [*checks, on_policy(origin)]
+    return checks if on_policy is None else [*checks, on_policy_check(on_policy)]
 
 
-def on_policy(origin: Origin) -> Check:
+def on_policy_check(on_policy: OnPolicyExcess) -> Check:
     """Are the training responses like those that will be scored?
 
     Far from the model's own is normal for people's answers and other models', so that alone decides nothing. But where
     its parent explains them and it does not, they were sampled before SFT, and the labels are about another model.
     """
-    nats, parent = origin.model.nats, origin.parent
-    figures = {"excess_surprise": nats, "se": origin.model.se, "parent": parent and parent.nats}
+    nats, parent = on_policy.model.nats, on_policy.parent
+    figures = {"excess_nll": nats, "se": on_policy.model.se, "parent": parent and parent.nats}
     finding = f"training responses surprise the model by {nats:+.2f} nats a token more than its own samples would"
-    passed: bool | None = abs(nats) <= max(FOREIGN, 3 * origin.model.se)
+    passed: bool | None = abs(nats) <= max(FOREIGN, 3 * on_policy.model.se)
     advice = ""
     if parent is not None and not passed and abs(parent.nats) + 2 * parent.se < PARENT * nats:
         passed = False
-        finding += f", and {origin.parent_path}, which it was made from, by {parent.nats:+.2f}: they are its samples"
+        finding += f", and {on_policy.parent_path}, which it was made from, by {parent.nats:+.2f}: they are its samples"
         advice = "sample the responses to be compared from the model of --model (`kleash generate`) and label those"
     elif not passed:
         passed = None
@@ -104,7 +104,7 @@ def _not_fooled(probes: Sequence[Mapping[str, Any]]) -> Check:
 
 
 def _accurate(report: Mapping[str, Any]) -> Check:
-    name = "above a coin"
+    name = "better than chance"
     if report["accuracy"] is None:
         return Check(
             name=name,

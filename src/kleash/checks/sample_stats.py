@@ -157,7 +157,7 @@ def prompt_effect(
 
 
 @dataclass(frozen=True)
-class Excess:
+class ExcessNLL:
     """Excess surprise: how much less likely responses are to a model than its own samples would be."""
 
     nats: float
@@ -169,7 +169,7 @@ class Excess:
 
 
 @torch.no_grad()
-def excess_surprise(model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype: str = "float32") -> Excess:
+def excess_nll(model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype: str = "float32") -> ExcessNLL:
     """Excess surprise of the responses of some groups, at least one; of any K."""
     sums: list[float] = []
     counts: list[int] = []
@@ -181,7 +181,7 @@ def excess_surprise(model: PreTrainedModel, groups: Sequence[EncodedGroup], *, d
         counts += batch.mask.sum(-1).flatten().tolist()
     total, tokens = np.array(sums), np.array(counts)
     nats = float(total.sum() / tokens.sum())
-    return Excess(nats, float(np.sqrt(((total - nats * tokens) ** 2).sum()) / tokens.sum()))
+    return ExcessNLL(nats, float(np.sqrt(((total - nats * tokens) ** 2).sum()) / tokens.sum()))
 
 
 def _sums(model: PreTrainedModel, groups: Sequence[EncodedGroup], dtype: str) -> Float[np.ndarray, " N"]:

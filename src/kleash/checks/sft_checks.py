@@ -78,7 +78,7 @@ def sft(
     """
     checks = [_learned(before, after, rows)]
     if effect is not None:
-        checks.append(heeds_prompt(effect))
+        checks.append(uses_prompt(effect))
     if samples is None:
         return [*checks, Check(name="samples", passed=None, finding=f"not sampled: {unsampled}")]
     checks += sampled(samples, demonstrations)
@@ -99,9 +99,9 @@ def sampled(samples: Samples, data: Responses | None = None, *, chat: bool = Tru
     return [*checks, _varies(samples)]
 
 
-def heeds_prompt(effect: Float[np.ndarray, " N"]) -> Check:
+def uses_prompt(effect: Float[np.ndarray, " N"]) -> Check:
     """Are responses likelier after their own prompt than after another row's?"""
-    name = "heeds the prompt"
+    name = "uses the prompt"
     if not len(effect):
         return Check(name=name, passed=None, finding="all held-out rows have one prompt")
     wins = float((effect > 0).sum() + 0.5 * (effect == 0).sum())
@@ -220,7 +220,7 @@ def _varies(samples: Samples) -> Check:
     )
 
 
-def says_something(samples: Samples) -> Check:
+def not_empty(samples: Samples) -> Check:
     """Does it prefer any token to the others?"""
     share = samples.entropy / math.log(samples.vocabulary)
     passed = share < NEAR_UNIFORM

@@ -41,7 +41,7 @@ AGREEMENT_PAIRS = 200
 """Sampled pairs on which two people vote."""
 
 SFT_FAULTS: dict[str, str] = {
-    "responses dealt out at random": "heeds the prompt",
+    "responses dealt out at random": "uses the prompt",
     "no end token": "responses end",
     "one response to everything": "something to compare",
     "rate far too high": "learned",
@@ -49,11 +49,11 @@ SFT_FAULTS: dict[str, str] = {
 """What is broken, and the check that is meant for it."""
 
 REWARD_FAULTS: dict[str, str] = {
-    "labels shuffled": "above a coin",
+    "labels shuffled": "better than chance",
     "length alone": "beyond length",
     "base samples": "about the policy's samples",
     "constant": "scores differ",
-    "sign flipped": "above a coin",
+    "sign flipped": "better than chance",
 }
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group
-from kleash.evals.overoptimization import Road, analyse, checkpoints_road
+from kleash.evals.overoptimization import KLCurve, analyse, checkpoints_curve
 from kleash.lab.bench import begin
 from kleash.lab.labellers import Labellers
 from kleash.lab.measure import gold, pm
@@ -135,8 +135,8 @@ def reward_of(out: Path, arm: Arm) -> Reward:
 
 
 def climb(out: Path, arm: Arm) -> Path:
-    """PPO against an arm's reward, gold unseen; then gold of what it wrote, as `road.npz` in its folder."""
-    file = out / arm.name / "road.npz"
+    """PPO against an arm's reward, gold unseen; then gold of what it wrote, as `curve.npz` in its folder."""
+    file = out / arm.name / "curve.npz"
     if file.exists():
         return file
     config = ppo.PPOConfig(
@@ -148,12 +148,16 @@ def climb(out: Path, arm: Arm) -> Path:
     )  # fmt: skip
     ppo.run(config, reward=reward_of(out, arm))
     world, rows = World(arm.seed), read_jsonl(out / arm.name / "samples.jsonl")
-    road = checkpoints_road([{**row, "gold": gold(world, row)} for row in rows])
+    curve = checkpoints_curve([{**row, "gold": gold(world, row)} for row in rows])
     choosing = {row["prompt"]: row["split"] == "choose" for row in rows}
-    numbers = {name: getattr(road, name).astype(np.float32) for name in ("gold", "proxy", "kl")}
+    numbers = {name: getattr(curve, name).astype(np.float32) for name in ("gold", "proxy", "kl")}
     with file.with_suffix(".tmp").open("wb") as temporary:
         np.savez_compressed(
-            temporary, points=road.points, prompts=road.prompts, choose=[choosing[p] for p in road.prompts], **numbers
+            temporary,
+            points=curve.points,
+            prompts=curve.prompts,
+            choose=[choosing[p] for p in curve.prompts],
+            **numbers,
         )
     file.with_suffix(".tmp").replace(file)
     return file
@@ -163,8 +167,8 @@ def analysed(file: Path) -> dict[str, Any]:
     """What `evals.overoptimization` says of an arm."""
     with np.load(file) as held:
         numbers = {name: held[name].astype(np.float64) for name in ("gold", "proxy", "kl")}
-        road = Road("rl", tuple(held["points"].tolist()), tuple(held["prompts"].tolist()), **numbers)
-        return analyse(road, choose=held["choose"])
+        curve = KLCurve("checkpoints", tuple(held["points"].tolist()), tuple(held["prompts"].tolist()), **numbers)
+        return analyse(curve, choose=held["choose"])
 
 
 def figures(analysis: Mapping[str, Any]) -> dict[str, float]:
@@ -177,7 +181,7 @@ def figures(analysis: Mapping[str, Any]) -> dict[str, float]:
         "KL at the peak": best["kl"]["mean"],
         "KL at the end": end["kl"]["mean"],
         "proxy at the end": end["proxy"]["mean"],
-        "turned": float(analysis["turn"]["verdict"] == "turned"),
+        "turned": float(analysis["peak_test"]["outcome"] == "turned"),
     }
 
 
@@ -187,7 +191,7 @@ def foretold(analysis: Mapping[str, Any]) -> dict[str, float] | None:
     The turn is where the law fitted to all points has its peak: single points of a flat top are chosen by noise.
     """
     whole, early = analysis["fit"], analysis["early_fit"]
-    if analysis["turn"]["verdict"] != "turned" or whole is None or whole["peak_distance"]["value"] is None:
+    if analysis["peak_test"]["outcome"] != "turned" or whole is None or whole["peak_distance"]["value"] is None:
         return None
     at = whole["peak_distance"]["value"]
     told = None if early is None else early["peak_distance"]["value"]
@@ -198,7 +202,7 @@ def foretold(analysis: Mapping[str, Any]) -> dict[str, float] | None:
         "fitted": 1.0,
         "off the law's": abs(told - at) / at,
         "off the measured": abs(told - measured) / measured if measured else math.inf,
-        "gold lost": early["trust"]["lost"]["mean"],
+        "gold lost": early["cost_of_following_law"]["lost"]["mean"],
     }
 
 

@@ -164,8 +164,8 @@ MONITORS = {
     "kl_acceleration": "acceleration of the KL",
     "advantage_sd": "spread of the advantages",
     "spread": "disagreement of the ensemble",
-    "hold_out": "reward model on other labels",
-    "hold_out_agreement": "its agreement with the proxy",
+    "validation_reward": "reward model on other labels",
+    "validation_agreement": "its agreement with the proxy",
     "distance": "distance from its training",
     "outside": "share outside its range",
 }
@@ -209,7 +209,7 @@ def monitors(rows: Sequence[Row], *, name: str, curve: Curve = ()) -> str:
         return svg()
 
 
-def roads(curves: Mapping[str, Curve], labels: Mapping[str, str]) -> str:
+def methods(curves: Mapping[str, Curve], labels: Mapping[str, str]) -> str:
     """Gold against √KL of several roads from one start, a name at the end of each.
 
     Args:
@@ -217,7 +217,7 @@ def roads(curves: Mapping[str, Curve], labels: Mapping[str, str]) -> str:
         labels: a short name for each.
     """
     dashes = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)), (0, (9, 2)))
-    with _figure("roads", 4.3) as (figure, svg):
+    with _figure("methods", 4.3) as (figure, svg):
         axes = figure.subplots()
         ends: Ends = []
         drawn = {name: complete(curve) for name, curve in curves.items()}
@@ -232,15 +232,15 @@ def roads(curves: Mapping[str, Curve], labels: Mapping[str, str]) -> str:
         return svg()
 
 
-def goodhart(analyses: Mapping[str, Row], labels: Mapping[str, str]) -> str:
-    """Gold and proxy against √KL with 95 % bands, the laws dotted through gold, the peak and what to ship marked.
+def kl_curves(analyses: Mapping[str, Row], labels: Mapping[str, str]) -> str:
+    """Gold and proxy against √KL with 95 % bands, the laws dotted through gold, peak and recommended point marked.
 
     Args:
         analyses: `evals.overoptimization.analyse` of each road; the first is drawn solid and marked, others dashed.
         labels: a short name for each, written at the end of its line.
     """
     dashes = ("solid", (0, (5, 2)))
-    with _figure("goodhart", 5.0) as (figure, svg):
+    with _figure("kl-curves", 5.0) as (figure, svg):
         panels = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         names: dict[Axes, Ends] = {}
         for axes, quantity in zip(panels, ("gold", "proxy"), strict=True):
@@ -260,9 +260,9 @@ def goodhart(analyses: Mapping[str, Row], labels: Mapping[str, str]) -> str:
         for name, analysis in analyses.items():
             _law(panels[0], name, analysis)
         main = next(iter(analyses.values()))
-        peak, ship = (main["points"][main[key]["index"]] for key in ("peak", "ship"))
+        peak, recommended = (main["points"][main[key]["index"]] for key in ("peak", "recommended"))
         for axes, quantity in zip(panels, ("gold", "proxy"), strict=True):
-            for row, mark, size, gid in ((peak, "o", 8, "peak"), (ship, "D", 6, "ship")):
+            for row, mark, size, gid in ((peak, "o", 8, "peak"), (recommended, "D", 6, "recommended")):
                 axes.plot(
                     row["distance"]["value"], row[quantity]["mean"], mark, color=COLOURS[quantity], markersize=size,
                     markeredgecolor=INK, markeredgewidth=1.2, zorder=5, gid=f"{gid}-{quantity}",

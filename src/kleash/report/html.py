@@ -26,7 +26,7 @@ Summary = Mapping[str, Any]
 
 ORDER = ("base", "sft", "ppo", "ppo-no-leash")
 ARMS = ("ppo", "ppo-no-leash")
-ROADS = {
+METHODS = {
     "ppo": "PPO",
     "grpo": "GRPO",
     "dpo": "DPO",
@@ -160,7 +160,7 @@ def _context(summary: Summary, runs: Mapping[str, Path]) -> dict[str, Any]:
         "findings": findings(summary),
         "story": story(summary),
         "distance": _distance_figures(curves, summary),
-        "roads": _roads(summary),
+        "methods": _methods(summary),
         "training": _svg(figures.training, curves, _short_labels(curves)) if curves else None,
         "reliability": _svg(figures.reliability, reward) if reward.get("reliability") else None,
         "accuracy": _svg(figures.accuracy, reward) if _number(reward.get("accuracy")) else None,
@@ -196,36 +196,38 @@ def _distance_figures(curves: Mapping[str, Sequence[Any]], summary: Summary) -> 
     return drawn
 
 
-def _roads(summary: Summary) -> dict[str, Any] | None:
-    """The roads side by side, where there is more than PPO's: the picture, and a row for each of what it took."""
-    taken = {name: road for name, road in (summary.get("roads") or {}).items() if road}
+def _methods(summary: Summary) -> dict[str, Any] | None:
+    """The methods side by side, where there is more than PPO's: the picture, and a row for each of what it took."""
+    taken = {name: result for name, result in (summary.get("roads") or {}).items() if result}
     if len(taken) < 2:
         return None
-    curves = {name: road["curve"] for name, road in taken.items() if len(figures.complete(road.get("curve") or ())) > 1}
-    names = {name: ROADS.get(name, name[:12]) for name in taken}
+    curves = {
+        name: rows for name, result in taken.items() if len(figures.complete(rows := result.get("curve") or ())) > 1
+    }
+    names = {name: METHODS.get(name, name[:12]) for name in taken}
     return {
-        "svg": _svg(figures.roads, curves, names) if curves else None,
+        "svg": _svg(figures.methods, curves, names) if curves else None,
         "rows": [
             {
                 "name": names[name],
-                **{key: road.get(key) for key in ("gold", "proxy", "kl", "seconds")},
-                "models": len(road["models"]) if road.get("models") else None,
-                "parameters": sum((road.get("models") or {}).values()) or None,
-                "held": ", ".join(road.get("models") or {}),
-                "memory": road.get("peak_memory"),
+                **{key: result.get(key) for key in ("gold", "proxy", "kl", "seconds")},
+                "models": len(result["models"]) if result.get("models") else None,
+                "parameters": sum((result.get("models") or {}).values()) or None,
+                "held": ", ".join(result.get("models") or {}),
+                "memory": result.get("peak_memory"),
             }
-            for name, road in taken.items()
+            for name, result in taken.items()
         ],
     }
 
 
-def roads_table(summary: Summary) -> str:
-    """The roads side by side for a terminal: figures at the end of each, and what it took; empty where there are none.
+def methods_table(summary: Summary) -> str:
+    """The methods side by side for a terminal: figures at the end of each and what it took; empty without methods.
 
     Args:
         summary: of summary.json.
     """
-    found = _roads(summary)
+    found = _methods(summary)
     if found is None:
         return ""
     width = max(len(row["name"]) for row in found["rows"])

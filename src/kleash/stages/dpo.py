@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import monitors, policy_checks
-from kleash.checks.gates import gate_in, gate_out
+from kleash.checks.gates import check_parents, record_checks
 from kleash.data.batch import collate
 from kleash.data.batching import batch_at, by_size, microbatches
 from kleash.data.chat import encode_all, end_ids
@@ -169,9 +169,9 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     folder = RunFolder.open(config.out, stage="dpo", config=config, inputs=inputs_of(config, model=policy))
     if folder.finished:
         return folder
-    gate_in(folder, role="model", parent=config.model, force=config.force)
+    check_parents(folder, role="model", parent=config.model, force=config.force)
     if config.reference is not None:
-        gate_in(folder, role="reference", parent=config.reference, force=config.force)
+        check_parents(folder, role="reference", parent=config.reference, force=config.force)
     model, tokenizer = policy or load_policy(config.model, device=config.device)
     train, held_out = _comparisons(config, model, tokenizer)
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
@@ -219,7 +219,7 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
         if config.kl_due(steps, steps) and (drift is None or not measured):
             drift, _ = measure_kl(model, tokenizer, held_out, fresh_reference, config, beside)
         results |= {"report": figures, "kl": drift}
-        gate_out(folder, checks=policy_checks.direct(figures, kl=drift["mean"] if drift else None))
+        record_checks(folder, checks=policy_checks.direct(figures, kl=drift["mean"] if drift else None))
     merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, _summary(results)))
     return folder.finish(**results)

@@ -14,7 +14,7 @@ Left out: a value network (that is `kleash ppo`); ratios of whole responses (GSP
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import first_ratio
-from kleash.checks.gates import gate_in
+from kleash.checks.gates import check_parents
 from kleash.data.batch import GroupBatch, concatenate
 from kleash.data.batching import batch_at
 from kleash.data.chat import end_ids
@@ -59,7 +59,7 @@ from kleash.stages.rollouts import (
     verdict,
 )
 from kleash.stages.trainable import make_trainable
-from kleash.stopping.degenerate import Stopping, flat
+from kleash.stopping.degenerate import DegenerateRun, GroupScores, zero_spread
 from kleash.training import checkpoint
 from kleash.training.optim import Optimizer
 from kleash.training.progress import Progress
@@ -238,8 +238,8 @@ def run(
     folder = RunFolder.open(config.out, stage="grpo", config=config, inputs=inputs_of(config, model=policy))
     if folder.finished:
         return folder
-    gate_in(folder, role="model", parent=config.model, force=config.force)
-    gate_in(folder, role="reward", parent=config.reward, force=config.force)
+    check_parents(folder, role="model", parent=config.model, force=config.force)
+    check_parents(folder, role="reward", parent=config.reward, force=config.force)
     model, tokenizer = policy or load_policy(config.model, device=config.device)
     prompts, held_out = read_prompts(config, model, tokenizer)
     # at β = 0 the loss does not need it, but how far the policy has gone is the figure that tells a missing leash
@@ -263,28 +263,29 @@ def run(
     parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
     state = checkpoint.restore(folder, parts)
     done, place = state["step"], state.get("place", 0)  # place: prompts taken so far
-    stopping = Stopping(**state.get("stopping", {}))
+    degenerate = DegenerateRun()
+    degenerate.load_state_dict(state.get("stopping", {}))
     selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
     watch = Watch(actors, folder, state)
 
     def keep(step: int) -> None:
-        numbers = {"place": place, "stopping": asdict(stopping), **selection.numbers, **watch.numbers}
+        numbers = {"place": place, "stopping": degenerate.state_dict(), **selection.numbers, **watch.numbers}
         checkpoint.save(folder, step, parts, keep=config.keep, **numbers)
 
     if done == 0 and held_out and config.eval_every:
         folder.log(0, evaluate(actors, held_out, folder, 0))
     with Progress(steps, "grpo", start=done) as progress, Trackers(config.trackers, folder) as trackers:
-        while done < steps and not stopping.solved and not watch.over:
+        while done < steps and not degenerate.reason and not watch.over:
             step = done + 1
             rollout, place = collect(actors, prompts, place=place, step=step)
-            solved = stopping.see(rollout.scores, rollout.shaped, rollout.batch.mask)
-            metrics = describe(rollout, config.beta) | {"solved_share": solved.float().mean()}
+            degenerate.see(GroupScores(rollout.scores, rollout.shaped, rollout.batch.mask))
+            metrics = describe(rollout, config.beta) | {"solved_share": degenerate.solved_share}
             metrics |= watch.see(step, rollout.groups, rollout.scores, rollout.score_parts, rollout.drift)
             for epoch in range(config.inner_epochs):
                 for part in minibatches(config, len(rollout.groups), step, epoch):
                     first = not metrics.get("updates")
                     accumulate(metrics, learn(actors, rollout, part, optimizer, first=first), 1 / updates)
-            if held_out and (config.due(step, steps) or stopping.solved or watch.over):
+            if held_out and (config.due(step, steps) or degenerate.reason or watch.over):
                 metrics |= evaluate(actors, held_out, folder, step)
                 selection.offer(model, step, watch.measured(metrics, config.beta))
             if config.snapshot_every and step % config.snapshot_every == 0:
@@ -292,7 +293,7 @@ def run(
             row = folder.log(step, metrics)
             trackers.log(step, row)
             progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})
-            stopping.raise_if_dead(
+            degenerate.raise_if_dead(
                 end_rate=row["end_rate"], empty=not bool(rollout.batch.mask.any()), longest=config.max_new_tokens
             )
             done = step
@@ -304,9 +305,7 @@ def run(
     verdict(folder, advice="raise --max-new-tokens if they are good, --beta or --overlong penalise if they run on")
     merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, summary(folder)))
-    ended = watch.stopping.reason or "all rollouts done"
-    if stopping.solved:
-        ended = f"solved: every response of {stopping.perfect} rollouts had the best reward seen, {stopping.best:g}"
+    ended = degenerate.reason or watch.reason or "all rollouts done"
     return folder.finish(step=chosen, ended=ended, prompts=len(prompts), near_ties=sampler.near_ties)
 
 
@@ -334,7 +333,7 @@ def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, place: int, step
         batch, groups, scores, score_parts = sample(
             actors, [prompts[row] for row in rows], group_size=config.group_size, seed=derive_seed(config.seed, *name)
         )
-        dull = flat(_shape(config, scores, batch))
+        dull = zero_spread(_shape(config, scores, batch))
         seen, seen_flat = seen + len(groups), seen_flat + int(dull.sum())
         last = attempt + 1 == REPLACING_ROUNDS or not config.replace_flat
         use = torch.arange(len(groups), device=dull.device) if last else (~dull).nonzero().squeeze(1)

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import first_ratio
-from kleash.checks.gates import gate_in
+from kleash.checks.gates import check_parents
 from kleash.data.batch import GroupBatch, collate
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all, end_ids
@@ -197,8 +197,8 @@ def run(
     folder = RunFolder.open(config.out, stage="ppo", config=config, inputs=inputs_of(config, model=policy))
     if folder.finished:
         return folder
-    gate_in(folder, role="model", parent=config.model, force=config.force)
-    gate_in(folder, role="reward", parent=config.reward, force=config.force)
+    check_parents(folder, role="model", parent=config.model, force=config.force)
+    check_parents(folder, role="reward", parent=config.reward, force=config.force)
     model, tokenizer = policy or load_policy(config.model, device=config.device)
     prompts, held_out = read_prompts(config, model, tokenizer)
     reference = load_reference(config, model)
@@ -278,7 +278,7 @@ def run(
     verdict(folder, advice="raise --max-new-tokens if they are good, --beta or --missing-eos-score if they run on")
     merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, summary(folder)))
-    ended = watch.stopping.reason or "all rollouts done"
+    ended = watch.reason or "all rollouts done"
     return folder.finish(step=chosen, ended=ended, beta=beta, prompts=len(prompts), near_ties=sampler.near_ties)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import data_checks, reward_checks, reward_report
-from kleash.checks.gates import gate_in, gate_out
+from kleash.checks.gates import check_parents, record_checks
 from kleash.checks.reward_report import held_out_rewards, pairs_of
 from kleash.data.batch import GroupBatch, collate
 from kleash.data.batching import batch_at, microbatches
@@ -118,7 +118,7 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     folder = RunFolder.open(config.out, stage="reward", config=config, inputs=inputs_of(config, model=reward))
     if folder.finished:
         return folder
-    gate_in(folder, role="model", parent=config.model, force=config.force)
+    check_parents(folder, role="model", parent=config.model, force=config.force)
     model, tokenizer = reward or new_reward_model(
         config.model, seed=config.seed, heads=config.heads, device=config.device
     )
@@ -166,10 +166,10 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
         results["report"] = whole_report(model, tokenizer, train, held_out, rewards, config, gold) | {
             "distance": distances
         }
-        origin = None  # a live reward model may speak another language than `config.model`
+        on_policy = None  # a live reward model may speak another language than `config.model`
         if reward is None:
-            origin = data_checks.origin(config.model, train, device=config.device, dtype=config.dtype)
-        verdict(folder, results["report"], origin)
+            on_policy = data_checks.on_policy_excess(config.model, train, device=config.device, dtype=config.dtype)
+        verdict(folder, results["report"], on_policy)
     save_model(folder.path, model, tokenizer, model_card(folder, summary(results.get("report"))))
     fitted.save(folder.path)
     return folder.finish(**results)
@@ -312,9 +312,9 @@ def start_samples(
     )  # fmt: skip
 
 
-def verdict(folder: RunFolder, figures: dict[str, Any], origin: reward_checks.Origin | None = None) -> None:
+def verdict(folder: RunFolder, figures: dict[str, Any], on_policy: reward_checks.OnPolicyExcess | None = None) -> None:
     """The gate out, on the report and on whose samples the training responses are."""
-    gate_out(folder, checks=reward_checks.reward_model(figures, origin=origin))
+    record_checks(folder, checks=reward_checks.reward_model(figures, on_policy=on_policy))
 
 
 def _accuracy(figures: dict[str, Any]) -> str:

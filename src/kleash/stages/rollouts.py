@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import monitors, policy_checks
-from kleash.checks.gates import gate_out
+from kleash.checks.gates import record_checks
 from kleash.data.batch import GroupBatch
 from kleash.data.batching import by_size
 from kleash.data.chat import encode_all, end_ids
@@ -27,13 +27,14 @@ from kleash.models.load import autocast, context_length, freeze, frozen_copy, lo
 from kleash.models.lora import lora_off
 from kleash.objectives import kl
 from kleash.objectives.reduce import masked_mean
-from kleash.rewards.ensemble import HOLD_OUT
+from kleash.rewards.ensemble import VALIDATION
 from kleash.rewards.reward import Parts, Reward, build_reward, explain
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
 from kleash.stages.settings import TrainingConfig
-from kleash.stopping.plateau import EarlyStopping
+from kleash.stopping.kl_budget import KLBudget
+from kleash.stopping.plateau import Plateau
 
 logger = logging.getLogger("kleash")
 
@@ -66,7 +67,7 @@ class RolloutConfig(TrainingConfig):
     """Rollouts between weights kept under snapshots/, to be measured later; null keeps none."""
     hold_out: str | None = None
     """A reward that is watched and never climbed: a reward model on other labels, best of all. Null takes the one that
-    `kleash reward --hold-out-share` left in the folder of `reward`, where there is one."""
+    `kleash reward --validation-share` left in the folder of `reward`, where there is one."""
     gold: str | None = None
     """What is truly wanted, where it can be computed: a reward, in the same words, that scores the held-out responses
     wherever they are measured, and is never climbed."""
@@ -181,7 +182,7 @@ def build_rewards(
         "policy_tokenizer": tokenizer, "device": config.device, "dtype": config.dtype,
         "micro_batch_tokens": config.micro_batch_tokens,
     }  # fmt: skip
-    left = Path(config.reward) / HOLD_OUT
+    left = Path(config.reward) / VALIDATION
     hold_out = config.hold_out or (str(left) if left.is_dir() else None)
     if config.criterion == "hold-out" and hold_out is None:
         raise ConfigError("criterion hold-out needs a hold-out reward; give --hold-out, or a --reward that has one")
@@ -199,7 +200,11 @@ class Watch:
         """Start, or go on from a checkpoint's state."""
         self.actors, self.folder = actors, folder
         self.kls = [row["kl"] for row in folder.metrics() if row.get("kl") is not None][-2:]
-        self.stopping = EarlyStopping(**state.get("early_stopping", {}))
+        stored = state.get("early_stopping", {})
+        self.kl_budget = KLBudget(actors.config.kl_budget)
+        self.kl_budget.load_state_dict(stored.get("kl_budget", {}))
+        self.plateau = Plateau(actors.config.patience, actors.config.criterion)
+        self.plateau.load_state_dict(stored.get("plateau", {}))
 
     def see(
         self,
@@ -211,9 +216,9 @@ class Watch:
     ) -> dict[str, Any]:
         """Take in a rollout: its figures for metrics.jsonl, and a few responses for rollouts.jsonl."""
         actors = self.actors
-        figures = monitors.watch(groups, scores, parts=parts, hold_out=actors.hold_out)
+        figures = monitors.watch(groups, scores, parts=parts, validation_reward=actors.hold_out)
         self.kls = [*self.kls[-2:], float(drift.mean())]
-        self.stopping.see_kl(self.kls[-1], actors.config.kl_budget)
+        self.kl_budget.see(self.kls[-1])
         self.folder.append("rollouts.jsonl", monitors.shown(step, groups, scores, drift))
         return {**figures, "kl_acceleration": monitors.acceleration(self.kls)}
 
@@ -224,18 +229,23 @@ class Watch:
             figure = metrics["eval_reward"] - beta * metrics["eval_kl"]
         else:
             figure = metrics["eval_gold" if config.criterion == "gold" else "eval_hold_out"]
-        self.stopping.see_figure(figure, config.patience, config.criterion)
+        self.plateau.see(figure)
         return -figure
 
     @property
     def over(self) -> bool:
         """Whether the run ends here."""
-        return self.stopping.reason is not None
+        return self.reason is not None
+
+    @property
+    def reason(self) -> str | None:
+        """Why the run ends here; None while it goes on."""
+        return self.kl_budget.reason or self.plateau.reason
 
     @property
     def numbers(self) -> dict[str, Any]:
         """What a checkpoint stores of it."""
-        return {"early_stopping": asdict(self.stopping)}
+        return {"early_stopping": {"kl_budget": self.kl_budget.state_dict(), "plateau": self.plateau.state_dict()}}
 
 
 def evaluate(actors: Actors, prompts: Sequence[EncodedGroup], folder: RunFolder, step: int) -> dict[str, float]:
@@ -318,7 +328,7 @@ def accumulate(totals: dict[str, Any], figures: Mapping[str, Any], weight: float
 def verdict(folder: RunFolder, *, advice: str) -> None:
     """The gate out of a policy, from what its rollouts were like."""
     kl_budget = folder.record["config"].get("kl_budget")
-    gate_out(folder, checks=policy_checks.policy(folder.metrics(), kl_budget=kl_budget, advice=advice))
+    record_checks(folder, checks=policy_checks.policy(folder.metrics(), kl_budget=kl_budget, advice=advice))
 
 
 def summary(folder: RunFolder) -> str:

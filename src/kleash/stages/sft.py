@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import sft_checks
 from kleash.checks.check import Check
-from kleash.checks.gates import gate_in, gate_out
+from kleash.checks.gates import check_parents, record_checks
 from kleash.checks.sample_stats import describe, prompt_effect, responses_of, sample, usual_length
 from kleash.data.batch import collate
 from kleash.data.batching import batch_at, microbatches
@@ -83,7 +83,7 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     folder = RunFolder.open(config.out, stage="sft", config=config, inputs=inputs_of(config, model=policy))
     if folder.finished:
         return folder
-    gate_in(folder, role="model", parent=config.model, force=config.force)
+    check_parents(folder, role="model", parent=config.model, force=config.force)
     model, tokenizer = policy or load_policy(config.model, device=config.device)
     make_trainable(model, config)
     train, held_out = _demonstrations(config, model, tokenizer)
@@ -114,7 +114,7 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     chosen = selection.take(model, steps)
     if held_out and (chosen != steps or math.isnan(after)):
         after = evaluate(model, held_out, config)
-    gate_out(folder, checks=_checks(model, tokenizer, train, held_out, before, after, config))
+    record_checks(folder, checks=_checks(model, tokenizer, train, held_out, before, after, config))
     merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, f"Held-out loss {after:.4f} nats a token."))
     return folder.finish(eval_loss_before=before, eval_loss=after, step=chosen, rows=len(train))

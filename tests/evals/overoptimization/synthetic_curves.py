@@ -6,25 +6,36 @@ from typing import Any
 
 import numpy as np
 
-from kleash.evals import overoptimization as oo
+from kleash.evals.overoptimization import Figures, KLCurve, Source, analyse, choosing_prompts, law_gain
 
-TRUE = {"rl": (1.0, 0.5), "best-of-n": (1.2, 0.3)}
+TRUE = {"checkpoints": (1.0, 0.5), "best-of-n": (1.2, 0.3)}
 
 
-def road(
-    law: oo.Law, *, gain: Any = None, prompts: int = 120, noise: float = 0.5, seed: int = 0, far: float = 4.0
-) -> oo.Road:
-    """A road whose prompts differ widely, whose gold follows the law (or `gain`), whose proxy climbs all along."""
+def curve(
+    source: Source,
+    *,
+    gain: Any = None,
+    prompts: int = 120,
+    noise: float = 0.5,
+    seed: int = 0,
+    far: float = 4.0,
+) -> KLCurve:
+    """A curve whose prompts differ widely, whose gold follows the law (or `gain`), whose proxy climbs all along."""
     rng = np.random.default_rng(seed)
     d = np.linspace(0, far, 11)
     shape = (len(d), prompts)
-    gained = oo.law_gain(d, *TRUE[law], law) if gain is None else np.asarray(gain)
+    gained = law_gain(d, *TRUE[source], source) if gain is None else np.asarray(gain)
     gold = rng.normal(0, 2, prompts) + gained[:, None] + rng.normal(0, noise, shape)
     kl = (d**2)[:, None] * (1 + 0.5 * rng.normal(0, 1, shape))
     proxy = d[:, None] + rng.normal(0, noise, shape)
     names = tuple(f"prompt {number}" for number in range(prompts))
-    return oo.Road(law, tuple(range(len(d))), names, gold, proxy, kl)
+    return KLCurve(source, tuple(range(len(d))), names, gold, proxy, kl)
 
 
-def analysed(measured: oo.Road, **settings: Any) -> oo.Figures:
-    return oo.analyse(measured, choose=oo.choosing(measured.prompts, share=0.5, seed=0), resamples=400, **settings)
+def analysed(measured: KLCurve, **settings: Any) -> Figures:
+    return analyse(
+        measured,
+        choose=choosing_prompts(measured.prompts, share=0.5, seed=0),
+        resamples=400,
+        **settings,
+    )

@@ -13,15 +13,15 @@ from kleash.errors import DataError
 from kleash.evals.best_of_n import best_of_k, kl_of_best_of_k
 from kleash.run import derive_seed
 
-Law = Literal["rl", "best-of-n"]
-"""Which of the two laws a road follows, and with it what its points are: steps of a run, or n."""
+Source = Literal["checkpoints", "best-of-n"]
+"""Which of the two laws a curve follows, and with it what its points are: steps of a run, or n."""
 
 
 @dataclass(frozen=True)
-class Road:
+class KLCurve:
     """Points that lead away from a start policy, on the same prompts; the first point is the start."""
 
-    law: Law
+    source: Source
     points: tuple[int, ...]
     """Step of each checkpoint, or n of each best of n."""
     prompts: tuple[str, ...]
@@ -30,16 +30,16 @@ class Road:
     kl: Float[np.ndarray, "C P"]
     """KL from the start in nats: estimates prompt by prompt, of which only the mean has to be positive."""
 
-    def of(self, prompts: Bool[np.ndarray, " P"]) -> Road:
-        """The same road measured on some of the prompts."""
+    def of(self, prompts: Bool[np.ndarray, " P"]) -> KLCurve:
+        """The same curve measured on some of the prompts."""
         names = tuple(name for name, kept in zip(self.prompts, prompts, strict=True) if kept)
         return replace(
             self, prompts=names, gold=self.gold[:, prompts], proxy=self.proxy[:, prompts], kl=self.kl[:, prompts]
         )
 
 
-def checkpoints_road(rows: Iterable[Mapping[str, Any]]) -> Road:
-    """The road of a run from its samples; several responses to a prompt at a step count with their mean.
+def checkpoints_curve(rows: Iterable[Mapping[str, Any]]) -> KLCurve:
+    """The curve of a run from its samples; several responses to a prompt at a step count with their mean.
 
     Args:
         rows: as in a run's `samples.jsonl`: `step`, `prompt`, `kl`, `gold`, and `proxy` or `score`.
@@ -62,10 +62,12 @@ def checkpoints_road(rows: Iterable[Mapping[str, Any]]) -> Road:
             )
     means = np.array([[np.mean(cells[point][name], axis=0) for name in names] for point in points], dtype=np.float64)
     gold, proxy, kl = np.moveaxis(means, -1, 0)
-    return Road("rl", points, names, gold, proxy, kl)
+    return KLCurve("checkpoints", points, names, gold, proxy, kl)
 
 
-def best_of_n_road(prompts: Iterable[str], gold: Float[np.ndarray, "P N"], proxy: Float[np.ndarray, "P N"]) -> Road:
+def best_of_n_kl_curve(
+    prompts: Iterable[str], gold: Float[np.ndarray, "P N"], proxy: Float[np.ndarray, "P N"]
+) -> KLCurve:
     """Best of n for n = 1, 2, 4, … up to the size of the pools, each the mean over all subsets of a pool.
 
     The KL is the estimate from the pool, which is right where responses are likely or tie, too.
@@ -80,10 +82,10 @@ def best_of_n_road(prompts: Iterable[str], gold: Float[np.ndarray, "P N"], proxy
     columns = np.array(points) - 1
     values = (best_of_k(gold, chosen_by=proxy), best_of_k(proxy, chosen_by=proxy), kl_of_best_of_k(proxy))
     taken = [np.asarray(array, dtype=np.float64)[:, columns].T for array in values]
-    return Road("best-of-n", points, tuple(prompts), *taken)
+    return KLCurve("best-of-n", points, tuple(prompts), *taken)
 
 
-def choosing(prompts: Iterable[str], *, share: float, seed: int) -> Bool[np.ndarray, " P"]:
+def choosing_prompts(prompts: Iterable[str], *, share: float, seed: int) -> Bool[np.ndarray, " P"]:
     """Which prompts choose; a prompt is on the same side whatever others are there, and both sides have some."""
     names = list(prompts)
     if len(names) < 4:
@@ -93,7 +95,7 @@ def choosing(prompts: Iterable[str], *, share: float, seed: int) -> Bool[np.ndar
     return np.array([name in chosen for name in names])
 
 
-def ladder(steps: Sequence[int], kl: Mapping[int, float], count: int) -> list[int]:
+def spaced_checkpoints(steps: Sequence[int], kl: Mapping[int, float], count: int) -> list[int]:
     """Checkpoints to measure: the first, the last, and others spaced as evenly in √KL as there are any.
 
     Args:
@@ -117,9 +119,9 @@ def name_of(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else repr([dict(turn) for turn in prompt])
 
 
-def point_name(law: Law, point: int) -> str:
-    """How a point of a road is called."""
-    if law == "best-of-n":
+def point_name(source: Source, point: int) -> str:
+    """How a point of a curve is called."""
+    if source == "best-of-n":
         return f"best of {point}"
     return "the start" if point == 0 else f"step {point}"
 

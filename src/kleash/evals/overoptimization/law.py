@@ -9,44 +9,47 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
-from kleash.evals.overoptimization.curve import Law, Road, distances
+from kleash.evals.overoptimization.curve import KLCurve, Source, distances
 
 Figures = dict[str, Any]
 """Figures that serialise to JSON: finite numbers, None where one does not exist or has no bound."""
 
-FORMULA: Mapping[Law, str] = {"rl": "R(d) = d (α − β′ ln d)", "best-of-n": "R(d) = d (α − β′ d)"}
+FORMULA: Mapping[Source, str] = {"checkpoints": "R(d) = d (α − β′ ln d)", "best-of-n": "R(d) = d (α − β′ d)"}
 LEVEL = 0.95
 """Of every interval."""
 GRID = 41
 """Distances at which a law is written out to be drawn."""
 
 
-def law_gain(distance: Any, alpha: Any, beta_law: Any, law: Law) -> np.ndarray:
+def law_gain(distance: Any, alpha: Any, beta_law: Any, source: Source) -> np.ndarray:
     """Gold above the start's at a distance (Gao et al. 2022, arXiv:2210.10760, eq. 1–2).
 
     Args:
         distance: d = √KL from the start, in √nats, ≥ 0.
         alpha: gain a unit of distance near the start.
         beta_law: β′, how fast that gain is used up; it has nothing to do with a leash's β.
-        law: d (α − β′ d) for best of n, d (α − β′ ln d) for a trained policy.
+        source: d (α − β′ d) for best of n, d (α − β′ ln d) for a trained policy.
     """
     d = np.asarray(distance, dtype=np.float64)
-    return np.asarray(alpha * d - beta_law * _spent(d, law))
+    return np.asarray(alpha * d - beta_law * _spent(d, source))
 
 
-def law_peak(alpha: Any, beta_law: Any, law: Law) -> np.ndarray:
+def law_peak(alpha: Any, beta_law: Any, source: Source) -> np.ndarray:
     """The distance at which a law is highest: α / 2β′, or exp(α/β′ − 1); infinite where β′ ≤ 0 and it never turns."""
     a, b = np.asarray(alpha, dtype=np.float64), np.asarray(beta_law, dtype=np.float64)
     with np.errstate(all="ignore"):
-        peak = np.maximum(a, 0) / (2 * b) if law == "best-of-n" else np.exp(a / b - 1)
+        peak = np.maximum(a, 0) / (2 * b) if source == "best-of-n" else np.exp(a / b - 1)
         return np.where(b > 0, peak, np.inf)
 
 
 def fit_law(
-    distance: Float[np.ndarray, "*B C"], gain: Float[np.ndarray, "*B C"], weights: Float[np.ndarray, " C"], law: Law
+    distance: Float[np.ndarray, "*B C"],
+    gain: Float[np.ndarray, "*B C"],
+    weights: Float[np.ndarray, " C"],
+    source: Source,
 ) -> tuple[Float[np.ndarray, "*B"], Float[np.ndarray, "*B"]]:
     """α and β′ by weighted least squares, in which a law is linear; NaN where the points do not determine both."""
-    slope, spent = distance, -_spent(distance, law)
+    slope, spent = distance, -_spent(distance, source)
     uu, uv, vv = ((weights * a * b).sum(-1) for a, b in ((slope, slope), (slope, spent), (spent, spent)))
     uy, vy = (weights * slope * gain).sum(-1), (weights * spent * gain).sum(-1)
     determinant = uu * vv - uv * uv
@@ -58,11 +61,11 @@ def fit_law(
         )
 
 
-def fit(road: Road, *, limit: float | None = None, seed: int = 0, resamples: int = 2000) -> Figures | None:
-    """Fit the road's law to gold minus gold at the start, with bootstrap intervals over prompts.
+def fit(curve: KLCurve, *, limit: float | None = None, seed: int = 0, resamples: int = 2000) -> Figures | None:
+    """Fit the curve's law to gold minus gold at the start, with bootstrap intervals over prompts.
 
     Args:
-        road: measured on the prompts to fit by.
+        curve: measured on the prompts to fit by.
         limit: the largest distance to look at; None looks at all.
         seed, resamples: of the bootstrap.
 
@@ -70,48 +73,48 @@ def fit(road: Road, *, limit: float | None = None, seed: int = 0, resamples: int
         Figures of docs/metrics.md, "Overoptimization"; None where fewer than three points beyond the start lie within
         the limit, which determine no law and leave nothing over to doubt it by.
     """
-    distance = distances(road.kl.mean(1))
+    distance = distances(curve.kl.mean(1))
     inside = distance > 0
     if limit is not None:
         inside &= distance <= limit
     inside[0] = False
     if inside.sum() < 3:
         return None
-    gains = road.gold - road.gold[:1]  # paired: what the prompts differ in is gone
+    gains = curve.gold - curve.gold[:1]  # paired: what the prompts differ in is gone
     weights = np.where(inside, _weights(gains, inside), 0.0)
-    means = resampled_means(np.stack([gains, road.kl]), seed, resamples)  # [2, B, C]
+    means = resampled_means(np.stack([gains, curve.kl]), seed, resamples)  # [2, B, C]
     drawn = distances(means[1])
-    alpha, beta_law = fit_law(distance, gains.mean(1), weights, road.law)
-    alphas, betas = fit_law(drawn, means[0], weights, road.law)
+    alpha, beta_law = fit_law(distance, gains.mean(1), weights, curve.source)
+    alphas, betas = fit_law(drawn, means[0], weights, curve.source)
     sound = np.isfinite(alphas)
     if not np.isfinite(alpha) or not sound.any():
         return None
     alphas, betas = alphas[sound], betas[sound]
-    peak, peaks = law_peak(alpha, beta_law, road.law), law_peak(alphas, betas, road.law)
+    peak, peaks = law_peak(alpha, beta_law, curve.source), law_peak(alphas, betas, curve.source)
     grid = np.linspace(0, distance.max(), GRID)
-    lines = np.array([law_gain(at, alphas, betas, road.law) for at in grid])
+    lines = np.array([law_gain(at, alphas, betas, curve.source) for at in grid])
     return {
-        "formula": FORMULA[road.law],
+        "formula": FORMULA[curve.source],
         "limit": limit,
         "points": int(inside.sum()),
         "alpha": _estimate(alpha, alphas),
         "beta_law": _estimate(beta_law, betas),
         "peak_distance": _estimate(peak, peaks),
-        "peak_gain": _estimate(_at_peak(alpha, beta_law, road.law), _at_peak(alphas, betas, road.law)),
+        "peak_gain": _estimate(_at_peak(alpha, beta_law, curve.source), _at_peak(alphas, betas, curve.source)),
         "turns": float(np.mean(np.isfinite(peaks))),
-        **_lack_of_fit(road, gains, distance, inside, weights),
+        **_lack_of_fit(curve, gains, distance, inside, weights),
         "curve": [
-            {"distance": float(at), "gain": float(law_gain(at, alpha, beta_law, road.law)), **interval(line)}
+            {"distance": float(at), "gain": float(law_gain(at, alpha, beta_law, curve.source)), **interval(line)}
             for at, line in zip(grid, lines, strict=True)
         ],
     }
 
 
-def trust(road: Road, peak: int, predicted: float | None) -> Figures:
+def cost_of_following_law(curve: KLCurve, peak: int, predicted: float | None) -> Figures:
     """What it costs to go exactly as far as a law says: gold of the peak minus gold there, in pairs.
 
     Args:
-        road: measured on the prompts to report on, which neither the law nor the peak saw.
+        curve: measured on the prompts to report on, which neither the law nor the peak saw.
         peak: the point where gold was found best.
         predicted: the law's distance; None where it never turns, which stands for the furthest point.
 
@@ -119,12 +122,12 @@ def trust(road: Road, peak: int, predicted: float | None) -> Figures:
         "distance" in fact gone, "beyond" whether the law points further than anything was measured, "gold" there
         (interpolated between the two points around it), "lost" against the peak.
     """
-    distance = distances(road.kl.mean(1))
+    distance = distances(curve.kl.mean(1))
     order = np.argsort(distance, kind="stable")
     at = float(distance.max()) if predicted is None else min(predicted, float(distance.max()))
-    gold = np.array([np.interp(at, distance[order], values) for values in road.gold[order].T])
+    gold = np.array([np.interp(at, distance[order], values) for values in curve.gold[order].T])
     beyond = predicted is None or predicted > float(distance.max())
-    return {"distance": at, "beyond": beyond, "gold": paired(gold), "lost": paired(road.gold[peak] - gold)}
+    return {"distance": at, "beyond": beyond, "gold": paired(gold), "lost": paired(curve.gold[peak] - gold)}
 
 
 def paired(values: Float[np.ndarray, " P"]) -> Figures:
@@ -135,7 +138,7 @@ def paired(values: Float[np.ndarray, " P"]) -> Figures:
 
 
 def _lack_of_fit(
-    road: Road,
+    curve: KLCurve,
     gains: Float[np.ndarray, "C P"],
     distance: Float[np.ndarray, " C"],
     inside: Bool[np.ndarray, " C"],
@@ -147,13 +150,13 @@ def _lack_of_fit(
     the distances too: an error of kl moves the point along the law by slope · error / 2d.
     """
     d, w, y = distance[inside], np.sqrt(weights[inside]), gains[inside]
-    design = np.stack([d, -_spent(d, road.law)], 1) * w[:, None]  # [C, 2]
-    alpha, beta_law = fit_law(d, y.mean(1), weights[inside], road.law)
-    slope = alpha - beta_law * (2 * d if road.law == "best-of-n" else 1 + np.log(d))
-    kl = road.kl[inside]
+    design = np.stack([d, -_spent(d, curve.source)], 1) * w[:, None]  # [C, 2]
+    alpha, beta_law = fit_law(d, y.mean(1), weights[inside], curve.source)
+    slope = alpha - beta_law * (2 * d if curve.source == "best-of-n" else 1 + np.log(d))
+    kl = curve.kl[inside]
     influence = w[:, None] * (y - (slope / (2 * d))[:, None] * (kl - kl.mean(1, keepdims=True)))
     rest = np.linalg.svd(design)[0][:, 2:].T @ influence  # [C − 2, P]
-    miss = np.abs(y.mean(1) - law_gain(d, alpha, beta_law, road.law))
+    miss = np.abs(y.mean(1) - law_gain(d, alpha, beta_law, curve.source))
     prompts, free = influence.shape[1], len(rest)
     p_value = None
     if prompts > free + 1:
@@ -165,19 +168,19 @@ def _lack_of_fit(
     return {"largest_miss": float(miss.max()), "p_value": p_value}
 
 
-def _spent(distance: np.ndarray, law: Law) -> np.ndarray:
+def _spent(distance: np.ndarray, source: Source) -> np.ndarray:
     """What β′ multiplies: d², or d ln d, which is 0 at 0."""
-    if law == "best-of-n":
+    if source == "best-of-n":
         return np.asarray(distance**2)
     with np.errstate(over="ignore"):  # a peak that a resample puts beyond all bounds is infinite, and counted as none
         return np.asarray(distance * np.log(np.where(distance > 0, distance, 1.0)))
 
 
-def _at_peak(alpha: Any, beta_law: Any, law: Law) -> np.ndarray:
+def _at_peak(alpha: Any, beta_law: Any, source: Source) -> np.ndarray:
     """The gain at a law's peak: α²/4β′, or β′ exp(α/β′ − 1)."""
-    peak = law_peak(alpha, beta_law, law)
+    peak = law_peak(alpha, beta_law, source)
     finite = np.isfinite(peak)
-    return np.where(finite, law_gain(np.where(finite, peak, 1.0), alpha, beta_law, law), np.inf)
+    return np.where(finite, law_gain(np.where(finite, peak, 1.0), alpha, beta_law, source), np.inf)
 
 
 def _weights(gains: Float[np.ndarray, "C P"], inside: Bool[np.ndarray, " C"]) -> Float[np.ndarray, " C"]:

@@ -14,12 +14,12 @@ ONE_TEXT = 0.5
 
 
 def in_words(analysis: Figures) -> dict[str, str]:
-    """What an analysis says, in plain words with its figures: `turn`, `ship` and `law`."""
-    points, peak, turn, ship = (analysis[key] for key in ("points", "peak", "turn", "ship"))
-    best, end, shipped = points[peak["index"]], points[-1], points[ship["index"]]
+    """What an analysis says, in plain words with its figures: `peak_test`, `recommended` and `law`."""
+    points, peak, peak_test, recommended = (analysis[key] for key in ("points", "peak", "peak_test", "recommended"))
+    best, end, choice = points[peak["index"]], points[-1], points[recommended["index"]]
 
     def name(row: Figures) -> str:
-        return point_name(analysis["law"], row["point"])
+        return point_name(analysis["source"], row["point"])
 
     def change(figures: Figures) -> str:
         return f"{figures['mean']:.2f} [{figures['low']:.2f}, {figures['high']:.2f}]"
@@ -28,25 +28,25 @@ def in_words(analysis: Figures) -> dict[str, str]:
         f"{name(best)} (√KL {best['distance']['value']:.2f}, gold {best['gold']['mean']:.2f}; best in "
         f"{peak['share']:.0%} of resamples)"
     )
-    rose = turn["proxy_rose"]
-    climbed = " while the proxy rose" if rose["low"] > 0 else ", and the proxy moved"
-    said = {
-        "turned": f"Gold turned: best at {where}, it lies {change(turn['gold_fell'])} lower at {name(end)}{climbed} "
-        f"by {change(rose)}.",
-        "not yet": f"Gold has not turned: it is best at the end, at {where}, {change(turn['gold_gained'])} above the "
-        "start.",
+    rise = peak_test["proxy_rose"]
+    proxy = " while the proxy rose" if rise["low"] > 0 else ", and the proxy moved"
+    fall, gain = change(peak_test["gold_fell"]), change(peak_test["gold_gained"])
+    sentence = {
+        "turned": f"Gold turned: best at {where}, it lies {fall} lower at {name(end)}{proxy} by {change(rise)}.",
+        "not yet": f"Gold has not turned: it is best at the end, at {where}, {gain} above the start.",
         "cannot tell": f"The data cannot tell whether gold has turned: it looks best at {where}, and what it lost up "
-        f"to {name(end)} is {change(turn['gold_fell'])}.",
-    }[turn["verdict"]]
-    if turn["verdict"] == "cannot tell" and best is end:
-        said = (
-            f"The data cannot tell whether gold moved at all: it looks best at the end, at {where}, "
-            f"{change(turn['gold_gained'])} above the start."
+        f"to {name(end)} is {fall}.",
+    }[peak_test["outcome"]]
+    if peak_test["outcome"] == "cannot tell" and best is end:
+        sentence = (
+            f"The data cannot tell whether gold moved at all: it looks best at the end, at {where}, {gain} above the "
+            "start."
         )
-    near = "" if ship["index"] == peak["index"] else ", the nearest within one standard error of the best"
+    near = "" if recommended["index"] == peak["index"] else ", the nearest within one standard error of the best"
+    distance = points[recommended["index"]]["distance"]["value"]
     return {
-        "turn": said,
-        "ship": f"Ship {name(shipped)}{near}: gold {change(ship['gold'])} at √KL {shipped['distance']['value']:.2f}.",
+        "peak_test": sentence,
+        "recommended": f"Recommended: {name(choice)}{near}, gold {change(recommended['gold'])} at √KL {distance:.2f}.",
         "law": _law_in_words(analysis, name(best)),
     }
 
@@ -85,7 +85,7 @@ def _law_in_words(analysis: Figures, best: str) -> str:
             f"which reaches beyond the furthest point measured, {furthest:.2f}: it cannot tell"
         )
     else:
-        lost = fitted["trust"]["lost"]
+        lost = fitted["cost_of_following_law"]["lost"]
         said = (
             f"The law puts the peak at √KL {peak['value']:.2f} [{peak['low']:.2f}, {peak['high']:.2f}]; gold of {best} "
             f"less gold there is {lost['mean']:.2f} [{lost['low']:.2f}, {lost['high']:.2f}]"
@@ -93,8 +93,8 @@ def _law_in_words(analysis: Figures, best: str) -> str:
     if fitted["p_value"] is not None and fitted["p_value"] < 1 - LEVEL:
         said += f". The curve departs from the law by more than noise (by up to {fitted['largest_miss']:.2f} gold)"
     early = analysis["early_fit"]
-    if early is not None and analysis["turn"]["verdict"] == "turned":
-        lost, at = early["trust"]["lost"], _number(early["peak_distance"]["value"])
+    if early is not None and analysis["peak_test"]["outcome"] == "turned":
+        lost, at = early["cost_of_following_law"]["lost"], _number(early["peak_distance"]["value"])
         said += f". Fitted to the first {EARLY:.0%} of the way alone it "
         said += (
             f"puts it at √KL {at}" if early["turns"] >= LEVEL else f"has a peak in {early['turns']:.0%} of resamples"
