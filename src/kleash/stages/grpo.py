@@ -13,13 +13,12 @@ Left out: a value network (that is `kleash ppo`); ratios of whole responses (GSP
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -36,7 +35,7 @@ from kleash.models.lora import merge_lora
 from kleash.objectives import kl
 from kleash.objectives.advantage import group_centred, group_standardised, leave_one_out
 from kleash.objectives.policy import clipped_surrogate, truncated_importance
-from kleash.objectives.reduce import Normalisation, masked_sum, token_weights
+from kleash.objectives.reduce import masked_sum, token_weights
 from kleash.rewards.reward import Reward
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
@@ -44,7 +43,6 @@ from kleash.stages import rollouts
 from kleash.stages.artifacts import inputs_of, model_card, parameters_held, save_snapshot
 from kleash.stages.rollouts import (
     SHOWN,
-    RolloutConfig,
     Watch,
     accumulate,
     advantage_figures,
@@ -60,6 +58,7 @@ from kleash.stages.rollouts import (
     verdict,
 )
 from kleash.stages.trainable import make_trainable
+from kleash.stages.training_configs import GRPOConfig
 from kleash.training import checkpoint
 from kleash.training.optim import Optimizer
 from kleash.training.progress import Progress
@@ -83,71 +82,6 @@ WEIGHTS = {
     "sequence": "mean over responses of the mean over their tokens",
     "constant": "Σ over tokens / (responses · max_new_tokens)",
 }
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # Shao et al. 2024 (arXiv:2402.03300) §4.2: 1,024 samples a rollout, one update.
-    "grpo": {
-        "advantage": "standardised", "normalisation": "sequence", "leash": "loss-k3", "beta": 0.04, "clip": 0.2,
-        "group_size": 64, "batch_size": 16, "learning_rate": 1e-6, "max_new_tokens": 1024,
-    },
-    # Liu et al. 2025 (arXiv:2503.20783) and the released qwen2.5-math-7b.sh: no deviation, no length, no leash.
-    "dr-grpo": {
-        "advantage": "centred", "normalisation": "constant", "leash": "reward", "beta": 0.0, "clip": 0.2,
-        "group_size": 8, "batch_size": 128, "minibatches": 8, "learning_rate": 1e-6, "schedule": "constant",
-        "max_new_tokens": 3000,
-    },
-    # Ahmadian et al. 2024 (arXiv:2402.14740): REINFORCE on whole responses: one update, so no clip at work.
-    "rloo": {
-        "advantage": "leave-one-out", "normalisation": "constant", "leash": "reward", "beta": 0.03, "group_size": 4,
-        "learning_rate": 1e-6,
-    },
-    # Yu et al. 2025 (arXiv:2503.14476) §4.1 and the released run_dapo_qwen2.5_32b.sh.
-    "dapo": {
-        "advantage": "standardised", "normalisation": "token", "beta": 0.0, "clip": 0.2, "clip_high": 0.28,
-        "replace_flat": True, "overlong": "penalise", "group_size": 16, "batch_size": 512, "minibatches": 16,
-        "learning_rate": 1e-6, "schedule": "constant", "warmup_steps": 320, "weight_decay": 0.1,
-    },
-}  # fmt: skip
-
-
-class GRPOConfig(RolloutConfig):
-    """GRPO, Dr. GRPO, RLOO, DAPO. Without a preset: the exact gradient of reward less leash, in expectation."""
-
-    preset: Literal["grpo", "dr-grpo", "rloo", "dapo"] | None = None
-    """A published set of values for everything not given."""
-    batch_size: int = Field(16, ge=1)
-    """Prompts in a rollout, each with `group_size` responses."""
-    group_size: int = Field(8, ge=2)
-    """Responses sampled for a prompt. The others are a response's baseline, so at least 2."""
-    leash: Literal["reward", "loss-k3", "loss-corrected"] = "reward"
-    """Where β acts. reward: each response's score loses β for each of its nats, before the advantage. loss-k3: as the
-    GRPO paper has it, whose gradient is that of the forward KL. loss-corrected: as a loss with the reverse KL's."""
-    advantage: Literal["leave-one-out", "centred", "standardised"] = "leave-one-out"
-    """A score less the mean of the others' (RLOO), less the group's mean (Dr. GRPO), or that by the group's standard
-    deviation (GRPO), which weighs all groups alike."""
-    normalisation: Normalisation = "constant"
-    """What the sum over tokens is divided by. token: the step's tokens (DAPO). sequence: each response's own, then the
-    responses (GRPO). constant: responses times `max_new_tokens` (Dr. GRPO), the one that keeps lengths honest."""
-    clip_high: float | None = Field(None, gt=0)
-    """How far the ratio may move up; null is `clip`."""
-    overlong: Literal["keep", "mask", "penalise"] = "keep"
-    """What becomes of responses that are cut off: nothing; no gradient; or, for all that end in the last fifth of
-    `max_new_tokens`, a penalty that rises to 1 (DAPO)."""
-    replace_flat: bool = False
-    """Replace groups whose responses all have one score by groups of other prompts (DAPO's dynamic sampling)."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _take_preset(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("preset") in PRESETS:
-            return {**PRESETS[given["preset"]], **given}
-        return given
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> GRPOConfig:
-        if self.minibatches > self.batch_size:
-            raise ValueError(f"minibatches ({self.minibatches}) cannot be more than batch_size ({self.batch_size})")
-        return self
 
 
 def formulas(config: GRPOConfig) -> dict[str, str]:
