@@ -117,7 +117,7 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
     parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
     state = checkpoint.restore(folder, parts)
-    selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
+    selection = Selection(folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure"))
     beside = {name: build_reward(given) for name in ("hold_out", "gold") if (given := getattr(config, name))}
     figures: dict[str, Any] | None = None
     drift: MeanSE | None = None
@@ -139,9 +139,9 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
             trackers.log(step, row)
             progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})
             if step % config.save_interval(steps) == 0 and step < steps:
-                checkpoint.save(folder, step, parts, keep=config.keep, **selection.numbers)
+                checkpoint.save(folder, step, parts, keep=config.keep_states, **selection.numbers)
 
-    checkpoint.save(folder, steps, parts, keep=config.keep, **selection.numbers)
+    checkpoint.save(folder, steps, parts, keep=config.keep_states, **selection.numbers)
     chosen = selection.take(model, steps)
     results: dict[str, Any] = {"step": chosen, "rows": len(train)}
     if held_out:

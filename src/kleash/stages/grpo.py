@@ -90,11 +90,11 @@ def formulas(config: GRPOConfig) -> dict[str, str]:
     leash = {
         "reward": "",
         "loss-k3": " + β (π_ref/π − 1 − log(π_ref/π))",
-        "loss-corrected": " + β ½ d_t Σ_t d_t, d_t = log(π/π_ref)",
-    }[config.leash]
+        "loss-k2-response": " + β ½ d_t Σ_t d_t, d_t = log(π/π_ref)",
+    }[config.kl_in]
     high = config.clip if config.clip_high is None else config.clip_high
     formula = {
-        "reward of a response": f"R = {score} − β Σ_t log(π_old/π_ref)" if config.leash == "reward" else f"R = {score}",
+        "reward of a response": f"R = {score} − β Σ_t log(π_old/π_ref)" if config.kl_in == "reward" else f"R = {score}",
         "advantage": ADVANTAGES[config.advantage][1],
         "loss of a token": f"− w min(ρ A, clip(ρ, {1 - config.clip:g}, {1 + high:g}) A){leash}",
         "importance": "ρ = π/π_old, w = min(π_old/π_sampler, 2)",
@@ -198,12 +198,12 @@ def run(
     state = checkpoint.restore(folder, parts)
     done, place = state["step"], state.get("place", 0)  # place: prompts taken so far
     stopping = Stopping(**state.get("stopping", {}))
-    selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
+    selection = Selection(folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure"))
     watch = Watch(actors, folder, state)
 
     def keep(step: int) -> None:
         numbers = {"place": place, "stopping": asdict(stopping), **selection.numbers, **watch.numbers}
-        checkpoint.save(folder, step, parts, keep=config.keep, **numbers)
+        checkpoint.save(folder, step, parts, keep=config.keep_states, **numbers)
 
     if done == 0 and held_out and config.eval_every:
         folder.log(0, evaluate(actors, held_out, folder, 0))
@@ -261,7 +261,7 @@ def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, place: int, step
     kept: list[tuple[GroupBatch, list[Group], Tensor]] = []
     kept_parts: list[dict[str, Tensor]] = []
     wanted, seen, seen_flat = config.batch_size, 0, 0
-    for attempt in range(REPLACING_ROUNDS if config.replace_flat else 1):
+    for attempt in range(REPLACING_ROUNDS if config.resample_zero_spread else 1):
         rows = [batch_at(at, len(prompts), 1, config.seed)[0] for at in range(place, place + wanted)]
         place += wanted
         name = ("rollout", step) if attempt == 0 else ("rollout", step, attempt)
@@ -270,7 +270,7 @@ def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, place: int, step
         )
         dull = flat(_shape(config, scores, batch))
         seen, seen_flat = seen + len(groups), seen_flat + int(dull.sum())
-        last = attempt + 1 == REPLACING_ROUNDS or not config.replace_flat
+        last = attempt + 1 == REPLACING_ROUNDS or not config.resample_zero_spread
         use = torch.arange(len(groups), device=dull.device) if last else (~dull).nonzero().squeeze(1)
         if len(use):
             kept.append((batch.select(use), [groups[index] for index in use.tolist()], scores[use]))
@@ -288,7 +288,7 @@ def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, place: int, step
     old_logprobs = rollout_logprobs(actors, batch)
     reference_logprobs = rollouts.reference_logprobs(actors, batch)
     drift = kl.per_sequence(kl.k1(old_logprobs, reference_logprobs), batch.mask).reshape(scores.shape)
-    compared = shaped - config.beta * drift if config.leash == "reward" else shaped
+    compared = shaped - config.beta * drift if config.kl_in == "reward" else shaped
     advantages = ADVANTAGES[config.advantage][0](compared).reshape(batch.shape[:2])
     lengths = batch.mask.sum(-1).float()
     if config.overlong == "mask":
@@ -357,14 +357,14 @@ def learn(
         )
         weight = rows_of(weights)
         policy_loss = (weight * importance * loss).sum()
-        leash_loss = torch.zeros((), device=device)
-        if config.leash != "reward":
-            estimator = kl.k3 if config.leash == "loss-k3" else kl.k2_of_responses
-            leash_loss = config.beta * (weight * estimator(logprobs, reference_logprobs, mask=mask)).sum()
-        optimizer.backward(policy_loss + leash_loss)
+        kl_loss = torch.zeros((), device=device)
+        if config.kl_in != "reward":
+            estimator = kl.k3 if config.kl_in == "loss-k3" else kl.k2_of_responses
+            kl_loss = config.beta * (weight * estimator(logprobs, reference_logprobs, mask=mask)).sum()
+        optimizer.backward(policy_loss + kl_loss)
         sums = {
             "policy_loss": policy_loss.detach(),
-            "leash_loss": leash_loss.detach(),
+            "kl_loss": kl_loss.detach(),
             "entropy": masked_sum(entropy, mask) / tokens,
             "clip_fraction": surrogate["clip_fraction"].sum() / tokens,
             "approx_kl": surrogate["approx_kl"].sum() / tokens,

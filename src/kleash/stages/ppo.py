@@ -161,11 +161,11 @@ def run(
     state = checkpoint.restore(folder, parts)
     beta = state.get("beta", config.beta)
     done = state["step"]
-    selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
+    selection = Selection(folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure"))
     watch = Watch(actors, folder, state)
 
     def keep(step: int) -> None:
-        checkpoint.save(folder, step, parts, keep=config.keep, beta=beta, **selection.numbers, **watch.numbers)
+        checkpoint.save(folder, step, parts, keep=config.keep_states, beta=beta, **selection.numbers, **watch.numbers)
 
     if done == 0 and held_out and config.eval_every:
         folder.log(0, evaluate(actors, held_out, folder, 0))
@@ -200,7 +200,7 @@ def run(
 
     keep(done)
     chosen = selection.take(model, done)
-    if config.choose == "last":
+    if config.keep_weights == "last":
         average.take(model)
     verdict(folder, advice="raise --max-new-tokens if they are good, --beta or --missing-eos-score if they run on")
     merge_lora(model)

@@ -5,7 +5,7 @@ things wrong, so that their disagreement (`spread`) shows where the score is not
 harder to please by accident. What all have wrong (what labellers got wrong, say) stays. A hold-out member has seen none
 of the comparisons that the reward was made of: a policy whose reward climbs while the hold-out falls is being fooled.
 
-    kleash reward --model runs/sft --data pairs.jsonl --out runs/reward --members 5 --hold-out-share 0.2
+    kleash reward --model runs/sft --data pairs.jsonl --out runs/reward --members 5 --validation-share 0.2
 
 One model, one head and no hold-out is `reward_model` itself.
 """
@@ -40,7 +40,7 @@ logger = logging.getLogger("kleash")
 
 Files = Mapping[str, Path]
 
-OWN = ("members", "average_weights", "hold_out_share")
+OWN = ("members", "average_weights", "validation_share")
 """Fields that the run of a single model does not have."""
 
 
@@ -54,16 +54,16 @@ def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedToke
     Returns:
         The finished run. The report in its run.json is of what the folder scores as: ensemble, average or single model.
     """
-    if config.members == 1 and not config.hold_out_share:
+    if config.members == 1 and not config.validation_share:
         return reward_model.run(_single(config), reward=reward)
     if reward is not None:
-        raise ConfigError("a live reward model is a single one; take members 1 and no hold_out_share, or give no model")
+        raise ConfigError("a live reward model is a single one; leave out members and validation_share, or the model")
     folder = RunFolder.open(config.out, stage="reward", config=config, inputs=inputs_of(config))
     if folder.finished:
         return folder
     gate_in(folder, role="model", parent=config.model, force=config.force)
     files = _split(config, folder)
-    if config.hold_out_share:
+    if config.validation_share:
         held = _member(config, folder.path / HOLD_OUT, files, data="hold-out")
         folder.note("hold_out", **(held.record["results"].get("report") or {}))
     members = [_member(config, folder.path / name, files) for name in _names(config)]
@@ -91,7 +91,7 @@ def _split(config: EnsembleConfig, folder: RunFolder) -> dict[str, Path]:
     """Write which comparisons the reward, the hold-out and the measuring have, no prompt on two sides, and the samples
     that all are centred on.
     """
-    names = ("reward", "held-out", "centre", *(["hold-out"] if config.hold_out_share else []))
+    names = ("reward", "held-out", "centre", *(["hold-out"] if config.validation_share else []))
     files = {name: folder.path / "comparisons" / f"{name}.jsonl" for name in names}
     if all(file.exists() for file in files.values()):
         return files
@@ -99,9 +99,9 @@ def _split(config: EnsembleConfig, folder: RunFolder) -> dict[str, Path]:
         config.data, config.eval_data, seed=config.seed, usable=comparison, max_eval_rows=config.max_eval_rows
     )
     rows: dict[str, Sequence[Group]] = {"reward": train, "held-out": measured}
-    if config.hold_out_share:
+    if config.validation_share:
         rows["reward"], rows["hold-out"] = hold_out(
-            train, seed=derive_seed(config.seed, "hold-out member"), share=config.hold_out_share
+            train, seed=derive_seed(config.seed, "hold-out member"), share=config.validation_share
         )
     rows["centre"] = _centred_on(config, rows["reward"])
     files["reward"].parent.mkdir(exist_ok=True)

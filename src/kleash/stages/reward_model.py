@@ -90,7 +90,7 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
     parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
     state = checkpoint.restore(folder, parts)
-    selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
+    selection = Selection(folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure"))
     rewards: list[list[float]] | None = None
     with Progress(steps, "reward", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
         for step in range(state["step"] + 1, steps + 1):
@@ -105,9 +105,9 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
             trackers.log(step, row)
             progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})
             if step % config.save_interval(steps) == 0 and step < steps:
-                checkpoint.save(folder, step, parts, keep=config.keep, **selection.numbers)
+                checkpoint.save(folder, step, parts, keep=config.keep_states, **selection.numbers)
 
-    checkpoint.save(folder, steps, parts, keep=config.keep, **selection.numbers)
+    checkpoint.save(folder, steps, parts, keep=config.keep_states, **selection.numbers)
     chosen = selection.take(model, steps)
     if held_out and (rewards is None or chosen != steps):
         rewards = held_out_rewards(model, held_out, config)

@@ -137,8 +137,8 @@ def build_rewards(
     }  # fmt: skip
     left = Path(config.reward) / HOLD_OUT
     hold_out = config.hold_out or (str(left) if left.is_dir() else None)
-    if config.criterion == "hold-out" and hold_out is None:
-        raise ConfigError("criterion hold-out needs a hold-out reward; give --hold-out, or a --reward that has one")
+    if config.criterion == "validation" and hold_out is None:
+        raise ConfigError("criterion validation needs a hold-out reward; give --hold-out, or a --reward that has one")
     return (
         live or build_reward(config.reward, **settings),
         build_reward(hold_out, **settings) if hold_out else None,

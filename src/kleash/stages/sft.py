@@ -78,7 +78,7 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
     parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
     state = checkpoint.restore(folder, parts)
-    selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
+    selection = Selection(folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure"))
     after = math.nan
     before = state.get("before", evaluate(model, held_out, config) if held_out else math.nan)
     with Progress(steps, "sft", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
@@ -92,9 +92,9 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
             trackers.log(step, row)
             progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})
             if step % config.save_interval(steps) == 0 and step < steps:
-                checkpoint.save(folder, step, parts, keep=config.keep, before=before, **selection.numbers)
+                checkpoint.save(folder, step, parts, keep=config.keep_states, before=before, **selection.numbers)
 
-    checkpoint.save(folder, steps, parts, keep=config.keep, before=before, **selection.numbers)
+    checkpoint.save(folder, steps, parts, keep=config.keep_states, before=before, **selection.numbers)
     chosen = selection.take(model, steps)
     if held_out and (chosen != steps or math.isnan(after)):
         after = evaluate(model, held_out, config)

@@ -78,7 +78,7 @@ class EnsembleConfig(RewardConfig):
     average_weights: bool = False
     """Members start from one head, and `out` is a single model of their mean weights (WARM: Ramé et al. 2024,
     arXiv:2401.12187), for the price of one at scoring. Needs members ≥ 2."""
-    hold_out_share: float = Field(0.0, ge=0, lt=1)
+    validation_share: float = Field(0.0, ge=0, lt=1)
     """Share of the comparisons, by prompt, that go to a reward model of their own under hold-out/, which is measured
     beside the reward while a policy climbs, and never climbed."""
 
@@ -167,24 +167,24 @@ class PPOConfig(RolloutConfig):
 GRPO_PRESETS: dict[str, dict[str, Any]] = {
     # Shao et al. 2024 (arXiv:2402.03300) §4.2: 1,024 samples a rollout, one update.
     "grpo": {
-        "advantage": "standardised", "normalisation": "sequence", "leash": "loss-k3", "beta": 0.04, "clip": 0.2,
+        "advantage": "standardised", "normalisation": "sequence", "kl_in": "loss-k3", "beta": 0.04, "clip": 0.2,
         "group_size": 64, "batch_size": 16, "learning_rate": 1e-6, "max_new_tokens": 1024,
     },
     # Liu et al. 2025 (arXiv:2503.20783) and the released qwen2.5-math-7b.sh: no deviation, no length, no leash.
     "dr-grpo": {
-        "advantage": "centred", "normalisation": "constant", "leash": "reward", "beta": 0.0, "clip": 0.2,
+        "advantage": "centred", "normalisation": "constant", "kl_in": "reward", "beta": 0.0, "clip": 0.2,
         "group_size": 8, "batch_size": 128, "minibatches": 8, "learning_rate": 1e-6, "schedule": "constant",
         "max_new_tokens": 3000,
     },
     # Ahmadian et al. 2024 (arXiv:2402.14740): REINFORCE on whole responses: one update, so no clip at work.
     "rloo": {
-        "advantage": "leave-one-out", "normalisation": "constant", "leash": "reward", "beta": 0.03, "group_size": 4,
+        "advantage": "leave-one-out", "normalisation": "constant", "kl_in": "reward", "beta": 0.03, "group_size": 4,
         "learning_rate": 1e-6,
     },
     # Yu et al. 2025 (arXiv:2503.14476) §4.1 and the released run_dapo_qwen2.5_32b.sh.
     "dapo": {
         "advantage": "standardised", "normalisation": "token", "beta": 0.0, "clip": 0.2, "clip_high": 0.28,
-        "replace_flat": True, "overlong": "penalise", "group_size": 16, "batch_size": 512, "minibatches": 16,
+        "resample_zero_spread": True, "overlong": "penalise", "group_size": 16, "batch_size": 512, "minibatches": 16,
         "learning_rate": 1e-6, "schedule": "constant", "warmup_steps": 320, "weight_decay": 0.1,
     },
 }  # fmt: skip
@@ -199,9 +199,9 @@ class GRPOConfig(RolloutConfig):
     """Prompts in a rollout, each with `group_size` responses."""
     group_size: int = Field(8, ge=2)
     """Responses sampled for a prompt. The others are a response's baseline, so at least 2."""
-    leash: Literal["reward", "loss-k3", "loss-corrected"] = "reward"
+    kl_in: Literal["reward", "loss-k3", "loss-k2-response"] = "reward"
     """Where β acts. reward: each response's score loses β for each of its nats, before the advantage. loss-k3: as the
-    GRPO paper has it, whose gradient is that of the forward KL. loss-corrected: as a loss with the reverse KL's."""
+    GRPO paper has it, whose gradient is that of the forward KL. loss-k2-response: as a loss with the reverse KL's."""
     advantage: Literal["leave-one-out", "centred", "standardised"] = "leave-one-out"
     """A score less the mean of the others' (RLOO), less the group's mean (Dr. GRPO), or that by the group's standard
     deviation (GRPO), which weighs all groups alike."""
@@ -213,7 +213,7 @@ class GRPOConfig(RolloutConfig):
     overlong: Literal["keep", "mask", "penalise"] = "keep"
     """What becomes of responses that are cut off: nothing; no gradient; or, for all that end in the last fifth of
     `max_new_tokens`, a penalty that rises to 1 (DAPO)."""
-    replace_flat: bool = False
+    resample_zero_spread: bool = False
     """Replace groups whose responses all have one score by groups of other prompts (DAPO's dynamic sampling)."""
 
     @model_validator(mode="before")

@@ -71,11 +71,11 @@ class TrainingConfig(StageConfig):
     """Steps between measurements on the held-out rows; null measures at the end alone."""
     max_eval_rows: int | None = Field(None, ge=1)
     """At most so many held-out rows are measured."""
-    choose: Literal["best", "last"] = "last"
+    keep_weights: Literal["best", "last"] = "last"
     """Which weights to keep: the last, or those that did best on the held-out rows."""
     save_every: int | None = Field(None, ge=1)
     """Steps between states to go on from after an interruption; null: a tenth of the run."""
-    keep: int = Field(1, ge=1)
+    keep_states: int = Field(1, ge=1)
     """How many of those states stay."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where metrics go besides metrics.jsonl; each needs its extra: pip install 'kleash[tensorboard]'."""
@@ -127,12 +127,13 @@ class RolloutConfig(TrainingConfig):
     """Rollouts between weights kept under snapshots/, to be measured later; null keeps none."""
     hold_out: str | None = None
     """A reward that is watched and never climbed: a reward model on other labels, best of all. Null takes the one that
-    `kleash reward --hold-out-share` left in the folder of `reward`, where there is one."""
+    `kleash reward --validation-share` left in the folder of `reward`, where there is one."""
     gold: str | None = None
     """What is truly wanted, where it can be computed: a reward, in the same words, that scores the held-out responses
     wherever they are measured, and is never climbed."""
-    criterion: Literal["objective", "gold", "hold-out"] = "objective"
-    """What `choose` best and `patience` go by, on held-out prompts: reward − β·KL, gold, or the hold-out reward."""
+    criterion: Literal["objective", "gold", "validation"] = "objective"
+    """What `keep_weights` best and `patience` go by, on held-out prompts: reward − β·KL, gold, or the
+    hold-out reward."""
     kl_budget: float | None = Field(None, gt=0)
     """Nats a response: the run ends with the rollout whose KL is beyond it."""
     patience: int | None = Field(None, ge=1)
