@@ -413,7 +413,7 @@ def test_F11_interrupted_and_run_again_it_ends_with_the_same_weights(preset: str
         return config(
             base, prompts, preset=preset, max_steps=6, save_every=2, eval_every=2, keep_weights="best",
             out=base.parent / out,
-                        warmup_steps=0, learning_rate=3e-3, batch_size=4, group_size=4,
+            warmup_steps=0, learning_rate=3e-3, batch_size=4, group_size=4,
         )  # fmt: skip
 
     count = Breaks(1000)

@@ -48,6 +48,7 @@ from kleash.objectives.preference import (
     smoothed_dpo_loss,
 )
 from kleash.objectives.reduce import masked_sum
+from kleash.progress import Progress
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import RunFolder, derive_seed, write_folder
 from kleash.sampling.local import LocalSampler
@@ -58,7 +59,6 @@ from kleash.stages.trainable import make_trainable
 from kleash.stages.training_configs import DPOConfig
 from kleash.training import checkpoint
 from kleash.training.optim import Optimizer
-from kleash.training.progress import Progress
 from kleash.training.selection import Selection
 from kleash.training.trackers import Trackers, require
 

@@ -36,6 +36,7 @@ from kleash.objectives import kl
 from kleash.objectives.advantage import group_centred, group_standardised, leave_one_out
 from kleash.objectives.policy import clipped_surrogate, truncated_importance
 from kleash.objectives.reduce import masked_sum, token_weights
+from kleash.progress import Progress
 from kleash.rewards.reward import Reward
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
@@ -61,7 +62,6 @@ from kleash.stages.trainable import make_trainable
 from kleash.stages.training_configs import GRPOConfig
 from kleash.training import checkpoint
 from kleash.training.optim import Optimizer
-from kleash.training.progress import Progress
 from kleash.training.selection import Selection
 from kleash.training.trackers import Trackers, require
 

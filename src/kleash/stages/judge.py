@@ -28,12 +28,12 @@ from kleash.evals.judging import Report, judge_report, principle_report
 from kleash.feedback.constitution import Constitution
 from kleash.feedback.injections import probe
 from kleash.feedback.judge import Judge, Judgement
+from kleash.progress import Progress
 from kleash.run import derive_seed, fingerprint
 from kleash.sampling.chat import Chat
 from kleash.stages.asking import GROUPS_AT_ONCE, asking, stop_above
 from kleash.stages.data_configs import JudgeConfig
 from kleash.stages.files import beside, finish, finished
-from kleash.training.progress import Progress
 
 logger = logging.getLogger("kleash")
 

@@ -31,6 +31,7 @@ from kleash.evals.attribution import leave_one_out
 from kleash.models.forward import response_logprobs
 from kleash.models.load import autocast, context_length, freeze, load_policy
 from kleash.objectives import kl
+from kleash.progress import Progress
 from kleash.rewards.composition import content_of
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import (
@@ -49,7 +50,6 @@ from kleash.stages.best_of_n import one_score_a_text
 from kleash.stages.data_configs import OveroptConfig
 from kleash.stages.rollouts import parts_of
 from kleash.stages.score import score_groups
-from kleash.training.progress import Progress
 
 logger = logging.getLogger("kleash")
 

@@ -36,6 +36,7 @@ from kleash.objectives.advantage import gae, token_rewards
 from kleash.objectives.policy import clipped_surrogate
 from kleash.objectives.reduce import masked_mean, masked_sum, masked_whiten
 from kleash.objectives.value import clipped_value_loss, explained_variance
+from kleash.progress import Progress
 from kleash.rewards.ensemble import EnsembleReward
 from kleash.rewards.learned import LearnedReward
 from kleash.rewards.reward import Reward
@@ -65,7 +66,6 @@ from kleash.stages.training_configs import PPOConfig
 from kleash.training import checkpoint
 from kleash.training.ema import Average
 from kleash.training.optim import Optimizer
-from kleash.training.progress import Progress
 from kleash.training.selection import Selection
 from kleash.training.trackers import Trackers, require
 

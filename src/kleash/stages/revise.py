@@ -22,6 +22,7 @@ from kleash.evals.evasiveness import refusal_report
 from kleash.evals.judging import Report, share
 from kleash.feedback.constitution import Constitution
 from kleash.feedback.prompts import critique_request, revision_request, turns_of
+from kleash.progress import Progress
 from kleash.run import derive_seed, fingerprint
 from kleash.sampling.asking import Asking
 from kleash.sampling.chat import Answer, Chat, Question
@@ -29,7 +30,6 @@ from kleash.sampling.quoting import conversation
 from kleash.stages.asking import GROUPS_AT_ONCE, asking, stop_above
 from kleash.stages.data_configs import ReviseConfig
 from kleash.stages.files import finish, finished
-from kleash.training.progress import Progress
 
 
 @dataclass(frozen=True)

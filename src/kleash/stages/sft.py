@@ -29,13 +29,13 @@ from kleash.models.forward import check_forward, response_logprobs
 from kleash.models.load import autocast, context_length, load_policy, save_model
 from kleash.models.lora import merge_lora
 from kleash.objectives.reduce import masked_sum
+from kleash.progress import Progress
 from kleash.run import RunFolder
 from kleash.stages.artifacts import inputs_of, model_card
 from kleash.stages.trainable import make_trainable
 from kleash.stages.training_configs import SFTConfig
 from kleash.training import checkpoint
 from kleash.training.optim import Optimizer
-from kleash.training.progress import Progress
 from kleash.training.selection import Selection
 from kleash.training.trackers import Trackers, require
 
