@@ -18,7 +18,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import data_checks, reward_report
@@ -35,7 +34,7 @@ from kleash.rewards.learned import LearnedReward
 from kleash.run import RunFolder, derive_seed, write_text
 from kleash.stages import reward_model
 from kleash.stages.artifacts import inputs_of, model_card
-from kleash.stages.reward_model import RewardConfig
+from kleash.stages.training_configs import EnsembleConfig, RewardConfig
 
 logger = logging.getLogger("kleash")
 
@@ -43,28 +42,6 @@ Files = Mapping[str, Path]
 
 OWN = ("members", "average_weights", "validation_share")
 """Fields that the run of a single model does not have."""
-
-
-class EnsembleConfig(RewardConfig):
-    """Learn a reward from comparisons. Defaults: Ouyang et al. 2022 (arXiv:2203.02155), C.2, unless a field says."""
-
-    members: int = Field(1, ge=1)
-    """Reward models to train on the same comparisons, each from a seed of its own; `out` then holds an ensemble, whose
-    score is what `combine` says. Five is what Coste et al. 2023 (arXiv:2310.02743) took."""
-    average_weights: bool = False
-    """Members start from one head, and `out` is a single model of their mean weights (WARM: Ramé et al. 2024,
-    arXiv:2401.12187), for the price of one at scoring. Needs members ≥ 2."""
-    validation_share: float = Field(0.0, ge=0, lt=1)
-    """Share of the comparisons, by prompt, that go to a reward model of their own under validation/, which is measured
-    beside the reward while a policy climbs, and never climbed."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> EnsembleConfig:
-        if self.average_weights and self.members < 2:
-            raise ValueError("average_weights needs 'members' of 2 or more")
-        if self.members > 1 and self.heads > 1:
-            raise ValueError("members of several 'heads' each are not supported; give 'members' or 'heads'")
-        return self
 
 
 def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> RunFolder:
@@ -80,9 +57,7 @@ def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedToke
     if config.members == 1 and not config.validation_share:
         return reward_model.run(_single(config), reward=reward)
     if reward is not None:
-        raise ConfigError(
-            "a live reward model is a single one; take members 1 and no validation_share, or give no model"
-        )
+        raise ConfigError("a live reward model is a single one; leave out members and validation_share, or the model")
     folder = RunFolder.open(config.out, stage="reward", config=config, inputs=inputs_of(config))
     if folder.finished:
         return folder
