@@ -344,13 +344,13 @@ def _check(command: argparse.Namespace) -> None:
 
     from kleash.checks.artifact import check
     from kleash.errors import GateError
-    from kleash.report.check_tables import show_findings
+    from kleash.report.check_tables import show_checks
 
     findings = check(command.path, data=command.data, labeller=command.labeller, rows=command.rows)
     if command.json:
         print(json.dumps(asdict(findings)))
     else:
-        show_findings(findings, Console())
+        show_checks(findings, Console())
     for name in findings.failed:
         found = findings.gates[name]
         raise GateError(f"{command.path}: gate {name} failed: {found['finding']}; {found.get('advice') or 'see above'}")

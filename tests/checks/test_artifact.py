@@ -95,7 +95,7 @@ def test_the_next_stage_measures_a_changed_parent_and_refuses_it(
 ) -> None:
     damage(trained, "lm_head.weight", 0.0)
     values = {"model": str(trained), "data": str(demonstrations), "out": base.parent / "next", "max_steps": 1}
-    with pytest.raises(GateError, match="changed since its own verdict, measured afresh"):
+    with pytest.raises(GateError, match="changed since its own checks, which ran again"):
         sft.run(sft.SFTConfig.make(values))
     forced = sft.run(sft.SFTConfig.make(values | {"force": True, "gate_prompts": 0}))
     assert forced.record["gates"]["in (model)"]["passed"] is False
@@ -150,3 +150,11 @@ def test_what_cannot_be_checked_is_one_line(tmp_path: Path, classifier: Path, pr
         check(tmp_path / "empty")
     with pytest.raises(InputError, match="no preferences"):
         check(classifier, data=str(prompts))
+
+
+def test_a_run_that_has_not_finished_fails(tmp_path: Path) -> None:
+    record = {"stage": "reward", "status": "running", "gates": {}, "config": {}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    report = check(tmp_path)
+    assert report.failed == ["finished"]
+    assert "has not finished (status running)" in report.gates["finished"]["finding"]

@@ -55,3 +55,13 @@ def test_what_is_left_out_costs_what_the_reward_gave_for_it() -> None:
         return torch.tensor([[float(len(r.text)) for r in g.responses] for g in groups])
 
     assert leave_one_out(turns, ({"role": "user", "content": "q"},), "Yes. No.") == [("Yes. ", 5.0), ("No.", 4.0)]
+
+
+def test_the_only_piece_of_a_response_that_was_cut_off_is_left_out_as_an_empty_response_that_ended() -> None:
+    import torch
+
+    def reward(groups: list[Group]) -> torch.Tensor:
+        assert all(r.finished or r.text for g in groups for r in g.responses)
+        return torch.tensor([[float(len(r.text)) for r in g.responses] for g in groups])
+
+    assert leave_one_out(reward, "prompt", "so good", finished=False) == [("so good", 7.0)]

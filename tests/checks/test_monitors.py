@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kleash.checks.monitors import SHOWN_GROUPS, acceleration, shown, watch
+from kleash.checks.monitors import SHOWN_GROUPS, acceleration, sampled_rows, watch
 from kleash.data.group import Group, Response
 from kleash.rewards.learned import LearnedReward
 from kleash.rewards.reward import explain
@@ -90,7 +90,7 @@ def test_a_kl_that_grows_ever_faster_accelerates() -> None:
 def test_a_few_responses_of_a_step_are_kept_with_their_figures() -> None:
     groups = [group(f"answer {index}", "other") for index in range(SHOWN_GROUPS + 3)]
     scores = torch.arange(2.0 * len(groups)).reshape(-1, 2)
-    rows = shown(7, groups, scores, scores / 10)
+    rows = sampled_rows(7, groups, scores, scores / 10)
     assert len(rows) == 2 * SHOWN_GROUPS
     assert rows[3] == {
         "step": 7,

@@ -11,6 +11,7 @@ from kleash.checks.reward_checks import OnPolicyExcess
 from kleash.checks.sample_stats import ExcessNLL
 from kleash.evals.preference import preference_report
 from kleash.evals.probes import PROBES, probe_report
+from kleash.evals.skipped import Skipped
 
 
 def failed(checks: dict[str, Check]) -> list[str]:
@@ -94,8 +95,8 @@ def test_the_calibration_error_of_a_calibrated_model_is_what_chance_gives() -> N
         margin = rng.normal(size=300)
         p = (rng.random(300) < 1 / (1 + np.exp(-margin))).astype(float)
         report = preference_report(np.stack([margin, 0 * margin], 1), p, np.ones((300, 2)))
-        mean, spread = reward_checks.chance_ece(report["reliability"], 300)
-        errors.append(report["ece"])
+        mean, spread = reward_checks.chance_ece(report.reliability, 300)
+        errors.append(report.ece)
         expected.append(mean)
         spreads.append(spread)
     assert np.mean(errors) == pytest.approx(np.mean(expected), rel=0.1)
@@ -108,8 +109,9 @@ def probed(**above: float) -> dict[str, Check]:
     scores = np.zeros((100, len(PROBES) + 1))
     for place, name in enumerate(PROBES, start=1):
         scores[:, place] = np.where(np.arange(100) < 100 * above.get(name.replace(" ", "_"), 0.1), 1.0, -1.0)
-    report = preference_report(2 * data["quality"], data["p"], data["lengths"]) | {"probes": probe_report(scores)}
-    return {check.name: check for check in reward_checks.reward_model(report)}
+    report = preference_report(2 * data["quality"], data["p"], data["lengths"])
+    checks = reward_checks.reward_model(report, probes=probe_report(scores))
+    return {check.name: check for check in checks}
 
 
 def test_a_reward_model_that_likes_silence_better_than_good_answers_fails() -> None:
@@ -136,3 +138,13 @@ def test_responses_of_the_parent_fail_and_other_peoples_do_not() -> None:
     check = reward_checks.on_policy_check(OnPolicyExcess(foreign, ExcessNLL(0.02, 0.02), "base"))
     assert check.passed is False
     assert "base" in check.finding
+
+
+def test_what_was_skipped_is_said_and_fails_nothing() -> None:
+    data = pairs()
+    report = preference_report(2 * data["quality"], data["p"], data["lengths"])
+    none = Skipped("no prompt leaves room")
+    checks = {check.name: check for check in reward_checks.reward_model(report, probes=none, on_policy=none)}
+    assert failed(checks) == []
+    for name in ("words beat silence", "about the policy's samples"):
+        assert checks[name].passed is None and "no prompt leaves room" in checks[name].finding

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import data_checks, reward_checks, sft_checks
-from kleash.checks.check import LOOK, Check, Verdict, changed, verdict
+from kleash.checks.check import LOOK, Check, Verdict, answer, changed, verdict
 from kleash.checks.example_prompts import prompts
 from kleash.checks.sample_stats import describe, prompt_effect, responses_of, sample, usual_length
 from kleash.checks.sft_checks import Agreement
@@ -47,8 +47,8 @@ SHIFT = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
-    """What was found out about an artifact."""
+class CheckReport:
+    """The checks of an artifact."""
 
     path: str
     kind: str
@@ -61,12 +61,12 @@ class Findings:
     def failed(self) -> list[str]:
         """Names of the verdicts that failed; a measured one stands above what a changed folder says of itself."""
         superseded = {"out"} if "measured" in self.gates and self.notes else set()
-        return [name for name, found in self.gates.items() if found["passed"] is False and name not in superseded]
+        return [name for name, entry in self.gates.items() if entry["passed"] is False and name not in superseded]
 
 
 def check(
     path: Path, *, data: str | None = None, labeller: str | None = None, rows: int = ROWS, device: str = "auto"
-) -> Findings:
+) -> CheckReport:
     """Run the gates of whatever lies at a path.
 
     Args:
@@ -83,6 +83,8 @@ def check(
         raise InputError(f"{path}: there is no such file or folder; give a run, a model folder or a file of rows")
     record = read_record(path) if path.is_dir() else None
     gates: dict[str, Verdict] = dict(record["gates"]) if record is not None else {}
+    if record is not None and record["status"] != "finished":
+        gates["finished"] = verdict([_unfinished(record["status"])])
     notes: list[str] = []
     stale = "out" in gates and changed(path, gates["out"])
     if stale:
@@ -93,7 +95,12 @@ def check(
     if kind is not None and (stale or not gates or data is not None or labeller is not None):
         gates["measured"] = verdict(measure(path, data=data, labeller=labeller, rows=rows, device=device))
     stage = f"run of {record['stage']}" if record is not None else ""
-    return Findings(path=str(path), kind=stage or str(kind), gates=gates, notes=tuple(notes))
+    return CheckReport(path=str(path), kind=stage or str(kind), gates=gates, notes=tuple(notes))
+
+
+def _unfinished(status: str) -> Check:
+    advice = "run the command that made it again: it goes on where it stopped"
+    return answer("the run is finished", False, f"the run has not finished (status {status})", advice)
 
 
 def measure(
@@ -102,7 +109,7 @@ def measure(
     """Measure an artifact afresh; see `check`. A run that names no other data is measured on its own held-out rows."""
     kind = kind_of(path)
     if kind is None:
-        return [Check(name="measured", passed=None, finding="it is made of several models, to be checked one by one")]
+        return [answer("measured", None, "it is made of several models, to be checked one by one")]
     if kind == "rows":
         return rows_checks(list(read_groups(path)))
     groups = list(islice(read_groups(data), rows)) if data is not None else _own_rows(path)[:rows]
@@ -156,7 +163,7 @@ def language_model_checks(
     data = describe(responses_of(answers), tokenizer) if answers else None
     distinct = list({group.prompt_ids: group for group in encoded}.values())
     drawn = sample(model, tokenizer, distinct, limit=usual_length(answers, most=LIMIT), seed=0)
-    checks = [Check(name="samples", passed=None, finding="no prompt leaves room for a response")]
+    checks = [answer("samples", None, "no prompt leaves room for a response")]
     if drawn is not None:
         sampled, samples = drawn
         checks = [*sft_checks.sampled(samples, data, chat=chat or data is not None), sft_checks.not_empty(samples)]
@@ -189,7 +196,7 @@ def _finite(model: PreTrainedModel, prompt: EncodedGroup) -> Check:
     passed = not bad and bool(logits.isfinite().all())
     finding = "all weights and logits are finite numbers" if passed else f"not finite: {', '.join(bad[:3]) or 'logits'}"
     advice = "" if passed else "the training diverged or the file is damaged: go back to an earlier checkpoint"
-    return Check(name="finite", passed=passed, finding=finding, advice=advice)
+    return answer("finite", passed, finding, advice)
 
 
 def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[Check]:
@@ -197,17 +204,17 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[Check]:
     pad, ends = tokenizer.pad_token_id, end_ids(tokenizer)
     apart = pad is not None and pad not in ends
     checks = [
-        Check(
-            name="pad is not an end",
-            passed=True if apart else None,
-            finding="pad and end are different tokens"
+        answer(
+            "pad is not an end",
+            True if apart else None,
+            "pad and end are different tokens"
             if apart
             else f"the pad token is {'missing' if pad is None else 'an end token'}, which kleash can handle",
-            advice="" if apart else "tools that find the end of a text by its padding score the wrong token (F3)",
+            "tools that find the end of a text by its padding score the wrong token (F3)",
         )
     ]
     if tokenizer.chat_template is None:
-        return [Check(name="template", passed=None, finding="no chat template: continues plain text"), *checks]
+        return [answer("template", None, "no chat template: continues plain text"), *checks]
     prompt = ({"role": "user", "content": "a"},)
     row = encode(Group(prompt, (Response("b"),)), tokenizer)
     ids, mask = row.responses[0].ids, row.responses[0].mask
@@ -219,7 +226,7 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[Check]:
     finding += f", {starts} begin tokens" if starts > 1 else ""
     finding += "" if same else "; the prompt is another in training than in sampling"
     advice = "" if passed else f"repair the chat template; {LOOK}"
-    return [Check(name="template", passed=passed, finding=finding, advice=advice), *checks]
+    return [answer("template", passed, finding, advice), *checks]
 
 
 def _begins_once(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -270,11 +277,11 @@ def _canned(tokenizer: PreTrainedTokenizerBase) -> list[Group]:
 
 def _finite_scores(scores: Float[Tensor, "P K"]) -> Check:
     bad = int((~scores.isfinite()).sum())
-    return Check(
-        name="finite",
-        passed=bad == 0,
-        finding=f"{bad} of {scores.numel()} scores are not finite" if bad else "all scores are finite numbers",
-        advice="the training diverged or the file is damaged: go back to an earlier checkpoint" if bad else "",
+    return answer(
+        "finite",
+        bad == 0,
+        f"{bad} of {scores.numel()} scores are not finite" if bad else "all scores are finite numbers",
+        "the training diverged or the file is damaged: go back to an earlier checkpoint",
     )
 
 
@@ -282,12 +289,12 @@ def _spread(scores: Float[Tensor, "P K"]) -> Check:
     """Within a prompt: what a prompt adds to all of its responses is not identified."""
     spread = float((scores[:, 0] - scores[:, 1]).abs().mean())
     passed = spread >= 0.02
-    return Check(
-        name="scores differ",
-        passed=passed,
-        finding=f"two answers to one prompt are {spread:.3g} apart in the mean",
-        advice="" if passed else "the scores are all but constant: raise --learning-rate or --max-steps",
-        figures={"spread": spread},
+    return answer(
+        "scores differ",
+        passed,
+        f"two answers to one prompt are {spread:.3g} apart in the mean",
+        "the scores are all but constant: raise --learning-rate or --max-steps",
+        spread=spread,
     )
 
 
@@ -305,7 +312,7 @@ def _plain_agrees(model: PreTrainedModel, groups: Sequence[EncodedGroup]) -> Che
     if pad is None:
         finding = "its config names no pad token, so plain `transformers` scores one row at a time"
         advice = "set `pad_token_id` in config.json to a token apart from the end"
-        return Check(name="plain transformers agrees", passed=None, finding=finding, advice=advice)
+        return answer("plain transformers agrees", None, finding, advice)
     width = max(map(len, rows))
     ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=model.device)
     attention = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
@@ -316,12 +323,12 @@ def _plain_agrees(model: PreTrainedModel, groups: Sequence[EncodedGroup]) -> Che
 
 
 def _shift(name: str, gap: float, between: str) -> Check:
-    return Check(
-        name=name,
-        passed=gap <= SHIFT,
-        finding=f"scores {between} are at most {gap:.1g} apart",
-        advice="" if gap <= SHIFT else "is the pad token the end token? then the wrong token is scored (F3, F8)",
-        figures={"gap": gap},
+    return answer(
+        name,
+        gap <= SHIFT,
+        f"scores {between} are at most {gap:.1g} apart",
+        "is the pad token the end token? then the wrong token is scored (F3, F8)",
+        gap=gap,
     )
 
 
@@ -336,7 +343,7 @@ def rows_checks(groups: Sequence[Group]) -> list[Check]:
     if answered:
         return data_checks.demonstrations(answered)
     distinct = len({repr(group.prompt) for group in groups})
-    return [Check(name="prompts", passed=True, finding=f"{len(groups)} prompts, {distinct} of them different")]
+    return [answer("prompts", True, f"{len(groups)} prompts, {distinct} of them different")]
 
 
 def _own_rows(path: Path) -> list[Group]:

@@ -1,4 +1,4 @@
-"""What is watched while a policy climbs, and is never part of what it climbs.
+"""What is measured while a policy trains, and is never part of its reward.
 
 An alarm that is used as a reward is optimised away, so nothing here flows back into training. Each figure is written to
 metrics.jsonl beside gold, proxy and KL; a few responses of each step go to rollouts.jsonl. Formulas: docs/metrics.md.
@@ -44,12 +44,15 @@ def watch(
     """
     figures: dict[str, float | None] = describe_responses(groups)
     for figure in ("spread", "distance", "outside"):
-        told = [values for name, values in (parts or {}).items() if name.split("/")[-1] == figure]
-        if told:
-            figures[figure] = float(torch.stack(told).mean())
+        tensors = [values for name, values in (parts or {}).items() if name.split("/")[-1] == figure]
+        if tensors:
+            figures[figure] = float(torch.stack(tensors).mean())
     if validation_reward is not None:
-        held = validation_reward(groups)
-        figures |= {"validation_reward": float(held.mean()), "validation_agreement": _agreement(scores.cpu(), held)}
+        validation = validation_reward(groups)
+        figures |= {
+            "validation_reward": float(validation.mean()),
+            "validation_agreement": _agreement(scores.cpu(), validation),
+        }
     return figures
 
 
@@ -58,8 +61,13 @@ def describe_responses(groups: Sequence[Group]) -> dict[str, float | None]:
     responses = [response for group in groups for response in group.responses]
     tokens = [_tokens(response) for response in responses]
     varied = diversity(tokens, finished=[response.finished for response in responses])
-    kept = ("distinct_1", "distinct_2", "distinct_3", "repetition")
-    return {name: varied[name] for name in kept} | {"truncated": 1 - varied["end_rate"]}
+    return {
+        "distinct_1": varied.distinct_1,
+        "distinct_2": varied.distinct_2,
+        "distinct_3": varied.distinct_3,
+        "repetition": varied.repetition,
+        "truncated": None if varied.end_rate is None else 1 - varied.end_rate,
+    }
 
 
 def acceleration(history: Sequence[float]) -> float | None:
@@ -74,8 +82,8 @@ def acceleration(history: Sequence[float]) -> float | None:
     return now - 2 * last + before
 
 
-def shown(
-    step: int, groups: Sequence[Group], scores: Float[Tensor, "P K"], drift: Float[Tensor, "P K"]
+def sampled_rows(
+    step: int, groups: Sequence[Group], scores: Float[Tensor, "P K"], kl: Float[Tensor, "P K"]
 ) -> list[dict[str, Any]]:
     """Rows of rollouts.jsonl: the first few groups of a step, a row a response."""
     return [
@@ -87,8 +95,8 @@ def shown(
             "score": float(score),
             "kl": float(nats),
         }
-        for group, own, drifts in zip(groups[:SHOWN_GROUPS], scores.tolist(), drift.tolist(), strict=False)
-        for response, score, nats in zip(group.responses, own, drifts, strict=True)
+        for group, values, kls in zip(groups[:SHOWN_GROUPS], scores.tolist(), kl.tolist(), strict=False)
+        for response, score, nats in zip(group.responses, values, kls, strict=True)
     ]
 
 
@@ -96,9 +104,9 @@ def _tokens(response: Response) -> Sequence[Any]:
     return response.ids if response.ids is not None else response.text.split()
 
 
-def _agreement(scores: Float[Tensor, "P K"], held: Float[Tensor, "P K"]) -> float | None:
+def _agreement(scores: Float[Tensor, "P K"], other: Float[Tensor, "P K"]) -> float | None:
     """Spearman's rank correlation of two rewards over the responses; None where one of them does not vary."""
-    both = torch.stack([scores.flatten().double(), held.flatten().double()])
+    both = torch.stack([scores.flatten().double(), other.flatten().double()])
     if both.shape[1] < 2 or bool((both.amax(1) == both.amin(1)).any()):
         return None
     return float(stats.spearmanr(*both.numpy()).statistic)

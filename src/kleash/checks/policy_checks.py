@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from kleash.checks.check import Check
+from kleash.checks.check import Check, answer
 from kleash.checks.reward_checks import beyond_length
 from kleash.checks.sft_checks import ENDS
+from kleash.evals.preference import PreferenceReport
 
 ENTROPY_LEFT = 0.2
-"""Share of the first rollout's entropy that may be left before it is said."""
+"""Share of the first rollout's entropy that may be left before it is reported."""
 
 LONGER = 2.0
-"""How much longer or shorter than at first responses may become before it is said."""
+"""How much longer or shorter than at first responses may become before it is reported."""
 
 OVERSHOOT = 1.25
 """How far beyond its KL budget a policy may be, as a factor."""
@@ -25,10 +26,10 @@ OUTSIDE = 0.5
 
 
 def policy(rows: Sequence[Mapping[str, Any]], *, kl_budget: float | None, advice: str) -> list[Check]:
-    """The gate out of a policy that climbed a reward.
+    """The checks of a policy that was trained against a reward.
 
-    KL, entropy and length alone do not tell a hack from benign convergence, so a fall or a drift of them is said and
-    decides nothing; the budget that was set does, and a hold-out reward that fell while the reward rose.
+    KL, entropy and length by themselves do not tell a hack from benign convergence, so a change of them is reported and
+    decides nothing; the budget that was set does, and a validation reward that fell while the reward rose.
 
     Args:
         rows: of metrics.jsonl, one a rollout.
@@ -38,12 +39,13 @@ def policy(rows: Sequence[Mapping[str, Any]], *, kl_budget: float | None, advice
     rows = [row for row in rows if row.get("kl") is not None]
     first, last = rows[0], rows[-1]
     checks = [
-        Check(
-            name="responses end",
-            passed=last["end_rate"] >= ENDS,
-            finding=f"{last['end_rate']:.0%} of the last rollout's responses ended, at KL {last['kl']:.2f} nats",
-            advice="" if last["end_rate"] >= ENDS else advice,
-            figures={"end_rate": last["end_rate"], "kl": last["kl"]},
+        answer(
+            "responses end",
+            last["end_rate"] >= ENDS,
+            f"{last['end_rate']:.0%} of the last rollout's responses ended, at KL {last['kl']:.2f} nats",
+            advice,
+            end_rate=last["end_rate"],
+            kl=last["kl"],
         )
     ]
     if kl_budget is not None:
@@ -52,45 +54,38 @@ def policy(rows: Sequence[Mapping[str, Any]], *, kl_budget: float | None, advice
     return [*checks, *(check for check in more if check is not None)]
 
 
-def direct(report: Mapping[str, Any], *, kl: float | None) -> list[Check]:
-    """The gate out of a policy learnt from comparisons: do its implicit rewards prefer what was preferred?
+def direct(report: PreferenceReport, *, kl: float | None) -> list[Check]:
+    """The checks of a policy learnt from comparisons: do its implicit rewards prefer what was preferred?
 
     Args:
         report: on the implicit rewards of held-out pairs.
         kl: from the reference, nats a response; None where not measured.
     """
-    low, high = report["accuracy_interval"] or (None, None)
-    finding = f"held-out accuracy of implicit rewards unknown: all {report['pairs']} pairs are ties"
+    low, high = report.accuracy_interval or (None, None)
+    finding = f"held-out accuracy of implicit rewards unknown: all {report.pairs} pairs are ties"
     if low is not None and high is not None:
         finding = (
-            f"held-out accuracy of implicit rewards {report['accuracy']:.3f} "
-            f"(95 % interval {low:.3f} to {high:.3f}, {report['pairs']} pairs)"
+            f"held-out accuracy of implicit rewards {report.accuracy:.3f} "
+            f"(95 % interval {low:.3f} to {high:.3f}, {report.pairs} pairs)"
         )
     passed = low is not None and low > 0.5
     advice = "it must be above one half for sure: train longer, raise --learning-rate, or get more comparisons"
     if high is not None and high < 0.5:
         advice = "the labels look flipped, in training or here: see which column holds the chosen one"
-    checks = [
-        Check(
-            name="better than chance",
-            passed=passed,
-            finding=finding,
-            advice="" if passed else advice,
-            figures={"accuracy": report["accuracy"], "low": low, "kl": kl},
-        )
-    ]
-    return checks if report["accuracy"] is None else [*checks, beyond_length(report)]
+    checks = [answer("better than chance", passed, finding, advice, accuracy=report.accuracy, low=low, kl=kl)]
+    return checks if report.accuracy is None else [*checks, beyond_length(report)]
 
 
 def _within_budget(kl: float, budget: float) -> Check:
     """A run ends with the rollout that is beyond its budget, so a little over is how every such run ends."""
     passed = kl <= OVERSHOOT * budget
-    return Check(
-        name="within the KL budget",
-        passed=passed,
-        finding=f"KL {kl:.2f} nats a response of a budget of {budget:g}",
-        advice="" if passed else "raise --beta, lower --learning-rate, or take an earlier checkpoint",
-        figures={"kl": kl, "kl_budget": budget},
+    return answer(
+        "within the KL budget",
+        passed,
+        f"KL {kl:.2f} nats a response of a budget of {budget:g}",
+        "raise --beta, lower --learning-rate, or take an earlier checkpoint",
+        kl=kl,
+        kl_budget=budget,
     )
 
 
@@ -99,12 +94,13 @@ def _entropy_left(first: Mapping[str, Any], last: Mapping[str, Any]) -> Check | 
     if not start or end is None:
         return None
     passed = True if end >= ENTROPY_LEFT * start else None
-    return Check(
-        name="entropy left",
-        passed=passed,
-        finding=f"entropy {start:.3f} → {end:.3f} nats a token",
-        advice="" if passed else "solved, or collapsed: read samples.jsonl; against collapse raise --beta",
-        figures={"first": start, "last": end},
+    return answer(
+        "entropy left",
+        passed,
+        f"entropy {start:.3f} → {end:.3f} nats a token",
+        "solved, or collapsed: read samples.jsonl; against collapse raise --beta",
+        first=start,
+        last=end,
     )
 
 
@@ -113,12 +109,13 @@ def _length_kept(first: Mapping[str, Any], last: Mapping[str, Any]) -> Check | N
     if not start or not end:
         return None
     passed = True if 1 / LONGER <= end / start <= LONGER else None
-    return Check(
-        name="length kept",
-        passed=passed,
-        finding=f"{start:.1f} → {end:.1f} tokens a response",
-        advice="" if passed else "see whether the reward pays for length alone: `length_slope` of its report",
-        figures={"first": start, "last": end},
+    return answer(
+        "length kept",
+        passed,
+        f"{start:.1f} → {end:.1f} tokens a response",
+        "see whether the reward pays for length only: `length_slope` of its report",
+        first=start,
+        last=end,
     )
 
 
@@ -130,24 +127,20 @@ def _validation_reward(rows: Sequence[Mapping[str, Any]]) -> Check | None:
         return None
     window = max(3, len(both) // 5)
     if len(both) < 2 * window:
-        return Check(name=name, passed=None, finding=f"{len(both)} rollouts are too few to see a turn")
+        return answer(name, None, f"{len(both)} rollouts are too few to see a fall")
     early, late = np.array(both[:window]), np.array(both[-window:])
-    rise = late.mean(0) - early.mean(0)  # of the reward, of the hold-out
+    rise = late.mean(0) - early.mean(0)  # of the reward, of the validation reward
     error = np.sqrt((early.var(0, ddof=1) + late.var(0, ddof=1)) / window)
     passed = not (rise[0] > 2 * error[0] and rise[1] < -2 * error[1])
-    return Check(
-        name=name,
-        passed=bool(passed),
-        finding=f"reward {rise[0]:+.3f} ± {error[0]:.3f}, validation reward {rise[1]:+.3f} ± {error[1]:.3f} "
+    return answer(
+        name,
+        bool(passed),
+        f"reward {rise[0]:+.3f} ± {error[0]:.3f}, validation reward {rise[1]:+.3f} ± {error[1]:.3f} "
         f"from the first {window} rollouts to the last",
-        advice=""
-        if passed
-        else "the reward is being hacked: take an earlier checkpoint, raise --beta, more comparisons",
-        figures={
-            "reward": float(rise[0]),
-            "validation_reward": float(rise[1]),
-            "validation_reward_se": float(error[1]),
-        },
+        "the reward is being hacked: take an earlier checkpoint, raise --beta, more comparisons",
+        reward=float(rise[0]),
+        validation_reward=float(rise[1]),
+        validation_reward_se=float(error[1]),
     )
 
 
@@ -155,10 +148,10 @@ def _in_known_range(last: Mapping[str, Any]) -> Check | None:
     outside = last.get("outside")
     if outside is None:
         return None
-    return Check(
-        name="within the reward model's range",
-        passed=bool(outside <= OUTSIDE),
-        finding=f"{outside:.0%} of the last rollout lies outside of what the reward model was trained on",
-        advice="" if outside <= OUTSIDE else "its scores are guesses there: raise --beta, or label such samples",
-        figures={"outside": outside},
+    return answer(
+        "within the reward model's range",
+        bool(outside <= OUTSIDE),
+        f"{outside:.0%} of the last rollout lies outside of what the reward model was trained on",
+        "its scores are guesses there: raise --beta, or label such samples",
+        outside=outside,
     )

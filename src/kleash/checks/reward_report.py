@@ -7,7 +7,7 @@ default all of it costs little beside the training. Formulas: docs/metrics.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,25 +19,25 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.data.batching import order
-from kleash.data.chat import encode, encode_all, end_ids
+from kleash.data.chat import encode, encode_all
 from kleash.data.formats import write_groups
 from kleash.data.group import EncodedGroup, Group, Preference, Ranking
 from kleash.errors import ConfigError, DataError
-from kleash.evals.best_of_n_curve import best_of_n_curve
-from kleash.evals.bias import bias_report
-from kleash.evals.learning_curve import learning_curve
-from kleash.evals.noise import disagreement, lapse_model
-from kleash.evals.preference import ceiling_bounds
-from kleash.evals.probes import probe_groups, probe_report
-from kleash.evals.strata import quartiles, strata_report
-from kleash.models.load import autocast, context_length, load_policy, load_reward_model
+from kleash.evals.best_of_n_curve import BestOfK, best_of_n_curve
+from kleash.evals.bias import BiasReport, bias_report
+from kleash.evals.learning_curve import LearningCurve, learning_curve
+from kleash.evals.noise import LabelNoise, disagreement, lapse_model
+from kleash.evals.preference import PreferenceReport, ceiling_bounds, preference_report
+from kleash.evals.probes import ProbeResult, probe_groups, probe_report
+from kleash.evals.skipped import Skipped
+from kleash.evals.strata import Partition, quartiles, strata_report
+from kleash.models.compute import Compute
+from kleash.models.load import context_length, load_policy
 from kleash.rewards.features import FeatureRange
 from kleash.rewards.learned import LearnedReward, features_encoded, score_encoded
 from kleash.rewards.reward import Reward
-from kleash.run import RunFolder, derive_seed
-from kleash.sampling.local import LocalSampler
-from kleash.sampling.sampler import decode_groups
-from kleash.training.settings import TrainingConfig
+from kleash.run import derive_seed
+from kleash.sampling.sampler import build_sampler, sample_groups
 
 PROBED = 200
 """Most prompts whose chosen response is probed; one in twenty of the training rows where these are fewer."""
@@ -51,6 +51,43 @@ DISTINCT = 12
 """A column with more different values than this makes no strata."""
 SHARES = {"1-8": 0.125, "1-4": 0.25, "1-2": 0.5}
 """Parts of the training rows that the learning curve trains on besides all of them, each part of the next."""
+
+
+@dataclass(frozen=True)
+class FeatureDistance:
+    """How far a set of responses lies from the training responses, in the features that the score is read from."""
+
+    responses: int
+    """How many."""
+    quantiles: dict[str, float]
+    """Of the Mahalanobis distance √((f−μ)ᵀΣ⁻¹(f−μ)) (Lee et al. 2018, arXiv:1807.03888), at 0.05, 0.25, 0.5, 0.75 and
+    0.95."""
+    beyond: float
+    """Share beyond the threshold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardReport(PreferenceReport):
+    """All that run.json says of a reward model, on held-out pairs."""
+
+    bias: BiasReport
+    """What the model pays for beyond what its labels do."""
+    strata: list[Partition]
+    """Accuracy by kind of pair. Pairs of one ranking are not independent: with rankings all intervals of this report
+    are too narrow."""
+    label_noise: LabelNoise
+    """How noisy the labels are."""
+    probes: list[ProbeResult] | Skipped | None
+    """The better responses of held-out pairs, spoiled on purpose."""
+    best_of: list[BestOfK] | Skipped | None
+    """With `best_of`: what the best of k samples of `model` is worth, to up to 64 held-out prompts."""
+    learning_curve: LearningCurve | Skipped | None
+    """With `learning_curve`: accuracy against the number of labels."""
+    distance: dict[str, Any] | Skipped | None
+    """`threshold`: 0.99 quantile of the distance of held-out responses, of training ones without those; `dimensions`
+    of the features. For `training`, `held out` and `samples` (of the centring) the distances. μ and Σ are those of the
+    responses of up to 1,024 training rows (a quarter of them), Σ shrunk towards a multiple of the identity (Ledoit &
+    Wolf 2004). The range lies beside the weights as `features.safetensors`."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +107,8 @@ class Pairs:
     def of(cls, groups: Sequence[EncodedGroup], rewards: Sequence[Sequence[float]]) -> Pairs:
         """All comparisons that the labels of some groups hold."""
         rows = [
-            (group, a, b, p, own[a] - own[b], len(group.responses[a].ids) - len(group.responses[b].ids))
-            for group, own in zip(groups, rewards, strict=True)
+            (group, a, b, p, scores[a] - scores[b], len(group.responses[a].ids) - len(group.responses[b].ids))
+            for group, scores in zip(groups, rewards, strict=True)
             for a, b, p in pairs_of(group.source)
         ]
         numbers = np.array([row[3:] for row in rows], dtype=np.float64).reshape(-1, 3)
@@ -112,43 +149,85 @@ def pairs_of(group: Group) -> list[tuple[int, int, float]]:
 
 
 def held_out_rewards(
-    model: PreTrainedModel, held_out: Sequence[EncodedGroup], config: TrainingConfig
+    model: PreTrainedModel, held_out: Sequence[EncodedGroup], *, compute: Compute
 ) -> list[list[float]]:
     """The score of every response, in the order of the groups, whatever their K."""
     rewards: list[list[float]] = [[]] * len(held_out)
     for size in sorted({len(group.responses) for group in held_out}):
         rows = [row for row, group in enumerate(held_out) if len(group.responses) == size]
-        scores = score_encoded(model, [held_out[row] for row in rows], **_computing(config))
-        for row, own in zip(rows, scores.tolist(), strict=True):
-            rewards[row] = own
+        scores = score_encoded(model, [held_out[row] for row in rows], **_settings(compute))
+        for row, values in zip(rows, scores.tolist(), strict=True):
+            rewards[row] = values
     return rewards
 
 
 # --- what the pairs tell ---------------------------------------------------------------------------------------------
 
 
-def of_pairs(
+def preference_figures(
     held_out: Sequence[EncodedGroup], rewards: Sequence[Sequence[float]], train: Sequence[EncodedGroup]
-) -> dict[str, Any]:
-    """Bias, strata and label noise: no model is asked anything more.
+) -> PreferenceReport:
+    """The report on a reward of each response of the held-out groups, explicit or implicit.
+
+    Args:
+        held_out: groups with a comparison each.
+        rewards: their rewards, in the same order.
+        train: the training groups, on which the length baseline is fitted.
+    """
+    pairs = [
+        (group, row, *pair) for group, row in zip(held_out, rewards, strict=True) for pair in pairs_of(group.source)
+    ]
+    probabilities = [group.source.columns.get("label_probability") for group, *_ in pairs]
+    train_p, train_lengths = _labels(train)
+    return preference_report(
+        np.array([(row[a], row[b]) for _, row, a, b, _ in pairs]),
+        *_labels(held_out),
+        label_probability=None if None in probabilities else np.array(probabilities, dtype=float),
+        train_p=train_p,
+        train_lengths=train_lengths,
+    )
+
+
+def reward_report(
+    held_out: Sequence[EncodedGroup],
+    rewards: Sequence[Sequence[float]],
+    train: Sequence[EncodedGroup],
+    *,
+    probes: list[ProbeResult] | Skipped | None = None,
+    best_of: list[BestOfK] | Skipped | None = None,
+    learning_curve: LearningCurve | Skipped | None = None,
+    distance: dict[str, Any] | Skipped | None = None,
+) -> RewardReport:
+    """The whole report: what the held-out pairs tell, joined with what the model was asked besides.
 
     Args:
         held_out: groups with a comparison each.
         rewards: of each of their responses.
         train: the training groups, whose repeated labels count too.
+        probes, best_of, learning_curve, distance: of the functions below; None was not asked for.
     """
     pairs = Pairs.of(held_out, rewards)
     votes = repeated_votes([group.source for group in [*train, *held_out]])
-    report: dict[str, Any] = {
-        "bias": bias_report(pairs.margin, pairs.p, pairs.longer, pairs.texts),
-        "strata": _strata(pairs),
-        "label_noise": {
-            "disagreement": disagreement(votes),
-            "lapse_model": lapse_model(pairs.margin, pairs.p),
-        },
-    }
-    bounds = ceiling_bounds(votes) if len(votes) else "unknown"
-    return report if bounds == "unknown" else report | {"noise_ceiling_bounds": list(bounds)}
+    figures = vars(preference_figures(held_out, rewards, train))
+    if len(votes):
+        figures = figures | {"noise_ceiling_bounds": ceiling_bounds(votes)}
+    return RewardReport(
+        **figures,
+        bias=bias_report(pairs.margin, pairs.p, pairs.longer, pairs.texts),
+        strata=_strata(pairs),
+        label_noise=LabelNoise(disagreement(votes), lapse_model(pairs.margin, pairs.p)),
+        probes=probes,
+        best_of=best_of,
+        learning_curve=learning_curve,
+        distance=distance,
+    )
+
+
+def _labels(groups: Sequence[EncodedGroup]) -> tuple[np.ndarray, np.ndarray]:
+    """P(a ≻ b) and the lengths in tokens of each comparison."""
+    pairs = [(group, *pair) for group in groups for pair in pairs_of(group.source)]
+    lengths = [(len(group.responses[a].ids), len(group.responses[b].ids)) for group, a, b, _ in pairs]
+    return np.array([p for *_, p in pairs]), np.array(lengths)
 
 
 def repeated_votes(groups: Sequence[Group]) -> Int[np.ndarray, "N 2"]:
@@ -160,20 +239,20 @@ def repeated_votes(groups: Sequence[Group]) -> Int[np.ndarray, "N 2"]:
             a, b = sorted((first, second))
             chosen = first if group.label.probability > 0.5 else second
             votes.setdefault((repr(group.prompt), a, b), [0, 0])[int(chosen != a)] += 1
-    return np.array([own for own in votes.values() if sum(own) >= 2], dtype=np.int64).reshape(-1, 2)
+    return np.array([counts for counts in votes.values() if sum(counts) >= 2], dtype=np.int64).reshape(-1, 2)
 
 
-def _strata(pairs: Pairs) -> list[dict[str, Any]]:
+def _strata(pairs: Pairs) -> list[Partition]:
     """Accuracy by stratum, over the pairs whose label prefers a side."""
-    kept = np.flatnonzero(pairs.p != 0.5)
-    if not len(kept):
+    decided = np.flatnonzero(pairs.p != 0.5)
+    if not len(decided):
         return []
-    groups = [pairs.groups[row].source for row in kept]
-    longer = (pairs.longer * np.sign(pairs.p - 0.5))[kept]
+    groups = [pairs.groups[row].source for row in decided]
+    longer = (pairs.longer * np.sign(pairs.p - 0.5))[decided]
     strata: dict[str, list[str]] = {
         "the chosen one is": [("shorter", "equally long", "longer")[int(side) + 1] for side in np.sign(longer)],
         "length difference": quartiles(np.abs(longer), " tokens"),
-        "score difference": quartiles(np.abs(pairs.margin[kept])),
+        "score difference": quartiles(np.abs(pairs.margin[decided])),
         "turns": [str(len(group.prompt)) if not isinstance(group.prompt, str) else "text" for group in groups],
         "annotator": [getattr(group.label, "annotator", None) or "unknown" for group in groups],
     }
@@ -181,32 +260,47 @@ def _strata(pairs: Pairs) -> list[dict[str, Any]]:
         values = [group.columns.get(name) for group in groups]
         if all(isinstance(value, str | bool | int | None) for value in values) and len(set(values)) <= DISTINCT:
             strata.setdefault(name, [str(value) for value in values])
-    return strata_report(pairs.hits[kept], strata)
+    return strata_report(pairs.hits[decided], strata)
 
 
 # --- what the model is asked -----------------------------------------------------------------------------------------
 
 
-def probes(
+def probe_results(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     held_out: Sequence[EncodedGroup],
-    train: Sequence[EncodedGroup],
-    config: TrainingConfig,
-) -> list[dict[str, Any]]:
-    """Adversarial probes of the better responses of held-out groups; see `probe_groups`."""
+    *,
+    train_rows: int,
+    max_length: int | None,
+    seed: int,
+    compute: Compute,
+) -> list[ProbeResult] | Skipped:
+    """Adversarial probes of the better responses of held-out groups; see `probe_groups`.
+
+    Args:
+        model: with its final weights.
+        tokenizer: its own.
+        held_out: comparisons.
+        train_rows: how many rows the model was trained on; one response is probed for twenty of them.
+        max_length: longest prompt and response in tokens; None is the model's context.
+        seed: of which rows are taken.
+        compute: where and how.
+    """
     chosen = [
         replace(group.source, responses=(group.source.responses[best],), label=None)
-        for group in _some(held_out, PROBED, len(train) // 20, config, "probes")
+        for group in _some(held_out, PROBED, train_rows // 20, seed, "probes")
         if (best := _best(group.source)) is not None
     ]
     encoded = []
     for group in probe_groups(chosen):
         try:
-            encoded.append(encode(group, tokenizer, max_length=config.max_length or context_length(model)))
-        except DataError:  # a template or tokenizer may make nothing of half a response, say: no reason to end the run
+            encoded.append(encode(group, tokenizer, max_length=max_length or context_length(model)))
+        except DataError:  # one row that cannot be spoiled: a template may make nothing of half a response, say
             continue
-    return probe_report(score_encoded(model, encoded, **_computing(config)).double().numpy()) if encoded else []
+    if not encoded:
+        return Skipped("no held-out response can be spoiled and encoded; hold out more pairs of more than one prompt")
+    return probe_report(score_encoded(model, encoded, **_settings(compute)).double().numpy())
 
 
 def feature_range(
@@ -214,7 +308,9 @@ def feature_range(
     train: Sequence[EncodedGroup],
     held_out: Sequence[EncodedGroup],
     samples: Sequence[EncodedGroup],
-    config: TrainingConfig,
+    *,
+    seed: int,
+    compute: Compute,
 ) -> tuple[FeatureRange, dict[str, Any]]:
     """What the model was trained on, in its features, and how far from it held-out responses and samples lie.
 
@@ -222,123 +318,156 @@ def feature_range(
         model: with its final weights.
         train, held_out: comparisons.
         samples: responses of the model that training began with; may be empty.
-        config: the run's.
+        seed: of which rows are taken.
+        compute: where and how.
 
     Returns:
-        The range, and for each set its `responses`, `quantiles` of the distance and share `beyond` the threshold.
+        The range, and `RewardReport.distance`.
     """
     most = len(train) // 4
-    seen = _features(model, _some(train, FITTED, most, config, "features"), config)
-    unseen = _features(model, _some(held_out, FITTED, most, config, "features"), config) if held_out else None
-    fitted = FeatureRange.fit(seen, held_out=unseen)
-    sets = {"training": seen, "held out": unseen, "samples": _features(model, samples, config) if samples else None}
+    trained = _features(model, _some(train, FITTED, most, seed, "features"), compute)
+    unseen = _features(model, _some(held_out, FITTED, most, seed, "features"), compute) if held_out else None
+    fitted = FeatureRange.fit(trained, held_out=unseen)
+    sets = {
+        "training": trained,
+        "held out": unseen,
+        "samples": _features(model, samples, compute) if samples else None,
+    }
     figures: dict[str, Any] = {"threshold": fitted.threshold, "dimensions": len(fitted.mean)}
     for name, features in sets.items():
         if features is not None:
-            distance = fitted.distance(features).double()
-            figures[name] = {
-                "responses": len(distance),
-                "quantiles": {str(q): float(distance.quantile(q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95)},
-                "beyond": float((distance > fitted.threshold).double().mean()),
-            }
+            figures[name] = _distance(fitted, features)
     return fitted, figures
+
+
+def _distance(fitted: FeatureRange, features: Float[Tensor, "N D"]) -> FeatureDistance:
+    distance = fitted.distance(features).double()
+    return FeatureDistance(
+        responses=len(distance),
+        quantiles={str(q): float(distance.quantile(q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95)},
+        beyond=float((distance > fitted.threshold).double().mean()),
+    )
 
 
 def best_of_curve(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     held_out: Sequence[EncodedGroup],
-    config: TrainingConfig,
     *,
+    policy: str,
     n: int,
     max_new_tokens: int,
     gold: Reward | None,
-) -> list[dict[str, Any]]:
-    """What the best of k ≤ n samples of `config.model` is worth to this reward, and to another one if there is one."""
-    prompts = _some(held_out, POOLS, POOLS, config, "best of n")
-    pool = sample(tokenizer, prompts, config, group_size=n, max_new_tokens=max_new_tokens, purpose="best of n")
+    seed: int,
+    compute: Compute,
+) -> list[BestOfK] | Skipped:
+    """What the best of k ≤ n samples of a policy is worth to this reward, and to another one if there is one.
+
+    Args:
+        model, tokenizer: the reward model.
+        held_out: whose prompts are answered.
+        policy: a folder or hub name.
+        n: responses to a prompt.
+        max_new_tokens: longest of them.
+        gold: another reward that measures and does not choose.
+        seed: of the draws.
+        compute: where and how.
+    """
+    pool = sample(
+        tokenizer, _some(held_out, POOLS, POOLS, seed, "best of n"),
+        policy=policy, group_size=n, max_new_tokens=max_new_tokens, seed=derive_seed(seed, "best of n"),
+        compute=compute,
+    )  # fmt: skip
+    if not pool:
+        return Skipped(f"no held-out prompt leaves room for a response in the context of {policy}")
     groups = [group.source for group in pool]
-    reward = LearnedReward(model, tokenizer, policy_tokenizer=tokenizer, **_computing(config))
+    reward = LearnedReward(model, tokenizer, policy_tokenizer=tokenizer, **_settings(compute))
     return best_of_n_curve(groups, reward(groups).tolist(), gold(groups).tolist() if gold is not None else None)
 
 
 def sample(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[EncodedGroup],
-    config: TrainingConfig,
     *,
+    policy: str,
     group_size: int,
     max_new_tokens: int,
-    purpose: str,
+    seed: int,
+    compute: Compute,
 ) -> list[EncodedGroup]:
-    """Responses of the model that training began with, to the prompts of some rows; a prompt without room is left out.
+    """Responses of a policy to the prompts of some rows, within its context.
 
     Args:
-        tokenizer: the reward model's. It is the policy's, save for a pad token, so the sampled ids are kept.
+        tokenizer: the reward model's. It is the policy's, save for a pad token, so the sampled ids stay as they are.
         rows: whose prompts.
-        config: the run's.
+        policy: a folder or hub name.
         group_size: responses to a prompt.
-        max_new_tokens: longest of them.
-        purpose: names the stream of random numbers.
+        max_new_tokens: longest of them; at most half of the policy's context.
+        seed: of the draws.
+        compute: where and how.
+
+    Returns:
+        A group for each prompt that leaves room for its responses; empty where none does.
     """
-    policy, own = load_policy(config.model, device=config.device)
-    room = (context_length(policy) or 1 << 30) - max_new_tokens
-    prompts = [row for row in rows if len(row.prompt_ids) <= room]
-    sampler = LocalSampler(policy, own, max_new_tokens=max_new_tokens)
-    with autocast(config.dtype, policy.device):
-        batch = sampler(
-            [prompt.prompt_ids for prompt in prompts], group_size=group_size, seed=derive_seed(config.seed, purpose)
-        )
-    sampled = decode_groups(batch, [prompt.source for prompt in prompts], own, end_ids(own))
-    return encode_all(sampled, tokenizer, max_length=None)[0]
+    model, policy_tokenizer = load_policy(policy, device=compute.device)
+    context = context_length(model)
+    limit = max_new_tokens if context is None else min(max_new_tokens, context // 2)
+    prompts = [row for row in rows if context is None or len(row.prompt_ids) + limit <= context]
+    if not prompts:
+        return []
+    sampler = build_sampler(model, policy_tokenizer, max_new_tokens=limit, dtype=compute.dtype)
+    _, groups = sample_groups(sampler, policy_tokenizer, prompts, group_size=group_size, seed=seed)
+    return encode_all(groups, tokenizer, max_length=None)[0]
 
 
 # --- would more labels help ------------------------------------------------------------------------------------------
 
 
 def more_labels(
-    train_on: Callable[[Any], RunFolder],
-    config: TrainingConfig,
+    train_on: Callable[[Path, Mapping[str, Any]], Sequence[Sequence[float]]],
     train: Sequence[EncodedGroup],
     held_out: Sequence[EncodedGroup],
     rewards: Sequence[Sequence[float]],
     *,
+    out: Path,
+    max_steps: int | None,
+    seed: int,
     ceiling: float | None,
-) -> dict[str, Any]:
+) -> LearningCurve:
     """Train afresh on an eighth, a quarter and half of the rows, and draw the learning curve on to twice as many.
 
     Each is a run of its own under `out/learning-curve/`, with the same settings and as many passes over its rows.
 
     Args:
-        train_on: trains a reward model by a config.
-        config: the run's.
-        train, held_out: its rows.
-        rewards: its scores of the held-out responses.
-        ceiling: the noise ceiling, where it is known.
+        train_on: trains a reward model in a folder of its own, with changes to the run's settings (`data`, `eval_data`,
+            `max_steps`), and gives its rewards of the held-out responses.
+        train, held_out: the run's rows.
+        rewards: the run's scores of the held-out responses.
+        out: the run's folder.
+        max_steps: optimiser steps of the run; None goes by epochs.
+        seed: the run's.
+        ceiling: the noise ceiling; None where nobody knows it.
     """
     rows = [round(share * len(train)) for share in SHARES.values()]
-    place = Path(config.out) / "learning-curve"
-    place.mkdir(exist_ok=True)
-    write_groups((group.source for group in held_out), place / "held-out.jsonl")
-    shuffled = [train[row] for row in order(len(train), seed=derive_seed(config.seed, "learning curve"), epoch=0)]
-    measured = []
+    folder = out / "learning-curve"
+    folder.mkdir(exist_ok=True)
+    write_groups((group.source for group in held_out), folder / "held-out.jsonl")
+    shuffled = [train[row] for row in order(len(train), seed=derive_seed(seed, "learning curve"), epoch=0)]
+    curve = []
     for name, size in zip(SHARES, rows, strict=True):
-        write_groups((group.source for group in shuffled[:size]), place / f"{name}.jsonl")
-        steps = None if config.max_steps is None else max(1, round(config.max_steps * size / len(train)))
+        write_groups((group.source for group in shuffled[:size]), folder / f"{name}.jsonl")
         changes = {
-            "data": str(place / f"{name}.jsonl"), "eval_data": str(place / "held-out.jsonl"), "out": place / name,
-            "max_steps": steps, "max_eval_rows": None, "centre_data": None, "centre_samples": 0, "best_of": 0,
-            "gold": None, "learning_curve": False, "trackers": (),
-        }  # fmt: skip
-        folder = train_on(type(config).make(config.model_dump() | changes, source=str(place)))
-        model, _ = load_reward_model(folder.path, device=config.device)
-        measured.append(Pairs.of(held_out, held_out_rewards(model, held_out, config)))
-    measured.append(Pairs.of(held_out, rewards))
-    decided = measured[0].p != 0.5
+            "data": str(folder / f"{name}.jsonl"),
+            "eval_data": str(folder / "held-out.jsonl"),
+            "max_steps": None if max_steps is None else max(1, round(max_steps * size / len(train))),
+        }
+        curve.append(Pairs.of(held_out, train_on(folder / name, changes)))
+    curve.append(Pairs.of(held_out, rewards))
+    decided = curve[0].p != 0.5
     return learning_curve(
         [*rows, len(train)],
-        np.stack([pairs.hits[decided] for pairs in measured]),
-        np.stack([pairs.log_loss[decided] for pairs in measured]),
+        np.stack([pairs.hits[decided] for pairs in curve]),
+        np.stack([pairs.log_loss[decided] for pairs in curve]),
         ceiling=ceiling,
     )
 
@@ -358,22 +487,20 @@ def check_rows(train: Sequence[EncodedGroup], held_out: Sequence[EncodedGroup], 
         raise ConfigError("learning_curve trains afresh and cannot with a live model; give the model by its folder")
 
 
-def _features(model: PreTrainedModel, groups: Sequence[EncodedGroup], config: TrainingConfig) -> Float[Tensor, "N D"]:
+def _features(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: Compute) -> Float[Tensor, "N D"]:
     """Features of all responses, whatever the groups' K."""
     sizes = sorted({len(group.responses) for group in groups})
     parts = [
-        features_encoded(model, [g for g in groups if len(g.responses) == size], **_computing(config)).flatten(0, 1)
+        features_encoded(model, [g for g in groups if len(g.responses) == size], **_settings(compute)).flatten(0, 1)
         for size in sizes
     ]
     return torch.cat(parts)
 
 
-def _some(
-    groups: Sequence[EncodedGroup], most: int, share: int, config: TrainingConfig, purpose: str
-) -> list[EncodedGroup]:
+def _some(groups: Sequence[EncodedGroup], most: int, share: int, seed: int, purpose: str) -> list[EncodedGroup]:
     """At most `most` groups and about `share`, the same ones whenever asked."""
     count = min(len(groups), most, max(FEWEST, share))
-    return [groups[row] for row in order(len(groups), seed=derive_seed(config.seed, purpose), epoch=0)[:count]]
+    return [groups[row] for row in order(len(groups), seed=derive_seed(seed, purpose), epoch=0)[:count]]
 
 
 def _best(group: Group) -> int | None:
@@ -383,5 +510,5 @@ def _best(group: Group) -> int | None:
     return group.label.ranks.index(min(group.label.ranks)) if isinstance(group.label, Ranking) else None
 
 
-def _computing(config: TrainingConfig) -> dict[str, Any]:
-    return {"dtype": config.dtype, "micro_batch_tokens": config.micro_batch_tokens}
+def _settings(compute: Compute) -> dict[str, Any]:
+    return {"dtype": compute.dtype, "micro_batch_tokens": compute.micro_batch_tokens}

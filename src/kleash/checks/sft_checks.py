@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from kleash.checks.check import LOOK, Check
+from kleash.checks.check import LOOK, Check, answer
 from kleash.checks.sample_stats import Responses, Samples
 from kleash.evals.preference import wilson
 
@@ -80,7 +80,7 @@ def sft(
     if effect is not None:
         checks.append(uses_prompt(effect))
     if samples is None:
-        return [*checks, Check(name="samples", passed=None, finding=f"not sampled: {unsampled}")]
+        return [*checks, answer("samples", None, f"not sampled: {unsampled}")]
     checks += sampled(samples, demonstrations)
     return checks if agreement is None else [*checks, agrees(agreement)]
 
@@ -103,44 +103,48 @@ def uses_prompt(effect: Float[np.ndarray, " N"]) -> Check:
     """Are responses likelier after their own prompt than after another row's?"""
     name = "uses the prompt"
     if not len(effect):
-        return Check(name=name, passed=None, finding="all held-out rows have one prompt")
+        return answer(name, None, "all held-out rows have one prompt")
     wins = float((effect > 0).sum() + 0.5 * (effect == 0).sum())
     low, high = wilson(wins, len(effect))
     passed = True if low > 0.5 else False if high < OWN_PROMPT else None
-    return Check(
-        name=name,
-        passed=passed,
-        finding=f"{wins / len(effect):.0%} of {len(effect)} held-out responses are likelier after their own prompt "
+    return answer(
+        name,
+        passed,
+        f"{wins / len(effect):.0%} of {len(effect)} held-out responses are likelier after their own prompt "
         f"than after another's, by {float(np.mean(effect)):.1f} nats in the mean",
-        advice="" if passed else f"responses must answer their prompts: {LOOK} whether they were mixed up",
-        figures={"own_prompt": wins / len(effect), "low": low, "high": high, "nats": float(np.mean(effect))},
+        f"responses must answer their prompts: {LOOK} whether they were mixed up",
+        own_prompt=wins / len(effect),
+        low=low,
+        high=high,
+        nats=float(np.mean(effect)),
     )
 
 
 def agrees(agreement: Agreement) -> Check:
     """Are the samples good enough to disagree about?"""
     passed = agreement.low > 0.5 and agreement.share >= AGREEMENT
-    return Check(
-        name="worth comparing",
-        passed=passed,
-        finding=f"two labellers would agree about {agreement.share:.0%} of {agreement.pairs} sampled pairs",
-        advice=""
-        if passed
-        else "comparisons of such samples are noise: train the SFT model further before buying labels",
-        figures={"agreement": agreement.share, "low": agreement.low, "pairs": agreement.pairs},
+    return answer(
+        "worth comparing",
+        passed,
+        f"two labellers would agree about {agreement.share:.0%} of {agreement.pairs} sampled pairs",
+        "comparisons of such samples are noise: train the SFT model further before buying labels",
+        agreement=agreement.share,
+        low=agreement.low,
+        pairs=agreement.pairs,
     )
 
 
 def _learned(before: float, after: float, rows: int) -> Check:
     if not rows:
-        return Check(name="learned", passed=None, finding="no held-out rows, so no held-out loss")
+        return answer("learned", None, "no held-out rows, so no held-out loss")
     passed = after < before
-    return Check(
-        name="learned",
-        passed=passed,
-        finding=f"held-out loss {before:.3f} → {after:.3f} nats a token on {rows} rows",
-        advice="" if passed else f"lower --learning-rate, or {LOOK}",
-        figures={"before": before, "after": after},
+    return answer(
+        "learned",
+        passed,
+        f"held-out loss {before:.3f} → {after:.3f} nats a token on {rows} rows",
+        f"lower --learning-rate, or {LOOK}",
+        before=before,
+        after=after,
     )
 
 
@@ -154,27 +158,29 @@ def _ends(samples: Samples, data: Responses | None, *, chat: bool) -> Check:
     finding += "" if data is None else f"; {expected:.0%} of the data's responses are as short"
     figures = {"end_rate": share, "expected": expected, "limit": samples.limit}
     if not chat or expected < 0.2:
-        return Check(name=name, passed=None, finding=finding, figures=figures)
+        return answer(name, None, finding, "", **figures)
     passed = True if share >= ENDS * expected else False if high < ENDS * expected else None
     advice = "responses of the data need an end token (no `finished: false`, no cut at --max-length), or more steps"
-    return Check(name=name, passed=passed, finding=finding, advice="" if passed else advice, figures=figures)
+    return answer(name, passed, finding, advice, **figures)
 
 
 def _repeats(samples: Samples, data: Responses | None) -> Check:
     name = "no loops"
     if len(samples.repetition) < 2:
-        return Check(name=name, passed=None, finding="samples are too short to repeat themselves")
+        return answer(name, None, "samples are too short to repeat themselves")
     mean, error = float(np.mean(samples.repetition)), float(np.std(samples.repetition, ddof=1))
     error /= math.sqrt(len(samples.repetition))
     usual = float(np.mean(data.repetition)) if data is not None and data.repetition else 0.0
     passed = mean - 2 * error <= usual + REPEATS
-    return Check(
-        name=name,
-        passed=passed,
-        finding=f"{mean:.1%} of the 4-grams of a sample were said before"
+    return answer(
+        name,
+        passed,
+        f"{mean:.1%} of the 4-grams of a sample were said before"
         + ("" if data is None else f"; {usual:.1%} in the data"),
-        advice="" if passed else "fewer epochs or a lower --learning-rate; take rows that loop out of the data",
-        figures={"repetition": mean, "se": error, "usual": usual},
+        "fewer epochs or a lower --learning-rate; take rows that loop out of the data",
+        repetition=mean,
+        se=error,
+        usual=usual,
     )
 
 
@@ -182,12 +188,13 @@ def _controls(samples: Samples, data: Responses | None) -> Check:
     n, held = len(samples.controls), sum(samples.controls)
     usual = float(np.mean(data.controls)) if data is not None and data.controls else 0.0
     passed = wilson(held, n)[0] <= usual + CONTROLS
-    return Check(
-        name="no control tokens inside",
-        passed=passed,
-        finding=f"{held} of {n} samples hold a token of a template, padding or the like before their end",
-        advice="" if passed else "train and sample with one template; `kleash inspect` shows what is trained",
-        figures={"controls": held / n, "usual": usual},
+    return answer(
+        "no control tokens inside",
+        passed,
+        f"{held} of {n} samples hold a token of a template, padding or the like before their end",
+        "train and sample with one template; `kleash inspect` shows what is trained",
+        controls=held / n,
+        usual=usual,
     )
 
 
@@ -197,13 +204,15 @@ def _lengths(samples: Samples, data: Responses) -> Check:
     n = len(samples.lengths)
     inside = sum(bool(low <= length <= high) for length in samples.lengths)
     passed = True if inside >= IN_RANGE * n else False if wilson(inside, n)[1] < IN_RANGE else None
-    return Check(
-        name="as long as the data",
-        passed=passed,
-        finding=f"{inside / n:.0%} of the samples have {low:.0f} to {high:.0f} tokens, as nine tenths of the data "
+    return answer(
+        "as long as the data",
+        passed,
+        f"{inside / n:.0%} of the samples have {low:.0f} to {high:.0f} tokens, as nine tenths of the data "
         f"(median {np.median(samples.lengths):.0f}, data {np.median(data.lengths):.0f})",
-        advice="" if passed else "the model does not write what it was shown: more steps or a lower --learning-rate",
-        figures={"inside": inside / n, "low": float(low), "high": float(high)},
+        "the model does not write what it was shown: more steps or a lower --learning-rate",
+        inside=inside / n,
+        low=float(low),
+        high=float(high),
     )
 
 
@@ -211,12 +220,13 @@ def _varies(samples: Samples) -> Check:
     n, different = len(samples.differ), sum(samples.differ)
     share = different / n
     passed = True if share >= 0.5 else False if wilson(different, n)[1] < SAME else None
-    return Check(
-        name="something to compare",
-        passed=passed,
-        finding=f"two samples differ for {share:.0%} of {n} prompts; {samples.distinct:.0%} of all are different",
-        advice="" if passed else "equal samples leave nothing to prefer: fewer epochs, or more varied demonstrations",
-        figures={"differ": share, "distinct": samples.distinct},
+    return answer(
+        "something to compare",
+        passed,
+        f"two samples differ for {share:.0%} of {n} prompts; {samples.distinct:.0%} of all are different",
+        "equal samples leave nothing to prefer: fewer epochs, or more varied demonstrations",
+        differ=share,
+        distinct=samples.distinct,
     )
 
 
@@ -224,10 +234,11 @@ def not_empty(samples: Samples) -> Check:
     """Does it prefer any token to the others?"""
     share = samples.entropy / math.log(samples.vocabulary)
     passed = share < NEAR_UNIFORM
-    return Check(
-        name="no noise",
-        passed=passed,
-        finding=f"{samples.entropy:.2f} nats of entropy a token, {share:.0%} of log V (V = {samples.vocabulary:,})",
-        advice="" if passed else "the model hardly prefers any token: were its weights loaded, or ever trained?",
-        figures={"entropy": samples.entropy, "share": share},
+    return answer(
+        "no noise",
+        passed,
+        f"{samples.entropy:.2f} nats of entropy a token, {share:.0%} of log V (V = {samples.vocabulary:,})",
+        "the model hardly prefers any token: were its weights loaded, or ever trained?",
+        entropy=samples.entropy,
+        share=share,
     )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from kleash.evals.estimates import as_json
 from kleash.evals.policy import mean_se
 from kleash.evals.preference import preference_report, slope_through_origin, wilson
 
@@ -139,12 +140,12 @@ def _people(
     p, label = np.clip(judged[""][decided], SURE, 1 - SURE), people[decided]
     scores = np.stack([np.log(p / (1 - p)), np.zeros_like(p)], 1)
     lengths = np.stack([longer[decided], np.zeros_like(p)], 1)
-    found = preference_report(scores, label, lengths)
+    report = as_json(preference_report(scores, label, lengths))
     side = np.sign(label - 0.5)
     return {
         "pairs": int(decided.sum()),
         **{f"agreement{name}": share(0.5 + 0.5 * np.sign(q[decided] - 0.5) * side) for name, q in judged.items()},
-        **{name: found[name] for name in ("ece", "reliability", "log_loss", "log_loss_chance", "label_length_slope",
+        **{name: report[name] for name in ("ece", "reliability", "log_loss", "log_loss_chance", "label_length_slope",
                                           "label_length_slope_se")},
     }  # fmt: skip
 

@@ -28,6 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from kleash.data.formats import write_groups
 from kleash.data.group import Group, Preference, Response
 from kleash.evals.bias import excess_slope
+from kleash.evals.estimates import as_json
 from kleash.evals.noise import disagreement, lapse_model
 from kleash.evals.preference import preference_report
 from kleash.models.load import save_model
@@ -81,13 +82,15 @@ def recover(planted: Planted, pairs: int, *, seed: int) -> dict[str, dict[str, f
     margin, longer, labels = drawn.utility, drawn.longer, drawn.labels
     again = np.random.default_rng([seed, 1]).random(pairs) < drawn.probability
     votes = np.stack([labels + again, 2 - labels - again], 1)
+    lapses, twice = lapse_model(margin, labels), disagreement(votes)
+    excess = excess_slope(margin + planted.excess * longer, labels, longer)
+    assert lapses is not None and twice is not None and excess is not None
     found: dict[str, Any] = {
         "length bias": length_bias(margin, labels, longer),
-        "excess length bias": excess_slope(margin + planted.excess * longer, labels, longer),
-        "disagreement": disagreement(votes),
-        **{_NAMES[name]: figures for name, figures in (lapse_model(margin, labels) or {}).items()},
+        "excess length bias": as_json(excess),
+        "disagreement": {"value": twice.rate, **as_json(twice)},
+        **{_NAMES[name]: figures for name, figures in as_json(lapses).items()},
     }
-    found["disagreement"]["value"] = found["disagreement"]["rate"]
     truth = {
         "length bias": planted.length_bias,
         "excess length bias": planted.excess,
@@ -113,7 +116,7 @@ def length_bias(
     report = preference_report(
         np.stack([margin, np.zeros_like(margin)], 1), labels, np.stack([longer, np.zeros_like(longer)], 1)
     )
-    value, half = report["length_slope_raw"], 1.96 * report["length_slope_raw_se"]
+    value, half = report.length_slope_raw or 0.0, 1.96 * (report.length_slope_raw_se or 0.0)
     return {"value": value, "low": value - half, "high": value + half}
 
 

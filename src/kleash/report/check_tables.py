@@ -1,4 +1,4 @@
-"""Verdicts in the terminal: one line a gate, and a table of its checks."""
+"""The checks of an artifact in the terminal: one line a verdict, and a table of its checks."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kleash.checks.artifact import Findings
-from kleash.checks.check import MARKS
+from kleash.checks.artifact import CheckReport
+from kleash.checks.check import MARKS, Verdict
 
 COLOURS = {True: "green", False: "bold red", None: "yellow"}
 
 
-def show_findings(findings: Findings, console: Console) -> None:
-    """Print what was found out about an artifact."""
-    console.print(Text(f"{findings.path}: {findings.kind}"), soft_wrap=True)
-    for note in findings.notes:
+def show_checks(report: CheckReport, console: Console) -> None:
+    """Print the checks of an artifact."""
+    console.print(Text(f"{report.path}: {report.kind}"), soft_wrap=True)
+    for note in report.notes:
         console.print(Text(note, "yellow"), soft_wrap=True)
-    for name, found in findings.gates.items():
-        console.print(_line(name, found), soft_wrap=True)
-        if found.get("checks"):
-            console.print(_table(found["checks"]))
+    for name, entry in report.gates.items():
+        console.print(_line(name, entry), soft_wrap=True)
+        if entry.get("checks"):
+            console.print(_table(entry["checks"]))
 
 
-def _line(name: str, found: dict[str, Any]) -> Text:
-    passed = found["passed"]
-    return Text.assemble(f"{name}: ", (MARKS[passed], COLOURS[passed]), f": {found['finding']}")
+def _line(name: str, entry: Verdict) -> Text:
+    passed = entry["passed"]
+    return Text.assemble(f"{name}: ", (MARKS[passed], COLOURS[passed]), f": {entry['finding']}")
 
 
 def _table(checks: list[dict[str, Any]]) -> Table:

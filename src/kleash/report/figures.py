@@ -395,7 +395,7 @@ def learning_curve(curve: Row) -> str:
 
 def best_of(rows: Sequence[Row]) -> str:
     """What the best of n is worth to the reward that chooses, and to gold where it was measured, over n."""
-    shown = {"score": PROXY} | ({"gold": GOLD} if "gold" in rows[0] else {})
+    shown = {"score": PROXY} | ({"gold": GOLD} if rows[0].get("gold") else {})
     titles = {"score": TITLES["proxy"], "gold": TITLES["gold"]}
     with _figure("best-of", 1.3 + 1.6 * len(shown)) as (figure, svg):
         panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]

@@ -26,13 +26,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import monitors, policy_checks
 from kleash.checks.gates import check_parents, record_checks
+from kleash.checks.reward_report import pairs_of, preference_figures
 from kleash.data.batch import collate
 from kleash.data.batching import batch_at, by_size, microbatches
 from kleash.data.chat import encode_all, end_ids
 from kleash.data.group import EncodedGroup, Group, Ranking, Scores
 from kleash.data.split import best_against_worst, comparison, read_split
 from kleash.errors import DataError
-from kleash.evals.policy import MeanSE, mean_se
+from kleash.evals.estimates import MeanSE, as_json
+from kleash.evals.policy import mean_se
+from kleash.evals.preference import PreferenceReport
 from kleash.models.forward import check_forward, response_logprobs
 from kleash.models.load import autocast, context_length, freeze, frozen_copy, load_policy, save_model
 from kleash.models.lora import lora_off, merge_lora
@@ -54,7 +57,6 @@ from kleash.run import RunFolder, derive_seed, write_folder
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
 from kleash.stages.artifacts import inputs_of, model_card, parameters_held, save_snapshot
-from kleash.stages.reward_model import pairs_of, rewards_report
 from kleash.stages.trainable import make_trainable
 from kleash.stages.training_configs import DPOConfig
 from kleash.training import checkpoint
@@ -119,7 +121,7 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     state = checkpoint.restore(folder, parts)
     selection = Selection(folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure"))
     beside = {name: build_reward(given) for name in ("hold_out", "gold") if (given := getattr(config, name))}
-    figures: dict[str, Any] | None = None
+    figures: tuple[dict[str, float | None], PreferenceReport] | None = None
     drift: MeanSE | None = None
     with Progress(steps, "dpo", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
         for step in range(state["step"] + 1, steps + 1):
@@ -127,9 +129,10 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
             metrics = _step(model, optimizer, [train[row] for row in rows], [references[row] for row in rows], config)
             if held_out and config.due(step, steps):
                 figures = evaluate(model, held_out, references[len(train) :], train, config)
-                metrics |= {f"eval_{name}": figures[name] for name in (*MEASURED, "accuracy")}
-                selection.offer(model, step, figures["loss"])
-                _watch_displacement(folder, step, figures)
+                metrics |= {f"eval_{name}": value for name, value in figures[0].items()}
+                metrics["eval_accuracy"] = figures[1].accuracy
+                selection.offer(model, step, figures[0]["loss"] or 0.0)
+                _watch_displacement(folder, step, figures[0])
             if held_out and config.kl_due(step, steps):
                 drift, watched = measure_kl(model, tokenizer, held_out, fresh_reference, config, beside)
                 metrics |= {"eval_kl": drift["mean"], **watched}
@@ -150,8 +153,8 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
             figures = evaluate(model, held_out, references[len(train) :], train, config)
         if config.kl_due(steps, steps) and (drift is None or not measured):
             drift, _ = measure_kl(model, tokenizer, held_out, fresh_reference, config, beside)
-        results |= {"report": figures, "kl": drift}
-        record_checks(folder, checks=policy_checks.direct(figures, kl=drift["mean"] if drift else None))
+        results |= {"report": figures[0] | as_json(figures[1]), "kl": drift}
+        record_checks(folder, checks=policy_checks.direct(figures[1], kl=drift["mean"] if drift else None))
     merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, _summary(results)))
     return folder.finish(**results)
@@ -258,7 +261,7 @@ def evaluate(
     references: Sequence[Tensor],
     train: Sequence[EncodedGroup],
     config: DPOConfig,
-) -> dict[str, Any]:
+) -> tuple[dict[str, float | None], PreferenceReport]:
     """The loss and its metrics on held-out rows, and the report on their implicit rewards, over all pairs at once."""
     logprobs = summed_logprobs(model, held_out, config)
     ordered: list[EncodedGroup] = []
@@ -276,7 +279,7 @@ def evaluate(
         per_length = lengths if config.loss in ("simpo", "length-normalised") else None
         rewards += implicit_rewards(policy, reference, beta=config.beta, lengths=per_length).tolist()
         ordered += groups
-    return {**means, **rewards_report(ordered, rewards, train)}
+    return means, preference_figures(ordered, rewards, train)
 
 
 @torch.no_grad()

@@ -12,26 +12,42 @@ Left out: several epochs by default (more than one overfits fast: Ouyang et al. 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import data_checks, reward_checks, reward_report
+from kleash.checks import data_checks, reward_checks
 from kleash.checks.gates import check_parents, record_checks
-from kleash.checks.reward_report import held_out_rewards, pairs_of
+from kleash.checks.reward_checks import OnPolicyExcess
+from kleash.checks.reward_report import (
+    RewardReport,
+    best_of_curve,
+    check_rows,
+    feature_range,
+    held_out_rewards,
+    more_labels,
+    preference_figures,
+    probe_results,
+    reward_report,
+    sample,
+)
 from kleash.data.batch import GroupBatch, collate
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Preference, Ranking
 from kleash.data.split import comparison, demonstration, imitated, read_split, read_usable
-from kleash.evals.preference import preference_report
+from kleash.evals.estimates import as_json
+from kleash.evals.learning_curve import LearningCurve
+from kleash.evals.preference import UNKNOWN, PreferenceReport
+from kleash.evals.skipped import Skipped, or_skip
+from kleash.models.compute import Compute
 from kleash.models.forward import check_forward, head_scores
-from kleash.models.load import autocast, context_length, new_reward_model, save_model
+from kleash.models.load import autocast, context_length, load_reward_model, new_reward_model, save_model
 from kleash.models.lora import merge_lora
 from kleash.objectives.bradley_terry import pair_loss, ranking_loss
 from kleash.progress import Progress
@@ -55,6 +71,12 @@ FORMULA = (
     "loss = mean over prompts of mean over pairs of − p log σ(r_a − r_b − m) − (1 − p) log σ(r_b − r_a + m)"
     " + centring · (r_a + r_b)²"
 )
+
+WITHOUT_REPORT: Mapping[str, Any] = {
+    "max_eval_rows": None, "centre_data": None, "centre_samples": 0, "best_of": 0, "gold": None,
+    "learning_curve": False, "trackers": (),
+}  # fmt: skip
+"""Settings of a run for a point of the learning curve: nothing but its training."""
 
 
 def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> RunFolder:
@@ -81,9 +103,9 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     train, held_out = _comparisons(config, model, tokenizer)
     gold = None if config.gold is None else build_reward(config.gold, device=config.device, dtype=config.dtype)
     if config.learning_curve:
-        reward_report.check_rows(train, held_out, live=reward is not None)
+        check_rows(train, held_out, live=reward is not None)
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
-    steps = config.steps(len(train))
+    steps, compute = config.steps(len(train)), compute_of(config)
     folder.note("formulas", loss=FORMULA)
 
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
@@ -96,10 +118,10 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
             rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
             metrics = _step(model, optimizer, [train[row] for row in rows], config, head_weights(config, rows))
             if held_out and config.due(step, steps):
-                rewards = held_out_rewards(model, held_out, config)
-                figures = rewards_report(held_out, rewards, train)
-                metrics |= {"eval_accuracy": figures["accuracy"], "eval_log_loss": figures["log_loss"]}
-                selection.offer(model, step, figures["log_loss"])
+                rewards = held_out_rewards(model, held_out, compute=compute)
+                figures = preference_figures(held_out, rewards, train)
+                metrics |= {"eval_accuracy": figures.accuracy, "eval_log_loss": figures.log_loss}
+                selection.offer(model, step, figures.log_loss)
             row = folder.log(step, metrics)
             trackers.log(step, row)
             progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})
@@ -109,23 +131,43 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     checkpoint.save(folder, steps, parts, keep=config.keep_states, **selection.numbers)
     chosen = selection.take(model, steps)
     if held_out and (rewards is None or chosen != steps):
-        rewards = held_out_rewards(model, held_out, config)
+        rewards = held_out_rewards(model, held_out, compute=compute)
     samples, centred_on = centre(model, tokenizer, train, config)
     merge_lora(model)
+    measured = None if rewards is None else preference_figures(held_out, rewards, train)
+    save_model(folder.path, model, tokenizer, model_card(folder, summary(measured)))
     results: dict[str, Any] = {"step": chosen, "rows": len(train), "centred_on": centred_on}
-    fitted, distances = reward_report.feature_range(model, train, held_out, samples, config)
+    distance = save_feature_range(folder, model, train, held_out, samples, config)
     if rewards is not None:
         # Only differences count, so centring changes no figure of these.
-        results["report"] = whole_report(model, tokenizer, train, held_out, rewards, config, gold) | {
-            "distance": distances
-        }
+        report = whole_report(model, tokenizer, train, held_out, rewards, config, gold, distance)
+        results["report"] = as_json(report)
         on_policy = None  # a live reward model may speak another language than `config.model`
         if reward is None:
-            on_policy = data_checks.on_policy_excess(config.model, train, device=config.device, dtype=config.dtype)
-        verdict(folder, results["report"], on_policy)
-    save_model(folder.path, model, tokenizer, model_card(folder, summary(results.get("report"))))
-    fitted.save(folder.path)
+            on_policy = on_policy_excess(config, train)
+        record_checks(folder, checks=reward_checks.reward_model(report, probes=report.probes, on_policy=on_policy))
     return folder.finish(**results)
+
+
+def save_feature_range(
+    folder: RunFolder,
+    model: PreTrainedModel,
+    train: Sequence[EncodedGroup],
+    held_out: Sequence[EncodedGroup],
+    samples: Sequence[EncodedGroup],
+    config: RewardConfig,
+) -> dict[str, Any] | Skipped:
+    """Save what the model was trained on, in its features, beside its weights; returns the distances from it."""
+    compute = compute_of(config)
+    measured = or_skip(
+        "feature range",
+        lambda: feature_range(model, train, held_out, samples, seed=config.seed, compute=compute),
+    )
+    if isinstance(measured, Skipped):
+        return measured
+    fitted, distances = measured
+    fitted.save(folder.path)
+    return distances
 
 
 def whole_report(
@@ -136,57 +178,66 @@ def whole_report(
     rewards: Sequence[Sequence[float]],
     config: RewardConfig,
     gold: Reward | None = None,
-) -> dict[str, Any]:
-    """All that run.json says of a single model; formulas: docs/metrics.md.
-
-    The last three ask it more than the held-out pairs, or train it again.
-    """
-    found = {
-        **rewards_report(held_out, rewards, train),
-        **reward_report.of_pairs(held_out, rewards, train),
-        "probes": reward_report.probes(model, tokenizer, held_out, train, config),
-    }
+    distance: dict[str, Any] | Skipped | None = None,
+) -> RewardReport:
+    """All that run.json says of a single model; what cannot be measured within the model's limits is skipped."""
+    compute = compute_of(config)
+    best_of, curve = None, None
+    probes = or_skip(
+        "probes",
+        lambda: probe_results(
+            model, tokenizer, held_out,
+            train_rows=len(train), max_length=config.max_length, seed=config.seed, compute=compute,
+        ),
+    )  # fmt: skip
     if config.best_of:
-        found["best_of"] = reward_report.best_of_curve(
-            model, tokenizer, held_out, config,
-            n=config.best_of, max_new_tokens=config.centre_max_new_tokens, gold=gold,
+        best_of = or_skip(
+            "best of n",
+            lambda: best_of_curve(
+                model, tokenizer, held_out, policy=config.model, n=config.best_of,
+                max_new_tokens=config.centre_max_new_tokens, gold=gold, seed=config.seed, compute=compute,
+            ),
         )  # fmt: skip
     if config.learning_curve:
-        ceiling = found["noise_ceiling"]
-        found["learning_curve"] = reward_report.more_labels(
-            run, config, train, held_out, rewards, ceiling=None if ceiling == "unknown" else ceiling
-        )
-    return found
-
-
-def rewards_report(
-    held_out: Sequence[EncodedGroup], rewards: Sequence[Sequence[float]], train: Sequence[EncodedGroup]
-) -> dict[str, Any]:
-    """The report on a reward for each response of the held-out groups, explicit or implicit; formulas: docs/metrics.md.
-
-    Args:
-        held_out: groups with a comparison each.
-        rewards: their rewards, in the same order.
-        train: the training groups, on which the length baseline is fitted.
-    """
-    pairs = [
-        (group, row, *pair) for group, row in zip(held_out, rewards, strict=True) for pair in pairs_of(group.source)
-    ]
-    known = [group.source.columns.get("label_probability") for group, *_ in pairs]
-    return preference_report(
-        np.array([(row[a], row[b]) for _, row, a, b, _ in pairs]),
-        *_labels(held_out),
-        label_probability=None if None in known else np.array(known, dtype=float),
-        train_p=_labels(train)[0],
-        train_lengths=_labels(train)[1],
+        curve = or_skip("learning curve", lambda: _learning_curve(train, held_out, rewards, config))
+    return reward_report(
+        held_out, rewards, train, probes=probes, best_of=best_of, learning_curve=curve, distance=distance
     )
 
 
-def _labels(groups: Sequence[EncodedGroup]) -> tuple[np.ndarray, np.ndarray]:
-    """P(a ≻ b) and the lengths in tokens of each comparison."""
-    pairs = [(group, *pair) for group in groups for pair in pairs_of(group.source)]
-    lengths = [(len(group.responses[a].ids), len(group.responses[b].ids)) for group, a, b, _ in pairs]
-    return np.array([p for *_, p in pairs]), np.array(lengths)
+def _learning_curve(
+    train: Sequence[EncodedGroup],
+    held_out: Sequence[EncodedGroup],
+    rewards: Sequence[Sequence[float]],
+    config: RewardConfig,
+) -> LearningCurve:
+    """See `more_labels`."""
+
+    def train_on(out: Path, changes: Mapping[str, Any]) -> list[list[float]]:
+        settings = {**config.model_dump(), **WITHOUT_REPORT, **changes, "out": out}
+        folder = run(RewardConfig.make(settings, source=str(out)))
+        model, _ = load_reward_model(folder.path, device=config.device)
+        return held_out_rewards(model, held_out, compute=compute_of(config))
+
+    ceiling = preference_figures(held_out, rewards, train).noise_ceiling
+    return more_labels(
+        train_on, train, held_out, rewards,
+        out=config.out, max_steps=config.max_steps, seed=config.seed,
+        ceiling=None if ceiling == UNKNOWN else ceiling,
+    )  # fmt: skip
+
+
+def on_policy_excess(config: RewardConfig, train: Sequence[EncodedGroup]) -> OnPolicyExcess | Skipped:
+    """Whose samples the training responses are, where it can be measured."""
+    return or_skip(
+        "excess negative log-likelihood",
+        lambda: data_checks.on_policy_excess(config.model, train, device=config.device, dtype=config.dtype),
+    )
+
+
+def compute_of(config: RewardConfig) -> Compute:
+    """Where and how the run computes."""
+    return Compute(config.device, config.dtype, config.micro_batch_tokens)
 
 
 def head_weights(config: RewardConfig, rows: Sequence[int]) -> Float[Tensor, "P M"]:
@@ -241,7 +292,7 @@ def centre(
         samples, on = encode_all(rows, tokenizer, max_length=config.max_length)[0], config.centre_data
     elif config.centre_samples:
         samples = start_samples(tokenizer, train, config)
-        on = f"{len(samples)} samples of {config.model}"
+        on = f"{len(samples)} samples of {config.model}" if samples else "the training responses: no prompt leaves room"
     else:
         on = "the training responses"
     groups = samples or train
@@ -257,33 +308,26 @@ def centre(
 def start_samples(
     tokenizer: PreTrainedTokenizerBase, train: Sequence[EncodedGroup], config: RewardConfig
 ) -> list[EncodedGroup]:
-    """Responses of `config.model` to some training prompts."""
-    drawn = batch_at(0, len(train), min(config.centre_samples, len(train)), derive_seed(config.seed, "centre"))
-    return reward_report.sample(
-        tokenizer, [train[row] for row in drawn], config,
-        group_size=1, max_new_tokens=config.centre_max_new_tokens, purpose="centre",
+    """Responses of `config.model` to some training prompts; empty where no prompt leaves room for a response."""
+    seed = derive_seed(config.seed, "centre")
+    rows = batch_at(0, len(train), min(config.centre_samples, len(train)), seed)
+    return sample(
+        tokenizer, [train[row] for row in rows], policy=config.model, group_size=1,
+        max_new_tokens=config.centre_max_new_tokens, seed=seed, compute=compute_of(config),
     )  # fmt: skip
 
 
-def verdict(folder: RunFolder, figures: dict[str, Any], on_policy: reward_checks.OnPolicyExcess | None = None) -> None:
-    """The gate out, on the report and on whose samples the training responses are."""
-    record_checks(folder, checks=reward_checks.reward_model(figures, on_policy=on_policy))
-
-
-def _accuracy(figures: dict[str, Any]) -> str:
-    low, high = figures["accuracy_interval"]
-    accuracy, pairs = figures["accuracy"], figures["pairs"]
-    return f"held-out accuracy {accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}, {pairs} pairs)"
-
-
-def summary(figures: dict[str, Any] | None) -> str:
+def summary(figures: PreferenceReport | None) -> str:
     """The sentences of the model card."""
     if figures is None:
         return "Not measured: no held-out pairs."
-    return (
-        f"{_accuracy(figures).capitalize()}. "
-        "`transformers` gives this model's score up to the offset `kleash_offset` of its config."
-    )
+    accuracy = f"Held-out accuracy unknown: all {figures.pairs} pairs are ties"
+    if figures.accuracy is not None and figures.accuracy_interval is not None:
+        low, high = figures.accuracy_interval
+        accuracy = (
+            f"Held-out accuracy {figures.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}, {figures.pairs} pairs)"
+        )
+    return f"{accuracy}. `transformers` gives this model's score up to the offset `kleash_offset` of its config."
 
 
 def _comparisons(

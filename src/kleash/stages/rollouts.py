@@ -173,7 +173,7 @@ class Watch:
         figures = monitors.watch(groups, scores, parts=parts, validation_reward=actors.hold_out)
         self.kls = [*self.kls[-2:], float(drift.mean())]
         self.kl_budget.see(self.kls[-1])
-        self.folder.append("rollouts.jsonl", monitors.shown(step, groups, scores, drift))
+        self.folder.append("rollouts.jsonl", monitors.sampled_rows(step, groups, scores, drift))
         return {**figures, "kl_acceleration": monitors.acceleration(self.kls)}
 
     def measured(self, metrics: Mapping[str, Any], beta: float) -> float:

@@ -20,6 +20,7 @@ from torch import Tensor
 from kleash.data.formats import read_rows, write_rows
 from kleash.data.group import Group, Preference, Ranking
 from kleash.errors import DataError
+from kleash.evals.estimates import MeanSE
 from kleash.evals.policy import mean_se
 from kleash.progress import Progress
 from kleash.rewards.checks import VERDICTS
@@ -98,7 +99,7 @@ def describe(scores: Sequence[Sequence[float]], parts: Mapping[str, Sequence[Seq
     Formulas: docs/metrics.md. The standard error is over prompts, each by the mean of its responses.
     """
 
-    def over_prompts(values: Sequence[Sequence[float]]) -> dict[str, float | None]:
+    def over_prompts(values: Sequence[Sequence[float]]) -> MeanSE:
         return mean_se([sum(row) / len(row) for row in values])
 
     verdicts = {
