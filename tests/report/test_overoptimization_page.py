@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kleash.errors import InputError
+from kleash.evals.estimates import as_json
 from kleash.evals.overoptimization import (
     GRID,
     KLCurve,
@@ -38,9 +39,10 @@ def record(
     curve = KLCurve("checkpoints", tuple(range(0, 45, 5)), names, gold, proxy, kl)
     pools = best_of_n_kl_curve(names, gold.T[:, :8], proxy.T[:, :8])
     choose = choosing_prompts(names, share=0.5, seed=0)
-    curves = {each.source: analyse(each, choose=choose, resamples=200) for each in (curve, pools)}
+    analyses = {each.source: analyse(each, choose=choose, resamples=200) for each in (curve, pools)}
     if source == "best-of-n":
-        del curves["checkpoints"]
+        del analyses["checkpoints"]
+    curves = {name: as_json(analysis) for name, analysis in analyses.items()}
     answer = {
         "response": text, "finished": False, "proxy": 1.0, "gold": -1.0, "kl": 2.0,
         "pieces": [{"text": text, "drop": 0.4}, {"text": "bad", "drop": -0.2}],
@@ -49,7 +51,7 @@ def record(
         "source": source, "before": curves[source]["peak"]["point"], "after": curves[source]["points"][-1]["point"],
         "prompts": [{"prompt": text, "by": "rule", "before": answer, "after": {**answer, "pieces": []}}],
     }  # fmt: skip
-    words = {name: in_words(analysis) for name, analysis in curves.items()}
+    words = {name: in_words(analysis) for name, analysis in analyses.items()}
     return {
         "stage": "overopt", "status": "finished", "config": {"gold": text, "seed": 0}, "versions": {"python": "3"},
         "gates": {"in (proxy)": {"passed": False, "finding": text, "forced": True}},

@@ -25,6 +25,7 @@ import numpy as np
 
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group
+from kleash.evals.estimates import as_json
 from kleash.evals.overoptimization import KLCurve, analyse, checkpoints_curve
 from kleash.lab.bench import begin
 from kleash.lab.labellers import Labellers
@@ -168,7 +169,7 @@ def analysed(file: Path) -> dict[str, Any]:
     with np.load(file) as held:
         numbers = {name: held[name].astype(np.float64) for name in ("gold", "proxy", "kl")}
         curve = KLCurve("checkpoints", tuple(held["points"].tolist()), tuple(held["prompts"].tolist()), **numbers)
-        return analyse(curve, choose=held["choose"])
+        return as_json(analyse(curve, choose=held["choose"]))
 
 
 def figures(analysis: Mapping[str, Any]) -> dict[str, float]:

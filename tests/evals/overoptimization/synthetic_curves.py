@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kleash.evals.overoptimization import Figures, KLCurve, Source, analyse, choosing_prompts, law_gain
+from kleash.evals.overoptimization import Analysis, KLCurve, Source, analyse, choosing_prompts, law_gain
 
 TRUE = {"checkpoints": (1.0, 0.5), "best-of-n": (1.2, 0.3)}
 
@@ -32,7 +32,7 @@ def curve(
     return KLCurve(source, tuple(range(len(d))), names, gold, proxy, kl)
 
 
-def analysed(measured: KLCurve, **settings: Any) -> Figures:
+def analysed(measured: KLCurve, **settings: Any) -> Analysis:
     return analyse(
         measured,
         choose=choosing_prompts(measured.prompts, share=0.5, seed=0),

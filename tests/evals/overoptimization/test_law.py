@@ -49,11 +49,11 @@ def test_points_that_determine_no_law_give_none() -> None:
 def test_a_fit_on_the_way_to_the_peak_foretells_it_with_wider_intervals() -> None:
     measured = curve("checkpoints", prompts=400, noise=0.2)
     whole, early = fit(measured), fit(measured, limit=0.7 * np.e)
-    assert whole and early and early["points"] < whole["points"]
-    assert early["peak_distance"]["low"] <= np.e <= early["peak_distance"]["high"]
-    width = [f["peak_distance"]["high"] - f["peak_distance"]["low"] for f in (whole, early)]
+    assert whole and early and early.points < whole.points
+    assert early.peak_distance.low <= np.e <= early.peak_distance.high
+    width = [f.peak_distance.high - f.peak_distance.low for f in (whole, early)]
     assert width[0] < width[1]
-    assert whole["peak_gain"]["value"] == pytest.approx(0.5 * np.e, abs=0.1)
+    assert whole.peak_gain.value == pytest.approx(0.5 * np.e, abs=0.1)
 
 
 def test_a_curve_that_follows_no_law_is_said_to_depart_from_it() -> None:
@@ -63,8 +63,8 @@ def test_a_curve_that_follows_no_law_is_said_to_depart_from_it() -> None:
         fit(curve("checkpoints"), resamples=50),
     )
     assert departs and follows
-    assert departs["p_value"] < 1e-6 and departs["largest_miss"] > 0.5
-    assert follows["p_value"] > 0.01 and follows["largest_miss"] < 0.3
+    assert departs.p_value < 1e-6 and departs.largest_miss > 0.5
+    assert follows.p_value > 0.01 and follows.largest_miss < 0.3
     assert "departs from the law" in in_words(analysed(curve("checkpoints", gain=cliff)))["law"]
 
 
@@ -83,9 +83,9 @@ def test_intervals_cover_the_truth_as_often_as_they_say(source: Source) -> None:
     }
     runs = [fit(curve(source, seed=seed), seed=seed, resamples=400) for seed in range(300)]
     for name, value in truth.items():
-        covered = np.mean([f[name]["low"] <= value <= f[name]["high"] for f in runs if f])
+        covered = np.mean([f[name].low <= value <= f[name].high for f in runs if f])
         assert 0.90 <= covered <= 0.98, name
-    assert 0.02 <= np.mean([f["p_value"] < 0.05 for f in runs if f]) <= 0.10
+    assert 0.02 <= np.mean([f.p_value < 0.05 for f in runs if f]) <= 0.10
 
 
 def test_trusting_a_law_costs_the_gold_between_the_peak_and_where_it_points() -> None:
@@ -94,10 +94,10 @@ def test_trusting_a_law_costs_the_gold_between_the_peak_and_where_it_points() ->
         "checkpoints", tuple(range(11)), tuple("abcdef"), flat, flat, (flat / 2) ** 2
     )  # d = 0, 0.5, 1, …
     told = cost_of_following_law(measured, 10, 3.25)
-    assert told["gold"]["mean"] == pytest.approx(6.5) and told["lost"]["mean"] == pytest.approx(3.5)
+    assert told.gold.mean == pytest.approx(6.5) and told.lost.mean == pytest.approx(3.5)
     assert (
-        not told["beyond"]
-        and cost_of_following_law(measured, 10, None)["beyond"]
-        and cost_of_following_law(measured, 10, 9.0)["beyond"]
+        not told.beyond
+        and cost_of_following_law(measured, 10, None).beyond
+        and cost_of_following_law(measured, 10, 9.0).beyond
     )
-    assert cost_of_following_law(measured, 10, None)["lost"]["mean"] == 0
+    assert cost_of_following_law(measured, 10, None).lost.mean == 0

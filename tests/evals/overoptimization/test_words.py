@@ -7,7 +7,7 @@ def test_a_gold_that_likes_one_text_for_everything_is_doubted() -> None:
     start = ["yes .", "no .", "maybe .", "because ."]
     doubt = caution(["", "", "", "no ."], start, "step 60")
     assert doubt is not None
-    assert "75% of the responses are empty" in doubt
+    assert "75% of the responses at step 60 are identical (empty)" in doubt
     assert "“no .”" in (caution(["no ."] * 3 + [""], start, "step 60") or "")
 
 

@@ -1,6 +1,6 @@
 """Overoptimization, measured: where gold turns while the proxy rises, what the published laws say of it."""
 
-from kleash.evals.overoptimization.analysis import EARLY, analyse, curve_points
+from kleash.evals.overoptimization.analysis import EARLY, Analysis, analyse
 from kleash.evals.overoptimization.curve import (
     KLCurve,
     Source,
@@ -16,7 +16,7 @@ from kleash.evals.overoptimization.law import (
     FORMULA,
     GRID,
     LEVEL,
-    Figures,
+    LawFit,
     cost_of_following_law,
     fit,
     fit_law,
@@ -31,8 +31,9 @@ __all__ = [
     "FORMULA",
     "GRID",
     "LEVEL",
-    "Figures",
+    "Analysis",
     "KLCurve",
+    "LawFit",
     "Source",
     "analyse",
     "best_of_n_kl_curve",
@@ -40,7 +41,6 @@ __all__ = [
     "checkpoints_curve",
     "choosing_prompts",
     "cost_of_following_law",
-    "curve_points",
     "distances",
     "fit",
     "fit_law",

@@ -1,17 +1,21 @@
-"""What is said of a KL curve: its peak, whether gold turned, which checkpoint to take, what the laws say of it.
+"""What is said of a KL curve: its peak, whether gold fell after it, which point to take, what the law says of it.
 
-One part of the prompts chooses (the peak, the law, the checkpoint), the other reports, so that no figure is flattered
-by the choice it rests on. Formulas: docs/metrics.md.
+One part of the prompts chooses (the peak, the law, the point), the other reports, so that no figure is flattered by the
+choice it rests on. Formulas: docs/metrics.md.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from jaxtyping import Bool
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from kleash.evals.overoptimization.curve import KLCurve, distances
+import numpy as np
+from jaxtyping import Bool, Float
+
+from kleash.evals.estimates import Estimate, PairedMean
+from kleash.evals.overoptimization.curve import KLCurve, Source, distances
 from kleash.evals.overoptimization.law import (
-    Figures,
+    LawFit,
     cost_of_following_law,
     fit,
     interval,
@@ -21,11 +25,128 @@ from kleash.evals.overoptimization.law import (
 )
 
 EARLY = 0.7
-"""Share of the way to the peak up to which the second fit looks: what the law would have said before the turn."""
+"""Share of the way to the peak up to which the second fit looks: what the law would have said before gold fell."""
 
 
-def analyse(curve: KLCurve, *, choose: Bool[np.ndarray, " P"], seed: int = 0, resamples: int = 2000) -> Figures:
-    """All that is said of a curve: curve, peak, verdict, checkpoint to ship, laws. Formulas: docs/metrics.md.
+@dataclass(frozen=True)
+class ResampledMean:
+    """A mean over prompts."""
+
+    mean: float
+    """Over the prompts that report."""
+    se: float
+    """Its standard error over prompts."""
+    low: float | None
+    """Lower end of its 95 % interval, by the percentiles of 2,000 resamples of prompts drawn with replacement, jointly
+    for all points and figures."""
+    high: float | None
+    """Its upper end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointFigures:
+    """One point of the curve."""
+
+    point: int
+    """Step of the checkpoint, or n."""
+    gold: ResampledMean
+    """Report: what is wanted."""
+    proxy: ResampledMean
+    """Report: the reward that the policy was trained against."""
+    kl: ResampledMean
+    """Report: KL from the start, nats a response."""
+    distance: Estimate
+    """Report: d = √max(0, mean KL), in √nats."""
+    gold_choose: float
+    """Choose: mean gold."""
+    best_share: float
+    """Choose: share of the resamples in which the point has the highest gold."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Choose: the point of the highest mean gold."""
+
+    point: int
+    """Step of the checkpoint, or n."""
+    index: int
+    """Its place in `points`."""
+    share: float
+    """Share of the resamples in which it is the best."""
+    distance: float
+    """Its distance."""
+    distance_interval: tuple[float | None, float | None]
+    """That of the winner's distance over resamples."""
+
+
+@dataclass(frozen=True)
+class PeakTest:
+    """Report: whether gold fell after its peak, on prompts that did not choose the peak (Student's t of paired
+    differences).
+    """
+
+    outcome: Literal["turned", "not yet", "cannot tell"]
+    """`turned` if the peak is not the last point and `gold_fell` > 0 by its interval; `not yet` if it is the last and
+    `gold_gained` > 0 likewise; else `cannot tell`."""
+    gold_fell: PairedMean
+    """Gold of the peak − gold of the last point."""
+    gold_gained: PairedMean
+    """Gold of the last point − gold of the start."""
+    proxy_rose: PairedMean
+    """Proxy of the last point − proxy of the peak."""
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """The point to take: the least KL among the points up to the peak's whose gold, on the prompts that choose, is less
+    than the peak's by no more than one standard error of the paired difference.
+    """
+
+    point: int
+    """Step of the checkpoint, or n."""
+    index: int
+    """Its place in `points`."""
+    gold: PairedMean
+    """Report: its gold."""
+    lost: PairedMean
+    """Report: gold of the peak − its gold."""
+
+
+@dataclass(frozen=True)
+class PromptCounts:
+    """On which part of the prompts a figure is computed."""
+
+    choose: int
+    """Prompts that choose."""
+    report: int
+    """Prompts that report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """All that is said of a KL curve."""
+
+    source: Source
+    """What the points are: checkpoints of a run, or best of n."""
+    prompts: PromptCounts
+    """How many."""
+    points: list[PointFigures]
+    """The curve, the start first."""
+    peak: Peak
+    """Where gold is best."""
+    peak_test: PeakTest
+    """Whether gold fell after it."""
+    recommended: Recommended
+    """Which point to take."""
+    fit: LawFit | None
+    """Choose: the law, fitted to all points; null with fewer than three beyond the start."""
+    early_fit: LawFit | None
+    """Choose: fitted to the points up to 0.7 of the peak's distance only: what the law would have said before gold
+    fell."""
+
+
+def analyse(curve: KLCurve, *, choose: Bool[np.ndarray, " P"], seed: int = 0, resamples: int = 2000) -> Analysis:
+    """Analyse a KL curve.
 
     Args:
         curve: at least two points.
@@ -33,86 +154,90 @@ def analyse(curve: KLCurve, *, choose: Bool[np.ndarray, " P"], seed: int = 0, re
         seed, resamples: of the bootstrap.
     """
     chooser, reporter = curve.of(choose), curve.of(~choose)
-    gold = chooser.gold.mean(1)
-    best = int(gold.argmax())
-    drawn = resampled_means(np.stack([chooser.gold, chooser.kl]), seed, resamples)
-    winners = drawn[0].argmax(-1)  # [B]
-    won = distances(drawn[1])[np.arange(resamples), winners]
-    ship = _within_one_error(chooser, best)
-    whole = fit(chooser, seed=seed, resamples=resamples)
-    peak_distance = float(distances(chooser.kl.mean(1))[best])
-    early = fit(chooser, limit=EARLY * peak_distance, seed=seed, resamples=resamples)
-    peak_test = _peak_test(reporter, best)
-    return {
-        "source": curve.source,
-        "prompts": {"choose": len(chooser.prompts), "report": len(reporter.prompts)},
-        "points": [
-            {**row, "gold_choose": float(chosen), "best_share": float(np.mean(winners == index))}
-            for index, (row, chosen) in enumerate(zip(curve_points(reporter, seed, resamples), gold, strict=True))
-        ],
-        "peak": {
-            "point": curve.points[best],
-            "index": best,
-            "share": float(np.mean(winners == best)),
-            "distance": peak_distance,
-            "distance_interval": list(interval(won).values()),
-        },
-        "peak_test": peak_test,
-        "recommended": {
-            "point": curve.points[ship],
-            "index": ship,
-            "gold": paired(reporter.gold[ship]),
-            "lost": paired(reporter.gold[best] - reporter.gold[ship]),
-        },
-        "fit": whole
-        and whole | {"cost_of_following_law": cost_of_following_law(reporter, best, whole["peak_distance"]["value"])},
-        "early_fit": early
-        and early | {"cost_of_following_law": cost_of_following_law(reporter, best, early["peak_distance"]["value"])},
-    }
+    peak, shares = _peak(chooser, seed, resamples)
+    choice = _within_one_error(chooser, peak.index)
+
+    def fitted(limit: float | None) -> LawFit | None:
+        law = fit(chooser, limit=limit, seed=seed, resamples=resamples)
+        if law is None:
+            return None
+        cost = cost_of_following_law(reporter, peak.index, law.peak_distance.value)
+        return replace(law, cost_of_following_law=cost)
+
+    return Analysis(
+        source=curve.source,
+        prompts=PromptCounts(len(chooser.prompts), len(reporter.prompts)),
+        points=_points(reporter, chooser.gold.mean(1), shares, seed, resamples),
+        peak=peak,
+        peak_test=_peak_test(reporter, peak.index),
+        recommended=Recommended(
+            point=curve.points[choice],
+            index=choice,
+            gold=paired(reporter.gold[choice]),
+            lost=paired(reporter.gold[peak.index] - reporter.gold[choice]),
+        ),
+        fit=fitted(None),
+        early_fit=fitted(EARLY * peak.distance),
+    )
 
 
-def curve_points(curve: KLCurve, seed: int = 0, resamples: int = 2000) -> list[Figures]:
-    """Gold, proxy, KL and distance of each point, with bootstrap intervals over prompts, drawn jointly."""
-    measured = {"gold": curve.gold, "proxy": curve.proxy, "kl": curve.kl}
-    drawn = resampled_means(np.stack(list(measured.values())), seed, resamples)  # [3, B, C]
-    gone = distances(drawn[2])
+def _peak(chooser: KLCurve, seed: int, resamples: int) -> tuple[Peak, list[float]]:
+    """The best point, and in which share of the resamples each point is the best."""
+    gold, kl = resampled_means(np.stack([chooser.gold, chooser.kl]), seed, resamples)  # [B, C] each
+    winners = gold.argmax(-1)  # [B]
+    shares = [float(np.mean(winners == index)) for index in range(len(chooser.points))]
+    best = int(chooser.gold.mean(1).argmax())
+    peak = Peak(
+        point=chooser.points[best],
+        index=best,
+        share=shares[best],
+        distance=float(distances(chooser.kl.mean(1))[best]),
+        distance_interval=interval(distances(kl)[np.arange(resamples), winners]),
+    )
+    return peak, shares
+
+
+def _points(
+    reporter: KLCurve, gold_choose: Float[np.ndarray, " C"], shares: list[float], seed: int, resamples: int
+) -> list[PointFigures]:
+    """Gold, proxy, KL and distance of each point, with intervals over resamples of the prompts, drawn jointly."""
+    measured = {"gold": reporter.gold, "proxy": reporter.proxy, "kl": reporter.kl}
+    resampled = dict(
+        zip(measured, resampled_means(np.stack(list(measured.values())), seed, resamples), strict=True)
+    )  # [B, C] each
+
+    def mean(name: str, c: int) -> ResampledMean:
+        values = measured[name][c]
+        return ResampledMean(float(values.mean()), standard_error(values), *interval(resampled[name][:, c]))
+
     return [
-        {
-            "point": point,
-            **{
-                name: {"mean": float(values[c].mean()), "se": standard_error(values[c]), **interval(drawn[place][:, c])}
-                for place, (name, values) in enumerate(measured.items())
-            },
-            "distance": {"value": float(distances(curve.kl[c].mean())), **interval(gone[:, c])},
-        }
-        for c, point in enumerate(curve.points)
+        PointFigures(
+            point=point,
+            gold=mean("gold", c),
+            proxy=mean("proxy", c),
+            kl=mean("kl", c),
+            distance=Estimate(float(distances(reporter.kl[c].mean())), *interval(distances(resampled["kl"][:, c]))),
+            gold_choose=float(gold_choose[c]),
+            best_share=shares[c],
+        )
+        for c, point in enumerate(reporter.points)
     ]
 
 
-def _peak_test(curve: KLCurve, best: int) -> Figures:
-    """Whether gold fell after its peak, on prompts that did not choose the peak.
-
-    turned: it lies lower at the end, and the 95 % interval of the difference leaves zero out. not yet: the end is the
-    best point and lies above the start by the same measure. cannot tell: neither.
-    """
-    fell, gained = paired(curve.gold[best] - curve.gold[-1]), paired(curve.gold[-1] - curve.gold[0])
-    last = best == len(curve.points) - 1
-    outcome = "cannot tell"
-    if not last and fell["low"] > 0:
+def _peak_test(reporter: KLCurve, best: int) -> PeakTest:
+    fell, gained = paired(reporter.gold[best] - reporter.gold[-1]), paired(reporter.gold[-1] - reporter.gold[0])
+    last = best == len(reporter.points) - 1
+    outcome: Literal["turned", "not yet", "cannot tell"] = "cannot tell"
+    if not last and fell.low > 0:
         outcome = "turned"
-    elif last and gained["low"] > 0:
+    elif last and gained.low > 0:
         outcome = "not yet"
-    return {
-        "outcome": outcome,
-        "gold_fell": fell,
-        "gold_gained": gained,
-        "proxy_rose": paired(curve.proxy[-1] - curve.proxy[best]),
-    }
+    return PeakTest(outcome, fell, gained, paired(reporter.proxy[-1] - reporter.proxy[best]))
 
 
-def _within_one_error(curve: KLCurve, best: int) -> int:
+def _within_one_error(chooser: KLCurve, best: int) -> int:
     """The nearest point whose gold is within one standard error (of the paired difference) of the best one's."""
-    short = curve.gold[best] - curve.gold  # [C, P]
+    short = chooser.gold[best] - chooser.gold  # [C, P]
     good = short.mean(1) <= np.array([standard_error(values) for values in short])
-    kl = curve.kl.mean(1)
+    kl = chooser.kl.mean(1)
     return min(np.flatnonzero(good & (kl <= kl[best])).tolist(), key=lambda index: (kl[index], index))

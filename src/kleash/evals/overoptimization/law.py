@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
+from kleash.evals.estimates import Estimate, PairedMean
 from kleash.evals.overoptimization.curve import KLCurve, Source, distances
-
-Figures = dict[str, Any]
-"""Figures that serialise to JSON: finite numbers, None where one does not exist or has no bound."""
 
 FORMULA: Mapping[Source, str] = {"checkpoints": "R(d) = d (α − β′ ln d)", "best-of-n": "R(d) = d (α − β′ d)"}
 LEVEL = 0.95
@@ -21,13 +20,74 @@ GRID = 41
 """Distances at which a law is written out to be drawn."""
 
 
+@dataclass(frozen=True)
+class LawPoint:
+    """A fitted law at a distance, to be drawn."""
+
+    distance: float
+    """√KL in √nats."""
+    gain: float
+    """Gold above the start's."""
+    low: float | None
+    """Lower end of its 95 % interval over resamples."""
+    high: float | None
+    """Its upper end."""
+
+
+@dataclass(frozen=True)
+class CostOfFollowingLaw:
+    """What it costs to go exactly as far as a law says."""
+
+    distance: float
+    """Distance of the law's peak, at most that of the furthest point measured."""
+    beyond: bool
+    """Whether the law's peak lies further than anything was measured, or nowhere."""
+    gold: PairedMean
+    """Gold there, interpolated between the two points around it."""
+    lost: PairedMean
+    """Gold of the measured peak − gold there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawFit:
+    """A law (Gao et al. 2022, arXiv:2210.10760, eq. 1–2) fitted to gold − gold of the start, by weighted least squares
+    in d; weights 1 / variance of each point's mean gain, none above ten times the median.
+    """
+
+    formula: str
+    """R(d) = d (α − β′ ln d) for checkpoints, d (α − β′ d) for best of n."""
+    limit: float | None
+    """Largest distance the fit looked at; null: all."""
+    points: int
+    """Points beyond the start that it looked at, three and more."""
+    alpha: Estimate
+    """α, gain a unit of distance near the start. All intervals of a fit are over resamples of the prompts."""
+    beta_law: Estimate
+    """β′, how fast that gain is used up; it is not the β of a KL penalty."""
+    peak_distance: Estimate
+    """exp(α/β′ − 1), or α/2β′; null is infinite (β′ ≤ 0: no peak)."""
+    peak_gain: Estimate
+    """β′ exp(α/β′ − 1), or α²/4β′."""
+    turns: float
+    """Share of the resamples in which the law has a peak."""
+    largest_miss: float
+    """Largest |mean gain − law| at a point, in gold."""
+    p_value: float | None
+    """Hotelling's T² of what the fit leaves over (C − 2 dimensions, noise estimated from the prompts, in the distances
+    too): chance of so large a misfit if the law held; null with too few prompts."""
+    curve: list[LawPoint]
+    """The law at 41 distances."""
+    cost_of_following_law: CostOfFollowingLaw | None = None
+    """On the prompts that report."""
+
+
 def law_gain(distance: Any, alpha: Any, beta_law: Any, source: Source) -> np.ndarray:
     """Gold above the start's at a distance (Gao et al. 2022, arXiv:2210.10760, eq. 1–2).
 
     Args:
         distance: d = √KL from the start, in √nats, ≥ 0.
         alpha: gain a unit of distance near the start.
-        beta_law: β′, how fast that gain is used up; it has nothing to do with a leash's β.
+        beta_law: β′, how fast that gain is used up; it has nothing to do with the β of a KL penalty.
         source: d (α − β′ d) for best of n, d (α − β′ ln d) for a trained policy.
     """
     d = np.asarray(distance, dtype=np.float64)
@@ -54,15 +114,15 @@ def fit_law(
     uy, vy = (weights * slope * gain).sum(-1), (weights * spent * gain).sum(-1)
     determinant = uu * vv - uv * uv
     with np.errstate(all="ignore"):
-        known = determinant > 1e-9 * uu * vv
+        determined = determinant > 1e-9 * uu * vv
         return (
-            np.where(known, (vv * uy - uv * vy) / determinant, np.nan),
-            np.where(known, (uu * vy - uv * uy) / determinant, np.nan),
+            np.where(determined, (vv * uy - uv * vy) / determinant, np.nan),
+            np.where(determined, (uu * vy - uv * uy) / determinant, np.nan),
         )
 
 
-def fit(curve: KLCurve, *, limit: float | None = None, seed: int = 0, resamples: int = 2000) -> Figures | None:
-    """Fit the curve's law to gold minus gold at the start, with bootstrap intervals over prompts.
+def fit(curve: KLCurve, *, limit: float | None = None, seed: int = 0, resamples: int = 2000) -> LawFit | None:
+    """Fit the law of a curve to gold minus gold at the start, with bootstrap intervals over prompts.
 
     Args:
         curve: measured on the prompts to fit by.
@@ -70,8 +130,8 @@ def fit(curve: KLCurve, *, limit: float | None = None, seed: int = 0, resamples:
         seed, resamples: of the bootstrap.
 
     Returns:
-        Figures of docs/metrics.md, "Overoptimization"; None where fewer than three points beyond the start lie within
-        the limit, which determine no law and leave nothing over to doubt it by.
+        None where fewer than three points beyond the start lie within the limit: they determine no law and leave
+        nothing over to test it by.
     """
     distance = distances(curve.kl.mean(1))
     inside = distance > 0
@@ -83,58 +143,56 @@ def fit(curve: KLCurve, *, limit: float | None = None, seed: int = 0, resamples:
     gains = curve.gold - curve.gold[:1]  # paired: what the prompts differ in is gone
     weights = np.where(inside, _weights(gains, inside), 0.0)
     means = resampled_means(np.stack([gains, curve.kl]), seed, resamples)  # [2, B, C]
-    drawn = distances(means[1])
+    resampled = distances(means[1])
     alpha, beta_law = fit_law(distance, gains.mean(1), weights, curve.source)
-    alphas, betas = fit_law(drawn, means[0], weights, curve.source)
-    sound = np.isfinite(alphas)
-    if not np.isfinite(alpha) or not sound.any():
+    alphas, betas = fit_law(resampled, means[0], weights, curve.source)
+    finite = np.isfinite(alphas)
+    if not np.isfinite(alpha) or not finite.any():
         return None
-    alphas, betas = alphas[sound], betas[sound]
+    alphas, betas = alphas[finite], betas[finite]
     peak, peaks = law_peak(alpha, beta_law, curve.source), law_peak(alphas, betas, curve.source)
     grid = np.linspace(0, distance.max(), GRID)
     lines = np.array([law_gain(at, alphas, betas, curve.source) for at in grid])
-    return {
-        "formula": FORMULA[curve.source],
-        "limit": limit,
-        "points": int(inside.sum()),
-        "alpha": _estimate(alpha, alphas),
-        "beta_law": _estimate(beta_law, betas),
-        "peak_distance": _estimate(peak, peaks),
-        "peak_gain": _estimate(_at_peak(alpha, beta_law, curve.source), _at_peak(alphas, betas, curve.source)),
-        "turns": float(np.mean(np.isfinite(peaks))),
-        **_lack_of_fit(curve, gains, distance, inside, weights),
-        "curve": [
-            {"distance": float(at), "gain": float(law_gain(at, alpha, beta_law, curve.source)), **interval(line)}
+    largest_miss, p_value = _lack_of_fit(curve, gains, distance, inside, weights)
+    return LawFit(
+        formula=FORMULA[curve.source],
+        limit=limit,
+        points=int(inside.sum()),
+        alpha=_estimate(alpha, alphas),
+        beta_law=_estimate(beta_law, betas),
+        peak_distance=_estimate(peak, peaks),
+        peak_gain=_estimate(_at_peak(alpha, beta_law, curve.source), _at_peak(alphas, betas, curve.source)),
+        turns=float(np.mean(np.isfinite(peaks))),
+        largest_miss=largest_miss,
+        p_value=p_value,
+        curve=[
+            LawPoint(float(at), float(law_gain(at, alpha, beta_law, curve.source)), *interval(line))
             for at, line in zip(grid, lines, strict=True)
         ],
-    }
+    )
 
 
-def cost_of_following_law(curve: KLCurve, peak: int, predicted: float | None) -> Figures:
+def cost_of_following_law(curve: KLCurve, peak: int, predicted: float | None) -> CostOfFollowingLaw:
     """What it costs to go exactly as far as a law says: gold of the peak minus gold there, in pairs.
 
     Args:
         curve: measured on the prompts to report on, which neither the law nor the peak saw.
-        peak: the point where gold was found best.
-        predicted: the law's distance; None where it never turns, which stands for the furthest point.
-
-    Returns:
-        "distance" in fact gone, "beyond" whether the law points further than anything was measured, "gold" there
-        (interpolated between the two points around it), "lost" against the peak.
+        peak: the point where gold was measured best.
+        predicted: the law's distance; None where it has no peak, which stands for the furthest point.
     """
     distance = distances(curve.kl.mean(1))
-    order = np.argsort(distance, kind="stable")
-    at = float(distance.max()) if predicted is None else min(predicted, float(distance.max()))
+    order, furthest = np.argsort(distance, kind="stable"), float(distance.max())
+    at = furthest if predicted is None else min(predicted, furthest)
     gold = np.array([np.interp(at, distance[order], values) for values in curve.gold[order].T])
-    beyond = predicted is None or predicted > float(distance.max())
-    return {"distance": at, "beyond": beyond, "gold": paired(gold), "lost": paired(curve.gold[peak] - gold)}
+    beyond = predicted is None or predicted > furthest
+    return CostOfFollowingLaw(at, beyond, paired(gold), paired(curve.gold[peak] - gold))
 
 
-def paired(values: Float[np.ndarray, " P"]) -> Figures:
+def paired(values: Float[np.ndarray, " P"]) -> PairedMean:
     """Mean over prompts with its standard error and 95 % interval (Student's t)."""
     mean, error = float(values.mean()), standard_error(values)
     half = float(stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1)) * error
-    return {"mean": mean, "se": error, "low": mean - half, "high": mean + half}
+    return PairedMean(mean, error, mean - half, mean + half)
 
 
 def _lack_of_fit(
@@ -143,7 +201,7 @@ def _lack_of_fit(
     distance: Float[np.ndarray, " C"],
     inside: Bool[np.ndarray, " C"],
     weights: Float[np.ndarray, " C"],
-) -> Figures:
+) -> tuple[float, float | None]:
     """Whether the curve departs from the law by more than noise: Hotelling's T² of what the fit leaves over.
 
     What is left at C points after two parameters lies in C − 2 dimensions. Its noise is estimated from the prompts, in
@@ -165,7 +223,7 @@ def _lack_of_fit(
         if np.linalg.matrix_rank(spread) == free:
             t2 = prompts * float(left @ np.linalg.solve(spread, left))
             p_value = float(stats.f.sf(t2 * (prompts - free) / (free * (prompts - 1)), free, prompts - free))
-    return {"largest_miss": float(miss.max()), "p_value": p_value}
+    return float(miss.max()), p_value
 
 
 def _spent(distance: np.ndarray, source: Source) -> np.ndarray:
@@ -206,14 +264,16 @@ def standard_error(values: Float[np.ndarray, " P"]) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def interval(draws: Float[np.ndarray, " B"]) -> dict[str, float | None]:
-    """The middle 95 % of draws, each end one of them, since a mean of two could be infinity minus infinity."""
+def interval(draws: Float[np.ndarray, " B"]) -> tuple[float | None, float | None]:
+    """The middle 95 % of draws, each end one of them, since a mean of two could be infinity minus infinity; None is
+    infinite.
+    """
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
-    return {"low": _finite(low), "high": _finite(high)}
+    return _finite(low), _finite(high)
 
 
-def _estimate(value: Any, draws: Float[np.ndarray, " B"]) -> dict[str, float | None]:
-    return {"value": _finite(value), **interval(draws)}
+def _estimate(value: Any, draws: Float[np.ndarray, " B"]) -> Estimate:
+    return Estimate(_finite(value), *interval(draws))
 
 
 def _finite(value: Any) -> float | None:

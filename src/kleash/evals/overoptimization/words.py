@@ -5,59 +5,32 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from kleash.evals.overoptimization.analysis import EARLY
+from kleash.evals.estimates import Estimate, PairedMean
+from kleash.evals.overoptimization.analysis import EARLY, Analysis
 from kleash.evals.overoptimization.curve import point_name
-from kleash.evals.overoptimization.law import LEVEL, Figures
+from kleash.evals.overoptimization.law import LEVEL, LawFit
 
 ONE_TEXT = 0.5
 """Share of responses to different prompts that may be one text before gold is doubted."""
 
 
-def in_words(analysis: Figures) -> dict[str, str]:
+def in_words(analysis: Analysis) -> dict[str, str]:
     """What an analysis says, in plain words with its figures: `peak_test`, `recommended` and `law`."""
-    points, peak, peak_test, recommended = (analysis[key] for key in ("points", "peak", "peak_test", "recommended"))
-    best, end, choice = points[peak["index"]], points[-1], points[recommended["index"]]
-
-    def name(row: Figures) -> str:
-        return point_name(analysis["source"], row["point"])
-
-    def change(figures: Figures) -> str:
-        return f"{figures['mean']:.2f} [{figures['low']:.2f}, {figures['high']:.2f}]"
-
-    where = (
-        f"{name(best)} (√KL {best['distance']['value']:.2f}, gold {best['gold']['mean']:.2f}; best in "
-        f"{peak['share']:.0%} of resamples)"
-    )
-    rise = peak_test["proxy_rose"]
-    proxy = " while the proxy rose" if rise["low"] > 0 else ", and the proxy moved"
-    fall, gain = change(peak_test["gold_fell"]), change(peak_test["gold_gained"])
-    sentence = {
-        "turned": f"Gold turned: best at {where}, it lies {fall} lower at {name(end)}{proxy} by {change(rise)}.",
-        "not yet": f"Gold has not turned: it is best at the end, at {where}, {gain} above the start.",
-        "cannot tell": f"The data cannot tell whether gold has turned: it looks best at {where}, and what it lost up "
-        f"to {name(end)} is {fall}.",
-    }[peak_test["outcome"]]
-    if peak_test["outcome"] == "cannot tell" and best is end:
-        sentence = (
-            f"The data cannot tell whether gold moved at all: it looks best at the end, at {where}, {gain} above the "
-            "start."
-        )
-    near = "" if recommended["index"] == peak["index"] else ", the nearest within one standard error of the best"
-    distance = points[recommended["index"]]["distance"]["value"]
+    best = point_name(analysis.source, analysis.peak.point)
     return {
-        "peak_test": sentence,
-        "recommended": f"Recommended: {name(choice)}{near}, gold {change(recommended['gold'])} at √KL {distance:.2f}.",
-        "law": _law_in_words(analysis, name(best)),
+        "peak_test": _peak_test_in_words(analysis, best),
+        "recommended": _recommended_in_words(analysis),
+        "law": _law_in_words(analysis, best),
     }
 
 
 def caution(responses: Sequence[str], start: Sequence[str], point: str) -> str | None:
-    """What speaks against a gold that likes a point, as anyone sees who reads it: most responses are one text.
+    """A warning where gold likes a point at which most responses are one text.
 
     A gold reward that shares the proxy's mistakes (a reward model of the same base, say) rises with it to the end.
 
     Args:
-        responses: all at the point to ship, of different prompts.
+        responses: all at the recommended point, of different prompts.
         start: all at the start.
         point: its name.
     """
@@ -65,42 +38,83 @@ def caution(responses: Sequence[str], start: Sequence[str], point: str) -> str |
     share = count / len(responses)
     if share <= ONE_TEXT or share <= 2 * before / len(start):
         return None
-    told = f"“{text[:60]}”" if text.strip() else "empty"
+    example = f"“{text[:60]}”" if text.strip() else "empty"
     return (
-        f"Do not believe it: at {point} {share:.0%} of the responses are {told}. A gold reward that is pleased with "
-        "that has the mistakes of the proxy; take another one, or ask people."
+        f"Warning: {share:.0%} of the responses at {point} are identical ({example}), and the gold reward scores them "
+        "highly. It probably shares the proxy's error; use another or human labels."
     )
 
 
-def _law_in_words(analysis: Figures, best: str) -> str:
-    fitted = analysis["fit"]
-    if fitted is None:
+def _peak_test_in_words(analysis: Analysis, best: str) -> str:
+    peak, test, points = analysis.peak, analysis.peak_test, analysis.points
+    top, end = points[peak.index], points[-1]
+    where = (
+        f"{best} (√KL {_number(top.distance.value)}, gold {top.gold.mean:.2f}; best in {peak.share:.0%} of resamples)"
+    )
+    fall, gain = _between(test.gold_fell), _between(test.gold_gained)
+    if test.outcome == "turned":
+        proxy = " while the proxy rose" if test.proxy_rose.low > 0 else ", and the proxy moved"
+        last = point_name(analysis.source, end.point)
+        return f"Gold turned: best at {where}, it lies {fall} lower at {last}{proxy} by {_between(test.proxy_rose)}."
+    if test.outcome == "not yet":
+        return f"Gold has not turned: it is best at the end, at {where}, {gain} above the start."
+    if top is end:
+        return (
+            f"The data cannot tell whether gold moved at all: it looks best at the end, at {where}, {gain} above the "
+            "start."
+        )
+    return (
+        f"The data cannot tell whether gold has turned: it looks best at {where}, and what it lost up to "
+        f"{point_name(analysis.source, end.point)} is {fall}."
+    )
+
+
+def _recommended_in_words(analysis: Analysis) -> str:
+    choice = analysis.recommended
+    near = "" if choice.index == analysis.peak.index else ", the nearest within one standard error of the best"
+    distance = _number(analysis.points[choice.index].distance.value)
+    name, gold = point_name(analysis.source, choice.point), _between(choice.gold)
+    return f"Recommended: {name}{near}, gold {gold} at √KL {distance}."
+
+
+def _law_in_words(analysis: Analysis, best: str) -> str:
+    law, early = analysis.fit, analysis.early_fit
+    if law is None:
         return "The law cannot be fitted: fewer than three points lie beyond the start."
-    peak, furthest = fitted["peak_distance"], max(row["distance"]["value"] for row in analysis["points"])
-    if fitted["turns"] < LEVEL:
-        said = f"The law cannot tell: it has a peak in {fitted['turns']:.0%} of the resamples only"
-    elif peak["high"] is None or peak["high"] > furthest:
-        said = (
-            f"The law puts the peak at √KL {_number(peak['value'])} [{_number(peak['low'])}, {_number(peak['high'])}], "
-            f"which reaches beyond the furthest point measured, {furthest:.2f}: it cannot tell"
+    sentences = [_peak_of_law(law, best, max(row.distance.value or 0.0 for row in analysis.points))]
+    if law.p_value is not None and law.p_value < 1 - LEVEL:
+        sentences.append(f"The curve departs from the law by more than noise (by up to {law.largest_miss:.2f} gold)")
+    if early is not None and early.cost_of_following_law is not None and analysis.peak_test.outcome == "turned":
+        place = f"it has a peak in {early.turns:.0%} of resamples"
+        if early.turns >= LEVEL:
+            place = f"it puts the peak at √KL {_number(early.peak_distance.value)}"
+        lost = _between(early.cost_of_following_law.lost)
+        sentences.append(
+            f"Fitted only to the first {EARLY:.0%} of the way {place}; following that would lose {lost} gold"
         )
-    else:
-        lost = fitted["cost_of_following_law"]["lost"]
-        said = (
-            f"The law puts the peak at √KL {peak['value']:.2f} [{peak['low']:.2f}, {peak['high']:.2f}]; gold of {best} "
-            f"less gold there is {lost['mean']:.2f} [{lost['low']:.2f}, {lost['high']:.2f}]"
+    return ". ".join(sentences) + "."
+
+
+def _peak_of_law(law: LawFit, best: str, furthest: float) -> str:
+    peak = law.peak_distance
+    if law.turns < LEVEL:
+        return f"The law cannot tell: it has a peak in {law.turns:.0%} of the resamples only"
+    if peak.high is None or peak.high > furthest:
+        return (
+            f"The law puts the peak at √KL {_within(peak)}, which reaches beyond the furthest point measured, "
+            f"{furthest:.2f}: it cannot tell"
         )
-    if fitted["p_value"] is not None and fitted["p_value"] < 1 - LEVEL:
-        said += f". The curve departs from the law by more than noise (by up to {fitted['largest_miss']:.2f} gold)"
-    early = analysis["early_fit"]
-    if early is not None and analysis["peak_test"]["outcome"] == "turned":
-        lost, at = early["cost_of_following_law"]["lost"], _number(early["peak_distance"]["value"])
-        said += f". Fitted to the first {EARLY:.0%} of the way alone it "
-        said += (
-            f"puts it at √KL {at}" if early["turns"] >= LEVEL else f"has a peak in {early['turns']:.0%} of resamples"
-        )
-        said += f"; trusting that would lose {lost['mean']:.2f} [{lost['low']:.2f}, {lost['high']:.2f}] gold"
-    return said + "."
+    assert law.cost_of_following_law is not None
+    lost = _between(law.cost_of_following_law.lost)
+    return f"The law puts the peak at √KL {_within(peak)}; gold of {best} less gold there is {lost}"
+
+
+def _between(figure: PairedMean) -> str:
+    return f"{figure.mean:.2f} [{figure.low:.2f}, {figure.high:.2f}]"
+
+
+def _within(estimate: Estimate) -> str:
+    return f"{_number(estimate.value)} [{_number(estimate.low)}, {_number(estimate.high)}]"
 
 
 def _number(value: float | None) -> str:
