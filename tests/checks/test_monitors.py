@@ -46,14 +46,14 @@ def test_a_hold_out_that_orders_the_other_way_is_seen() -> None:
     groups = [group("z", "z z y", "z z z", "y y")]
     reward, other = Letters("z"), Letters("y")
     along, against = (watch(groups, reward(groups), validation_reward=held) for held in (reward, other))
-    assert along["validation_agreement"] == pytest.approx(1.0)
-    assert against["validation_agreement"] is not None and against["validation_agreement"] < 0
+    assert along["validation_reward_agreement"] == pytest.approx(1.0)
+    assert against["validation_reward_agreement"] is not None and against["validation_reward_agreement"] < 0
     assert against["validation_reward"] == pytest.approx(0.75)
 
 
 def test_two_rewards_of_which_one_never_varies_have_no_agreement() -> None:
     groups = [group("z", "z z")]
-    assert watch(groups, Letters("z")(groups), validation_reward=Letters("x"))["validation_agreement"] is None
+    assert watch(groups, Letters("z")(groups), validation_reward=Letters("x"))["validation_reward_agreement"] is None
 
 
 def test_the_spread_of_an_ensemble_inside_a_composition_is_found() -> None:

@@ -9,7 +9,7 @@ from kleash.checks import reward_checks
 from kleash.checks.check import Check
 from kleash.checks.reward_checks import OnPolicyExcess
 from kleash.checks.sample_stats import ExcessNLL
-from kleash.evals.preference import preference_report
+from kleash.evals.preference_report import preference_report
 from kleash.evals.probes import PROBES, probe_report
 from kleash.evals.skipped import Skipped
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import data_checks, reward_checks, sft_checks
 from kleash.checks.check import LOOK, Check, Verdict, answer, changed, verdict
-from kleash.checks.example_prompts import prompts
+from kleash.checks.probe_prompts import prompts
 from kleash.checks.sample_stats import describe, prompt_effect, responses_of, sample, usual_length
 from kleash.checks.sft_checks import Agreement
 from kleash.data.chat import encode, encode_all, encode_prompt, end_ids
@@ -28,7 +28,7 @@ from kleash.data.formats import read_groups
 from kleash.data.group import EncodedGroup, Group, Preference, Response
 from kleash.data.split import comparison, demonstration, hold_out, imitated
 from kleash.errors import InputError, ModelError
-from kleash.evals.preference import preference_report, wilson
+from kleash.evals.preference_report import preference_report, wilson
 from kleash.models.load import context_length, load_policy, load_reward_model
 from kleash.rewards.learned import score_encoded
 from kleash.rewards.reward import Reward, build_reward

@@ -13,7 +13,7 @@ from kleash.checks.check import LOOK, Check, answer
 from kleash.checks.reward_checks import OnPolicyExcess
 from kleash.checks.sample_stats import excess_nll
 from kleash.data.group import EncodedGroup, Group, Preference
-from kleash.evals.preference import ceiling_bounds, sign_test
+from kleash.evals.preference_report import ceiling_bounds, sign_test
 from kleash.models.load import load_policy
 from kleash.run import read_record, sha256_of
 

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from kleash.data.group import Group, Response
-from kleash.evals.policy import diversity
+from kleash.evals.policy_stats import diversity
 from kleash.rewards.reward import Parts, Reward
 
 SHOWN_GROUPS = 4
@@ -40,7 +40,7 @@ def watch(
 
     Returns:
         What `describe_responses` gives; of the parts the means; `validation_reward`, its mean score, and
-        `validation_agreement`, the rank correlation of both rewards over the responses.
+        `validation_reward_agreement`, the rank correlation of both rewards over the responses.
     """
     figures: dict[str, float | None] = describe_responses(groups)
     for figure in ("spread", "distance", "outside"):
@@ -51,7 +51,7 @@ def watch(
         validation = validation_reward(groups)
         figures |= {
             "validation_reward": float(validation.mean()),
-            "validation_agreement": _agreement(scores.cpu(), validation),
+            "validation_reward_agreement": _agreement(scores.cpu(), validation),
         }
     return figures
 

@@ -10,7 +10,7 @@ import numpy as np
 from kleash.checks.check import Check, answer
 from kleash.checks.reward_checks import beyond_length
 from kleash.checks.sft_checks import ENDS
-from kleash.evals.preference import PreferenceReport
+from kleash.evals.preference_report import PreferenceReport
 
 ENTROPY_LEFT = 0.2
 """Share of the first rollout's entropy that may be left before it is reported."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from kleash.checks.check import LOOK, Check, answer
 from kleash.checks.sample_stats import ExcessNLL
-from kleash.evals.preference import PreferenceReport, ReliabilityBin, wilson
+from kleash.evals.preference_report import PreferenceReport, ReliabilityBin, wilson
 from kleash.evals.probes import ProbeResult
 from kleash.evals.skipped import Skipped
 

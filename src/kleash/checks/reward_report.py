@@ -23,11 +23,11 @@ from kleash.data.chat import encode, encode_all
 from kleash.data.formats import write_groups
 from kleash.data.group import EncodedGroup, Group, Preference, Ranking
 from kleash.errors import ConfigError, DataError
-from kleash.evals.best_of_n_curve import BestOfK, best_of_n_curve
+from kleash.evals.best_of_n_report import BestOfK, best_of_n_curve
 from kleash.evals.bias import BiasReport, bias_report
 from kleash.evals.learning_curve import LearningCurve, learning_curve
 from kleash.evals.noise import LabelNoise, disagreement, lapse_model
-from kleash.evals.preference import PreferenceReport, ceiling_bounds, preference_report
+from kleash.evals.preference_report import PreferenceReport, ceiling_bounds, preference_report
 from kleash.evals.probes import ProbeResult, probe_groups, probe_report
 from kleash.evals.skipped import Skipped
 from kleash.evals.strata import Partition, quartiles, strata_report

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from kleash.checks.check import LOOK, Check, answer
 from kleash.checks.sample_stats import Responses, Samples
-from kleash.evals.preference import wilson
+from kleash.evals.preference_report import wilson
 
 ENDS = 0.5
 """Share of the expected ends that samples should reach: below it a policy mostly trains on fragments."""

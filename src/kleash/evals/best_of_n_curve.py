@@ -1,61 +1,85 @@
-"""What best of k gives and how far it is from the policy, from a scored pool of n responses to each prompt."""
+"""Best of n: what the best of k responses is worth, for every k up to n, from one pool of n.
+
+Formulas: docs/metrics.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from math import log
 
 import numpy as np
+from jaxtyping import Real
+from torch import Tensor
 
-from kleash.data.group import Group
-from kleash.evals.best_of_n import best_of_k, kl_bound, kl_of_best_of_k
-from kleash.evals.estimates import MeanSE
-from kleash.evals.policy import mean_se
-
-
-@dataclass(frozen=True)
-class BestOfK:
-    """The best of k of a pool's n responses to a prompt."""
-
-    k: int
-    """How many to choose from."""
-    score: MeanSE
-    """Mean over prompts of Σᵢ C(i−1, k−1)/C(n, k) · vᵢ, the i-th of the pool's n in ascending order of the reward, tied
-    ones at the mean of their v, with v the reward itself."""
-    kl: MeanSE
-    """Estimate of KL(best of k ‖ π) in nats from the pool itself: Σ q log(q/p) over its different rewards in ascending
-    order, p their share of the pool, F the share up to them, q = F^k − (F − p)^k. Right where responses are likely or
-    tie, too; where none tie it is low by about 0.05 at k = n."""
-    kl_bound: float
-    """log k − (k − 1)/k ≥ KL(best of k ‖ π), in nats."""
-    gold: MeanSE | None = None
-    """`score` with v another reward, where `--gold` names one: it measures and does not choose."""
+Array = np.ndarray | Tensor
 
 
-def best_of_n_curve(
-    pool: Sequence[Group], scores: Sequence[Sequence[float]], gold: Sequence[Sequence[float]] | None = None
-) -> list[BestOfK]:
-    """What best of k gives and how far it is from the policy, k = 1 … n."""
-    chosen_by = np.array([one_score_a_text(*both) for both in zip(pool, scores, strict=True)], dtype=np.float64)
-    score = best_of_k(np.array(scores), chosen_by=chosen_by)
-    true_score = None if gold is None else best_of_k(np.array(gold), chosen_by=chosen_by)
-    kl = kl_of_best_of_k(chosen_by)
-    return [
-        BestOfK(
-            k=k,
-            score=mean_se(score[:, k - 1]),
-            kl=mean_se(kl[:, k - 1]),
-            kl_bound=kl_bound(k),
-            gold=None if true_score is None else mean_se(true_score[:, k - 1]),
-        )
-        for k in range(1, chosen_by.shape[1] + 1)
-    ]
+def best_of_k(values: Real[Array, "P N"], *, chosen_by: Real[Array, "P N"]) -> Real[np.ndarray, "P N"]:
+    """Expected value of the response that a reward likes best among k of a pool, for k = 1 … n.
+
+    The mean over all C(n, k) subsets, which is unbiased for k fresh samples: in ascending order of the reward the i-th
+    response is the best of C(i−1, k−1) of them (Nakano et al. 2021, arXiv:2112.09332, §I; Gao et al. 2022,
+    arXiv:2210.10760, §2.3). Responses between which the reward sees no difference are chosen with equal chance.
+
+    Args:
+        values: what is measured: the reward itself, or a gold value.
+        chosen_by: the reward that chooses.
+
+    Returns:
+        Column k − 1 is best of k.
+    """
+    measured, reward = (np.asarray(array, dtype=np.float64) for array in (values, chosen_by))
+    order = np.argsort(reward, axis=1, kind="stable")
+    reward = np.take_along_axis(reward, order, 1)
+    measured = np.take_along_axis(measured, order, 1)
+    for row in range(len(reward)):
+        _, block = np.unique(reward[row], return_inverse=True)
+        measured[row] = (np.bincount(block, measured[row]) / np.bincount(block))[block]
+    return measured @ _weights(reward.shape[1]).T
 
 
-def one_score_a_text(group: Group, scores: Sequence[float]) -> list[float]:
-    """The scores, where a text that occurs again has the one of its first: rounding must not make it a better one."""
-    first: dict[tuple[str, bool], float] = {}
-    return [
-        first.setdefault((response.text, response.finished), score)
-        for response, score in zip(group.responses, scores, strict=True)
-    ]
+def kl_of_best_of_k(chosen_by: Real[Array, "P N"]) -> Real[np.ndarray, "P N"]:
+    """KL(best of k ‖ policy) in nats, estimated from the pool itself, for k = 1 … n.
+
+    Best of k changes the odds between rewards and not within one, so that the KL is Σ q log(q/p) over the rewards that
+    differ, in ascending order: p is a reward's share of the pool, F the share up to it, q = F^k − (F − p)^k. Exact in
+    the limit of a large pool, ties and likely responses included, where `kl_bound` is too high; where no two tie it is
+    too low by about 0.05 nats at k = n.
+
+    Args:
+        chosen_by: the reward that chooses; the same response must have the same reward.
+
+    Returns:
+        Column k − 1 is best of k.
+    """
+    rewards = np.asarray(chosen_by, dtype=np.float64)
+    powers = np.arange(1, rewards.shape[1] + 1)
+    estimates = np.empty(rewards.shape)
+    for row, pool in enumerate(rewards):
+        share = np.unique(pool, return_counts=True)[1] / len(pool)
+        upto = np.cumsum(share)[:, None]
+        chosen = upto**powers - (upto - share[:, None]).clip(0) ** powers
+        ratio = np.where(chosen > 0, chosen / share[:, None], 1.0)
+        estimates[row] = (chosen * np.log(ratio)).sum(0)
+    return estimates
+
+
+def _weights(n: int) -> np.ndarray:
+    """Row k − 1: C(i−1, k−1) / C(n, k) for the places i = 1 … n.
+
+    From the last place, k/n, downwards: C(i−2, k−1) = C(i−1, k−1) · (i−k)/(i−1). No binomial is ever written out.
+    """
+    k = np.arange(1, n + 1)
+    weights = np.empty((n, n))
+    weights[:, n - 1] = k / n
+    for i in range(n, 1, -1):
+        weights[:, i - 2] = weights[:, i - 1] * np.maximum(i - k, 0) / (i - 1)
+    return weights
+
+
+def kl_bound(k: int) -> float:
+    """The most that KL(best of k ‖ policy) can be, in nats: log k − (k − 1)/k (Beirami et al. 2024, arXiv:2401.01879).
+
+    Reached where no response has a sizeable probability and no two have one reward.
+    """
+    return log(k) - (k - 1) / k

@@ -14,7 +14,7 @@ from scipy import optimize, stats
 from scipy.special import expit, xlogy
 
 from kleash.evals.estimates import Estimate
-from kleash.evals.preference import wilson
+from kleash.evals.preference_report import wilson
 
 Bounds = tuple[float, float]
 

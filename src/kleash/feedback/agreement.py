@@ -15,7 +15,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from kleash.data.group import Group
-from kleash.evals.preference import wilson
+from kleash.evals.preference_report import wilson
 from kleash.feedback.store import Store, Vote
 
 CATEGORIES = ("first", "second", "tie", "both_bad")

@@ -22,8 +22,8 @@ import torch
 from kleash.checks.artifact import votes_agree
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference
-from kleash.evals.policy import mean_se
-from kleash.evals.preference import wilson
+from kleash.evals.policy_stats import mean_se
+from kleash.evals.preference_report import wilson
 from kleash.lab import pretrain
 from kleash.lab.labellers import Labellers
 from kleash.lab.world import World

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group
-from kleash.evals.policy import mean_se
+from kleash.evals.policy_stats import mean_se
 from kleash.lab import demo, roads
 from kleash.lab.world import World
 from kleash.stages import generate, grpo

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kleash.evals.policy import mean_se
+from kleash.evals.policy_stats import mean_se
 from kleash.lab.world import World
 
 Rows = Sequence[Mapping[str, Any]]

@@ -17,8 +17,8 @@ import numpy as np
 from kleash.data.chat import end_ids
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Scores
-from kleash.evals.best_of_n import best_of_k, kl_of_best_of_k
-from kleash.evals.policy import mean_se
+from kleash.evals.best_of_n_curve import best_of_k, kl_of_best_of_k
+from kleash.evals.policy_stats import mean_se
 from kleash.feedback.constitution import Constitution
 from kleash.lab import judges
 from kleash.lab.bench import labelled

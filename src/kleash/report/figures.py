@@ -165,7 +165,7 @@ MONITORS = {
     "advantage_sd": "spread of the advantages",
     "spread": "disagreement of the ensemble",
     "validation_reward": "reward model on other labels",
-    "validation_agreement": "its agreement with the proxy",
+    "validation_reward_agreement": "its agreement with the proxy",
     "distance": "distance from its training",
     "outside": "share outside its range",
 }

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from kleash.errors import GateError
-from kleash.evals.preference import wilson
+from kleash.evals.preference_report import wilson
 from kleash.feedback.opening import opened
 from kleash.sampling.asking import Asking
 from kleash.sampling.chat import Chat

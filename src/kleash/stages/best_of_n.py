@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Scores
-from kleash.evals.best_of_n_curve import best_of_n_curve
+from kleash.evals.best_of_n_report import best_of_n_curve
 from kleash.rewards.composition import content_of
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import fingerprint

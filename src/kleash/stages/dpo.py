@@ -34,8 +34,8 @@ from kleash.data.group import EncodedGroup, Group, Ranking, Scores
 from kleash.data.split import best_against_worst, comparison, read_split
 from kleash.errors import DataError
 from kleash.evals.estimates import MeanSE, as_json
-from kleash.evals.policy import mean_se
-from kleash.evals.preference import PreferenceReport
+from kleash.evals.policy_stats import mean_se
+from kleash.evals.preference_report import PreferenceReport
 from kleash.models.forward import check_forward, response_logprobs
 from kleash.models.load import autocast, context_length, freeze, frozen_copy, load_policy, save_model
 from kleash.models.lora import lora_off, merge_lora

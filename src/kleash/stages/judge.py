@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from kleash.checks import judges
+from kleash.checks import judge_checks
 from kleash.checks.check import verdict
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference
@@ -72,7 +72,7 @@ def run(config: JudgeConfig, *, chat: Chat | None = None) -> Path:
         results["injections"] = probe(judge, groups, judgements, config.injections) if config.injections else None
         results |= {"usage": asked.figures(), "mixed_in": len(mixed_in)}
         store.record(groups, [judgement.verdict for judgement in judgements])
-    gate = results["gate"] = verdict(judges.judge(results, max_failures=config.max_failures))
+    gate = results["gate"] = verdict(judge_checks.judge(results, max_failures=config.max_failures))
     refused = not gate["passed"] and not config.force
     where = beside(config.out, "refused") if refused else config.out
     write_groups(chain(_labelled(groups, judgements), mixed_in), where)

@@ -27,7 +27,7 @@ from kleash.data.formats import to_row
 from kleash.data.group import EncodedGroup, Group, Response
 from kleash.data.split import prompt_only, read_usable
 from kleash.errors import ConfigError, InputError
-from kleash.evals.best_of_n_curve import one_score_a_text
+from kleash.evals.best_of_n_report import one_score_a_text
 from kleash.evals.estimates import as_json
 from kleash.evals.overoptimization import (
     Analysis,
@@ -127,7 +127,8 @@ def run(config: OveroptConfig, *, proxy: Reward | None = None, gold: Reward | No
             check_parents(folder, role=role, parent=getattr(config, role), force=config.force)
     measuring = _measuring(config, proxy, gold)
     names = [name_of(prompt.source.prompt) for prompt in measuring.prompts]
-    choose = dict(zip(names, choosing_prompts(names, share=config.choose_share, seed=config.seed), strict=True))
+    choose = choosing_prompts(names, share=config.choose_share, seed=config.seed)
+    half = {name: "choose" if chooses else "report" for name, chooses in zip(names, choose, strict=True)}
 
     rows = _finished_rows(folder)
     finished = {(row["source"], row["step"]) for row in rows}
@@ -135,13 +136,13 @@ def run(config: OveroptConfig, *, proxy: Reward | None = None, gold: Reward | No
     with Progress(len(points), "overopt") as progress:
         for number, point in enumerate(points, start=1):
             policy = measuring.start if point.step == 0 else load_policy(point.weights, device=config.device)[0]
-            new = [{**row, "half": _half(row, choose)} for row in measure(point, policy, measuring)]
+            new = [{**row, "half": half[name_of(row["prompt"])]} for row in measure(point, policy, measuring)]
             folder.append("samples.jsonl", new)
             means = {key: float(np.mean([row[key] for row in new])) for key in ("gold", "proxy", "kl")}
             folder.log(point.step, {"source": point.source, **means})  # the point is finished from here on
             rows += new
             progress.update(number, **means)
-    return _conclude(folder, rows, measuring, np.array(list(choose.values())), seed=config.seed)
+    return _conclude(folder, rows, measuring, choose, seed=config.seed)
 
 
 def measure(point: Point, policy: PreTrainedModel, measuring: Measuring) -> list[Row]:
@@ -392,10 +393,6 @@ def _finished_rows(folder: RunFolder) -> list[Row]:
     for name, content in (("metrics.jsonl", metrics), ("samples.jsonl", rows)):
         write_text(folder.path / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content))
     return rows
-
-
-def _half(row: Row, choose: Mapping[str, bool]) -> str:
-    return "choose" if choose[name_of(row["prompt"])] else "report"
 
 
 def _one_score_a_text(pool: Sequence[Mapping[str, Any]]) -> list[float]:

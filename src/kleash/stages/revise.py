@@ -18,8 +18,8 @@ from typing import Any
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Message, Response
 from kleash.data.split import demonstration, read_usable
-from kleash.evals.evasiveness import refusal_report
 from kleash.evals.judging import Report, share
+from kleash.evals.refusals import refusal_report
 from kleash.feedback.constitution import Constitution
 from kleash.feedback.prompts import critique_request, revision_request, turns_of
 from kleash.progress import Progress

@@ -43,7 +43,7 @@ from kleash.data.group import EncodedGroup, Preference, Ranking
 from kleash.data.split import comparison, demonstration, imitated, read_split, read_usable
 from kleash.evals.estimates import as_json
 from kleash.evals.learning_curve import LearningCurve
-from kleash.evals.preference import UNKNOWN, PreferenceReport
+from kleash.evals.preference_report import UNKNOWN, PreferenceReport
 from kleash.evals.skipped import Skipped, or_skip
 from kleash.models.compute import Compute
 from kleash.models.forward import check_forward, head_scores

@@ -29,7 +29,7 @@ def test_samples_of_a_run_make_its_road_and_responses_to_one_prompt_count_togeth
     np.testing.assert_allclose(made.gold, [[-0.5, -0.5], [4.5, 4.5]])
     np.testing.assert_allclose(made.proxy, [[0.5, 0.5], [50.5, 50.5]])
     with pytest.raises(DataError, match="step 5 was measured on other prompts than step 0"):
-        checkpoints_curve([row for row in rows if (row.step, row.prompt) != (5, "a")])
+        checkpoints_curve([row for row in rows if (row["step"], row["prompt"]) != (5, "a")])
     with pytest.raises(DataError, match="1 checkpoint"):
         checkpoints_curve(rows[:4])
 

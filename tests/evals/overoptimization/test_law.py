@@ -83,7 +83,8 @@ def test_intervals_cover_the_truth_as_often_as_they_say(source: Source) -> None:
     }
     runs = [fit(curve(source, seed=seed), seed=seed, resamples=400) for seed in range(300)]
     for name, value in truth.items():
-        covered = np.mean([f[name].low <= value <= f[name].high for f in runs if f])
+        intervals = [getattr(law, name) for law in runs if law]
+        covered = np.mean([each.low <= value <= each.high for each in intervals])
         assert 0.90 <= covered <= 0.98, name
     assert 0.02 <= np.mean([f.p_value < 0.05 for f in runs if f]) <= 0.10
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from kleash.errors import DataError
-from kleash.evals.best_of_n import best_of_k, kl_of_best_of_k
+from kleash.evals.best_of_n_curve import best_of_k, kl_of_best_of_k
 from kleash.run import derive_seed
 
 Source = Literal["checkpoints", "best-of-n"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kleash.evals.best_of_n import best_of_k, kl_bound, kl_of_best_of_k
+from kleash.evals.best_of_n_curve import best_of_k, kl_bound, kl_of_best_of_k
 
 
 def enumerated(values: np.ndarray, reward: np.ndarray, k: int) -> float:

@@ -10,7 +10,7 @@ from scipy import stats
 
 from kleash.errors import DataError
 from kleash.evals.estimates import as_json
-from kleash.evals.preference import ceiling_bounds, preference_report, sign_test, wilson
+from kleash.evals.preference_report import ceiling_bounds, preference_report, sign_test, wilson
 
 
 def random_pairs(n: int, seed: int = 0):

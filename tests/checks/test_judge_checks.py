@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from kleash.checks.check import verdict
-from kleash.checks.judges import judge
+from kleash.checks.judge_checks import judge
 from kleash.evals.judging import share
 
 

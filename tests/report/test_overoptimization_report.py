@@ -20,7 +20,7 @@ from kleash.evals.overoptimization import (
     in_words,
     law_gain,
 )
-from kleash.report.overoptimization_page import story, write_page
+from kleash.report.overoptimization_report import story, write_page
 from tests.report.test_figures import is_affine, points
 from tests.report.test_html import HOSTILE, Page
 

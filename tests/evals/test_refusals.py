@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from kleash.data.group import Group, Response
-from kleash.evals.evasiveness import refusal, refusal_report, refuses
+from kleash.evals.refusals import refusal, refusal_report, refuses
 from kleash.rewards.reward import build_reward
 
 
@@ -54,6 +54,6 @@ def test_refusals_of_harmful_and_of_harmless_prompts_are_told_apart() -> None:
 
 
 def test_refusals_can_be_scored_on_any_file_of_samples() -> None:
-    reward = build_reward("kleash.evals.evasiveness:refusal")
+    reward = build_reward("kleash.evals.refusals:refusal")
     assert reward([group("I cannot help with that.")]).tolist() == [[1.0, 0.0]]
     assert refusal([], [[{"role": "assistant", "content": "I won't help."}]]) == [1.0]
