@@ -63,7 +63,7 @@ TESTS = {
     "objectives/kl.py": "objectives/test_kl.py objectives/test_group_gradients.py objectives/test_masked_positions.py",
     "objectives/reduce.py": "objectives/test_reduce.py objectives/test_microbatches.py objectives/test_masked_positions.py",
     "objectives/logprobs.py": "objectives/test_logprobs.py",
-    "objectives/ensemble.py": "objectives/test_ensemble.py",
+    "objectives/combine.py": "objectives/test_combine.py",
     "models/forward.py": "models/test_forward.py",
     "models/heads.py": "models/test_heads.py",
     "stages/sft.py": "stages/test_sft.py",
@@ -258,7 +258,7 @@ FAULTS: dict[str, list[Fault | Absent]] = {
         Fault("token_logprobs", "gradient", "flows through the entropy", "with torch.no_grad():  # entr(0)", "with torch.enable_grad():  # entr(0)"),
         Fault("by_chunks", "memory", "plain autograd keeps every chunk", "checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False)", "function(*chunk)"),
     ],
-    "objectives/ensemble.py": [
+    "objectives/combine.py": [
         Fault("combine_scores", "sign", "of the penalty", "mean - variance_penalty", "mean + variance_penalty"),
         Fault("combine_scores", "sign", "the best in place of the worst", "scores.amin(-1)", "scores.amax(-1)"),
         Fault("combine_scores", "factor", "2", "mean - variance_penalty", "mean - 2 * variance_penalty"),

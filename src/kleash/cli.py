@@ -241,7 +241,7 @@ def _stage(stage: str) -> Callable[[argparse.Namespace], None]:
             result = run_stage(stage, config)
         finally:
             if stage in ("judge", "revise"):  # a gate that refuses the labels has to show why
-                from kleash.report.labels import show
+                from kleash.report.label_tables import show
 
                 show(getattr(config, "out"))  # noqa: B009
         if isinstance(result, RunFolder):
@@ -261,10 +261,10 @@ def _label(command: argparse.Namespace) -> None:
 
 
 def _import(command: argparse.Namespace) -> None:
-    from kleash.feedback.opening import opened
+    from kleash.labels.open_store import opened
 
     with opened(command.store) as store:
-        from kleash.feedback.files import import_labels
+        from kleash.labels.import_export import import_labels
 
         for source in command.data:
             new = import_labels(store, source, annotator=command.annotator)
@@ -296,7 +296,7 @@ def _print_results(folder: Any, *, as_json: bool) -> None:
     if verdict:
         print(f"{'ok' if verdict['passed'] else 'FAILED'}: {verdict['finding']}", file=sys.stderr)
     if folder.record["stage"] == "overopt":
-        from kleash.report.goodhart import story
+        from kleash.report.overoptimization_report import story
 
         print(f"{story(results)}\n{folder.path / 'report.html'}")
         return

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kleash.evals.judging import injection_report, judge_report, principle_report
-from kleash.evals.preference import wilson
+from kleash.evals.preference_report import wilson
 
 
 def simulated(pairs: int, *, place: float, skill: float, seed: int = 0) -> dict[str, np.ndarray]:

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kleash.checks.attribution import leave_one_out, pieces
 from kleash.data.group import Group
 from kleash.errors import DataError
 from kleash.evals import overoptimization as oo
-from kleash.evals.attribution import leave_one_out, pieces
 
 TRUE = {"rl": (1.0, 0.5), "best-of-n": (1.2, 0.3)}
 

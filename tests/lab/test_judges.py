@@ -10,10 +10,11 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from kleash.data.group import Group, Response
-from kleash.feedback.constitution import Constitution
-from kleash.lab import bench, judges, pretrain
+from kleash.lab import experiment, judges
 from kleash.lab.judges import OVERALL, SMALL, SmallJudge
-from kleash.lab.world import World
+from kleash.lab.world import pretrain
+from kleash.lab.world.small_world import World
+from kleash.labels.constitution import Constitution
 from kleash.models.load import freeze, save_model
 
 
@@ -166,11 +167,11 @@ def test_a_judge_that_has_read_more_judges_better(world, tmp_path):
         Group(group.prompt, judges.written(world, group.prompt_text, rng)[1:])
         for group in world.prompts(500, "test")
     ]  # fmt: skip
-    lead = bench.gold_lead(world, asked)
+    lead = experiment.gold_lead(world, asked)
     found = []
     for folder in judges.school(world, base, tmp_path / "judges"):
         p = [verdict.probability - 0.5 for verdict in SmallJudge.load(folder).compare(asked)]
-        found.append(bench.accuracy(torch.tensor(p, dtype=torch.float64).numpy(), lead))
+        found.append(experiment.accuracy(torch.tensor(p, dtype=torch.float64).numpy(), lead))
     assert len(found) >= 5
     assert all(after > before - 0.03 for before, after in pairwise(found)), found
     assert found[-1] > found[0] + 0.1 and found[-1] > 0.65, found

@@ -12,7 +12,7 @@ from kleash.cli import _run
 from kleash.data.group import Group
 from kleash.errors import ConfigError, GateError, InputError
 from kleash.evals import overoptimization as oo
-from kleash.lab.world import World, gold
+from kleash.lab.world.small_world import World, gold
 from kleash.models.load import load_policy
 from kleash.run import read_jsonl
 from kleash.stages import overopt, ppo

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from kleash.data.group import Group, Response
-from kleash.evals.policy import diversity
+from kleash.evals.policy_stats import diversity
 from kleash.rewards.reward import Parts, Reward
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from kleash.evals.policy import mean_se
-from kleash.evals.preference import preference_report, slope_through_origin, wilson
+from kleash.evals.policy_stats import mean_se
+from kleash.evals.preference_report import preference_report, slope_through_origin, wilson
 
 Report = dict[str, Any]
 

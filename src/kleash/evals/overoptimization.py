@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 
 from kleash.errors import DataError
-from kleash.evals.best_of_n import best_of_k, kl_of_best_of_k
+from kleash.evals.best_of_n_curve import best_of_k, kl_of_best_of_k
 from kleash.run import derive_seed
 
 Law = Literal["rl", "best-of-n"]

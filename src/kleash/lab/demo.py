@@ -19,9 +19,10 @@ import torch
 from kleash.data.chat import encode_all, end_ids
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Response
-from kleash.lab import measure, pretrain, roads
+from kleash.lab import measure, methods
 from kleash.lab.labellers import Labellers
-from kleash.lab.world import World
+from kleash.lab.world import pretrain
+from kleash.lab.world.small_world import World
 from kleash.models.forward import response_logprobs
 from kleash.models.load import load_policy
 from kleash.objectives import kl
@@ -96,9 +97,10 @@ def run(out: Path, *, seed: int = 0, size: Size | None = None, all_roads: bool =
         # The unleashed arm is there to fail, so no gate may stop it.
         runs[name] = timed(name, ppo.run(ppo_config(out, size, seed, files, name, beta), reward=None))
     leashed = ppo_config(out, size, seed, files, "ppo", size.beta)
-    way = roads.Way(world, out, leashed, files["comparisons"], size.judge_steps)
+    way = methods.Way(world, out, leashed, files["comparisons"], size.judge_steps)
     taken = {
-        name: timed(name, take(way)) for name, take in (roads.ROADS | (roads.MORE_ROADS if all_roads else {})).items()
+        name: timed(name, take(way))
+        for name, take in (methods.ROADS | (methods.MORE_ROADS if all_roads else {})).items()
     }
     summary = _summarise(world, out, size, seed, runs)
     timed("measuring", None)
@@ -107,7 +109,7 @@ def run(out: Path, *, seed: int = 0, size: Size | None = None, all_roads: bool =
         "beta": size.beta,
         "seconds": round(time.monotonic() - began, 1),
         "stages": seconds,
-        "roads": {"ppo": roads.travelled(way, "ppo"), **taken},
+        "roads": {"ppo": methods.travelled(way, "ppo"), **taken},
         "reward_model": reward_run.record["results"].get("report"),
         "gates": {
             run.record["stage"] if name not in runs else name: run.record["gates"].get("out")

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from kleash.errors import InputError
 from kleash.report import figures
-from kleash.report.reward import reward_pieces
+from kleash.report.reward_section import reward_pieces
 from kleash.run import read_jsonl, read_record, write_text
 
 Summary = Mapping[str, Any]

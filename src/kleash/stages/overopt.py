@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kleash.checks.attribution import leave_one_out
 from kleash.checks.gates import gate_in
 from kleash.data.batch import GroupBatch
 from kleash.data.chat import encode_all, end_ids
@@ -27,7 +28,6 @@ from kleash.data.group import EncodedGroup, Group, Response
 from kleash.data.split import prompt_only, read_usable
 from kleash.errors import ConfigError, InputError
 from kleash.evals import overoptimization as oo
-from kleash.evals.attribution import leave_one_out
 from kleash.models.forward import response_logprobs
 from kleash.models.inference import micro_batches
 from kleash.models.load import autocast, context_length, freeze, load_policy

@@ -20,7 +20,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import preconditions
+from kleash.checks import data_checks
 from kleash.checks.gates import gate_in
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups, write_groups
@@ -73,7 +73,7 @@ def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedToke
     if report is not None:
         results["report"] = report
         train = _encoded(config, files["reward"], load_tokenizer(config.model))
-        origin = preconditions.origin(config.model, train, device=config.device, dtype=config.dtype)
+        origin = data_checks.origin(config.model, train, device=config.device, dtype=config.dtype)
         reward_model.verdict(folder, report, origin)
     return folder.finish(**results)
 

@@ -33,8 +33,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from kleash.errors import InputError
-from kleash.feedback.queue import Assignment, Ballot, Queue
-from kleash.feedback.store import Annotator
+from kleash.labels.queue import Assignment, Ballot, Queue
+from kleash.labels.store import Annotator
 from kleash.web.render import render, turns, visible
 from kleash.web.security import Guard, Sessions, no
 
@@ -204,7 +204,7 @@ class Pages:
 
     def export(self, request: Request) -> Response:
         """What was labelled, as files in a zip."""
-        from kleash.feedback.files import export_labels  # statistics and files of rows take a while to import
+        from kleash.labels.import_export import export_labels  # statistics and files of rows take a while to import
 
         packed = io.BytesIO()
         with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -251,13 +251,13 @@ class Pages:
         return {"id": assignment.id, "kind": assignment.kind, "html": html}
 
     def _live(self) -> str:
-        from kleash.feedback.agreement import summary
+        from kleash.labels.agreement import summary
 
         template = self._templates.get_template("live.html.jinja")
         return template.render(figures=summary(self.store), people=self.store.annotators())
 
     def _disagreements(self) -> str:
-        from kleash.feedback.agreement import disagreements
+        from kleash.labels.agreement import disagreements
 
         template = self._templates.get_template("disagreements.html.jinja")
         return template.render(disagreements=disagreements(self.store)[:RULED_AT_ONCE])
