@@ -179,9 +179,9 @@ FAULTS: dict[str, list[Fault | Absent]] = {
         Fault("explained_variance", "mask", "off by one", "values, returns = torch.where(mask, values.detach(), 0)", "mask = mask.roll(1, -1)\n    values, returns = torch.where(mask, values.detach(), 0)"),
     ],
     "objectives/advantage.py": [
-        Fault("token_rewards", "sign", "of the leash", "return -beta * torch.where", "return beta * torch.where"),
+        Fault("token_rewards", "sign", "of the KL penalty", "return -beta * torch.where", "return beta * torch.where"),
         Fault("token_rewards", "factor", "2 on β", "return -beta * torch.where", "return -2 * beta * torch.where"),
-        Fault("token_rewards", "divisor", "the leash is a mean of tokens", "return -beta * torch.where(mask, kl, 0)", "return -beta * torch.where(mask, kl, 0) / mask.sum(-1, keepdim=True).clamp(min=1)"),
+        Fault("token_rewards", "divisor", "the KL penalty is a mean of tokens", "return -beta * torch.where(mask, kl, 0)", "return -beta * torch.where(mask, kl, 0) / mask.sum(-1, keepdim=True).clamp(min=1)"),
         Fault("token_rewards", "mask", "the score stands one token early", "(left == 1)", "(left == 2)"),
         Fault("token_rewards", "mask", "the score stands on the last place, padding or not", "last = mask & (left == 1)", "last = torch.zeros_like(mask).index_fill(-1, torch.tensor(mask.shape[-1] - 1), True)"),
         Fault("gae", "sign", "of the value", "* next_value - values[:, t]", "* next_value + values[:, t]"),

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from kleash.checks import outcome_checks
-from kleash.checks.gates import Check, verdict
-from kleash.checks.outcome_checks import Agreement, Origin
+from kleash.checks.gates import Check, check_report
+from kleash.checks.outcome_checks import Agreement, SampledBy
 from kleash.checks.sample_stats import Excess, Responses, Samples
 from kleash.evals.preference_report import preference_report
 from kleash.evals.probes import PROBES, probe_report
@@ -67,7 +67,7 @@ def test_each_fault_of_samples_fails_its_own_check_and_no_other(changes: dict[st
 
 def test_responses_that_heed_no_prompt_are_likelier_after_their_own_half_of_the_time() -> None:
     drawn = np.random.default_rng(0).normal(size=100)
-    assert failed(sft(effect=drawn)) == ["heeds the prompt"]
+    assert failed(sft(effect=drawn)) == ["uses the prompt"]
 
 
 def test_a_loss_that_rose_fails() -> None:
@@ -78,7 +78,7 @@ def test_too_few_samples_leave_a_check_unknown_and_do_not_fail_it() -> None:
     few = replace(HEALTHY, ended=(True, False, False, False), lengths=(1, 9, 1, 2), differ=(True, False), repetition=())
     checks = sft(few, effect=np.array([1.0, -1.0]))
     assert failed(checks) == []
-    assert {name for name, check in checks.items() if check.passed is None} >= {"responses end", "heeds the prompt"}
+    assert {name for name, check in checks.items() if check.passed is None} >= {"responses end", "uses the prompt"}
 
 
 def test_demonstrations_too_long_to_be_sampled_leave_ends_unknown() -> None:
@@ -99,8 +99,8 @@ def test_samples_that_labellers_agree_about_like_coins_are_not_worth_comparing()
 
 
 def test_random_weights_are_noise() -> None:
-    assert outcome_checks.says_something(HEALTHY).passed
-    assert outcome_checks.says_something(replace(HEALTHY, entropy=6.8)).passed is False
+    assert outcome_checks.not_empty(HEALTHY).passed
+    assert outcome_checks.not_empty(replace(HEALTHY, entropy=6.8)).passed is False
 
 
 # --- reward models ---------------------------------------------------------------------------------------------------
@@ -219,10 +219,10 @@ def test_other_probes_that_please_are_named_and_fail_nothing() -> None:
 
 def test_responses_of_the_parent_fail_and_other_peoples_do_not() -> None:
     own, foreign = Excess(0.01, 0.02), Excess(0.9, 0.02)
-    assert outcome_checks.on_policy(Origin(own)).passed
-    assert outcome_checks.on_policy(Origin(foreign)).passed is None
-    assert outcome_checks.on_policy(Origin(foreign, Excess(0.8, 0.02), "base")).passed is None
-    check = outcome_checks.on_policy(Origin(foreign, Excess(0.02, 0.02), "base"))
+    assert outcome_checks.on_policy(SampledBy(own)).passed
+    assert outcome_checks.on_policy(SampledBy(foreign)).passed is None
+    assert outcome_checks.on_policy(SampledBy(foreign, Excess(0.8, 0.02), "base")).passed is None
+    check = outcome_checks.on_policy(SampledBy(foreign, Excess(0.02, 0.02), "base"))
     assert check.passed is False
     assert "base" in check.finding
 
@@ -250,12 +250,12 @@ def test_a_calm_policy_passes_and_what_was_not_logged_is_not_judged() -> None:
     assert all(check.passed for check in checks.values())
 
 
-def test_a_policy_fails_beyond_its_budget_without_ends_or_where_the_hold_out_fell() -> None:
+def test_a_policy_fails_beyond_its_budget_without_ends_or_where_the_validation_reward_fell() -> None:
     assert failed(policy(kl_budget=5.0, kl=9.0)) == ["within the KL budget"]
     assert failed(policy(end_rate=0.2)) == ["responses end"]
-    assert failed(policy(reward=1.0, hold_out=-1.0)) == ["hold-out reward model agrees"]
-    assert failed(policy(reward=1.0, hold_out=1.0)) == []
-    assert failed(policy(reward=-1.0, hold_out=-1.0)) == [], "a run that got worse on both was not hacked"
+    assert failed(policy(reward=1.0, validation_reward=-1.0)) == ["validation reward model agrees"]
+    assert failed(policy(reward=1.0, validation_reward=1.0)) == []
+    assert failed(policy(reward=-1.0, validation_reward=-1.0)) == [], "a run that got worse on both was not hacked"
     assert failed(policy(outside=0.9)) == ["within the reward model's range"]
 
 
@@ -272,8 +272,8 @@ def test_a_verdict_is_told_by_the_first_check_that_failed() -> None:
         Check(name="b", passed=None, finding="who knows"),
         Check(name="c", passed=False, finding="bad", advice="mend it", figures={"x": 1}),
     ]
-    found = verdict(checks)
+    found = check_report(checks)
     assert (found["passed"], found["advice"], found["figures"]) == (False, "mend it", {"x": 1})
     assert found["finding"] == "bad (1 ok, 1 failed, 1 unknown)"
-    assert verdict(checks[:2])["passed"] is True
+    assert check_report(checks[:2])["passed"] is True
     assert [check["name"] for check in found["checks"]] == ["a", "b", "c"]

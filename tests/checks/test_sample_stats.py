@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kleash.checks.sample_stats import describe, excess_surprise, prompt_effect, sample
+from kleash.checks.sample_stats import describe, excess_nll, prompt_effect, sample
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups
 from kleash.data.group import Group, Response
@@ -40,7 +40,7 @@ def sharp_model(tiny_model: Any) -> Any:
 def test_a_models_own_samples_surprise_it_by_no_more_than_its_entropy(
     sharp_model: Any, tiny_tokenizer: Any, limit: int
 ) -> None:
-    found = excess_surprise(sharp_model, sampled(sharp_model, tiny_tokenizer, 1.0, limit))
+    found = excess_nll(sharp_model, sampled(sharp_model, tiny_tokenizer, 1.0, limit))
     assert abs(found.nats) < 3 * found.se
     assert found.se < 0.1, "this would tell nothing"
 
@@ -48,15 +48,13 @@ def test_a_models_own_samples_surprise_it_by_no_more_than_its_entropy(
 def test_other_peoples_responses_surprise_it_more_and_cooler_samples_less(
     sharp_model: Any, tiny_tokenizer: Any
 ) -> None:
-    cool = excess_surprise(sharp_model, sampled(sharp_model, tiny_tokenizer, 0.5, 12))
-    hot = excess_surprise(sharp_model, sampled(sharp_model, tiny_tokenizer, 2.0, 12))
+    cool = excess_nll(sharp_model, sampled(sharp_model, tiny_tokenizer, 0.5, 12))
+    hot = excess_nll(sharp_model, sampled(sharp_model, tiny_tokenizer, 2.0, 12))
     assert cool.nats < -5 * cool.se
     assert hot.nats > 5 * hot.se
 
 
-def test_excess_surprise_is_that_of_plain_transformers(
-    tiny_model: Any, tiny_tokenizer: Any, demonstrations: Path
-) -> None:
+def test_excess_nll_is_that_of_plain_transformers(tiny_model: Any, tiny_tokenizer: Any, demonstrations: Path) -> None:
     groups = encode_all(list(read_groups(demonstrations)), tiny_tokenizer)[0][:8]
     total, tokens = 0.0, 0
     for group in groups:
@@ -65,7 +63,7 @@ def test_excess_surprise_is_that_of_plain_transformers(
         entropy = -(logprobs.exp() * logprobs).sum(-1)
         total += float((-logprobs.gather(-1, ids[0, start:, None]).squeeze(-1) - entropy).sum())
         tokens += len(logprobs)
-    assert excess_surprise(tiny_model, groups).nats == pytest.approx(total / tokens, abs=1e-5)
+    assert excess_nll(tiny_model, groups).nats == pytest.approx(total / tokens, abs=1e-5)
 
 
 def test_the_effect_of_a_prompt_is_the_difference_of_two_plain_log_likelihoods(

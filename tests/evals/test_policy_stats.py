@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kleash.errors import DataError
-from kleash.evals.policy_stats import diversity, drift, mean_se
+from kleash.evals.policy_stats import diversity, kl_per_response, mean_se
 
 
 def test_mean_and_standard_error_by_hand():
@@ -27,11 +27,11 @@ def test_a_nan_is_not_averaged_away():
         mean_se([1.0, float("nan")])
 
 
-def test_drift_by_hand():
+def test_kl_by_hand():
     policy = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, -1.0, -1.0]])
     reference = torch.tensor([[-2.0, -2.5, 0.0], [-1.5, -1.0, 0.0]])
     mask = torch.tensor([[True, True, False], [True, True, False]])
-    figures = drift(policy, reference, mask)
+    figures = kl_per_response(policy, reference, mask)
     assert figures["k1"] == {"mean": pytest.approx((1.5 + 0.5) / 2), "se": pytest.approx(0.5)}
     assert figures["exact"] is None
 
@@ -40,19 +40,19 @@ def test_F4_what_stands_at_a_masked_position_changes_nothing():
     rng = np.random.default_rng(0)
     policy, reference, exact = rng.normal(size=(3, 4, 2, 5))
     mask = rng.random((4, 2, 5)) < 0.6
-    plain = drift(policy, reference, mask, exact=exact)
+    plain = kl_per_response(policy, reference, mask, exact=exact)
     for poison in (np.nan, np.inf):
         spoilt = [np.where(mask, x, poison) for x in (policy, reference, exact)]
-        assert drift(spoilt[0], spoilt[1], mask, exact=spoilt[2]) == plain
+        assert kl_per_response(spoilt[0], spoilt[1], mask, exact=spoilt[2]) == plain
 
 
-def test_exact_drift_and_k1_have_one_expectation():
+def test_exact_kl_and_k1_have_one_expectation():
     rng = np.random.default_rng(0)
     p, q = rng.dirichlet(np.ones(4), size=3), rng.dirichlet(np.ones(4), size=3)  # three positions, independent
     tokens = np.stack([rng.choice(4, size=20_000, p=row) for row in p], 1)
     take = lambda x: np.log(x)[np.arange(3), tokens]  # noqa: E731
     exact = np.broadcast_to((p * np.log(p / q)).sum(-1), tokens.shape)
-    figures = drift(take(p), take(q), np.ones_like(tokens, dtype=bool), exact=exact)
+    figures = kl_per_response(take(p), take(q), np.ones_like(tokens, dtype=bool), exact=exact)
     assert abs(figures["k1"]["mean"] - figures["exact"]["mean"]) < 4 * figures["k1"]["se"]
 
 

@@ -9,40 +9,45 @@ import numpy as np
 import pytest
 
 from kleash.errors import InputError
-from kleash.evals import overoptimization as oo
+from kleash.evals import overoptimization
 from kleash.report.overoptimization_report import story, write_page
 from tests.report.test_figures import is_affine, points
 from tests.report.test_html import HOSTILE, Page
 
 
-def record(law: oo.Law = "rl", *, turns: bool = True, text: str = "so good . so bad .") -> tuple[dict[str, Any], Any]:
+def record(
+    source: overoptimization.Source = "checkpoints", *, turns: bool = True, text: str = "so good . so bad ."
+) -> tuple[dict[str, Any], Any]:
     """A finished run's run.json and shown.json; d = 0 … 5, gold of the law of trained policies or rising."""
     rng = np.random.default_rng(0)
     d = np.linspace(0, 5, 9)
-    gain = oo.law_gain(d, 1.0, 0.6, "rl") if turns else d / 2
+    gain = overoptimization.law_gain(d, 1.0, 0.6, "checkpoints") if turns else d / 2
     gold = gain[:, None] + rng.normal(0, 0.3, (9, 80))
     proxy = d[:, None] + rng.normal(0, 0.3, (9, 80))
     kl = (d**2)[:, None] * (1 + 0.2 * rng.normal(0, 1, (9, 80)))
     names = tuple(map(str, range(80)))
-    road = oo.Road("rl", tuple(range(0, 45, 5)), names, gold, proxy, kl)
-    pools = oo.best_of_n_road(names, gold.T[:, :8], proxy.T[:, :8])
-    choose = oo.choosing(names, share=0.5, seed=0)
-    roads = {each.law: oo.analyse(each, choose=choose, resamples=200) for each in (road, pools)}
-    if law == "best-of-n":
-        del roads["rl"]
+    kl_curve = overoptimization.KLCurve("checkpoints", tuple(range(0, 45, 5)), names, gold, proxy, kl)
+    pools = overoptimization.curve_of_best_of_n(names, gold.T[:, :8], proxy.T[:, :8])
+    choose = overoptimization.choosing(names, share=0.5, seed=0)
+    kl_curves = {
+        each.source: overoptimization.analyse(each, choose=choose, resamples=200) for each in (kl_curve, pools)
+    }
+    if source == "best-of-n":
+        del kl_curves["checkpoints"]
     answer = {
         "response": text, "finished": False, "proxy": 1.0, "gold": -1.0, "kl": 2.0,
         "pieces": [{"text": text, "drop": 0.4}, {"text": "bad", "drop": -0.2}],
     }  # fmt: skip
     shown = {
-        "law": law, "before": roads[law]["peak"]["point"], "after": roads[law]["points"][-1]["point"],
+        "source": source, "before": kl_curves[source]["peak"]["point"],
+        "after": kl_curves[source]["points"][-1]["point"],
         "prompts": [{"prompt": text, "by": "rule", "before": answer, "after": {**answer, "pieces": []}}],
     }  # fmt: skip
-    words = {name: oo.in_words(analysis) for name, analysis in roads.items()}
+    words = {name: overoptimization.in_words(analysis) for name, analysis in kl_curves.items()}
     return {
         "stage": "overopt", "status": "finished", "config": {"gold": text, "seed": 0}, "versions": {"python": "3"},
         "gates": {"in (proxy)": {"passed": False, "finding": text, "forced": True}},
-        "results": {"roads": roads, "words": words},
+        "results": {"roads": kl_curves, "words": words},
     }, shown  # fmt: skip
 
 
@@ -55,12 +60,12 @@ def written(folder: Path, made: tuple[dict[str, Any], Any]) -> str:
 
 @pytest.fixture(scope="module")
 def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("goodhart")
+    folder = tmp_path_factory.mktemp("overoptimization")
     made = record(text=HOSTILE)
     return written(folder, made), folder, made[0]
 
 
-def test_the_page_says_the_verdict_the_law_and_what_to_ship(turned: tuple[str, Path, dict[str, Any]]) -> None:
+def test_the_page_says_the_verdict_the_law_and_what_is_recommended(turned: tuple[str, Path, dict[str, Any]]) -> None:
     page, _, made = turned
     text = Page(page).text
     for words in made["results"]["words"].values():
@@ -85,14 +90,16 @@ def test_the_curve_stands_at_its_distances_and_its_marks_at_its_points(
     turned: tuple[str, Path, dict[str, Any]],
 ) -> None:
     page, _, made = turned
-    road = made["results"]["roads"]["rl"]
+    kl_curve = made["results"]["roads"]["checkpoints"]
     for quantity in ("gold", "proxy"):
-        drawn = points(page, f"goodhart-rl-{quantity}")
-        assert is_affine(drawn[:, 0], [row["distance"]["value"] for row in road["points"]])
-        assert is_affine(drawn[:, 1], [row[quantity]["mean"] for row in road["points"]])
-        assert len(points(page, f"goodhart-best-of-n-{quantity}")) == 4
-        assert f'id="goodhart-peak-{quantity}"' in page and f'id="goodhart-ship-{quantity}"' in page
-    assert len(points(page, "goodhart-rl-law")) == oo.GRID
+        drawn = points(page, f"overoptimization-checkpoints-{quantity}")
+        assert is_affine(drawn[:, 0], [row["distance"]["value"] for row in kl_curve["points"]])
+        assert is_affine(drawn[:, 1], [row[quantity]["mean"] for row in kl_curve["points"]])
+        assert len(points(page, f"overoptimization-best-of-n-{quantity}")) == 4
+        assert (
+            f'id="overoptimization-peak-{quantity}"' in page and f'id="overoptimization-recommended-{quantity}"' in page
+        )
+    assert len(points(page, "overoptimization-checkpoints-law")) == overoptimization.GRID
 
 
 def test_the_picture_is_a_file_of_its_own_with_its_colours(turned: tuple[str, Path, dict[str, Any]]) -> None:
@@ -107,11 +114,11 @@ def test_the_picture_is_a_file_of_its_own_with_its_colours(turned: tuple[str, Pa
 def test_a_run_that_did_not_turn_and_best_of_n_alone_have_their_page_too(tmp_path: Path) -> None:
     made = record(turns=False)
     assert "Gold has not turned yet" in written(tmp_path / "rises", made)
-    made[0]["results"]["roads"]["rl"] |= {"fit": None, "early_fit": None}
-    made[0]["results"]["words"]["rl"]["law"] = "The law cannot be fitted."
+    made[0]["results"]["roads"]["checkpoints"] |= {"fit": None, "early_fit": None}
+    made[0]["results"]["words"]["checkpoints"]["law"] = "The law cannot be fitted."
     assert "The law cannot be fitted." in written(tmp_path / "no-law", made)
     page = written(tmp_path / "pools", record("best-of-n"))
-    assert "R(d) = d (α − β′ d)" in page and "goodhart-rl-gold" not in page
+    assert "R(d) = d (α − β′ d)" in page and "overoptimization-checkpoints-gold" not in page
 
 
 def test_the_story_has_a_line_for_each_point(turned: tuple[str, Path, dict[str, Any]]) -> None:
@@ -119,8 +126,8 @@ def test_the_story_has_a_line_for_each_point(turned: tuple[str, Path, dict[str, 
     lines = story(results).splitlines()
     assert sum(line.startswith(("step ", "the start")) for line in lines) == 9
     assert sum(line.startswith("best of") for line in lines) == 4 + 1
-    assert lines[0] == results["words"]["rl"]["turn"]
-    assert any(line.endswith("gold is best") or line.endswith("gold is best, ship") for line in lines)
+    assert lines[0] == results["words"]["checkpoints"]["peak_test"]
+    assert any(line.endswith("gold is best") or line.endswith("gold is best, recommended") for line in lines)
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:

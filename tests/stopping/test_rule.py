@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from kleash.checks.stopping import EarlyStopping
+from kleash.checks.stopping import Plateau
 
 
 def test_a_run_ends_with_the_rollout_that_is_beyond_the_budget() -> None:
-    stopping = EarlyStopping()
+    stopping = Plateau()
     stopping.see_kl(2.0, 2.0)
     assert stopping.reason is None
     stopping.see_kl(2.5, 2.0)
@@ -12,13 +12,13 @@ def test_a_run_ends_with_the_rollout_that_is_beyond_the_budget() -> None:
 
 
 def test_without_a_budget_no_kl_ends_a_run() -> None:
-    stopping = EarlyStopping()
+    stopping = Plateau()
     stopping.see_kl(1e9, None)
     assert stopping.reason is None
 
 
 def test_patience_counts_measurements_in_a_row_without_a_new_best() -> None:
-    stopping = EarlyStopping()
+    stopping = Plateau()
     for figure in (1.0, 0.5, 1.5, 1.5):
         stopping.see_figure(figure, 2, "gold")
     assert stopping.reason is None, "the third was a new best, the fourth only equals it"

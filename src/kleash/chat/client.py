@@ -1,4 +1,4 @@
-"""Asking a chat model many questions: none is paid for twice, failures are waited out, the budget holds.
+"""Chat client with a response cache, retries with backoff, and a spending limit.
 
 An answer is kept as soon as it is there, under the hash of the question and of who was asked, so an interrupted run
 goes on where it was. A failed attempt is made again after the time that the server asks for, else after half a second,
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from threading import Condition, Event
 from typing import Any, Protocol, runtime_checkable
 
-from kleash.chat.messages import Answer, Chat, Question, TryAgain
+from kleash.chat.messages import Chat, ChatReply, ChatRequest, Retryable
 from kleash.errors import GateError, MachineError
 from kleash.progress import Progress
 
@@ -29,14 +29,14 @@ OVERHEAD = 64
 
 
 @runtime_checkable
-class Memory(Protocol):
+class ResponseCache(Protocol):
     """Where answers are kept."""
 
-    def recall(self, key: str) -> tuple[Answer, float] | None:
+    def recall(self, key: str) -> tuple[ChatReply, float] | None:
         """The answer to a question and what it cost; None where there is none."""
         ...
 
-    def keep(self, key: str, model: str, question: Question, answer: Answer, cost: float) -> None:
+    def keep(self, key: str, model: str, question: ChatRequest, answer: ChatReply, cost: float) -> None:
         """Keep a question with its answer, or with its error."""
         ...
 
@@ -62,12 +62,12 @@ class Usage:
     """Of waiting for answers, all workers together."""
 
 
-class Asking:
-    """A chat model with patience, memory and a purse.
+class ChatClient:
+    """A chat model with retries, a response cache and a spending limit.
 
     Args:
         chat: who is asked.
-        memory: where answers are kept; None keeps none.
+        cache: where answers are kept; None keeps none.
         price: money for a million tokens of prompt and of answer.
         budget: money that the answers may cost, those kept from before included; None: no limit. A question is not
             asked if it could cost more than is left: its bytes bound its tokens.
@@ -77,18 +77,18 @@ class Asking:
         self,
         chat: Chat,
         *,
-        memory: Memory | None = None,
+        cache: ResponseCache | None = None,
         price: tuple[float, float] = (0.0, 0.0),
         budget: float | None = None,
     ) -> None:
-        self.chat, self.memory, self.price, self.budget = chat, memory, price, budget
+        self.chat, self.cache, self.price, self.budget = chat, cache, price, budget
         self.usage = Usage()
         self._reserved = 0.0
         self._lost = 0.0
-        self._purse = Condition()
+        self._budget_lock = Condition()
         self._stop = Event()
 
-    def __call__(self, questions: Sequence[Question], title: str = "ask") -> list[Answer]:
+    def __call__(self, questions: Sequence[ChatRequest], title: str = "ask") -> list[ChatReply]:
         """One answer a question, in their order.
 
         Raises:
@@ -121,19 +121,19 @@ class Asking:
         """What asking took so far."""
         return asdict(replace(self.usage, spent=self.usage.spent + self._lost))
 
-    def _recall(self, key: str) -> Answer | None:
-        kept = self.memory.recall(key) if self.memory is not None else None
+    def _recall(self, key: str) -> ChatReply | None:
+        kept = self.cache.recall(key) if self.cache is not None else None
         if kept is None:
             return None
         answer, cost = kept
         self._count(answer, cost)
         return answer
 
-    def _ask(self, keys: Sequence[str], questions: Sequence[Question]) -> list[Answer]:
-        failure = TryAgain("not asked")
+    def _ask(self, keys: Sequence[str], questions: Sequence[ChatRequest]) -> list[ChatReply]:
+        failure = Retryable("not asked")
         for attempt in range(1, ATTEMPTS + 1):
             got = self._attempt(keys, questions)
-            if not isinstance(got, TryAgain):
+            if not isinstance(got, Retryable):
                 return got
             failure, wait = got, got.after
             if wait is None:
@@ -145,37 +145,39 @@ class Asking:
                 f"{failure}: cannot be reached; start the server, then run the same command again: what was answered "
                 "is kept"
             )
-        return self._keep(keys, questions, [Answer(error=str(failure)) for _ in questions])
+        return self._keep(keys, questions, [ChatReply(error=str(failure)) for _ in questions])
 
-    def _attempt(self, keys: Sequence[str], questions: Sequence[Question]) -> list[Answer] | TryAgain:
+    def _attempt(self, keys: Sequence[str], questions: Sequence[ChatRequest]) -> list[ChatReply] | Retryable:
         """One call, with the most that it can cost set aside meanwhile."""
         bound = sum(self._bound(question) for question in questions)
         self._reserve(bound)
         lost = 0.0
         try:
             return self._keep(keys, questions, self.chat.ask(questions))
-        except TryAgain as failure:
+        except Retryable as failure:
             lost = bound if failure.charged else 0.0
             return failure
         finally:
-            with self._purse:
+            with self._budget_lock:
                 self._reserved -= bound
                 self._lost += lost
-                self._purse.notify_all()
+                self._budget_lock.notify_all()
 
-    def _keep(self, keys: Sequence[str], questions: Sequence[Question], answers: Sequence[Answer]) -> list[Answer]:
+    def _keep(
+        self, keys: Sequence[str], questions: Sequence[ChatRequest], answers: Sequence[ChatReply]
+    ) -> list[ChatReply]:
         for key, question, answer in zip(keys, questions, answers, strict=True):
             cost = self._cost(answer.prompt_tokens, answer.completion_tokens)
-            if self.memory is not None:
-                self.memory.keep(key, self.chat.name, question, answer, cost)
-            with self._purse:
+            if self.cache is not None:
+                self.cache.keep(key, self.chat.name, question, answer, cost)
+            with self._budget_lock:
                 self._count(answer, cost)
                 self.usage.spent += cost
                 self.usage.errors += bool(answer.error) and not answer.refused
                 self.usage.seconds += answer.seconds
         return list(answers)
 
-    def _count(self, answer: Answer, cost: float) -> None:
+    def _count(self, answer: ChatReply, cost: float) -> None:
         self.usage.prompt_tokens += answer.prompt_tokens
         self.usage.completion_tokens += answer.completion_tokens
         self.usage.cost += cost
@@ -183,14 +185,14 @@ class Asking:
     def _cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         return (prompt_tokens * self.price[0] + completion_tokens * self.price[1]) / 1e6
 
-    def _bound(self, question: Question) -> float:
+    def _bound(self, question: ChatRequest) -> float:
         """The most that a question can cost: no tokenizer makes more tokens than there are bytes."""
         size = sum(len(str(turn["content"]).encode()) + OVERHEAD for turn in question.messages)
         return self._cost(size, question.max_tokens)
 
     def _reserve(self, bound: float) -> None:
-        """Take the most that a question can cost out of the purse, as soon as what is under way leaves enough."""
-        with self._purse:
+        """Take the most that a question can cost out of the budget, as soon as what is under way leaves enough."""
+        with self._budget_lock:
             while self.budget is not None and self.usage.cost + self._lost + self._reserved + bound > self.budget:
                 if not self._reserved or self._stop.is_set():
                     raise GateError(
@@ -198,6 +200,6 @@ class Asking:
                         "next question may cost more than is left; raise --budget and run the same command again: "
                         "what was answered is kept"
                     )
-                self._purse.wait(1.0)
+                self._budget_lock.wait(1.0)
             self._reserved += bound
             self.usage.attempts += 1

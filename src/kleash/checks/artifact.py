@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import data_checks, outcome_checks
-from kleash.checks.gates import Check, Verdict, changed, verdict
+from kleash.checks.gates import Check, CheckReport, changed, check_report
 from kleash.checks.outcome_checks import LOOK, Agreement
 from kleash.checks.probe_prompts import prompts
 from kleash.checks.sample_stats import describe, prompt_effect, responses_of, sample, usual_length
@@ -52,7 +52,7 @@ class Findings:
 
     path: str
     kind: str
-    gates: dict[str, Verdict]
+    gates: dict[str, CheckReport]
     """Verdicts by name: those of run.json, and `measured`."""
     notes: tuple[str, ...] = ()
     """What else is to be known, e.g. that a folder is no longer what its verdict speaks of."""
@@ -82,7 +82,7 @@ def check(
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder; give a run, a model folder or a file of rows")
     record = read_record(path) if path.is_dir() else None
-    gates: dict[str, Verdict] = dict(record["gates"]) if record is not None else {}
+    gates: dict[str, CheckReport] = dict(record["gates"]) if record is not None else {}
     notes: list[str] = []
     stale = "out" in gates and changed(path, gates["out"])
     if stale:
@@ -91,7 +91,7 @@ def check(
     if kind is None and not gates:
         raise InputError(f"{path} holds neither a model nor rows nor a finished run; give a folder with config.json")
     if kind is not None and (stale or not gates or data is not None or labeller is not None):
-        gates["measured"] = verdict(measure(path, data=data, labeller=labeller, rows=rows, device=device))
+        gates["measured"] = check_report(measure(path, data=data, labeller=labeller, rows=rows, device=device))
     stage = f"run of {record['stage']}" if record is not None else ""
     return Findings(path=str(path), kind=stage or str(kind), gates=gates, notes=tuple(notes))
 
@@ -161,12 +161,12 @@ def language_model_checks(
         sampled, samples = drawn
         checks = [
             *outcome_checks.sampled(samples, data, chat=chat or data is not None),
-            outcome_checks.says_something(samples),
+            outcome_checks.not_empty(samples),
         ]
         if labeller is not None:
             checks.append(outcome_checks.agrees(agreement(labeller, sampled)))
     if answers:
-        checks.append(outcome_checks.heeds_prompt(prompt_effect(model, answers)))
+        checks.append(outcome_checks.uses_prompt(prompt_effect(model, answers)))
     return [*checks, *_tokenizer(tokenizer), finite]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from kleash.checks.gates import Check
-from kleash.checks.outcome_checks import LOOK, Origin
-from kleash.checks.sample_stats import excess_surprise
+from kleash.checks.outcome_checks import LOOK, SampledBy
+from kleash.checks.sample_stats import excess_nll
 from kleash.data.group import EncodedGroup, Group, Preference
 from kleash.evals.preference_report import ceiling_bounds, sign_test
 from kleash.models.load import load_policy
@@ -71,7 +71,7 @@ def demonstrations(groups: Sequence[Group]) -> list[Check]:
     ]
 
 
-def origin(model: str, groups: Sequence[EncodedGroup], *, device: str, dtype: str) -> Origin:
+def on_policy_check(model: str, groups: Sequence[EncodedGroup], *, device: str, dtype: str) -> SampledBy:
     """Whose samples some training responses are: the model's whose samples will be scored, or its parent's.
 
     Args:
@@ -81,12 +81,12 @@ def origin(model: str, groups: Sequence[EncodedGroup], *, device: str, dtype: st
         dtype: to compute in.
     """
     chosen = groups[:: max(1, len(groups) // ROWS)][:ROWS]
-    own = excess_surprise(load_policy(model, device=device)[0], chosen, dtype=dtype)
+    own = excess_nll(load_policy(model, device=device)[0], chosen, dtype=dtype)
     made_from = ((read_record(Path(model)) or {}).get("inputs") or {}).get("model") if Path(model).is_dir() else None
     if made_from is None or not _still_there(made_from):
-        return Origin(own)
-    parent = excess_surprise(load_policy(made_from["path"], device=device)[0], chosen, dtype=dtype)
-    return Origin(own, parent, made_from["path"])
+        return SampledBy(own)
+    parent = excess_nll(load_policy(made_from["path"], device=device)[0], chosen, dtype=dtype)
+    return SampledBy(own, parent, made_from["path"])
 
 
 def _still_there(fingerprint: dict[str, Any]) -> bool:

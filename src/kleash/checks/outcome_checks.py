@@ -52,7 +52,7 @@ WIDE = 0.2
 """Width of an interval of accuracy that still says something: about 85 pairs at an accuracy of 0.7."""
 
 FOREIGN = 0.1
-"""Excess surprise, in nats a token, from which responses are not the model's own. Rounding and a drop in temperature
+"""Excess NLL, in nats a token, from which responses are not the model's own. Rounding and a drop in temperature
 to 0.95 stay below."""
 
 PARENT = 0.25
@@ -111,7 +111,7 @@ def sft(
     """
     checks = [_learned(before, after, rows)]
     if effect is not None:
-        checks.append(heeds_prompt(effect))
+        checks.append(uses_prompt(effect))
     if samples is None:
         return [*checks, Check(name="samples", passed=None, finding=f"not sampled: {unsampled}")]
     checks += sampled(samples, demonstrations)
@@ -132,9 +132,9 @@ def sampled(samples: Samples, data: Responses | None = None, *, chat: bool = Tru
     return [*checks, _varies(samples)]
 
 
-def heeds_prompt(effect: Float[np.ndarray, " N"]) -> Check:
+def uses_prompt(effect: Float[np.ndarray, " N"]) -> Check:
     """Are responses likelier after their own prompt than after another row's?"""
-    name = "heeds the prompt"
+    name = "uses the prompt"
     if not len(effect):
         return Check(name=name, passed=None, finding="all held-out rows have one prompt")
     wins = float((effect > 0).sum() + 0.5 * (effect == 0).sum())
@@ -253,7 +253,7 @@ def _varies(samples: Samples) -> Check:
     )
 
 
-def says_something(samples: Samples) -> Check:
+def not_empty(samples: Samples) -> Check:
     """Does it prefer any token to the others?"""
     share = samples.entropy / math.log(samples.vocabulary)
     passed = share < NEAR_UNIFORM
@@ -270,7 +270,7 @@ def says_something(samples: Samples) -> Check:
 
 
 @dataclass(frozen=True)
-class Origin:
+class SampledBy:
     """Whose samples the training responses of a reward model are."""
 
     model: Excess
@@ -280,33 +280,35 @@ class Origin:
     parent_path: str = ""
 
 
-def reward_model(report: Mapping[str, Any], *, origin: Origin | None = None) -> list[Check]:
+def reward_model(report: Mapping[str, Any], *, on_policy_check: SampledBy | None = None) -> list[Check]:
     """The gate out of a reward model.
 
     Args:
         report: `evals.preference_report.preference_report` on held-out pairs.
-        origin: where the training responses come from.
+        on_policy_check: where the training responses come from.
     """
     checks = [_accurate(report), _scores_vary(report), _beyond_length(report), _calibrated(report), _enough(report)]
     if report.get("probes"):
         checks += [_words_beat_silence(report["probes"]), _not_fooled(report["probes"])]
-    return checks if origin is None else [*checks, on_policy(origin)]
+    return checks if on_policy_check is None else [*checks, on_policy(on_policy_check)]
 
 
-def on_policy(origin: Origin) -> Check:
+def on_policy(on_policy_check: SampledBy) -> Check:
     """Are the training responses like those that will be scored?
 
     Far from the model's own is normal for people's answers and other models', so that alone decides nothing. But where
     its parent explains them and it does not, they were sampled before SFT, and the labels are about another model.
     """
-    nats, parent = origin.model.nats, origin.parent
-    figures = {"excess_surprise": nats, "se": origin.model.se, "parent": parent and parent.nats}
+    nats, parent = on_policy_check.model.nats, on_policy_check.parent
+    figures = {"excess_nll": nats, "se": on_policy_check.model.se, "parent": parent and parent.nats}
     finding = f"training responses surprise the model by {nats:+.2f} nats a token more than its own samples would"
-    passed: bool | None = abs(nats) <= max(FOREIGN, 3 * origin.model.se)
+    passed: bool | None = abs(nats) <= max(FOREIGN, 3 * on_policy_check.model.se)
     advice = ""
     if parent is not None and not passed and abs(parent.nats) + 2 * parent.se < PARENT * nats:
         passed = False
-        finding += f", and {origin.parent_path}, which it was made from, by {parent.nats:+.2f}: they are its samples"
+        finding += (
+            f", and {on_policy_check.parent_path}, which it was made from, by {parent.nats:+.2f}: they are its samples"
+        )
         advice = "sample the responses to be compared from the model of --model (`kleash generate`) and label those"
     elif not passed:
         passed = None
@@ -316,7 +318,7 @@ def on_policy(origin: Origin) -> Check:
 
 
 def _words_beat_silence(probes: Sequence[Mapping[str, Any]]) -> Check:
-    """Is the empty response worth less than the better one of a pair? Else a policy that climbs falls silent."""
+    """Is the empty response worth less than the better one of a pair? Else a policy that optimises it falls silent."""
     empty = next(probe for probe in probes if probe["name"] == "empty")
     figures = {name: empty[name] for name in ("above", "low", "high", "pairs")}
     passed = empty["low"] <= 0.5
@@ -326,7 +328,7 @@ def _words_beat_silence(probes: Sequence[Mapping[str, Any]]) -> Check:
         finding=f"the empty response scores above the better one in {empty['above']:.0%} of {empty['pairs']} pairs",
         advice=""
         if passed
-        else "a policy that climbs this ends up saying nothing: add comparisons that an empty or cut-off response "
+        else "a policy that optimises this ends up saying nothing: add comparisons that an empty or cut-off response "
         "loses, or gate the reward on what has to be there (docs/rewards.md)",
         figures=figures,
     )
@@ -340,7 +342,7 @@ def _not_fooled(probes: Sequence[Mapping[str, Any]]) -> Check:
         name="not easily fooled",
         passed=None if loved else True,
         finding=f"scores above the better response: {told}" if loved else "no probe scores above the better response",
-        advice="watch for these in the samples of whatever climbs it" if loved else "",
+        advice="watch for these in the samples of whatever optimises it" if loved else "",
         figures={probe["name"]: probe["above"] for probe in probes},
     )
 
@@ -465,10 +467,10 @@ def _enough(report: Mapping[str, Any]) -> Check:
 
 
 def policy(rows: Sequence[Mapping[str, Any]], *, kl_budget: float | None, advice: str) -> list[Check]:
-    """The gate out of a policy that climbed a reward.
+    """The gate out of a policy that optimised a reward.
 
     KL, entropy and length alone do not tell a hack from benign convergence, so a fall or a drift of them is said and
-    decides nothing; the budget that was set does, and a hold-out reward that fell while the reward rose.
+    decides nothing; the budget that was set does, and a validation reward that fell while the reward rose.
 
     Args:
         rows: of metrics.jsonl, one a rollout.
@@ -488,7 +490,7 @@ def policy(rows: Sequence[Mapping[str, Any]], *, kl_budget: float | None, advice
     ]
     if kl_budget is not None:
         checks.append(_within_budget(last["kl"], kl_budget))
-    more = [_entropy_left(first, last), _length_kept(first, last), _hold_out(rows), _in_known_range(last)]
+    more = [_entropy_left(first, last), _length_kept(first, last), _validation_reward(rows), _in_known_range(last)]
     return [*checks, *(check for check in more if check is not None)]
 
 
@@ -562,28 +564,28 @@ def _length_kept(first: Mapping[str, Any], last: Mapping[str, Any]) -> Check | N
     )
 
 
-def _hold_out(rows: Sequence[Mapping[str, Any]]) -> Check | None:
+def _validation_reward(rows: Sequence[Mapping[str, Any]]) -> Check | None:
     """Did the reward rise while a reward model of other labels fell? Both by more than two standard errors."""
-    name = "hold-out reward model agrees"
-    both = [(row["reward"], row["hold_out"]) for row in rows if row.get("hold_out") is not None]
+    name = "validation reward model agrees"
+    both = [(row["reward"], row["validation_reward"]) for row in rows if row.get("validation_reward") is not None]
     if not both:
         return None
     window = max(3, len(both) // 5)
     if len(both) < 2 * window:
         return Check(name=name, passed=None, finding=f"{len(both)} rollouts are too few to see a turn")
     early, late = np.array(both[:window]), np.array(both[-window:])
-    rise = late.mean(0) - early.mean(0)  # of the reward, of the hold-out
+    rise = late.mean(0) - early.mean(0)  # of the reward, of the validation model
     error = np.sqrt((early.var(0, ddof=1) + late.var(0, ddof=1)) / window)
     passed = not (rise[0] > 2 * error[0] and rise[1] < -2 * error[1])
     return Check(
         name=name,
         passed=bool(passed),
-        finding=f"reward {rise[0]:+.3f} ± {error[0]:.3f}, hold-out reward model {rise[1]:+.3f} ± {error[1]:.3f} "
+        finding=f"reward {rise[0]:+.3f} ± {error[0]:.3f}, validation reward model {rise[1]:+.3f} ± {error[1]:.3f} "
         f"from the first {window} rollouts to the last",
         advice=""
         if passed
         else "the reward is being hacked: take an earlier checkpoint, raise --beta, more comparisons",
-        figures={"reward": float(rise[0]), "hold_out": float(rise[1]), "hold_out_se": float(error[1])},
+        figures={"reward": float(rise[0]), "validation_reward": float(rise[1]), "validation_se": float(error[1])},
     )
 
 

@@ -169,7 +169,7 @@ class Excess:
 
 
 @torch.no_grad()
-def excess_surprise(model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype: str = "float32") -> Excess:
+def excess_nll(model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype: str = "float32") -> Excess:
     """Excess surprise of the responses of some groups, at least one; of any K."""
     sums: list[float] = []
     counts: list[int] = []

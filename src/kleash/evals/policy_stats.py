@@ -42,7 +42,7 @@ def mean_se(values: Real[Array, "*S"] | Sequence[float]) -> MeanSE:
     return {"mean": float(units.mean()), "se": error}
 
 
-def drift(
+def kl_per_response(
     policy: Float[Array, "*R T"],
     reference: Float[Array, "*R T"],
     mask: Bool[Array, "*R T"],

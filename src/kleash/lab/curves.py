@@ -1,6 +1,6 @@
-"""The roads on the small world, over seeds: DPO against PPO at the same KL, and GRPO on sums with a checkable answer.
+"""The methods on the small world, over seeds: DPO against PPO at the same KL, and GRPO on sums with a checkable answer.
 
-    python -m kleash.lab.curves [--seeds 5] [--out runs/roads]
+    python -m kleash.lab.curves [--seeds 5] [--out runs/methods]
 
 For each seed the demo runs (`kleash demo --seed N`), then from its SFT model GRPO learns the world's sums from the
 verifier `number`, and a control arm the same way from a random reward. Prints tables of means ± one standard error over
@@ -93,8 +93,8 @@ def matched(seed: int, folder: Path, summary: dict[str, Any]) -> dict[str, float
     size = demo.Size()
     files = {name: folder / "data" / f"{name}.jsonl" for name in ("prompts", "held_out", "comparisons")}
     ppo = demo.ppo_config(folder, size, seed, files, "ppo", size.beta)
-    way = methods.Way(World(seed), folder, ppo, files["comparisons"])
-    ends = [methods.take_dpo(way, beta=beta, name=f"dpo-{beta}") for beta in DPO_BETAS] + [summary["roads"]["dpo"]]
+    setup = methods.DemoSetup(World(seed), folder, ppo, files["comparisons"])
+    ends = [methods.take_dpo(setup, beta=beta, name=f"dpo-{beta}") for beta in DPO_BETAS] + [summary["roads"]["dpo"]]
     start, end = summary["roads"]["dpo"]["curve"][0], summary["roads"]["ppo"]
     gold = at_kl([start, *ends], end["kl"]["mean"])
     for point in ends:
@@ -115,23 +115,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="first seed")
-    parser.add_argument("--out", type=Path, default=Path("runs/roads"))
-    parser.add_argument("--all-roads", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--all-methods", action="store_true")
     options = parser.parse_args()
     seeds = range(options.first, options.first + options.seeds)
     summaries, compared, learned = [], [], []
     for seed in seeds:
         folder = options.out / f"demo-{seed}"
-        summaries.append(demo.run(folder, seed=seed, all_roads=options.all_roads))
+        summaries.append(demo.run(folder, seed=seed, all_methods=options.all_methods))
         compared.append(matched(seed, folder, summaries[-1]))
         learned.append(learn_sums(seed, folder))
         print(json.dumps({"seed": seed, "sums": learned[-1], "matched": compared[-1]}), flush=True)
 
-    print("\n| road | gold | proxy | KL | seconds |\n|---|---|---|---|---|")
-    for road in summaries[0]["roads"]:
-        taken = [summary["roads"][road] for summary in summaries]
+    print("\n| method | gold | proxy | KL | seconds |\n|---|---|---|---|---|")
+    for method in summaries[0]["roads"]:
+        taken = [summary["roads"][method] for summary in summaries]
         cells = [pm([own[key]["mean"] for own in taken]) for key in ("gold", "proxy", "kl")]
-        print("|", " | ".join([road, *cells, pm([own["seconds"] for own in taken])]), "|")
+        print("|", " | ".join([method, *cells, pm([own["seconds"] for own in taken])]), "|")
     print("\n| at PPO's KL: | gold |\n|---|---|")
     for name in ("ppo", "dpo", "gap"):
         print("|", " | ".join([name, pm([one[name] for one in compared if one])]), "|")

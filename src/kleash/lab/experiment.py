@@ -1,7 +1,7 @@
 """What the experiments with labellers share: a prepared world, and the way from labels to a measured policy.
 
 Prepared once for each seed: base and SFT model, pairs that the SFT model sampled, others to measure on, prompts, and
-the judges. From labels of the pairs: a reward model, PPO on the leash, and what became of gold.
+the judges. From labels of the pairs: a reward model, PPO with a KL penalty, and what became of gold.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kleash.data.group import Group, Preference, Response, chosen_first
 from kleash.lab import judges, measure
 from kleash.lab.world import pretrain
 from kleash.lab.world.small_world import World
-from kleash.labels.labeller import Verdict
+from kleash.labels.labeller import LabelResult
 from kleash.rewards.learned import LearnedReward
 from kleash.run import derive_seed, read_jsonl, write_json
 from kleash.stages import generate, ppo, reward_model, sft
@@ -62,8 +62,8 @@ class Bench:
         return [group for group in groups if all(response.text for response in group.responses)]
 
     def judges(self) -> list[Path]:
-        """The judges' folders, worst first; schooled where they are not there."""
-        return judges.school(self.world, self.out / "base", self.out / "judges", seed=self.seed)
+        """The judges' folders, worst first; trained where they are not there."""
+        return judges.train_judges(self.world, self.out / "base", self.out / "judges", seed=self.seed)
 
 
 def begin(out: Path, seed: int, rows: Mapping[str, Sequence[Group]]) -> None:
@@ -125,7 +125,7 @@ def accuracy(lead: Float[np.ndarray, " P"], gold: Float[np.ndarray, " P"]) -> fl
     return float((0.5 + 0.5 * np.sign(lead) * np.sign(gold))[decided].mean())
 
 
-def labeller_figures(world: World, groups: Sequence[Group], verdicts: Sequence[Verdict]) -> dict[str, float]:
+def labeller_figures(world: World, groups: Sequence[Group], verdicts: Sequence[LabelResult]) -> dict[str, float]:
     """Of a labeller that answered everything: accuracy, how sure it is, and what the order of the two does to it.
 
     Returns:
@@ -154,8 +154,8 @@ class Gold:
         return torch.tensor(worth, dtype=torch.float32)
 
 
-def climb(bench: Bench, name: str, labels: Sequence[Group], *, beta: float = BETA) -> Path:
-    """From labels to a policy: a reward model of them, PPO against it on a leash. Returns PPO's folder."""
+def train_policy(bench: Bench, name: str, labels: Sequence[Group], *, beta: float = BETA) -> Path:
+    """From labels to a policy: a reward model of them, PPO against it with a KL penalty. Returns PPO's folder."""
     out, data = bench.out, bench.out / "data"
     file = data / f"labels-{name}.jsonl"
     if not file.exists():

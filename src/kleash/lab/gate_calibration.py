@@ -41,7 +41,7 @@ AGREEMENT_PAIRS = 200
 """Sampled pairs on which two people vote."""
 
 SFT_FAULTS: dict[str, str] = {
-    "responses dealt out at random": "heeds the prompt",
+    "responses dealt out at random": "uses the prompt",
     "no end token": "responses end",
     "one response to everything": "something to compare",
     "rate far too high": "learned",

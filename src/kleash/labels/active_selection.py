@@ -1,7 +1,7 @@
 """Which pairs to ask about next: those of which an ensemble of rewards knows least.
 
-    doubts = doubt(groups, members, by="disagreement")
-    store.add_tasks(groups, uncertainty=doubts)  # the queue then asks the doubtful first, and a random audit slice
+    uncertainties = uncertainty(groups, members, by="disagreement")
+    store.add_tasks(groups, uncertainty=uncertainties)  # the queue asks the uncertain first, and a random audit slice
 
 Two measures, both of the choice and not of the scores, whose level means nothing. *Uncertainty* is how near one half
 the members' mean probability lies; it is high where labels are noisy, too, and asking there teaches little.
@@ -27,7 +27,7 @@ from kleash.rewards.reward import Reward
 By = Literal["uncertainty", "disagreement"]
 
 
-def doubt(groups: Sequence[Group], members: Sequence[Reward], *, by: By = "disagreement") -> list[float]:
+def uncertainty(groups: Sequence[Group], members: Sequence[Reward], *, by: By = "disagreement") -> list[float]:
     """How much there is to learn from each pair.
 
     Args:
@@ -35,10 +35,10 @@ def doubt(groups: Sequence[Group], members: Sequence[Reward], *, by: By = "disag
         members: rewards that were trained on what is known so far, apart from each other; one will do for uncertainty.
         by: the measure.
     """
-    return doubt_of(torch.stack([member(groups) for member in members]), by=by).tolist() if groups else []
+    return uncertainty_of(torch.stack([member(groups) for member in members]), by=by).tolist() if groups else []
 
 
-def doubt_of(scores: Float[Tensor, "M P 2"], *, by: By = "disagreement") -> Float[Tensor, " P"]:
+def uncertainty_of(scores: Float[Tensor, "M P 2"], *, by: By = "disagreement") -> Float[Tensor, " P"]:
     """The same from scores.
 
     Returns:
@@ -57,25 +57,25 @@ def doubt_of(scores: Float[Tensor, "M P 2"], *, by: By = "disagreement") -> Floa
 
 
 def choose(
-    doubts: Sequence[float], count: int, *, audit_share: float = 0.1, seed: int = 0
+    uncertainties: Sequence[float], count: int, *, audit_share: float = 0.1, seed: int = 0
 ) -> tuple[list[int], list[int]]:
-    """Choose pairs: the most doubtful, and a random slice of all that tells what the chosen cannot.
+    """Choose pairs: the most uncertain, and a random slice of all that tells what the chosen cannot.
 
     Args:
-        doubts: of each pair that may be asked about.
+        uncertainties: of each pair that may be asked about.
         count: pairs to choose, audit slice included.
         audit_share: share of them that is drawn at random.
-        seed: of that draw, and of the order of equal doubts.
+        seed: of that draw, and of the order of equal uncertainty.
 
     Returns:
-        Indices of the doubtful, most doubtful first, and of the audit slice; none is in both.
+        Indices of the uncertain, most uncertain first, and of the audit slice; none is in both.
 
     Raises:
         InputError: there are fewer pairs than that.
     """
-    if count > len(doubts):
-        raise InputError(f"{count} pairs cannot be chosen from {len(doubts)}; ask for fewer, or give more")
-    shuffled = random.Random(f"choose/{seed}").sample(range(len(doubts)), len(doubts))
+    if count > len(uncertainties):
+        raise InputError(f"{count} pairs cannot be chosen from {len(uncertainties)}; ask for fewer, or give more")
+    shuffled = random.Random(f"choose/{seed}").sample(range(len(uncertainties)), len(uncertainties))
     size = round(audit_share * count)
     audit, rest = shuffled[:size], shuffled[size:]
-    return sorted(rest, key=lambda row: -doubts[row])[: count - size], audit
+    return sorted(rest, key=lambda row: -uncertainties[row])[: count - size], audit

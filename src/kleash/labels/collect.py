@@ -14,7 +14,7 @@ import numpy as np
 
 from kleash.data.group import Group
 from kleash.errors import InputError, WaitingError
-from kleash.labels.labeller import Labeller, State, Verdict
+from kleash.labels.labeller import Labeller, LabelResult, State
 from kleash.labels.store import Store, Vote
 
 PEOPLE = "people"
@@ -23,7 +23,7 @@ UNSAID: tuple[State, ...] = ("both_bad", "unparsable")
 """What a verdict without a probability may be besides `cannot`."""
 
 
-class Oracle:
+class LabelCollector:
     """Labels of pairs, out of the store where they are there and from a labeller where they are not.
 
     Args:
@@ -37,11 +37,11 @@ class Oracle:
         self, store: Store, labeller: Labeller | None = None, *, budget: int | None = None, votes: int = 1
     ) -> None:
         if votes < 1 or (budget is not None and budget < 0):
-            raise InputError(f"an oracle needs votes ≥ 1 and a budget ≥ 0, got {votes} and {budget}")
+            raise InputError(f"a label collector needs votes ≥ 1 and a budget ≥ 0, got {votes} and {budget}")
         self.store, self.labeller, self.budget, self.votes = store, labeller, budget, votes
         self.name = PEOPLE if labeller is None else labeller.name
 
-    def ask(self, groups: Sequence[Group]) -> list[Verdict | None]:
+    def ask(self, groups: Sequence[Group]) -> list[LabelResult | None]:
         """A verdict on each group of two responses, in their order; None for those that the budget does not reach.
 
         Raises:
@@ -59,7 +59,7 @@ class Oracle:
             known[place] = verdict
         return known
 
-    def _put_to_people(self, groups: Sequence[Group], known: Sequence[Verdict | None]) -> None:
+    def _put_to_people(self, groups: Sequence[Group], known: Sequence[LabelResult | None]) -> None:
         tasks = self.store.find(groups)
         new = [group for group, task in zip(groups, tasks, strict=True) if task is None]
         self.store.add_tasks(new[: self._left()])
@@ -81,7 +81,7 @@ class Oracle:
             spent = len({vote.task for vote in self.store.votes() if self._answered(vote)})
         return max(0, self.budget - spent)
 
-    def _known(self, groups: Sequence[Group]) -> list[Verdict | None]:
+    def _known(self, groups: Sequence[Group]) -> list[LabelResult | None]:
         by_task: dict[int, list[Vote]] = defaultdict(list)
         for vote in self.store.votes():
             if self._answered(vote) and vote.counts and not vote.repeat:
@@ -96,16 +96,16 @@ class Oracle:
         own = vote.kind == "person" if self.labeller is None else vote.alias == self.name
         return own and vote.verdict != "error"
 
-    def _verdict(self, votes: Sequence[Vote], *, turned: bool) -> Verdict | None:
-        ruling = [vote for vote in votes if vote.adjudicated]
-        if not ruling and len(votes) < (self.votes if self.labeller is None else 1):
+    def _verdict(self, votes: Sequence[Vote], *, turned: bool) -> LabelResult | None:
+        adjudication = [vote for vote in votes if vote.adjudicated]
+        if not adjudication and len(votes) < (self.votes if self.labeller is None else 1):
             return None
-        standing = ruling or votes
+        standing = adjudication or votes
         said = [vote.probability for vote in standing if vote.probability is not None]
         if not said:
             states = {vote.verdict for vote in standing}
             told: State = next((state for state in UNSAID if state in states), "cannot")
-            return Verdict(told, self.name)
+            return LabelResult(told, self.name)
         p = float(np.mean(said))
         p = 1 - p if turned else p
-        return Verdict("tie" if p == 0.5 else "verdict", self.name, p, principle=standing[-1].principle)
+        return LabelResult("tie" if p == 0.5 else "verdict", self.name, p, principle=standing[-1].principle)

@@ -22,7 +22,7 @@ from scipy.special import expit, logsumexp, roots_hermitenorm
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, Scores, chosen_first
 from kleash.errors import DataError
-from kleash.labels.labeller import Verdict
+from kleash.labels.labeller import LabelResult
 from kleash.labels.store import Store, Vote
 from kleash.run import sha256_of, write_json
 
@@ -50,7 +50,7 @@ def import_labels(store: Store, source: str | Path, *, annotator: str | None = N
     labelled = [(pair, said) for pair, said in pairs if said is not None]
     name = annotator or Path(str(source)).name
     verdicts = [
-        Verdict("tie" if said == 0.5 else "verdict", getattr(pair.label, "annotator", None) or name, said)
+        LabelResult("tie" if said == 0.5 else "verdict", getattr(pair.label, "annotator", None) or name, said)
         for pair, said in labelled
     ]
     votes = store.record([replace(pair, label=None) for pair, _ in labelled], verdicts, kind="file")
@@ -70,7 +70,7 @@ def export_labels(
         ties: `half` makes a tie one half; `davidson` fits Davidson's model to the votes of all pairs (see `davidson`);
             `drop` leaves ties out.
         each: a row a pair with the votes on it as one soft probability, or a row a vote, which names its annotator and
-            principle. An admin's ruling stands in place of the votes of its pair.
+            principle. An admin's adjudication stands in place of the votes of its pair.
         test_share: of prompts, by hash: a prompt's pairs are all on one side, and stay there as labels come in.
         seed: of that split.
         until: the last vote to know, an earlier manifest's `until`; today's without it.
@@ -155,7 +155,7 @@ def davidson(votes: Mapping[int, Sequence[Vote]]) -> dict[int, float]:
 
 
 def _standing(votes: Iterable[Vote]) -> dict[int, list[Vote]]:
-    """Labels of each task: the ruling alone where there is one; hidden repeats are for checking and left out."""
+    """Labels of each task: only the adjudication where there is one; hidden repeats are for checking and left out."""
     found: dict[int, list[Vote]] = defaultdict(list)
     for vote in votes:
         if vote.counts and not vote.repeat and (vote.probability is not None or vote.verdict == "both_bad"):
@@ -183,7 +183,11 @@ def _sides(votes: Sequence[Vote]) -> list[float]:
 def _rows(task: Group, votes: Sequence[Vote], probability: float, each: str) -> list[Group]:
     if each == "pair":
         names = sorted({vote.alias for vote in votes})
-        told = {"votes": len(votes), "annotators": names, "rulings": sum(vote.adjudicated for vote in votes) or None}
+        told = {
+            "votes": len(votes),
+            "annotators": names,
+            "adjudications": sum(vote.adjudicated for vote in votes) or None,
+        }
         return [_labelled(task, probability, None, told)]
     return [
         _labelled(

@@ -18,7 +18,7 @@ answer came. The last three have no probability: a missing label is never taken 
 
 
 @dataclass(frozen=True)
-class Verdict:
+class LabelResult:
     """What a labeller says of a group's two responses."""
 
     state: State
@@ -40,7 +40,7 @@ class Labeller(Protocol):
 
     name: str
 
-    def compare(self, groups: Sequence[Group]) -> list[Verdict]:
+    def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
         """One verdict a group of two responses, in their order.
 
         What goes wrong with a single group is its state; an error that is raised says that nobody can be asked.

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kleash.chat.client import Asking
-from kleash.chat.messages import Question
+from kleash.chat.client import ChatClient
+from kleash.chat.messages import ChatRequest
 from kleash.chat.quoting import conversation, shortened
 from kleash.data.group import Group
 from kleash.errors import GateError
@@ -32,7 +32,7 @@ from kleash.labels.judge_prompts import (
     VOTE,
     comparison,
 )  # fmt: skip
-from kleash.labels.labeller import State, Verdict
+from kleash.labels.labeller import LabelResult, State
 from kleash.run import derive_seed
 
 CLAMP = (0.4, 0.6)
@@ -47,7 +47,7 @@ DISAGREE = "the two orders disagree"
 class Judgement:
     """A verdict, and what it was made of."""
 
-    verdict: Verdict
+    verdict: LabelResult
     orders: tuple[float, float] | None = None
     """P(shown first ≻ shown second) with the responses as given, and turned round; None where there is no label."""
     principles: Mapping[str, float] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Judge:
     """A `Labeller` on a chat model.
 
     Args:
-        asking: the model, with its memory and its purse.
+        client: the model, with its response cache and its spending limit.
         constitution: what to compare by; None: one general rule.
         principles: one drawn for each pair, or all, averaged by weight.
         chain_of_thought: reason first, then answer.
@@ -92,7 +92,7 @@ class Judge:
 
     def __init__(
         self,
-        asking: Asking,
+        client: ChatClient,
         *,
         constitution: Constitution | None = None,
         principles: Literal["drawn", "averaged"] = "drawn",
@@ -104,8 +104,8 @@ class Judge:
         max_characters: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.name = f"judge:{asking.chat.name}"
-        self.asking = asking
+        self.name = f"judge:{client.chat.name}"
+        self.client = client
         self.constitution = constitution or Constitution(principles=(GENERAL,))
         self.averaged = principles == "averaged" and len(self.constitution.principles) > 1
         self.chain_of_thought, self.reasoning_tokens = chain_of_thought, reasoning_tokens
@@ -114,7 +114,7 @@ class Judge:
         self.max_characters, self.seed = max_characters, seed
         self._schema: Mapping[str, Any] | None = None  # None: not asked yet; empty: the server takes none
 
-    def compare(self, groups: Sequence[Group]) -> list[Verdict]:
+    def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
         """See `Labeller`."""
         return [judgement.verdict for judgement in self.judge(groups)]
 
@@ -126,7 +126,7 @@ class Judge:
             by: names of the principles to judge by, in place of those that would be drawn.
 
         Raises:
-            GateError, MachineError, InputError: as `Asking`.
+            GateError, MachineError, InputError: as `ChatClient`.
         """
         chosen = [self._principles(group, by[row] if by else None) for row, group in enumerate(groups)]
         asked = [(group, one, turned) for group, some in zip(groups, chosen, strict=True) for one in some
@@ -166,7 +166,7 @@ class Judge:
 
     def _takes(self, **wanted: Any) -> bool:
         words = ({"role": "user", "content": 'Reply with {"better": "1"}.' if "schema" in wanted else "Reply with 1."},)
-        (answer,) = self.asking([Question(words, max_tokens=1 if "options" in wanted else VOTE_TOKENS, **wanted)])
+        (answer,) = self.client([ChatRequest(words, max_tokens=1 if "options" in wanted else VOTE_TOKENS, **wanted)])
         if answer.error and not answer.refused:
             raise GateError(f"{self.name} gave no answer to a first question: {answer.error}; look at the server")
         return not answer.refused and ("options" not in wanted or answer.told)
@@ -176,7 +176,7 @@ class Judge:
 
     def _by_logprobs(self, texts: Sequence[str]) -> list[_Said]:
         messages, reasons, failed = self._conversations(texts, ANSWER, temperature=0.0)
-        answers = self.asking([Question(turns, options=CHOICES) for turns in messages], "judge")
+        answers = self.client([ChatRequest(turns, options=CHOICES) for turns in messages], "judge")
         said = []
         for answer, reason, no_reason in zip(answers, reasons, failed, strict=True):
             shares = answer.shares(CHOICES)
@@ -208,17 +208,17 @@ class Judge:
     def _vote(self, messages: Sequence[Any], draw: int) -> list[tuple[float, _Said | None]]:
         """A vote of each, with one repair of what is no JSON."""
 
-        def question(turns: Any) -> Question:
+        def question(turns: Any) -> ChatRequest:
             seed = derive_seed(self.seed, "vote", draw, turns)
-            return Question(turns, VOTE_TOKENS, schema=self._schema or None, temperature=1.0, seed=seed)
+            return ChatRequest(turns, VOTE_TOKENS, schema=self._schema or None, temperature=1.0, seed=seed)
 
-        answers = self.asking([question(turns) for turns in messages], "judge")
+        answers = self.client([question(turns) for turns in messages], "judge")
         broken = [row for row, answer in enumerate(answers) if not answer.error and parse_vote(answer.text) is None]
         repairs = [
             (*messages[row], {"role": "assistant", "content": answers[row].text}, {"role": "user", "content": REPAIR})
             for row in broken
         ]
-        mended = dict(zip(broken, self.asking([question(turns) for turns in repairs], "repair"), strict=True))
+        mended = dict(zip(broken, self.client([question(turns) for turns in repairs], "repair"), strict=True))
         found: list[tuple[float, _Said | None]] = []
         for row, answer in enumerate(answers):
             last = mended.get(row, answer)
@@ -236,9 +236,9 @@ class Judge:
             return plain, [None] * len(texts), [""] * len(texts)
         openings = [({"role": "user", "content": f"{text}\n\n{THINK}"},) for text in texts]
         seeds = [derive_seed(self.seed, "reason", draw, text) if temperature else 0 for text in texts]
-        answers = self.asking(
+        answers = self.client(
             [
-                Question(turns, self.reasoning_tokens, temperature=temperature, seed=seed)
+                ChatRequest(turns, self.reasoning_tokens, temperature=temperature, seed=seed)
                 for turns, seed in zip(openings, seeds, strict=True)
             ],
             "reason",
@@ -257,7 +257,7 @@ class Judge:
         answered = [(p, a, b) for p, a, b in said if a.state == b.state == "verdict"]
         if 2 * sum(p.weight for p, *_ in answered) <= sum(p.weight for p, *_ in said):
             worst = next((side for side in failures if side.state == "error"), failures[0])
-            return Judgement(Verdict(worst.state, self.name, principle=one, reason=worst.reason))
+            return Judgement(LabelResult(worst.state, self.name, principle=one, reason=worst.reason))
         both = [(a, b) for _, a, b in answered]
         weights = np.array([principle.weight for principle, *_ in answered])
         weights /= weights.sum()
@@ -267,7 +267,7 @@ class Judge:
         if self.clamp is not None and probability != 0.5:
             probability = min(max(probability, self.clamp[0]), self.clamp[1])
         return Judgement(
-            Verdict(
+            LabelResult(
                 "tie" if probability == 0.5 else "verdict",
                 self.name,
                 probability=probability,

@@ -124,7 +124,7 @@ class VoteRow(Base):
     tags: Mapped[list[str]] = mapped_column(default=list)
     principle: Mapped[str | None] = mapped_column(Text)
     order_effect: Mapped[float | None]
-    """Of a judge; see `Verdict`."""
+    """Of a judge; see `LabelResult`."""
     seconds: Mapped[float | None]
     """From the pair on screen to the vote."""
     guideline: Mapped[int | None] = mapped_column(ForeignKey("guidelines.id"))

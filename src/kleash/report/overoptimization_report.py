@@ -1,4 +1,4 @@
-"""The Goodhart page: where gold turned while the proxy climbed, for someone who was not there. Reads files alone.
+"""The over-optimisation page: where gold turned while the proxy rose, for someone who was not there. Reads files alone.
 
 Like the demo's report the page holds everything itself, and what models wrote is text to it, never markup.
 """
@@ -19,7 +19,7 @@ from kleash.report import figures
 from kleash.report.html import environment
 from kleash.run import read_record, write_text
 
-LABELS = {"rl": "the run", "best-of-n": "best of n"}
+LABELS = {"checkpoints": "the run", "best-of-n": "best of n"}
 
 
 def write_page(folder: Path) -> Path:
@@ -34,7 +34,7 @@ def write_page(folder: Path) -> Path:
     record = read_record(folder)
     if record is None or record["stage"] != "overopt" or record["status"] != "finished":
         raise InputError(f"{folder} is no finished `kleash overopt`; run it to its end first")
-    svg = figures.goodhart(record["results"]["roads"], LABELS)
+    svg = figures.kl_curves(record["results"]["roads"], LABELS)
     shown = json.loads((folder / "shown.json").read_text())
     write_text(folder / "curve.svg", _standalone(svg))
     page = folder / "report.html"
@@ -55,7 +55,7 @@ def story(results: Mapping[str, Any]) -> str:
         for row in analysis["points"]:
             gold, proxy = (f"{row[key]['mean']:.2f} ± {row[key]['se']:.2f}" for key in ("gold", "proxy"))
             lines.append(
-                f"{point_name(analysis['law'], row['point']):12}  {row['distance']['value']:6.2f}  {gold:>14}  "
+                f"{point_name(analysis['source'], row['point']):12}  {row['distance']['value']:6.2f}  {gold:>14}  "
                 f"{proxy:>14}  {row['best_share']:14.0%}  {', '.join(_marks(analysis, row['point']))}".rstrip()
             )
         blocks.append("\n".join(lines))
@@ -64,25 +64,25 @@ def story(results: Mapping[str, Any]) -> str:
 
 def _context(record: Mapping[str, Any], shown: Mapping[str, Any], svg: str) -> dict[str, Any]:
     results = record["results"]
-    roads = {
+    kl_curves = {
         name: {
             **analysis,
             "words": results["words"][name],
             "label": LABELS[name],
             "marks": [_marks(analysis, row["point"]) for row in analysis["points"]],
-            "names": [point_name(analysis["law"], row["point"]) for row in analysis["points"]],
+            "names": [point_name(analysis["source"], row["point"]) for row in analysis["points"]],
         }
         for name, analysis in results["roads"].items()
     }
-    main = next(iter(roads.values()))
+    main = next(iter(kl_curves.values()))
     return {
         "headline": _headline(main),
-        "roads": roads,
+        "kl_curves": kl_curves,
         "main": main,
         "svg": Markup(svg),  # the one thing that is not escaped; its texts are ours
         "samples": _samples(shown),
-        "before": point_name(shown["law"], shown["before"]),
-        "after": point_name(shown["law"], shown["after"]),
+        "before": point_name(shown["source"], shown["before"]),
+        "after": point_name(shown["source"], shown["after"]),
         "config": record["config"],
         "gates": {name: gate for name, gate in record["gates"].items() if gate["passed"] is False},
         "versions": record["versions"],
@@ -90,18 +90,18 @@ def _context(record: Mapping[str, Any], shown: Mapping[str, Any], svg: str) -> d
     }
 
 
-def _headline(road: Mapping[str, Any]) -> str:
-    best = road["names"][road["peak"]["index"]]
+def _headline(kl_curve: Mapping[str, Any]) -> str:
+    best = kl_curve["names"][kl_curve["peak"]["index"]]
     return {
         "turned": f"Past {best}, it pleases the proxy and gets worse",
         "not yet": "Gold has not turned yet",
         "cannot tell": "The data cannot tell whether gold has turned",
-    }[road["turn"]["verdict"]]
+    }[kl_curve["peak_test"]["result"]]
 
 
 def _marks(analysis: Mapping[str, Any], point: int) -> list[str]:
     """What a point is besides a point."""
-    words = {"peak": "gold is best", "ship": "ship"}
+    words = {"peak": "gold is best", "recommended": "recommended"}
     return [word for name, word in words.items() if analysis[name]["point"] == point]
 
 

@@ -19,9 +19,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from kleash.chat.client import Asking
+from kleash.chat.client import ChatClient
 from kleash.chat.in_process import LocalChat
-from kleash.chat.messages import Chat, Question
+from kleash.chat.messages import Chat, ChatRequest
 from kleash.chat.openai_endpoint import Endpoint
 from kleash.chat.quoting import NOTE, code_of, conversation, marked, shortened
 from kleash.config import Config, read_yaml
@@ -48,13 +48,13 @@ class JudgeReward:
     """A `Reward`: 2·(E[score] − 1)/8 − 1, in [−1, 1].
 
     Args:
-        asking: the judge.
+        client: the judge.
         rule: what to rate by.
         max_characters: see `JudgeSettings`.
     """
 
-    def __init__(self, asking: Asking, *, rule: str, max_characters: int | None = None) -> None:
-        self.asking, self.rule, self.max_characters = asking, rule, max_characters
+    def __init__(self, client: ChatClient, *, rule: str, max_characters: int | None = None) -> None:
+        self.client, self.rule, self.max_characters = client, rule, max_characters
 
     @classmethod
     def load(cls, path: Path, *, device: str = "auto", dtype: str = "float32") -> JudgeReward:
@@ -69,7 +69,7 @@ class JudgeReward:
             chat = LocalChat.load(settings.judge, device=device, dtype=dtype)
         else:
             chat = Endpoint(settings.endpoint, settings.judge)
-        return cls(Asking(chat), rule=settings.rule, max_characters=settings.max_characters)
+        return cls(ChatClient(chat), rule=settings.rule, max_characters=settings.max_characters)
 
     def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
         """See `Reward`.
@@ -78,14 +78,14 @@ class JudgeReward:
             DataError: a response that got no score; there is none that could stand for it.
         """
         rows = [(group, response) for group in groups for response in group.responses]
-        answers = self.asking([Question(self._messages(*row), options=SCALE) for row in rows], "judge")
+        answers = self.client([ChatRequest(self._messages(*row), options=SCALE) for row in rows], "judge")
         scores: list[float] = []
         for (_, response), answer in zip(rows, answers, strict=True):
             shares = None if answer.error else answer.shares(SCALE)
             if shares is None:
                 told = answer.error or f"it begins with {answer.text!r} and no score was likely"
                 raise DataError(
-                    f"{self.asking.chat.name} gave no score to {response.text[:60]!r} ({told}); take a judge that "
+                    f"{self.client.chat.name} gave no score to {response.text[:60]!r} ({told}); take a judge that "
                     "follows the format and gives log-probabilities"
                 )
             expected = sum(int(score) * share for score, share in zip(SCALE, shares, strict=True))

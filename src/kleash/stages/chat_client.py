@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from kleash.chat.client import Asking
+from kleash.chat.client import ChatClient
 from kleash.chat.messages import Chat
 from kleash.errors import GateError
 from kleash.evals.preference_report import wilson
-from kleash.labels.open_store import opened
-from kleash.stages.data_configs import AskingConfig
+from kleash.labels.open_store import open_store
+from kleash.stages.data_configs import ChatClientConfig
 from kleash.stages.files import beside
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ GROUPS_AT_ONCE = 64
 
 
 @contextmanager
-def asking(config: AskingConfig, chat: Chat | None = None) -> Iterator[tuple[Asking, Store]]:
-    """The model to ask, with its memory and its purse, and the store behind it.
+def chat_client(config: ChatClientConfig, chat: Chat | None = None) -> Iterator[tuple[ChatClient, Store]]:
+    """The model to ask, with its response cache and its spending limit, and the store behind it.
 
     Args:
         config: the settings.
@@ -37,10 +37,10 @@ def asking(config: AskingConfig, chat: Chat | None = None) -> Iterator[tuple[Ask
         from kleash.chat.in_process import LocalChat
 
         chat = LocalChat.load(config.model, device=config.device, dtype=config.dtype, block=config.rows_at_once)
-    with opened(config.store or beside(config.out, "calls", ending=".db")) as store:
-        from kleash.labels.store_cache import KeptCalls
+    with open_store(config.store or beside(config.out, "calls", ending=".db")) as store:
+        from kleash.labels.store_cache import StoreCache
 
-        yield Asking(chat, memory=KeptCalls(store), price=config.price, budget=config.budget), store
+        yield ChatClient(chat, cache=StoreCache(store), price=config.price, budget=config.budget), store
 
 
 def stop_above(most: float, failed: int, done: int, total: int, reason: str) -> None:

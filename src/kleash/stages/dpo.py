@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import monitors, outcome_checks
 from kleash.checks.after_training import after_training
-from kleash.checks.gates import gate_out
+from kleash.checks.gates import record_checks
 from kleash.checks.open_run import open_run
 from kleash.data.batch import collate
 from kleash.data.batching import batch_at, microbatches
@@ -276,7 +276,7 @@ def report(folder: RunFolder, model: PreTrainedModel, step: int, pairs: HeldOut,
         measured = pairs.config.kl_due(step, step)
         results = {"report": pairs.measure(model, step), "kl": kl_meter.figures(model, step) if measured else None}
         nats = results["kl"]["mean"] if measured else None
-        gate_out(folder, checks=outcome_checks.direct(results["report"], kl=nats))
+        record_checks(folder, checks=outcome_checks.direct(results["report"], kl=nats))
     write_text(folder.path / "README.md", model_card(folder, _summary(results)))
     return results
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import outcome_checks
 from kleash.checks.after_training import after_training
-from kleash.checks.gates import Check, gate_out
+from kleash.checks.gates import Check, record_checks
 from kleash.checks.open_run import open_run
 from kleash.checks.sample_stats import describe, prompt_effect, responses_of, sample, usual_length
 from kleash.data.batch import collate
@@ -153,7 +153,7 @@ def check(
         demonstrations=describe(responses_of(train), tokenizer),
         unsampled=unsampled,
     )
-    gate_out(folder, checks=checks)
+    record_checks(folder, checks=checks)
 
 
 def read_demonstrations(

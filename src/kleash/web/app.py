@@ -33,7 +33,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from kleash.errors import InputError
-from kleash.labels.queue import Assignment, Ballot, Queue
+from kleash.labels.queue import Assignment, Queue, VoteRequest
 from kleash.labels.store import Annotator
 from kleash.web.render import render, turns, visible
 from kleash.web.security import Guard, Sessions, no
@@ -147,7 +147,7 @@ class Pages:
         tags = said.get("tags", [])
         if not isinstance(tags, list) or any(tag not in self.site.tags for tag in tags):
             raise InputError(f"tags are some of: {', '.join(self.site.tags) or 'none here'}")
-        ballot = Ballot(
+        vote_request = VoteRequest(
             key=_text(said, "key", 80),
             verdict=str(said.get("verdict")),
             strength=strength if isinstance(strength, int) else None,
@@ -155,7 +155,7 @@ class Pages:
             tags=tags,
             seconds=float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < 1e6 else None,
         )
-        receipt = self.queue.vote(person.id, identity, ballot)
+        receipt = self.queue.vote(person.id, identity, vote_request)
         # Practice alone has an answer, and practice counts for nothing: no vote that counts comes after a reveal.
         return vars(receipt) | {"answer": self.queue.assignment(person.id, identity).answer}
 

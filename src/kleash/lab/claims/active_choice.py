@@ -25,7 +25,7 @@ from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup
 from kleash.lab import experiment
 from kleash.lab.experiment import Bench
-from kleash.labels.active_selection import By, choose, doubt_of
+from kleash.labels.active_selection import By, choose, uncertainty_of
 from kleash.models.forward import response_scores
 from kleash.models.load import load_tokenizer, new_reward_model
 from kleash.objectives.bradley_terry import pair_loss
@@ -68,8 +68,8 @@ def learn(prepared: Bench, way: str, noise: float) -> dict[str, float]:
     for budget in BUDGETS:
         if budget > len(chosen):
             left = sorted(set(range(len(pool))) - set(chosen))
-            doubts = doubts_of(members, [pool[row] for row in left], way)
-            best, audit = choose(doubts, budget - len(chosen), audit_share=AUDIT_SHARE, seed=prepared.seed)
+            uncertainties = uncertainties_of(members, [pool[row] for row in left], way)
+            best, audit = choose(uncertainties, budget - len(chosen), audit_share=AUDIT_SHARE, seed=prepared.seed)
             chosen += [left[index] for index in (*best, *audit)]
         known = [pool[row] for row in chosen]
         members = [fit(start, known, labels[chosen], derive_seed(prepared.seed, member)) for member in range(MEMBERS)]
@@ -94,12 +94,12 @@ def told(lead: Float[np.ndarray, " P"], noise: float, seed: int) -> Float[np.nda
     return ((lead > 0) != turned).astype(np.float64)
 
 
-def doubts_of(members: Sequence[PreTrainedModel], groups: Sequence[EncodedGroup], way: str) -> list[float]:
+def uncertainties_of(members: Sequence[PreTrainedModel], groups: Sequence[EncodedGroup], way: str) -> list[float]:
     """How much there is to learn from each pair; by random choice the same from all."""
     if way == "random":
         return [0.0] * len(groups)
     by: By = "uncertainty" if way == "uncertainty" else "disagreement"
-    return doubt_of(torch.stack([score_encoded(member, groups) for member in members]), by=by).tolist()
+    return uncertainty_of(torch.stack([score_encoded(member, groups) for member in members]), by=by).tolist()
 
 
 def fit(start: Path, groups: Sequence[EncodedGroup], labels: Float[np.ndarray, " P"], seed: int) -> PreTrainedModel:

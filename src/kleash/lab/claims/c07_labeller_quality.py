@@ -4,7 +4,7 @@
 
 For each seed the same pairs of SFT samples are labelled by five judges of graded quality, by the simulated people (one
 of them a pair, and the opinion of all) and by gold itself; from each set of labels a reward model, and PPO on the same
-leash. Prints a table, mean ± one standard error over seeds; what is done is not done again.
+KL penalty. Prints a table, mean ± one standard error over seeds; what is done is not done again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kleash.lab.experiment import Bench
 from kleash.lab.labellers import Labellers, People
 from kleash.lab.measure import pm
 from kleash.labels.labeller import Labeller
-from kleash.labels.reward_labeller import ScoredLabeller
+from kleash.labels.reward_labeller import RewardLabeller
 from kleash.run import derive_seed, write_json
 
 COLUMNS = {
@@ -45,7 +45,7 @@ def labellers(prepared: Bench) -> dict[str, Labeller]:
     found: dict[str, Labeller] = {folder.name: judges.SmallJudge.load(folder) for folder in prepared.judges()}
     pool = Labellers(world, seed=derive_seed(prepared.seed, "labellers"))
     found |= {"people": People(pool), "everyone": People(pool, everyone=True)}
-    found["gold"] = ScoredLabeller(experiment.Gold(world), temperature=judges.TEMPERATURE, name="gold")
+    found["gold"] = RewardLabeller(experiment.Gold(world), temperature=judges.TEMPERATURE, name="gold")
     return found
 
 
@@ -63,7 +63,7 @@ def follow(prepared: Bench, name: str, labeller: Labeller) -> dict[str, float]:
     world, pairs, measured = prepared.world, prepared.pairs("pairs"), prepared.pairs("measured")
     told = experiment.labeller_figures(world, measured, labeller.compare(measured))
     labels = experiment.labelled(pairs, [verdict.probability for verdict in labeller.compare(pairs)], name)
-    folder = experiment.climb(prepared, name, labels)
+    folder = experiment.train_policy(prepared, name, labels)
     start, end = (experiment.policy_figures(world, folder, step) for step in (0, experiment.ROLLOUTS))
     reached = {"reward accuracy": experiment.reward_accuracy(prepared, name), "gain": end["gold"] - start["gold"]}
     return {**told, **end, **reached}

@@ -4,10 +4,11 @@
 
 For each seed the best small judge compares the same pairs by each principle of the small world's constitution. Labels
 are the principles' average, by the whole constitution and by it without one of them; from each set of labels a reward
-model, and PPO on a leash. Prints what each principle says of the policies, mean ± one standard error over seeds, and
-what a removal changed; what is done is not done again.
+model, and PPO with a KL penalty. Prints what each principle says of the policies, mean ± one standard error over seeds,
+and what a removal changed; what is done is not done again.
 
-An average over n principles says what each of them says n times more quietly, so the leash is as many times weaker.
+An average over n principles says what each of them says n times more quietly, so the KL penalty is as many times
+weaker.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def measure(out: Path, seed: int) -> dict[str, dict[str, float]]:
 
 
 def compare(prepared: Bench) -> dict[str, dict[str, float]]:
-    """Label, climb and measure, a constitution after the other."""
+    """Label, optimise and measure, a constitution after the other."""
     constitution = Constitution.load(judges.SMALL)
     pairs = prepared.pairs("pairs")
     judge = judges.SmallJudge.load(prepared.judges()[-1], constitution=constitution)
@@ -56,7 +57,7 @@ def compare(prepared: Bench) -> dict[str, dict[str, float]]:
         arm = WHOLE if removed is None else f"without {removed}"
         labels = experiment.labelled(pairs, p.tolist(), arm)
         beta = experiment.BETA / len(constitution.principles)
-        folder = experiment.climb(prepared, arm.replace(" ", "-"), labels, beta=beta)
+        folder = experiment.train_policy(prepared, arm.replace(" ", "-"), labels, beta=beta)
         found["SFT"] = experiment.policy_figures(prepared.world, folder, 0)
         found[arm] = experiment.policy_figures(prepared.world, folder, experiment.ROLLOUTS)
     return found

@@ -1,6 +1,6 @@
-"""What moves the turn: leash, members, how they are combined, and comparisons, on the small world.
+"""What moves the turn: KL penalty, members, how they are combined, and comparisons, on the small world.
 
-    python -m kleash.lab.claims.overoptimization_factors [--seeds 5] [--out runs/goodhart] [--workers 1]
+    python -m kleash.lab.claims.overoptimization_factors [--seeds 5] [--out runs/overoptimization] [--workers 1]
 
 For each seed one base and one SFT model; 1,000 or 4,000 comparisons; reward models of 1, 3 or 5 members, combined by
 mean, worst case or averaged weights (WARM); and PPO against each at three β. Gold is measured after every rollout, on
@@ -25,7 +25,7 @@ import numpy as np
 
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group
-from kleash.evals.overoptimization import Road, analyse, checkpoints_road
+from kleash.evals.overoptimization import KLCurve, analyse, curve_of_checkpoints
 from kleash.lab.experiment import begin
 from kleash.lab.labellers import Labellers
 from kleash.lab.measure import gold, pm
@@ -134,9 +134,9 @@ def reward_of(out: Path, arm: Arm) -> Reward:
     return members[0] if arm.way == "single" else EnsembleReward(members, combine=arm.way)  # type: ignore[arg-type]
 
 
-def climb(out: Path, arm: Arm) -> Path:
-    """PPO against an arm's reward, gold unseen; then gold of what it wrote, as `road.npz` in its folder."""
-    file = out / arm.name / "road.npz"
+def train_against(out: Path, arm: Arm) -> Path:
+    """PPO against an arm's reward, gold unseen; then gold of what it wrote, as `curve.npz` in its folder."""
+    file = out / arm.name / "curve.npz"
     if file.exists():
         return file
     config = ppo.PPOConfig(
@@ -148,12 +148,16 @@ def climb(out: Path, arm: Arm) -> Path:
     )  # fmt: skip
     ppo.run(config, reward=reward_of(out, arm))
     world, rows = World(arm.seed), read_jsonl(out / arm.name / "samples.jsonl")
-    road = checkpoints_road([{**row, "gold": gold(world, row)} for row in rows])
+    kl_curve = curve_of_checkpoints([{**row, "gold": gold(world, row)} for row in rows])
     choosing = {row["prompt"]: row["split"] == "choose" for row in rows}
-    numbers = {name: getattr(road, name).astype(np.float32) for name in ("gold", "proxy", "kl")}
+    numbers = {name: getattr(kl_curve, name).astype(np.float32) for name in ("gold", "proxy", "kl")}
     with file.with_suffix(".tmp").open("wb") as temporary:
         np.savez_compressed(
-            temporary, points=road.points, prompts=road.prompts, choose=[choosing[p] for p in road.prompts], **numbers
+            temporary,
+            points=kl_curve.points,
+            prompts=kl_curve.prompts,
+            choose=[choosing[p] for p in kl_curve.prompts],
+            **numbers,
         )
     file.with_suffix(".tmp").replace(file)
     return file
@@ -163,8 +167,8 @@ def analysed(file: Path) -> dict[str, Any]:
     """What `evals.overoptimization` says of an arm."""
     with np.load(file) as held:
         numbers = {name: held[name].astype(np.float64) for name in ("gold", "proxy", "kl")}
-        road = Road("rl", tuple(held["points"].tolist()), tuple(held["prompts"].tolist()), **numbers)
-        return analyse(road, choose=held["choose"])
+        kl_curve = KLCurve("checkpoints", tuple(held["points"].tolist()), tuple(held["prompts"].tolist()), **numbers)
+        return analyse(kl_curve, choose=held["choose"])
 
 
 def figures(analysis: Mapping[str, Any]) -> dict[str, float]:
@@ -177,7 +181,7 @@ def figures(analysis: Mapping[str, Any]) -> dict[str, float]:
         "KL at the peak": best["kl"]["mean"],
         "KL at the end": end["kl"]["mean"],
         "proxy at the end": end["proxy"]["mean"],
-        "turned": float(analysis["turn"]["verdict"] == "turned"),
+        "turned": float(analysis["peak_test"]["result"] == "turned"),
     }
 
 
@@ -187,7 +191,7 @@ def foretold(analysis: Mapping[str, Any]) -> dict[str, float] | None:
     The turn is where the law fitted to all points has its peak: single points of a flat top are chosen by noise.
     """
     whole, early = analysis["fit"], analysis["early_fit"]
-    if analysis["turn"]["verdict"] != "turned" or whole is None or whole["peak_distance"]["value"] is None:
+    if analysis["peak_test"]["result"] != "turned" or whole is None or whole["peak_distance"]["value"] is None:
         return None
     at = whole["peak_distance"]["value"]
     told = None if early is None else early["peak_distance"]["value"]
@@ -198,7 +202,7 @@ def foretold(analysis: Mapping[str, Any]) -> dict[str, float] | None:
         "fitted": 1.0,
         "off the law's": abs(told - at) / at,
         "off the measured": abs(told - measured) / measured if measured else math.inf,
-        "gold lost": early["trust"]["lost"]["mean"],
+        "gold lost": early["cost_of_following_law"]["lost"]["mean"],
     }
 
 
@@ -207,7 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="first seed")
-    parser.add_argument("--out", type=Path, default=Path("runs/goodhart"))
+    parser.add_argument("--out", type=Path, default=Path("runs/overoptimization"))
     parser.add_argument("--workers", type=int, default=1, help="policies that are trained side by side")
     options = parser.parse_args()
     seeds = range(options.first, options.first + options.seeds)
@@ -215,10 +219,10 @@ def main() -> None:
     everyone = [arm for seed in seeds for arm in arms(seed)]
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         list(pool.map(prepare, folders.values(), seeds))
-        files = list(pool.map(climb, [folders[arm.seed] for arm in everyone], everyone))
+        files = list(pool.map(train_against, [folders[arm.seed] for arm in everyone], everyone))
         analyses = dict(zip(everyone, pool.map(analysed, files), strict=True))
     write_json(
-        options.out / "goodhart.json",
+        options.out / "overoptimization.json",
         [{**asdict(arm), **figures(found), "foretold": foretold(found)} for arm, found in analyses.items()],
     )
     print(table({arm: figures(found) for arm, found in analyses.items()}))
@@ -243,7 +247,7 @@ def law_table(found: Mapping[Arm, Mapping[str, float] | None]) -> str:
     """How well the law foretells the turn, by β, the seed that settled the fit apart."""
     lines = [
         "| seeds | β | turned | law could be fitted before | within 25 % of the law's peak | … of the measured one | "
-        "median error | gold lost by trusting it |",
+        "median error | gold lost by following it |",
         "|---" * 8 + "|",
     ]
     for name, seeds in (("0", lambda seed: seed == 0), ("others", lambda seed: seed != 0)):

@@ -224,10 +224,10 @@ class World:
         """The parts of the gold utility by name: task, facts, polite, concise, ends, sense."""
         task, reading = self.task(prompt), self.read(prompt, response)
         return {
-            **self.substance(task, reading),
+            **self.task_reward(task, reading),
             "polite": courtesy_worth(reading.courtesies),
             "concise": -0.03 * max(0, reading.words - NEEDED[task.kind]),
-            **manners(reading, finished),
+            **style_reward(reading, finished),
         }
 
     def perceived(self, prompt: str, response: str, bias: float = 0.0, finished: bool = True) -> float:
@@ -238,18 +238,20 @@ class World:
             bias: 0 for one who minds courtesy and length as gold does, 1 for one to whom more of both is better.
             finished: whether the response ended by itself.
         """
-        sober, charmed = self.perceptions(prompt, response, finished)
-        return (1 - bias) * sober + bias * charmed
+        unbiased, biased = self.perceptions(prompt, response, finished)
+        return (1 - bias) * unbiased + bias * biased
 
     def perceptions(self, prompt: str, response: str, finished: bool = True) -> tuple[float, float]:
         """What a response seems worth to a labeller with bias 0 and with bias 1."""
         task, reading = self.task(prompt), self.read(prompt, response)
-        seen = sum(self.substance(task, reading, believes=True).values()) + sum(manners(reading, finished).values())
-        sober = courtesy_worth(reading.courtesies) - 0.03 * max(0, reading.words - NEEDED[task.kind])
-        charmed = 0.3 * reading.courtesies + 0.03 * reading.words
-        return seen + sober, seen + charmed
+        seen = sum(self.task_reward(task, reading, believes=True).values()) + sum(
+            style_reward(reading, finished).values()
+        )
+        unbiased = courtesy_worth(reading.courtesies) - 0.03 * max(0, reading.words - NEEDED[task.kind])
+        biased = 0.3 * reading.courtesies + 0.03 * reading.words
+        return seen + unbiased, seen + biased
 
-    def substance(self, task: Task, reading: Reading, *, believes: bool = False) -> dict[str, float]:
+    def task_reward(self, task: Task, reading: Reading, *, believes: bool = False) -> dict[str, float]:
         """Worth of what is said: `task` (was it done) and `facts` (what else was claimed).
 
         Args:
@@ -305,7 +307,7 @@ class World:
                 text = response.text
                 reading = self.read(group.prompt_text, text)
                 worth = self.gold(group.prompt_text, text, response.finished)
-                done = self.substance(task, reading)["task"] >= 1.0
+                done = self.task_reward(task, reading)["task"] >= 1.0
                 cases["gold"].append(worth)
                 cases[f"gold/{task.kind}"].append(worth)
                 cases["length"].append(reading.words)
@@ -465,7 +467,7 @@ def courtesy_worth(count: int) -> float:
     return 0.4 * (count > 0) - 0.2 * max(0, count - 2)
 
 
-def manners(reading: Reading, finished: bool) -> dict[str, float]:
+def style_reward(reading: Reading, finished: bool) -> dict[str, float]:
     """Worth of what anyone notices: insults, an end that is missing, words that make no sense."""
     return {
         "insults": -0.6 * (reading.insults > 0) - 0.3 * reading.insults,
