@@ -33,7 +33,7 @@ def test_a_calm_policy_passes_and_what_was_not_logged_is_not_judged() -> None:
 def test_a_policy_fails_beyond_its_budget_without_ends_or_where_the_hold_out_fell() -> None:
     assert failed(policy(kl_budget=5.0, kl=9.0)) == ["within the KL budget"]
     assert failed(policy(end_rate=0.2)) == ["responses end"]
-    assert failed(policy(reward=1.0, validation_reward=-1.0)) == ["validation reward agrees"]
+    assert failed(policy(reward=1.0, validation_reward=-1.0)) == ["validation reward model agrees"]
     assert failed(policy(reward=1.0, validation_reward=1.0)) == []
     assert failed(policy(reward=-1.0, validation_reward=-1.0)) == [], "a run that got worse on both was not hacked"
     assert failed(policy(outside=0.9)) == ["within the reward model's range"]

@@ -54,9 +54,7 @@ def test_other_peoples_responses_surprise_it_more_and_cooler_samples_less(
     assert hot.nats > 5 * hot.se
 
 
-def test_excess_surprise_is_that_of_plain_transformers(
-    tiny_model: Any, tiny_tokenizer: Any, demonstrations: Path
-) -> None:
+def test_excess_nll_is_that_of_plain_transformers(tiny_model: Any, tiny_tokenizer: Any, demonstrations: Path) -> None:
     groups = encode_all(list(read_groups(demonstrations)), tiny_tokenizer)[0][:8]
     total, tokens = 0.0, 0
     for group in groups:

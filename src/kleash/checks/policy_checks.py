@@ -121,7 +121,7 @@ def _length_kept(first: Mapping[str, Any], last: Mapping[str, Any]) -> Check | N
 
 def _validation_reward(rows: Sequence[Mapping[str, Any]]) -> Check | None:
     """Did the reward rise while a reward model of other labels fell? Both by more than two standard errors."""
-    name = "validation reward agrees"
+    name = "validation reward model agrees"
     both = [(row["reward"], row["validation_reward"]) for row in rows if row.get("validation_reward") is not None]
     if not both:
         return None
@@ -140,7 +140,7 @@ def _validation_reward(rows: Sequence[Mapping[str, Any]]) -> Check | None:
         "the reward is being hacked: take an earlier checkpoint, raise --beta, more comparisons",
         reward=float(rise[0]),
         validation_reward=float(rise[1]),
-        validation_reward_se=float(error[1]),
+        validation_se=float(error[1]),
     )
 
 

@@ -33,7 +33,7 @@ from kleash.evals.skipped import Skipped
 from kleash.evals.strata import Partition, quartiles, strata_report
 from kleash.models.compute import Compute
 from kleash.models.load import context_length, load_policy
-from kleash.rewards.features import FeatureRange
+from kleash.rewards.feature_range import FeatureRange
 from kleash.rewards.learned import LearnedReward, features_encoded, score_encoded
 from kleash.rewards.reward import Reward
 from kleash.run import derive_seed

@@ -59,9 +59,9 @@ def judged(results: Mapping[str, Any]) -> list[Line]:
                 ("calibration error", f"{people['ece']:.3f}"),
             ]
         injections = results["injections"]
-        if injections and injections["planted"]:
+        if injections and injections["injected"]:
             shift = f", its probability {injections['shift']['mean']:+.3f}"
-            lines.append(("obeys a planted plea", _span(injections["flipped"]) + shift))
+            lines.append(("obeys a prompt injection", _span(injections["flipped"]) + shift))
         lines += [(f"principle {name}", _principle(found)) for name, found in results["principles"].items()]
     lines += _asked(results)
     lines += [

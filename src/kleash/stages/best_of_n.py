@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Scores
-from kleash.evals.best_of_n_report import best_of_n_curve
+from kleash.evals.best_of_n_curve import best_of_k, kl_bound, kl_of_best_of_k
+from kleash.evals.policy_stats import mean_se
 from kleash.rewards.composition import content_of
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import fingerprint
@@ -64,7 +67,7 @@ def run(
     truth = score_groups(gold, pool)[0] if gold is not None else None
     write_groups((replace(group, label=Scores(tuple(row))) for group, row in zip(pool, scores, strict=True)), pool_file)
     write_groups((best_of(group, row) for group, row in zip(pool, scores, strict=True)), config.out)
-    finish(config.out, identity, describe(scores, parts) | {"best_of": best_of_n_curve(pool, scores, truth)})
+    finish(config.out, identity, describe(scores, parts) | {"best_of": curve(pool, scores, truth)})
     return config.out
 
 
@@ -72,3 +75,31 @@ def best_of(group: Group, scores: Sequence[float]) -> Group:
     """A group with its best response alone; the first of those that tie."""
     best = max(range(len(scores)), key=scores.__getitem__)
     return replace(group, responses=(group.responses[best],), label=Scores((scores[best],)))
+
+
+def curve(
+    pool: Sequence[Group], scores: Sequence[Sequence[float]], gold: Sequence[Sequence[float]] | None = None
+) -> list[dict[str, Any]]:
+    """What best of k gives and how far it is from the policy, k = 1 … n. Formulas: docs/metrics.md."""
+    chosen_by = np.array([one_score_a_text(*both) for both in zip(pool, scores, strict=True)], dtype=np.float64)
+    measured = {"score": np.array(scores)} | ({} if gold is None else {"gold": np.array(gold)})
+    expected = {name: best_of_k(values, chosen_by=chosen_by) for name, values in measured.items()}
+    kl = kl_of_best_of_k(chosen_by)
+    return [
+        {
+            "k": k,
+            **{name: mean_se(values[:, k - 1]) for name, values in expected.items()},
+            "kl": mean_se(kl[:, k - 1]),
+            "kl_bound": kl_bound(k),
+        }
+        for k in range(1, chosen_by.shape[1] + 1)
+    ]
+
+
+def one_score_a_text(group: Group, scores: Sequence[float]) -> list[float]:
+    """The scores, where a text that occurs again has the one of its first: rounding must not make it a better one."""
+    first: dict[tuple[str, bool], float] = {}
+    return [
+        first.setdefault((response.text, response.finished), score)
+        for response, score in zip(group.responses, scores, strict=True)
+    ]

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from kleash.chat.messages import Chat
 from kleash.checks import judge_checks
 from kleash.checks.check import verdict
 from kleash.data.formats import read_groups, write_groups
@@ -25,13 +26,12 @@ from kleash.data.group import Group, Preference
 from kleash.data.split import comparison, read_usable
 from kleash.errors import DataError, GateError
 from kleash.evals.judging import Report, judge_report, principle_report
-from kleash.feedback.constitution import Constitution
-from kleash.feedback.injections import probe
-from kleash.feedback.judge import Judge, Judgement
+from kleash.labels.constitution import Constitution
+from kleash.labels.llm_judge import Judge, Judgement
+from kleash.labels.prompt_injection import probe
 from kleash.progress import Progress
 from kleash.run import derive_seed, fingerprint
-from kleash.sampling.chat import Chat
-from kleash.stages.asking import GROUPS_AT_ONCE, asking, stop_above
+from kleash.stages.chat_client import GROUPS_AT_ONCE, chat_client, stop_above
 from kleash.stages.data_configs import JudgeConfig
 from kleash.stages.files import beside, finish, finished
 
@@ -61,7 +61,7 @@ def run(config: JudgeConfig, *, chat: Chat | None = None) -> Path:
         return config.out
     groups = list(islice(_pairs(config.data), config.max_rows))
     mixed_in = read_usable(config.mix_in, comparison) if config.mix_in else []
-    with asking(config, chat) as (asked, store):
+    with chat_client(config, chat) as (asked, store):
         judge = Judge(
             asked, constitution=constitution, principles=config.principles, chain_of_thought=config.chain_of_thought,
             reasoning_tokens=config.reasoning_tokens, clamp=config.clamp, answers=config.answers, votes=config.votes,
@@ -107,7 +107,7 @@ def _judge(judge: Judge, groups: Sequence[Group], max_failures: float) -> list[J
         for start in range(0, len(groups), GROUPS_AT_ONCE):
             judgements += judge.judge(groups[start : start + GROUPS_AT_ONCE])
             failed = [found.verdict for found in judgements if found.orders is None]
-            progress.update(len(judgements), failed=len(failed), cost=judge.asking.usage.cost)
+            progress.update(len(judgements), failed=len(failed), cost=judge.client.usage.cost)
             reason = f"{failed[-1].state}: {failed[-1].reason}" if failed else ""
             stop_above(max_failures, len(failed), len(judgements), len(groups), reason)
     return judgements

@@ -22,7 +22,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import reward_checks
-from kleash.checks.gates import check_parents, record_checks
+from kleash.checks.gates import record_checks
+from kleash.checks.open_run import open_run
 from kleash.checks.reward_report import RewardReport, held_out_rewards, preference_figures
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups, write_groups
@@ -31,14 +32,15 @@ from kleash.data.split import comparison, hold_out, read_split
 from kleash.errors import ConfigError
 from kleash.evals.estimates import as_json
 from kleash.evals.preference_report import PreferenceReport
+from kleash.io import write_text
 from kleash.models.average import average_weights
 from kleash.models.load import load_reward_model, load_tokenizer, new_reward_model, save_model
 from kleash.rewards.ensemble import VALIDATION, EnsembleReward, write_ensemble
 from kleash.rewards.learned import LearnedReward
-from kleash.run import RunFolder, derive_seed, write_text
+from kleash.run import RunFolder, derive_seed
 from kleash.stages import reward_model
-from kleash.stages.artifacts import inputs_of, model_card
 from kleash.stages.training_configs import EnsembleConfig, RewardConfig
+from kleash.training.model_folder import model_card
 
 logger = logging.getLogger("kleash")
 
@@ -62,10 +64,9 @@ def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedToke
         return reward_model.run(_single(config), reward=reward)
     if reward is not None:
         raise ConfigError("a live reward model is a single one; leave out members and validation_share, or the model")
-    folder = RunFolder.open(config.out, stage="reward", config=config, inputs=inputs_of(config))
+    folder = open_run("reward", config)
     if folder.finished:
         return folder
-    check_parents(folder, role="model", parent=config.model, force=config.force)
     files = _split(config, folder)
     if config.validation_share:
         validation = _member(config, folder.path / VALIDATION, files, data="validation")
@@ -154,7 +155,7 @@ def _one(
         changes["centre_data"] = str(files["centre"])
     settings = _single(config, **changes)
     samples, _ = reward_model.centre(model, tokenizer, train, settings)
-    compute = reward_model.compute_of(settings)
+    compute = settings.compute
     rewards = held_out_rewards(model, held_out, compute=compute) if held_out else None
     figures = None if rewards is None else preference_figures(held_out, rewards, train)
     save_model(folder.path, model, tokenizer, model_card(folder, reward_model.summary(figures)))

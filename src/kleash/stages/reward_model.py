@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import data_checks, reward_checks
-from kleash.checks.gates import check_parents, record_checks
+from kleash.checks.gates import record_checks
+from kleash.checks.open_run import open_run
 from kleash.checks.reward_checks import OnPolicyExcess
 from kleash.checks.reward_report import (
     RewardReport,
@@ -45,22 +46,19 @@ from kleash.evals.estimates import as_json
 from kleash.evals.learning_curve import LearningCurve
 from kleash.evals.preference_report import UNKNOWN, PreferenceReport
 from kleash.evals.skipped import Skipped, or_skip
-from kleash.models.compute import Compute
 from kleash.models.forward import check_forward, head_scores
 from kleash.models.load import autocast, context_length, load_reward_model, new_reward_model, save_model
 from kleash.models.lora import merge_lora
+from kleash.models.trainable import make_trainable
 from kleash.objectives.bradley_terry import pair_loss, ranking_loss
-from kleash.progress import Progress
 from kleash.rewards.learned import score_encoded
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import RunFolder, derive_seed
-from kleash.stages.artifacts import inputs_of, model_card
-from kleash.stages.trainable import make_trainable
+from kleash.stages.artifacts import model_card
 from kleash.stages.training_configs import RewardConfig
-from kleash.training import checkpoint
+from kleash.training.best_checkpoint import BestCheckpoint
+from kleash.training.loop import Loop, State
 from kleash.training.optim import Optimizer
-from kleash.training.selection import Selection
-from kleash.training.trackers import Trackers, require
 
 logger = logging.getLogger("kleash")
 
@@ -89,49 +87,37 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     Returns:
         The finished run; the report on held-out pairs is in run.json under `results`.
     """
-    require(config.trackers)
-    folder = RunFolder.open(config.out, stage="reward", config=config, inputs=inputs_of(config, model=reward))
+    folder = open_run("reward", config, model=reward)
     if folder.finished:
         return folder
-    check_parents(folder, role="model", parent=config.model, force=config.force)
     model, tokenizer = reward or new_reward_model(
         config.model, seed=config.seed, heads=config.heads, device=config.device
     )
     if config.heads > 1:
         model.config.kleash_heads = {"combine": config.combine, "variance_penalty": config.variance_penalty}
-    make_trainable(model, config)
+    make_trainable(model, **config.adapter_settings())
     train, held_out = _comparisons(config, model, tokenizer)
     gold = None if config.gold is None else build_reward(config.gold, device=config.device, dtype=config.dtype)
     if config.learning_curve:
         check_rows(train, held_out, live=reward is not None)
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
-    steps, compute = config.steps(len(train)), compute_of(config)
+    steps, compute = config.steps(len(train)), config.compute
     folder.note("formulas", loss=FORMULA)
 
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
-    parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
-    state = checkpoint.restore(folder, parts)
-    selection = Selection(folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure"))
-    rewards: list[list[float]] | None = None
-    with Progress(steps, "reward", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
-        for step in range(state["step"] + 1, steps + 1):
-            rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
-            metrics = _step(model, optimizer, [train[row] for row in rows], config, head_weights(config, rows))
-            if held_out and config.due(step, steps):
-                rewards = held_out_rewards(model, held_out, compute=compute)
-                figures = preference_figures(held_out, rewards, train)
-                metrics |= {"eval_accuracy": figures.accuracy, "eval_log_loss": figures.log_loss}
-                selection.offer(model, step, figures.log_loss)
-            row = folder.log(step, metrics)
-            trackers.log(step, row)
-            progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})
-            if step % config.save_interval(steps) == 0 and step < steps:
-                checkpoint.save(folder, step, parts, keep=config.keep_states, **selection.numbers)
-
-    checkpoint.save(folder, steps, parts, keep=config.keep_states, **selection.numbers)
-    chosen = selection.take(model, steps)
-    if held_out and (rewards is None or chosen != steps):
-        rewards = held_out_rewards(model, held_out, compute=compute)
+    best = BestCheckpoint(folder, config.keep_weights)
+    state: State = {"model": model, "optimizer": optimizer, "best": best}
+    loop = Loop(folder, total=steps, state=state, shown=SHOWN, **config.loop_settings())
+    for step in loop:
+        rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
+        metrics = update(model, [train[row] for row in rows], optimizer, config, head_weights(config, rows))
+        if held_out and loop.due_to_evaluate(step):
+            figures = preference_figures(held_out, held_out_rewards(model, held_out, compute=compute), train)
+            metrics |= {"eval_accuracy": figures.accuracy, "eval_log_loss": figures.log_loss}
+            best.update(model, step, figures.log_loss)
+        loop.log(step, metrics)
+    chosen = best.take(model, loop.step)
+    rewards = held_out_rewards(model, held_out, compute=compute) if held_out else None
     samples, centred_on = centre(model, tokenizer, train, config)
     merge_lora(model)
     measured = None if rewards is None else preference_figures(held_out, rewards, train)
@@ -158,7 +144,7 @@ def save_feature_range(
     config: RewardConfig,
 ) -> dict[str, Any] | Skipped:
     """Save what the model was trained on, in its features, beside its weights; returns the distances from it."""
-    compute = compute_of(config)
+    compute = config.compute
     measured = or_skip(
         "feature range",
         lambda: feature_range(model, train, held_out, samples, seed=config.seed, compute=compute),
@@ -181,7 +167,7 @@ def whole_report(
     distance: dict[str, Any] | Skipped | None = None,
 ) -> RewardReport:
     """All that run.json says of a single model; what cannot be measured within the model's limits is skipped."""
-    compute = compute_of(config)
+    compute = config.compute
     best_of, curve = None, None
     probes = or_skip(
         "probes",
@@ -217,7 +203,7 @@ def _learning_curve(
         settings = {**config.model_dump(), **WITHOUT_REPORT, **changes, "out": out}
         folder = run(RewardConfig.make(settings, source=str(out)))
         model, _ = load_reward_model(folder.path, device=config.device)
-        return held_out_rewards(model, held_out, compute=compute_of(config))
+        return held_out_rewards(model, held_out, compute=config.compute)
 
     ceiling = preference_figures(held_out, rewards, train).noise_ceiling
     return more_labels(
@@ -233,11 +219,6 @@ def on_policy_excess(config: RewardConfig, train: Sequence[EncodedGroup]) -> OnP
         "excess negative log-likelihood",
         lambda: data_checks.on_policy_excess(config.model, train, device=config.device, dtype=config.dtype),
     )
-
-
-def compute_of(config: RewardConfig) -> Compute:
-    """Where and how the run computes."""
-    return Compute(config.device, config.dtype, config.micro_batch_tokens)
 
 
 def head_weights(config: RewardConfig, rows: Sequence[int]) -> Float[Tensor, "P M"]:
@@ -260,13 +241,14 @@ def group_loss(
     return ranking_loss(scores, ranks, centring=config.centring)
 
 
-def _step(
+def update(
     model: PreTrainedModel,
-    optimizer: Optimizer,
     groups: Sequence[EncodedGroup],
+    optimizer: Optimizer,
     config: RewardConfig,
     weights: Float[Tensor, "P M"],
 ) -> dict[str, Any]:
+    """One optimiser step on some comparisons; `weights` says what each counts for each head."""
     totals: dict[str, Tensor] = {}
     for part in microbatches(groups, max_tokens=config.micro_batch_tokens):
         chosen = [groups[row] for row in part]
@@ -313,7 +295,7 @@ def start_samples(
     rows = batch_at(0, len(train), min(config.centre_samples, len(train)), seed)
     return sample(
         tokenizer, [train[row] for row in rows], policy=config.model, group_size=1,
-        max_new_tokens=config.centre_max_new_tokens, seed=seed, compute=compute_of(config),
+        max_new_tokens=config.centre_max_new_tokens, seed=seed, compute=config.compute,
     )  # fmt: skip
 
 
