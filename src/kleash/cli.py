@@ -163,7 +163,7 @@ def _parser(arguments: Sequence[str]) -> _Parser:
 
     label = _command(commands, "label", "people compare responses in a browser; serves until it is stopped", _label)
     if asked == "label":
-        from kleash.web.label import LabelConfig
+        from kleash.web.label.serve import LabelConfig
 
         _add_fields(label, LabelConfig)
 
@@ -255,16 +255,16 @@ def _stage(stage: str) -> Callable[[argparse.Namespace], None]:
 
 
 def _label(command: argparse.Namespace) -> None:
-    from kleash.web.label import LabelConfig, run
+    from kleash.web.label.serve import LabelConfig, run
 
     run(_made(LabelConfig, command))
 
 
 def _import(command: argparse.Namespace) -> None:
-    from kleash.feedback.opening import opened
+    from kleash.labels.open_store import opened
 
     with opened(command.store) as store:
-        from kleash.feedback.files import import_labels
+        from kleash.labels.import_export import import_labels
 
         for source in command.data:
             new = import_labels(store, source, annotator=command.annotator)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from kleash.data.group import Group, Response
-from kleash.feedback.labeller import Verdict
-from kleash.feedback.scored import ScoredLabeller
 from kleash.lab import active, bench
 from kleash.lab.world import World
+from kleash.labels.labeller import Verdict
+from kleash.labels.reward_labeller import ScoredLabeller
 
 PROMPT = "what is 1 plus 2 ?"
 RIGHT, WRONG = Response("it is 3 ."), Response("it is 4 .")

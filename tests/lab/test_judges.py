@@ -10,10 +10,10 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from kleash.data.group import Group, Response
-from kleash.feedback.constitution import Constitution
 from kleash.lab import bench, judges, pretrain
 from kleash.lab.judges import OVERALL, SMALL, SmallJudge
 from kleash.lab.world import World
+from kleash.labels.constitution import Constitution
 from kleash.models.load import freeze, save_model
 
 

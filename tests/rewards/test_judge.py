@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from kleash.chat.client import Asking
+from kleash.chat.openai_endpoint import Endpoint
 from kleash.data.group import Group, Response
 from kleash.errors import ConfigError, DataError
 from kleash.rewards.composition import content_of
 from kleash.rewards.judge import SCALE, JudgeReward
 from kleash.rewards.reward import build_reward
-from kleash.sampling.asking import Asking
-from kleash.sampling.endpoint import Endpoint
-from tests.feedback.loopback import Reply, Server
+from tests.chat.loopback import Reply, Server
 
 
 def group(*texts: str) -> Group:

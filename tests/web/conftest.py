@@ -19,10 +19,10 @@ from kleash.data.group import Group, Response
 pytest.importorskip("starlette", reason="the extra `feedback` is not installed")
 import uvicorn
 
-from kleash.feedback.queue import Queue, QueueSettings
-from kleash.feedback.store import Store
-from kleash.web.app import Site, build_app
-from kleash.web.label import LabelConfig, _listen
+from kleash.labels.queue import Queue, QueueSettings
+from kleash.labels.store import Store
+from kleash.web.label.app import Site, build_app
+from kleash.web.label.serve import LabelConfig, _listen
 
 
 @dataclass

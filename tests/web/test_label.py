@@ -16,7 +16,7 @@ import pytest
 
 from kleash.data.formats import write_groups
 from kleash.data.group import Group, Preference, Response
-from kleash.feedback.store import Store
+from kleash.labels.store import Store
 
 from .conftest import Browse, Serve, pairs_of
 from .hostile import BRIEF, HOSTILE, OVERSIZED
@@ -309,7 +309,7 @@ class Command:
 @pytest.fixture
 def command(tmp_path: Path) -> Iterator[Command]:
     write_groups(pairs_of(16), tmp_path / "pairs.jsonl")
-    from kleash.web.label import LabelConfig, _listen
+    from kleash.web.label.serve import LabelConfig, _listen
 
     with _listen(LabelConfig(port=0)) as free:
         port = free.getsockname()[1]

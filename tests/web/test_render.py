@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from kleash.web.render import _CLEANER, SHOWN_CHARACTERS, render, turns
+from kleash.web.common.render import _CLEANER, SHOWN_CHARACTERS, render, turns
 
 from .hostile import HOSTILE
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from starlette.routing import Mount
 
-from kleash.feedback.queue import Queue
-from kleash.feedback.store import Store
-from kleash.web import security
-from kleash.web.app import Site, build_app
+from kleash.labels.queue import Queue
+from kleash.labels.store import Store
+from kleash.web.common import security
+from kleash.web.label.app import Site, build_app
 
 from .conftest import Person, Running, Serve, pairs_of
 
@@ -27,7 +27,7 @@ def routes(store: Store) -> list[tuple[str, str]]:
     found = []
     for route in build_app(Queue(store), site).routes:
         if isinstance(route, Mount):
-            found += [("GET", f"{route.path}/{file}") for file in ("kleash.js", "kleash.css", "icon.svg", "missing")]
+            found += [("GET", f"{route.path}/{file}") for file in ("label.js", "kleash.css", "icon.svg", "missing")]
         else:
             found += [(method, route.path) for method in sorted(route.methods - {"HEAD"})]  # type: ignore[attr-defined]
     return [*found, ("GET", "/nowhere"), ("POST", "/"), ("DELETE", "/api/vote"), ("GET", "/favicon.ico")]
@@ -91,7 +91,7 @@ def test_the_link_becomes_a_cookie_that_scripts_and_other_sites_do_not_get(serve
 def test_every_answer_carries_a_policy_without_inline_script_refusals_too(serve: Serve) -> None:
     site = serve(pairs_of(1))
     person = site.person()
-    for answer in (person.get("/"), person.get("/api/pairs"), person.get("/static/kleash.js"), site.ask("GET", "/")):
+    for answer in (person.get("/"), person.get("/api/pairs"), person.get("/static/label.js"), site.ask("GET", "/")):
         policy = answer.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; script-src 'self'; ") and "unsafe" not in policy
         assert "frame-ancestors 'none'" in policy and answer.headers["x-content-type-options"] == "nosniff"

@@ -23,9 +23,9 @@ from kleash.data.batch import collate
 from kleash.data.batching import batch_at
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup
-from kleash.feedback.choose import By, choose, doubt_of
 from kleash.lab import bench
 from kleash.lab.bench import Bench
+from kleash.labels.active_selection import By, choose, doubt_of
 from kleash.models.forward import response_scores
 from kleash.models.load import load_tokenizer, new_reward_model
 from kleash.objectives.bradley_terry import pair_loss

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, Response, chosen_first
-from kleash.feedback.labeller import Verdict
 from kleash.lab import judges, measure, pretrain
 from kleash.lab.world import World
+from kleash.labels.labeller import Verdict
 from kleash.rewards.learned import LearnedReward
 from kleash.run import derive_seed, read_jsonl, write_json
 from kleash.stages import generate, ppo, reward_model, sft

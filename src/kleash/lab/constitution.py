@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from kleash.feedback.constitution import Constitution
 from kleash.lab import bench, judges
 from kleash.lab.bench import Bench
+from kleash.labels.constitution import Constitution
 from kleash.run import write_json
 
 WHOLE = "whole"

@@ -14,8 +14,8 @@ from itertools import combinations
 
 from kleash.data.group import Group, Preference, Response
 from kleash.errors import InputError
-from kleash.feedback.labeller import Verdict
 from kleash.lab.world import World
+from kleash.labels.labeller import Verdict
 from kleash.run import derive_seed
 
 
@@ -110,7 +110,7 @@ class Labellers:
 
 
 class People:
-    """The pool as a `kleash.feedback.labeller.Labeller`.
+    """The pool as a `kleash.labels.labeller.Labeller`.
 
     Args:
         pool: who is asked.

@@ -18,12 +18,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from kleash.feedback.labeller import Labeller
-from kleash.feedback.scored import ScoredLabeller
 from kleash.lab import bench, judges
 from kleash.lab.bench import Bench
 from kleash.lab.labellers import Labellers, People
 from kleash.lab.measure import pm
+from kleash.labels.labeller import Labeller
+from kleash.labels.reward_labeller import ScoredLabeller
 from kleash.run import derive_seed, write_json
 
 COLUMNS = {

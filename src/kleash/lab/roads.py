@@ -19,11 +19,11 @@ from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Scores
 from kleash.evals.best_of_n import best_of_k, kl_of_best_of_k
 from kleash.evals.policy import mean_se
-from kleash.feedback.constitution import Constitution
 from kleash.lab import judges
 from kleash.lab.bench import labelled
 from kleash.lab.measure import curve, without_choice
 from kleash.lab.world import World
+from kleash.labels.constitution import Constitution
 from kleash.models.load import freeze, load_policy
 from kleash.rewards.reward import build_reward
 from kleash.run import RunFolder, derive_seed, read_jsonl, read_record

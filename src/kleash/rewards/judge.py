@@ -19,14 +19,14 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from kleash.chat.client import Asking
+from kleash.chat.in_process import LocalChat
+from kleash.chat.messages import Chat, Question
+from kleash.chat.openai_endpoint import Endpoint
+from kleash.chat.quoting import NOTE, code_of, conversation, marked, shortened
 from kleash.config import Config, read_yaml
 from kleash.data.group import Group, Response
 from kleash.errors import DataError
-from kleash.sampling.asking import Asking
-from kleash.sampling.chat import Chat, Question
-from kleash.sampling.endpoint import Endpoint
-from kleash.sampling.local_chat import LocalChat
-from kleash.sampling.quoting import NOTE, code_of, conversation, marked, shortened
 
 SCALE = tuple("123456789")
 

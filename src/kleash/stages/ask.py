@@ -20,8 +20,8 @@ from kleash.config import Config
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, chosen_first
 from kleash.errors import DataError
-from kleash.feedback.labeller import Labeller
-from kleash.feedback.opening import opened
+from kleash.labels.labeller import Labeller
+from kleash.labels.open_store import opened
 from kleash.run import fingerprint
 from kleash.stages.files import finish, finished
 
@@ -63,7 +63,7 @@ def run(config: AskConfig) -> Path:
         return config.out
     groups = _pairs(config.data)
     with opened(config.store) as store:
-        from kleash.feedback.oracle import Oracle
+        from kleash.labels.collect import Oracle
 
         oracle = Oracle(store, _labeller(config), budget=config.budget, votes=config.votes)
         verdicts = oracle.ask(groups)
@@ -95,7 +95,7 @@ def _pairs(data: str) -> list[Group]:
 def _labeller(config: AskConfig) -> Labeller | None:
     if config.labeller == "people":
         return None
-    from kleash.feedback.scored import ScoredLabeller
+    from kleash.labels.reward_labeller import ScoredLabeller
     from kleash.rewards.reward import build_reward
 
     return ScoredLabeller(build_reward(config.labeller), name=config.labeller, temperature=config.temperature)

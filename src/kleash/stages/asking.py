@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
+from kleash.chat.client import Asking
+from kleash.chat.messages import Chat
 from kleash.config import Config
 from kleash.errors import GateError
 from kleash.evals.preference import wilson
-from kleash.feedback.opening import opened
+from kleash.labels.open_store import opened
 from kleash.models.load import DType
 from kleash.run import fingerprint
-from kleash.sampling.asking import Asking
-from kleash.sampling.chat import Chat
 from kleash.stages.files import beside
 
 if TYPE_CHECKING:
-    from kleash.feedback.store import Store
+    from kleash.labels.store import Store
 
 GROUPS_AT_ONCE = 64
 """Groups between two looks at the failures."""
@@ -94,15 +94,15 @@ def asking(config: AskingConfig, chat: Chat | None = None) -> Iterator[tuple[Ask
         chat: a live model in place of `config.model`.
     """
     if chat is None and config.endpoint is not None:
-        from kleash.sampling.endpoint import Endpoint
+        from kleash.chat.openai_endpoint import Endpoint
 
         chat = Endpoint(config.endpoint, config.model, timeout=config.timeout, workers=config.concurrency)
     elif chat is None:
-        from kleash.sampling.local_chat import LocalChat
+        from kleash.chat.in_process import LocalChat
 
         chat = LocalChat.load(config.model, device=config.device, dtype=config.dtype, block=config.rows_at_once)
     with opened(config.store or beside(config.out, "calls", ending=".db")) as store:
-        from kleash.feedback.kept import KeptCalls
+        from kleash.labels.store_cache import KeptCalls
 
         yield Asking(chat, memory=KeptCalls(store), price=config.price, budget=config.budget), store
 

@@ -19,18 +19,18 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from kleash.checks import judges
+from kleash.chat.messages import Chat
+from kleash.checks import judge_checks
 from kleash.checks.gates import verdict
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference
 from kleash.data.split import comparison, read_usable
 from kleash.errors import DataError, GateError
 from kleash.evals.judging import Report, judge_report, principle_report
-from kleash.feedback.constitution import Constitution
-from kleash.feedback.injections import probe
-from kleash.feedback.judge import Judge, Judgement
+from kleash.labels.constitution import Constitution
+from kleash.labels.llm_judge import Judge, Judgement
+from kleash.labels.prompt_injection import probe
 from kleash.run import derive_seed, fingerprint
-from kleash.sampling.chat import Chat
 from kleash.stages.asking import GROUPS_AT_ONCE, AskingConfig, asking, stop_above
 from kleash.stages.files import beside, finish, finished
 from kleash.training.progress import Progress
@@ -106,7 +106,7 @@ def run(config: JudgeConfig, *, chat: Chat | None = None) -> Path:
         results["injections"] = probe(judge, groups, judgements, config.injections) if config.injections else None
         results |= {"usage": asked.figures(), "mixed_in": len(mixed_in)}
         store.record(groups, [judgement.verdict for judgement in judgements])
-    gate = results["gate"] = verdict(judges.judge(results, max_failures=config.max_failures))
+    gate = results["gate"] = verdict(judge_checks.judge(results, max_failures=config.max_failures))
     refused = not gate["passed"] and not config.force
     where = beside(config.out, "refused") if refused else config.out
     write_groups(chain(_labelled(groups, judgements), mixed_in), where)

@@ -17,17 +17,17 @@ from typing import Any
 
 from pydantic import Field
 
+from kleash.chat.client import Asking
+from kleash.chat.judge_prompts import critique_request, revision_request, turns_of
+from kleash.chat.messages import Answer, Chat, Question
+from kleash.chat.quoting import conversation
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Message, Response
 from kleash.data.split import demonstration, read_usable
-from kleash.evals.evasiveness import refusal_report
 from kleash.evals.judging import Report, share
-from kleash.feedback.constitution import Constitution
-from kleash.feedback.prompts import critique_request, revision_request, turns_of
+from kleash.evals.refusals import refusal_report
+from kleash.labels.constitution import Constitution
 from kleash.run import derive_seed, fingerprint
-from kleash.sampling.asking import Asking
-from kleash.sampling.chat import Answer, Chat, Question
-from kleash.sampling.quoting import conversation
 from kleash.stages.asking import GROUPS_AT_ONCE, AskingConfig, asking, stop_above
 from kleash.stages.files import finish, finished
 from kleash.training.progress import Progress
@@ -164,7 +164,7 @@ def _turn(role: str, text: str) -> Message:
 
 def _keep(store: Any, model: str, drafts: Sequence[Draft]) -> None:
     """Critiques and revisions into the store; those that an earlier run left there are not kept twice."""
-    from kleash.feedback.store import Revision
+    from kleash.labels.store import Revision
 
     def key(revision: Revision) -> str:
         return repr(replace(revision, prompt=conversation(revision.prompt)))
