@@ -261,9 +261,9 @@ def _label(command: argparse.Namespace) -> None:
 
 
 def _import(command: argparse.Namespace) -> None:
-    from kleash.labels.open_store import opened
+    from kleash.labels.open_store import open_store
 
-    with opened(command.store) as store:
+    with open_store(command.store) as store:
         from kleash.labels.import_export import import_labels
 
         for source in command.data:

@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from kleash.chat.client import Asking
+from kleash.chat.client import ChatClient
 from kleash.chat.in_process import LocalChat
-from kleash.chat.messages import Question
+from kleash.chat.messages import ChatRequest
 from kleash.errors import DataError
 
 
-def asked(text: str, **settings: object) -> Question:
-    return Question(({"role": "user", "content": text},), **settings)  # type: ignore[arg-type]
+def asked(text: str, **settings: object) -> ChatRequest:
+    return ChatRequest(({"role": "user", "content": text},), **settings)  # type: ignore[arg-type]
 
 
 TEXTS = ["a b c", "a", "d e f g h i j", "k 1 2"]
@@ -23,7 +23,7 @@ def test_options_have_the_probabilities_that_the_model_itself_gives(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     chat = LocalChat(tiny_model, tiny_tokenizer, name="tiny", identity={}, block=3)
-    answers = Asking(chat)([asked(text, options=("1", "2")) for text in TEXTS])
+    answers = ChatClient(chat)([asked(text, options=("1", "2")) for text in TEXTS])
     for text, answer in zip(TEXTS, answers, strict=True):
         ids = tiny_tokenizer(f"user {text} <end> assistant ", return_tensors="pt")["input_ids"]
         with torch.no_grad():
@@ -38,10 +38,10 @@ def test_an_answer_does_not_depend_on_what_else_is_asked(
 ) -> None:
     questions = [asked(text, max_tokens=6, temperature=1.0, seed=seed) for text in TEXTS for seed in (0, 1)]
 
-    def texts(block: int, some: list[Question]) -> list[str]:
+    def texts(block: int, some: list[ChatRequest]) -> list[str]:
         return [
             answer.text
-            for answer in Asking(LocalChat(tiny_model, tiny_tokenizer, name="t", identity={}, block=block))(some)
+            for answer in ChatClient(LocalChat(tiny_model, tiny_tokenizer, name="t", identity={}, block=block))(some)
         ]
 
     together = texts(8, questions)

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from kleash.chat import client
-from kleash.chat.client import Asking
-from kleash.chat.messages import Question
+from kleash.chat.client import ChatClient
+from kleash.chat.messages import ChatRequest
 from kleash.chat.openai_endpoint import Endpoint, retry_after
 from kleash.errors import GateError, InputError, MachineError
 from kleash.labels.store import Store
-from kleash.labels.store_cache import KeptCalls
+from kleash.labels.store_cache import StoreCache
 from tests.chat.loopback import Reply, Server
 
 
@@ -29,13 +29,13 @@ def echo(body: Mapping[str, Any]) -> Reply:
     return body["messages"][0]["content"].upper(), {}
 
 
-def questions(count: int) -> list[Question]:
-    return [Question(({"role": "user", "content": f"question {n}"},), 8) for n in range(count)]
+def questions(count: int) -> list[ChatRequest]:
+    return [ChatRequest(({"role": "user", "content": f"question {n}"},), 8) for n in range(count)]
 
 
-def ask(server: Server, asked: list[Question], **settings: Any) -> tuple[list[str], Asking]:
+def ask(server: Server, asked: list[ChatRequest], **settings: Any) -> tuple[list[str], ChatClient]:
     chat = Endpoint(server.url, "m", timeout=settings.pop("timeout", 30.0), workers=settings.pop("workers", 4))
-    patient = Asking(chat, **settings)
+    patient = ChatClient(chat, **settings)
     return [answer.text or answer.error for answer in patient(asked)], patient
 
 
@@ -92,9 +92,9 @@ def test_a_server_that_dies_ends_the_run_and_the_next_run_pays_nothing_twice(tmp
     store = Store.open(tmp_path / "store.db")
     asked = questions(20)
     with Server(echo, dies_after=9) as first, pytest.raises(MachineError, match=r"cannot be reached.*kept"):
-        ask(first, asked, memory=KeptCalls(store))
+        ask(first, asked, memory=StoreCache(store))
     with Server(echo, port=first.port) as second:
-        answers, patient = ask(second, asked, memory=KeptCalls(store))
+        answers, patient = ask(second, asked, memory=StoreCache(store))
     assert answers == [f"QUESTION {n}" for n in range(20)]
     assert len(first.answered) == 9 and len(second.answered) == 11
     assert max(Counter(first.answered + second.answered).values()) == 1
@@ -106,11 +106,11 @@ def test_a_failed_question_is_kept_as_a_failure_and_asked_again(tmp_path: Path) 
     store = Store.open(tmp_path / "store.db")
     question = questions(1)[0]
     with Server(echo, faults={n: "500" for n in range(1, 1 + client.ATTEMPTS)}) as server:
-        failed, _ = ask(server, [question], memory=KeptCalls(store))
+        failed, _ = ask(server, [question], memory=StoreCache(store))
         key = question.key({"endpoint": server.url, "model": "m"})
         kept = store.call(key)
         assert failed[0].startswith("HTTP 500") and kept is not None and kept.state == "error"
-        answers, _ = ask(server, [question], memory=KeptCalls(store))
+        answers, _ = ask(server, [question], memory=StoreCache(store))
         mended = store.call(key)
         assert answers == ["QUESTION 0"] and mended is not None and mended.state == "answered"
     store.close()
@@ -121,7 +121,7 @@ def test_the_same_question_twice_is_asked_once_and_another_seed_is_another_quest
     with Server(echo) as server:
         answers, _ = ask(server, same)
         assert answers == ["QUESTION 0"] * 3 and len(server.requests) == 1
-        ask(server, [Question(same[0].messages, 8, temperature=1.0, seed=seed) for seed in range(3)])
+        ask(server, [ChatRequest(same[0].messages, 8, temperature=1.0, seed=seed) for seed in range(3)])
     assert len(server.requests) == 4
 
 
@@ -135,13 +135,13 @@ def test_a_budget_is_never_exceeded_and_the_run_goes_on_where_it_stopped(tmp_pat
     with Server(echo) as server:
         price = (1e6, 1e6)
         with pytest.raises(GateError, match="budget of 120 is reached"):
-            ask(server, asked, memory=KeptCalls(store), price=price, budget=120.0)
+            ask(server, asked, memory=StoreCache(store), price=price, budget=120.0)
         assert 0 < spent(server) <= 120
         before = len(server.answered)
         with pytest.raises(GateError, match="budget"):
-            ask(server, asked, memory=KeptCalls(store), price=price, budget=120.0)
+            ask(server, asked, memory=StoreCache(store), price=price, budget=120.0)
         assert len(server.answered) == before  # what was paid before counts
-        answers, patient = ask(server, asked, memory=KeptCalls(store), price=price, budget=1000.0)
+        answers, patient = ask(server, asked, memory=StoreCache(store), price=price, budget=1000.0)
     assert answers == [f"QUESTION {n}" for n in range(60)]
     assert max(Counter(server.answered).values()) == 1
     assert patient.usage.cost == pytest.approx(3 * 60) and patient.usage.spent == pytest.approx(3 * (60 - before))
@@ -160,13 +160,13 @@ def test_a_wrong_address_or_key_ends_the_run_in_one_line() -> None:
     with Server(echo) as server:
         chat = Endpoint(server.url + "/elsewhere", "m")
         with pytest.raises(InputError, match=r"HTTP 404.*--endpoint") as error:
-            Asking(chat)(questions(1))
+            ChatClient(chat)(questions(1))
     assert "\n" not in str(error.value)
 
 
 def test_a_question_that_the_server_refuses_is_not_asked_again() -> None:
     with Server(echo, takes=()) as server:
-        (answer,) = Asking(Endpoint(server.url, "m"))([Question(questions(1)[0].messages, options=("1", "2"))])
+        (answer,) = ChatClient(Endpoint(server.url, "m"))([ChatRequest(questions(1)[0].messages, options=("1", "2"))])
     assert answer.refused and len(server.requests) == 1
 
 
@@ -175,6 +175,6 @@ def test_log_probabilities_of_an_option_are_summed_over_its_spellings() -> None:
         return "1", {"1": 0.5, " 1": 0.25, "2": 0.15, "one": 0.1}
 
     with Server(reply) as server:
-        (answer,) = Asking(Endpoint(server.url, "m"))([Question(questions(1)[0].messages, options=("1", "2"))])
+        (answer,) = ChatClient(Endpoint(server.url, "m"))([ChatRequest(questions(1)[0].messages, options=("1", "2"))])
     assert answer.shares(("1", "2")) == pytest.approx([0.75 / 0.9, 0.15 / 0.9])
     assert answer.shares(("7", "8")) is None

@@ -6,8 +6,8 @@ import pytest
 from kleash.data.group import Group, Response
 from kleash.lab import active, bench
 from kleash.lab.world import World
-from kleash.labels.labeller import Verdict
-from kleash.labels.reward_labeller import ScoredLabeller
+from kleash.labels.labeller import LabelResult
+from kleash.labels.reward_labeller import RewardLabeller
 
 PROMPT = "what is 1 plus 2 ?"
 RIGHT, WRONG = Response("it is 3 ."), Response("it is 4 .")
@@ -28,17 +28,17 @@ def test_labels_put_the_likelier_first_and_leave_out_what_has_none():
 
 def test_gold_as_a_labeller_is_always_right_and_its_contrary_never(world):
     groups = [Group(PROMPT, pair) for pair in ((RIGHT, WRONG), (WRONG, RIGHT), (RIGHT, RIGHT))]
-    labeller = ScoredLabeller(bench.Gold(world), name="gold")
+    labeller = RewardLabeller(bench.Gold(world), name="gold")
     figures = bench.labeller_figures(world, groups, labeller.compare(groups))
     assert figures["accuracy"] == 1.0  # of the two that gold decides
     assert figures["first"] == figures["order"] == 0.0
-    contrary = [Verdict("verdict", "x", probability=1 - (v.probability or 0)) for v in labeller.compare(groups)]
+    contrary = [LabelResult("verdict", "x", probability=1 - (v.probability or 0)) for v in labeller.compare(groups)]
     assert bench.labeller_figures(world, groups, contrary)["accuracy"] == 0.0
 
 
 def test_who_prefers_a_side_is_seen_to(world):
     groups = [Group(PROMPT, (RIGHT, WRONG)), Group(PROMPT, (WRONG, RIGHT))]
-    verdicts = [Verdict("tie", "x", probability=0.5, order_effect=effect) for effect in (0.4, 0.2)]
+    verdicts = [LabelResult("tie", "x", probability=0.5, order_effect=effect) for effect in (0.4, 0.2)]
     figures = bench.labeller_figures(world, groups, verdicts)
     assert (figures["first"], figures["order"], figures["accuracy"]) == pytest.approx((0.3, 0.3, 0.5))
 

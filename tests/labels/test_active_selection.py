@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kleash.data.group import Group, Response
 from kleash.errors import InputError
-from kleash.labels.active_selection import choose, doubt, doubt_of
+from kleash.labels.active_selection import choose, uncertainty, uncertainty_of
 from kleash.labels.queue import Queue, QueueSettings
 from kleash.labels.store import Store
 
@@ -27,23 +27,23 @@ class Member:
 
 
 def test_uncertain_is_what_the_members_call_a_draw_together():
-    assert doubt([pair(4.0), pair(0.0), pair(0.5)], [Member(1.0)], by="uncertainty") == pytest.approx(
+    assert uncertainty([pair(4.0), pair(0.0), pair(0.5)], [Member(1.0)], by="uncertainty") == pytest.approx(
         [0.5 - 0.482, 0.5, 0.5 - 0.1225], abs=1e-3
     )
     # two members that are each sure, of opposite things, know nothing together
-    assert doubt([pair(9.0)], [Member(1.0), Member(-1.0)], by="uncertainty") == pytest.approx([0.5])
+    assert uncertainty([pair(9.0)], [Member(1.0), Member(-1.0)], by="uncertainty") == pytest.approx([0.5])
 
 
 def test_disagreement_is_what_only_a_label_can_settle():
     settled, noisy, open_question = pair(9.0), pair(0.0), pair(3.0)
-    doubts = doubt([settled, noisy, open_question], [Member(1.0), Member(1.1), Member(-1.0)], by="disagreement")
+    doubts = uncertainty([settled, noisy, open_question], [Member(1.0), Member(1.1), Member(-1.0)], by="disagreement")
     assert doubts[1] == pytest.approx(0)  # all call it a draw: labels are noise there, and asking teaches nothing
     assert doubts[2] > 0.3
 
 
 def test_disagreement_needs_somebody_to_disagree_with():
     with pytest.raises(InputError, match="two rewards or more"):
-        doubt([pair(1.0)], [Member(1.0)], by="disagreement")
+        uncertainty([pair(1.0)], [Member(1.0)], by="disagreement")
 
 
 @given(st.integers(0, 2**16), st.floats(-50, 50))
@@ -51,8 +51,8 @@ def test_the_level_of_a_members_scores_means_nothing(seed, level):
     scores = torch.randn(3, 20, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     moved = scores + torch.tensor([level, 0.0, -level])[:, None, None]
     for by in ("uncertainty", "disagreement"):
-        torch.testing.assert_close(doubt_of(scores, by=by), doubt_of(moved, by=by))
-        assert doubt_of(scores, by=by).min() >= 0 and doubt_of(scores, by=by).max() <= 0.5
+        torch.testing.assert_close(uncertainty_of(scores, by=by), uncertainty_of(moved, by=by))
+        assert uncertainty_of(scores, by=by).min() >= 0 and uncertainty_of(scores, by=by).max() <= 0.5
 
 
 @given(st.lists(st.floats(0, 0.5), min_size=1, max_size=60), st.data(), st.floats(0, 1), st.integers(0, 9))
@@ -87,7 +87,7 @@ def test_more_than_there_are_cannot_be_chosen():
 def test_the_queue_asks_what_the_ensemble_doubts_most(tmp_path):
     groups = [pair(9.0), pair(0.25), pair(3.0)]
     store = Store.open(tmp_path / "labels.db")
-    store.add_tasks(groups, uncertainty=doubt(groups, [Member(1.0)], by="uncertainty"))
+    store.add_tasks(groups, uncertainty=uncertainty(groups, [Member(1.0)], by="uncertainty"))
     annotator = store.invite().annotator
     queue = Queue(store, QueueSettings(order="uncertain", audit_share=0.0, repeat_share=0.0))
     asked = [assignment.prompt for assignment in queue.next(annotator, 3)]

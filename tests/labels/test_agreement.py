@@ -11,7 +11,7 @@ import pytest
 
 from kleash.data.group import Group, Response
 from kleash.labels.agreement import agreement, annotator_report, disagreements, krippendorff, summary
-from kleash.labels.queue import Ballot, Queue, QueueSettings
+from kleash.labels.queue import Queue, QueueSettings, VoteRequest
 from kleash.labels.store import Store, Vote
 
 
@@ -91,7 +91,7 @@ class Simulated:
     def __init__(self, seed: int, *, flip: float = 0.1, left: float = 0.0, longer: float = 0.0, fast: bool = False):
         self.rng, self.flip, self.left, self.longer, self.fast = random.Random(seed), flip, left, longer, fast
 
-    def choose(self, better: str, left: str, right: str, count: int) -> Ballot:
+    def choose(self, better: str, left: str, right: str, count: int) -> VoteRequest:
         side = "left" if left == better else "right"
         if self.rng.random() < self.flip:
             side = "right" if side == "left" else "left"
@@ -99,7 +99,7 @@ class Simulated:
             side = "left" if len(left) > len(right) else "right"
         if self.rng.random() < self.left:
             side = "left"
-        return Ballot(f"vote-{id(self)}-{count}", side, seconds=0.2 if self.fast else 20.0)
+        return VoteRequest(f"vote-{id(self)}-{count}", side, seconds=0.2 if self.fast else 20.0)
 
 
 def world(count: int, seed: int = 0) -> tuple[list[Group], dict[str, str]]:
@@ -200,7 +200,7 @@ def test_a_disagreement_waits_until_an_admin_has_ruled(tmp_path: Path) -> None:
         for i, one in enumerate(queue.next(person, 3)):
             longer = "left" if len(one.left.text) > len(one.right.text) else "right"
             shorter = "right" if longer == "left" else "left"
-            queue.vote(person, one.id, Ballot(f"vote-{person}-{i}", longer if i or person == first else shorter))
+            queue.vote(person, one.id, VoteRequest(f"vote-{person}-{i}", longer if i or person == first else shorter))
     (found,) = disagreements(store)
     assert found["answers"] == {"first": 1, "second": 1}
     queue.adjudicate(admin, found["task"], "tie", "ruling-key")

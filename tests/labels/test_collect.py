@@ -10,9 +10,9 @@ from kleash.cli import main
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, Response
 from kleash.errors import DataError, WaitingError
-from kleash.labels.collect import Oracle
-from kleash.labels.labeller import Verdict
-from kleash.labels.queue import Ballot, Queue, QueueSettings
+from kleash.labels.collect import LabelCollector
+from kleash.labels.labeller import LabelResult
+from kleash.labels.queue import Queue, QueueSettings, VoteRequest
 from kleash.labels.store import Store
 from kleash.stages import ask
 
@@ -27,10 +27,10 @@ class Longer:
     def __init__(self) -> None:
         self.asked = 0
 
-    def compare(self, groups: Sequence[Group]) -> list[Verdict]:
+    def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
         self.asked += len(groups)
         lengths = [[len(response.text) for response in group.responses] for group in groups]
-        return [Verdict("verdict", self.name, 0.9 if a > b else 0.1) for a, b in lengths]
+        return [LabelResult("verdict", self.name, 0.9 if a > b else 0.1) for a, b in lengths]
 
 
 @pytest.fixture
@@ -44,14 +44,14 @@ def answer_all(store: Store, person: int) -> None:
     while found := queue.next(person):
         (one,) = found
         side = "left" if len(one.left.text) > len(one.right.text) else "right"
-        queue.vote(person, one.id, Ballot(f"vote-{person}-{one.id}", side))
+        queue.vote(person, one.id, VoteRequest(f"vote-{person}-{one.id}", side))
 
 
 def test_a_labeller_is_asked_each_pair_once_also_by_a_run_that_goes_on(labels: Store, pairs: Pairs) -> None:
     labeller = Longer()
-    first = Oracle(labels, labeller).ask(pairs(6))
+    first = LabelCollector(labels, labeller).ask(pairs(6))
     turned = [replace(group, responses=group.responses[::-1]) for group in pairs(6)]
-    again = Oracle(labels, labeller).ask(turned)
+    again = LabelCollector(labels, labeller).ask(turned)
     assert labeller.asked == 6
     for one, other in zip(first, again, strict=True):
         assert one is not None and other is not None and one.probability is not None
@@ -60,14 +60,14 @@ def test_a_labeller_is_asked_each_pair_once_also_by_a_run_that_goes_on(labels: S
 
 def test_the_budget_counts_what_earlier_runs_asked(labels: Store, pairs: Pairs) -> None:
     labeller = Longer()
-    Oracle(labels, labeller, budget=5).ask(pairs(3))
-    verdicts = Oracle(labels, labeller, budget=5).ask(pairs(9))
+    LabelCollector(labels, labeller, budget=5).ask(pairs(3))
+    verdicts = LabelCollector(labels, labeller, budget=5).ask(pairs(9))
     assert labeller.asked == 5
     assert [verdict is not None for verdict in verdicts] == [True] * 5 + [False] * 4
 
 
 def test_people_are_waited_for_and_their_answers_are_taken_when_they_are_there(labels: Store, pairs: Pairs) -> None:
-    oracle = Oracle(labels, votes=2)
+    oracle = LabelCollector(labels, votes=2)
     with pytest.raises(WaitingError, match="4 of 4 pairs wait"):
         oracle.ask(pairs(4))
     one, two = labels.invite().annotator, labels.invite().annotator
@@ -82,7 +82,7 @@ def test_people_are_waited_for_and_their_answers_are_taken_when_they_are_there(l
 
 
 def test_people_are_not_asked_beyond_the_budget(labels: Store, pairs: Pairs) -> None:
-    oracle = Oracle(labels, budget=2)
+    oracle = LabelCollector(labels, budget=2)
     with pytest.raises(WaitingError, match="2 of 5"):
         oracle.ask(pairs(5))
     answer_all(labels, labels.invite().annotator)
@@ -144,20 +144,20 @@ class Ill(Longer):
 
     name = "a labeller of a name that is longer than any column would hold, " * 3
 
-    def compare(self, groups: Sequence[Group]) -> list[Verdict]:
+    def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
         verdicts = super().compare(groups)
-        return verdicts if self.asked > len(groups) else [Verdict("error", self.name, reason="ill") for _ in groups]
+        return verdicts if self.asked > len(groups) else [LabelResult("error", self.name, reason="ill") for _ in groups]
 
 
 def test_an_answer_that_did_not_come_is_asked_for_again_and_one_that_is_none_is_not(
     labels: Store, pairs: Pairs
 ) -> None:
     ill = Ill()
-    oracle = Oracle(labels, ill, budget=3)
+    oracle = LabelCollector(labels, ill, budget=3)
     assert {verdict.state for verdict in oracle.ask(pairs(3)) if verdict} == {"error"}
     again = oracle.ask(pairs(3))
     assert [verdict.state for verdict in again if verdict] == ["verdict"] * 3
     assert oracle.ask(pairs(3)) == [replace(v, principle=None) for v in again if v] and ill.asked == 6
-    labels.record(pairs(4)[3:], [Verdict("unparsable", ill.name)])
+    labels.record(pairs(4)[3:], [LabelResult("unparsable", ill.name)])
     (last,) = oracle.ask(pairs(4)[3:])
     assert last is not None and last.state == "unparsable" and ill.asked == 6

@@ -14,8 +14,8 @@ from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, Ranking, Response, Scores
 from kleash.errors import DataError
 from kleash.labels.import_export import export_labels, import_labels
-from kleash.labels.labeller import Verdict
-from kleash.labels.queue import Ballot, Queue, QueueSettings
+from kleash.labels.labeller import LabelResult
+from kleash.labels.queue import Queue, QueueSettings, VoteRequest
 from kleash.labels.store import Store
 
 Pairs = Callable[[int], list[Group]]
@@ -32,7 +32,7 @@ def say(store: Store, groups: list[Group], *votes: float | str) -> None:
     """Votes of people: a probability, or a state."""
     for number, said in enumerate(votes):
         state = said if isinstance(said, str) else "tie" if said == 0.5 else "verdict"
-        verdict = Verdict(state, f"person-{number}", None if isinstance(said, str) else said)  # type: ignore[arg-type]
+        verdict = LabelResult(state, f"person-{number}", None if isinstance(said, str) else said)  # type: ignore[arg-type]
         store.record(groups, [verdict] * len(groups), kind="file")
 
 
@@ -54,7 +54,7 @@ def test_votes_become_one_soft_probability_with_the_better_response_first(
 
 
 def test_each_vote_can_be_a_row_with_its_annotator_and_principle(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
-    labels.record(pairs(1), [Verdict("verdict", "judge", 0.2, principle="kind", reason="insults")])
+    labels.record(pairs(1), [LabelResult("verdict", "judge", 0.2, principle="kind", reason="insults")])
     export_labels(labels, tmp_path / "out", each="vote")
     (row,) = read(tmp_path / "out" / "train.jsonl")
     assert row.label == Preference(0.8, "judge")
@@ -111,7 +111,7 @@ def test_a_ruling_stands_in_place_of_the_votes_and_a_vote_taken_back_does_not_co
     person, admin = labels.invite().annotator, labels.invite(role="admin").annotator
     one, two = queue.next(person, 2)
     for shown in (one, two):
-        queue.vote(person, shown.id, Ballot(f"vote-key-{shown.id}", "left"))
+        queue.vote(person, shown.id, VoteRequest(f"vote-key-{shown.id}", "left"))
     queue.undo(person, "undo-key-1")
     queue.adjudicate(admin, one.task, "tie", "ruling-key")
     export_labels(labels, tmp_path / "out")
@@ -123,7 +123,7 @@ def test_hidden_repeats_are_for_checking_and_are_not_exported(labels: Store, pai
     labels.add_tasks(pairs(30))
     queue, person = Queue(labels, replace(PLAIN, repeat_share=0.5)), labels.invite().annotator
     while found := queue.next(person):
-        queue.vote(person, found[0].id, Ballot(f"vote-key-{found[0].id}", "left"))
+        queue.vote(person, found[0].id, VoteRequest(f"vote-key-{found[0].id}", "left"))
     assert any(vote.repeat for vote in labels.votes())
     export_labels(labels, tmp_path / "out")
     rows = read(tmp_path / "out" / "train.jsonl")
@@ -146,7 +146,7 @@ def davidson_votes(labels: Store, count: int, each: int, nu: float, spread: floa
         weights = [math.exp(d / 2), math.exp(-d / 2), nu]
         for number, said in enumerate(rng.choices([1.0, 0.0, 0.5], weights, k=each)):
             groups.append(Group(f"prompt {i}", (Response("a"), Response("b"))))
-            verdicts.append(Verdict("tie" if said == 0.5 else "verdict", f"person-{number}", said))
+            verdicts.append(LabelResult("tie" if said == 0.5 else "verdict", f"person-{number}", said))
     labels.record(groups, verdicts)
     return truth
 

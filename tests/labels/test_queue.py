@@ -9,7 +9,7 @@ import pytest
 
 from kleash.data.group import Group, Preference
 from kleash.errors import InputError
-from kleash.labels.queue import Assignment, Ballot, Choice, Queue, QueueSettings
+from kleash.labels.queue import Assignment, Choice, Queue, QueueSettings, VoteRequest
 from kleash.labels.store import Store
 
 Pairs = Callable[[int], list[Group]]
@@ -20,7 +20,7 @@ PLAIN = QueueSettings(audit_share=0, repeat_share=0)
 def vote_all(queue: Queue, annotator: int, choice: Choice = "left", limit: int = 10_000) -> list[Assignment]:
     seen: list[Assignment] = []
     while len(seen) < limit and (found := queue.next(annotator, 1)):
-        queue.vote(annotator, found[0].id, Ballot(f"{annotator}-vote-{len(seen):06d}", choice))
+        queue.vote(annotator, found[0].id, VoteRequest(f"{annotator}-vote-{len(seen):06d}", choice))
         seen += found
     return seen
 
@@ -33,7 +33,7 @@ def test_each_pair_goes_to_as_many_people_as_asked_and_to_nobody_twice(store: St
     for turn in range(12):
         for person in people:
             for shown in queue.next(person):
-                queue.vote(person, shown.id, Ballot(f"vote-{person}-{turn:02d}", "left"))
+                queue.vote(person, shown.id, VoteRequest(f"vote-{person}-{turn:02d}", "left"))
                 seen[person].append(shown.task)
     assert all(len(tasks) == len(set(tasks)) for tasks in seen.values())
     assert set(Counter(task for tasks in seen.values() for task in tasks).values()) == {2}
@@ -78,9 +78,9 @@ def test_a_vote_sent_twice_is_counted_once_and_a_second_one_is_a_revision(store:
     store.add_tasks(pairs(1))
     queue, person = Queue(store, PLAIN), store.invite().annotator
     (shown,) = queue.next(person)
-    assert not queue.vote(person, shown.id, Ballot("first-key", "left", 2, "because", ["clear"], 3.5)).repeated
-    assert queue.vote(person, shown.id, Ballot("first-key", "left")).repeated
-    assert not queue.vote(person, shown.id, Ballot("second-key", "tie")).repeated
+    assert not queue.vote(person, shown.id, VoteRequest("first-key", "left", 2, "because", ["clear"], 3.5)).repeated
+    assert queue.vote(person, shown.id, VoteRequest("first-key", "left")).repeated
+    assert not queue.vote(person, shown.id, VoteRequest("second-key", "tie")).repeated
     one, two = store.votes()
     assert (one.counts, two.counts, two.verdict, two.probability) == (False, True, "tie", 0.5)
     assert (one.strength, one.reason, one.tags, one.seconds) == (2, "because", ["clear"], 3.5)
@@ -90,9 +90,9 @@ def test_a_key_is_good_for_one_vote_only(store: Store, pairs: Pairs) -> None:
     store.add_tasks(pairs(2))
     queue, person = Queue(store, PLAIN), store.invite().annotator
     one, two = queue.next(person, 2)
-    queue.vote(person, one.id, Ballot("the-same-key", "left"))
+    queue.vote(person, one.id, VoteRequest("the-same-key", "left"))
     with pytest.raises(InputError, match="used for another vote"):
-        queue.vote(person, two.id, Ballot("the-same-key", "left"))
+        queue.vote(person, two.id, VoteRequest("the-same-key", "left"))
 
 
 def test_undo_opens_the_last_pairs_again_latest_first_and_keeps_the_history(store: Store, pairs: Pairs) -> None:
@@ -118,9 +118,9 @@ def test_a_lease_that_ran_out_gives_the_pair_to_others_and_a_late_vote_still_cou
     (held,) = queue.next(late)
     (again,) = queue.next(quick)
     assert again.task == held.task
-    queue.vote(quick, again.id, Ballot("quick-key", "left"))
+    queue.vote(quick, again.id, VoteRequest("quick-key", "left"))
     assert queue.next(late) == []
-    queue.vote(late, held.id, Ballot("late-key-1", "left"))
+    queue.vote(late, held.id, VoteRequest("late-key-1", "left"))
     assert [vote.counts for vote in store.votes()] == [True, True]
 
 
@@ -152,7 +152,7 @@ def test_practice_comes_first_with_its_answer_and_counts_for_nothing(store: Stor
         (practice,) = queue.next(person)
         better = practice.left if practice.answer == "left" else practice.right
         assert practice.kind == "practice" and better == pairs(3)[2].responses[1]
-        queue.vote(person, practice.id, Ballot(f"practice-{person}", "left"))
+        queue.vote(person, practice.id, VoteRequest(f"practice-{person}", "left"))
     assert store.votes() == []
 
 
@@ -173,18 +173,18 @@ def test_nobody_votes_for_somebody_else(store: Store, pairs: Pairs) -> None:
     one, two = store.invite().annotator, store.invite().annotator
     (shown,) = queue.next(one)
     with pytest.raises(InputError, match="is not yours"):
-        queue.vote(two, shown.id, Ballot("somebody-else", "left"))
+        queue.vote(two, shown.id, VoteRequest("somebody-else", "left"))
 
 
 @pytest.mark.parametrize(
     ("ballot", "told"),
     [
-        (Ballot("a-good-key", "first"), "no verdict"),  # type: ignore[arg-type]
-        (Ballot("short", "left"), "8 to 80 characters"),
-        (Ballot("a-good-key", "left", strength=4), "strength is 4"),
+        (VoteRequest("a-good-key", "first"), "no verdict"),  # type: ignore[arg-type]
+        (VoteRequest("short", "left"), "8 to 80 characters"),
+        (VoteRequest("a-good-key", "left", strength=4), "strength is 4"),
     ],
 )
-def test_a_vote_that_is_none_is_refused(store: Store, pairs: Pairs, ballot: Ballot, told: str) -> None:
+def test_a_vote_that_is_none_is_refused(store: Store, pairs: Pairs, ballot: VoteRequest, told: str) -> None:
     store.add_tasks(pairs(1))
     queue, person = Queue(store, PLAIN), store.invite().annotator
     with pytest.raises(InputError, match=told):

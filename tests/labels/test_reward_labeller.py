@@ -7,7 +7,7 @@ import torch
 
 from kleash.data.group import Group, Response
 from kleash.errors import InputError
-from kleash.labels.reward_labeller import ScoredLabeller
+from kleash.labels.reward_labeller import RewardLabeller
 
 
 def lengths(groups):
@@ -19,7 +19,7 @@ def pair(a: str, b: str) -> Group:
 
 
 def test_a_reward_prefers_what_it_scores_higher_by_bradley_terry():
-    longer, tie, shorter = ScoredLabeller(lengths, temperature=2.0, name="length").compare(
+    longer, tie, shorter = RewardLabeller(lengths, temperature=2.0, name="length").compare(
         [pair("aaaa", "a"), pair("b", "a"), pair("a", "aaaa")]
     )
     assert longer.probability == pytest.approx(1 / (1 + math.exp(-1.5)))
@@ -30,11 +30,11 @@ def test_a_reward_prefers_what_it_scores_higher_by_bradley_terry():
 
 
 def test_the_temperature_is_how_sure_it_is():
-    sure, unsure = (ScoredLabeller(lengths, temperature=t).compare([pair("aa", "a")])[0] for t in (1e-3, 1e3))
+    sure, unsure = (RewardLabeller(lengths, temperature=t).compare([pair("aa", "a")])[0] for t in (1e-3, 1e3))
     assert sure.probability == 1.0 and unsure.probability == pytest.approx(0.5, abs=1e-3)
     with pytest.raises(InputError, match="temperature > 0"):
-        ScoredLabeller(lengths, temperature=0)
+        RewardLabeller(lengths, temperature=0)
 
 
 def test_nothing_asked_is_nothing_answered():
-    assert ScoredLabeller(lengths).compare([]) == []
+    assert RewardLabeller(lengths).compare([]) == []

@@ -10,7 +10,7 @@ import pytest
 
 from kleash.data.group import Group, Preference, Response
 from kleash.errors import DataError, InputError
-from kleash.labels.labeller import Verdict
+from kleash.labels.labeller import LabelResult
 from kleash.labels.schema import Base
 from kleash.labels.store import Call, Revision, Store
 
@@ -86,9 +86,9 @@ def test_a_token_opens_one_door_until_it_is_revoked_and_is_kept_nowhere(store: S
 def test_what_a_judge_said_is_kept_once_in_whatever_order_it_was_asked(store: Store, pairs: Pairs) -> None:
     (group,) = pairs(1)
     turned = replace(group, responses=group.responses[::-1])
-    assert store.record([group], [Verdict("verdict", "judge-7b", 0.8, principle="kind")]) == 1
-    assert store.record([group], [Verdict("verdict", "judge-7b", 0.8, principle="kind")]) == 0
-    assert store.record([turned], [Verdict("verdict", "other", 0.8)]) == 1
+    assert store.record([group], [LabelResult("verdict", "judge-7b", 0.8, principle="kind")]) == 1
+    assert store.record([group], [LabelResult("verdict", "judge-7b", 0.8, principle="kind")]) == 0
+    assert store.record([turned], [LabelResult("verdict", "other", 0.8)]) == 1
     first, second = store.votes()
     assert (first.probability, first.principle, first.alias) == (0.8, "kind", "judge-7b")
     assert second.probability == pytest.approx(0.2)
@@ -97,7 +97,7 @@ def test_what_a_judge_said_is_kept_once_in_whatever_order_it_was_asked(store: St
 
 def test_a_judge_asked_anew_counts_once(store: Store, pairs: Pairs) -> None:
     for probability in (0.8, 0.6):
-        store.record(pairs(1), [Verdict("verdict", "judge", probability)])
+        store.record(pairs(1), [LabelResult("verdict", "judge", probability)])
     assert [(vote.probability, vote.counts) for vote in store.votes()] == [(0.8, False), (0.6, True)]
 
 

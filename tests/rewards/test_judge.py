@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from kleash.chat.client import Asking
+from kleash.chat.client import ChatClient
 from kleash.chat.openai_endpoint import Endpoint
 from kleash.data.group import Group, Response
 from kleash.errors import ConfigError, DataError
@@ -32,7 +32,7 @@ def rates(body: Mapping[str, Any]) -> Reply:
 
 def test_a_score_is_the_one_that_the_judge_expects_to_give_from_minus_one_to_one() -> None:
     with Server(rates) as server:
-        reward = JudgeReward(Asking(Endpoint(server.url, "m")), rule="Be good.")
+        reward = JudgeReward(ChatClient(Endpoint(server.url, "m")), rule="Be good.")
         scores = reward([group("best", "worst"), group("either", "worst")])
     torch.testing.assert_close(scores, torch.tensor([[1.0, -1.0], [0.0, -1.0]]))
     assert all("Be good." in body["messages"][0]["content"] for body in server.requests)
@@ -40,7 +40,7 @@ def test_a_score_is_the_one_that_the_judge_expects_to_give_from_minus_one_to_one
 
 def test_a_response_without_a_score_is_said_and_gets_none() -> None:
     with Server(rates) as server, pytest.raises(DataError, match="gave no score to 'gibberish'"):
-        JudgeReward(Asking(Endpoint(server.url, "m")), rule="Be good.")([group("gibberish", "best")])
+        JudgeReward(ChatClient(Endpoint(server.url, "m")), rule="Be good.")([group("gibberish", "best")])
 
 
 def test_a_judge_is_a_reward_by_its_file_and_the_file_stands_for_its_model(base: Path, tmp_path: Path) -> None:

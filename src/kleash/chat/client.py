@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from threading import Condition, Event
 from typing import Any, Protocol, runtime_checkable
 
-from kleash.chat.messages import Answer, Chat, Question, TryAgain
+from kleash.chat.messages import Chat, ChatReply, ChatRequest, Retryable
 from kleash.errors import GateError, MachineError
 from kleash.training.progress import Progress
 
@@ -29,14 +29,14 @@ OVERHEAD = 64
 
 
 @runtime_checkable
-class Memory(Protocol):
+class ResponseCache(Protocol):
     """Where answers are kept."""
 
-    def recall(self, key: str) -> tuple[Answer, float] | None:
+    def recall(self, key: str) -> tuple[ChatReply, float] | None:
         """The answer to a question and what it cost; None where there is none."""
         ...
 
-    def keep(self, key: str, model: str, question: Question, answer: Answer, cost: float) -> None:
+    def keep(self, key: str, model: str, question: ChatRequest, answer: ChatReply, cost: float) -> None:
         """Keep a question with its answer, or with its error."""
         ...
 
@@ -62,7 +62,7 @@ class Usage:
     """Of waiting for answers, all workers together."""
 
 
-class Asking:
+class ChatClient:
     """A chat model with patience, memory and a purse.
 
     Args:
@@ -77,7 +77,7 @@ class Asking:
         self,
         chat: Chat,
         *,
-        memory: Memory | None = None,
+        memory: ResponseCache | None = None,
         price: tuple[float, float] = (0.0, 0.0),
         budget: float | None = None,
     ) -> None:
@@ -88,7 +88,7 @@ class Asking:
         self._purse = Condition()
         self._stop = Event()
 
-    def __call__(self, questions: Sequence[Question], title: str = "ask") -> list[Answer]:
+    def __call__(self, questions: Sequence[ChatRequest], title: str = "ask") -> list[ChatReply]:
         """One answer a question, in their order.
 
         Raises:
@@ -121,7 +121,7 @@ class Asking:
         """What asking took so far."""
         return asdict(replace(self.usage, spent=self.usage.spent + self._lost))
 
-    def _recall(self, key: str) -> Answer | None:
+    def _recall(self, key: str) -> ChatReply | None:
         kept = self.memory.recall(key) if self.memory is not None else None
         if kept is None:
             return None
@@ -129,11 +129,11 @@ class Asking:
         self._count(answer, cost)
         return answer
 
-    def _ask(self, keys: Sequence[str], questions: Sequence[Question]) -> list[Answer]:
-        failure = TryAgain("not asked")
+    def _ask(self, keys: Sequence[str], questions: Sequence[ChatRequest]) -> list[ChatReply]:
+        failure = Retryable("not asked")
         for attempt in range(1, ATTEMPTS + 1):
             got = self._attempt(keys, questions)
-            if not isinstance(got, TryAgain):
+            if not isinstance(got, Retryable):
                 return got
             failure, wait = got, got.after
             if wait is None:
@@ -145,16 +145,16 @@ class Asking:
                 f"{failure}: cannot be reached; start the server, then run the same command again: what was answered "
                 "is kept"
             )
-        return self._keep(keys, questions, [Answer(error=str(failure)) for _ in questions])
+        return self._keep(keys, questions, [ChatReply(error=str(failure)) for _ in questions])
 
-    def _attempt(self, keys: Sequence[str], questions: Sequence[Question]) -> list[Answer] | TryAgain:
+    def _attempt(self, keys: Sequence[str], questions: Sequence[ChatRequest]) -> list[ChatReply] | Retryable:
         """One call, with the most that it can cost set aside meanwhile."""
         bound = sum(self._bound(question) for question in questions)
         self._reserve(bound)
         lost = 0.0
         try:
             return self._keep(keys, questions, self.chat.ask(questions))
-        except TryAgain as failure:
+        except Retryable as failure:
             lost = bound if failure.charged else 0.0
             return failure
         finally:
@@ -163,7 +163,9 @@ class Asking:
                 self._lost += lost
                 self._purse.notify_all()
 
-    def _keep(self, keys: Sequence[str], questions: Sequence[Question], answers: Sequence[Answer]) -> list[Answer]:
+    def _keep(
+        self, keys: Sequence[str], questions: Sequence[ChatRequest], answers: Sequence[ChatReply]
+    ) -> list[ChatReply]:
         for key, question, answer in zip(keys, questions, answers, strict=True):
             cost = self._cost(answer.prompt_tokens, answer.completion_tokens)
             if self.memory is not None:
@@ -175,7 +177,7 @@ class Asking:
                 self.usage.seconds += answer.seconds
         return list(answers)
 
-    def _count(self, answer: Answer, cost: float) -> None:
+    def _count(self, answer: ChatReply, cost: float) -> None:
         self.usage.prompt_tokens += answer.prompt_tokens
         self.usage.completion_tokens += answer.completion_tokens
         self.usage.cost += cost
@@ -183,7 +185,7 @@ class Asking:
     def _cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         return (prompt_tokens * self.price[0] + completion_tokens * self.price[1]) / 1e6
 
-    def _bound(self, question: Question) -> float:
+    def _bound(self, question: ChatRequest) -> float:
         """The most that a question can cost: no tokenizer makes more tokens than there are bytes."""
         size = sum(len(str(turn["content"]).encode()) + OVERHEAD for turn in question.messages)
         return self._cost(size, question.max_tokens)

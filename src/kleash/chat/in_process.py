@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.chat.messages import Answer, Question
+from kleash.chat.messages import ChatReply, ChatRequest
 from kleash.data.batch import collate
 from kleash.data.chat import encode_prompt, end_ids
 from kleash.data.group import Content, EncodedGroup, EncodedResponse, Group
@@ -63,20 +63,20 @@ class LocalChat:
         name = model.rstrip("/").rsplit("/", 1)[-1]
         return cls(live, tokenizer, name=name, identity=identity, block=block, dtype=dtype)
 
-    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+    def ask(self, questions: Sequence[ChatRequest]) -> list[ChatReply]:
         """See `Chat`."""
-        answers: dict[int, Answer] = {}
-        fitting: list[tuple[int, Question, tuple[int, ...]]] = []
+        answers: dict[int, ChatReply] = {}
+        fitting: list[tuple[int, ChatRequest, tuple[int, ...]]] = []
         context = context_length(self.model)
         for place, question in enumerate(questions):
             ids = self._encode(question)
             if context is not None and len(ids) + question.max_tokens > context:
                 told = f"{len(ids)} tokens and {question.max_tokens} new ones exceed the model's context of {context}"
-                answers[place] = Answer(error=told, refused=True)
+                answers[place] = ChatReply(error=told, refused=True)
             else:
                 fitting.append((place, question, ids))
 
-        def kind(item: tuple[int, Question, tuple[int, ...]]) -> tuple[Any, ...]:
+        def kind(item: tuple[int, ChatRequest, tuple[int, ...]]) -> tuple[Any, ...]:
             return item[1].options, item[1].max_tokens, item[1].temperature
 
         for (options, *_), same in groupby(sorted(fitting, key=kind), kind):
@@ -86,17 +86,17 @@ class LocalChat:
                 found = self._score(asked) if options else self._sample(asked)
             seconds = (time.monotonic() - began) / len(asked)
             for (place, _, ids), (text, finished, logprobs, tokens) in zip(asked, found, strict=True):
-                answers[place] = Answer(text, finished, logprobs, bool(options), len(ids), tokens, seconds)
+                answers[place] = ChatReply(text, finished, logprobs, bool(options), len(ids), tokens, seconds)
         return [answers[place] for place in range(len(questions))]
 
-    def _encode(self, question: Question) -> tuple[int, ...]:
+    def _encode(self, question: ChatRequest) -> tuple[int, ...]:
         prompt: Content = question.messages
         if self.tokenizer.chat_template is None:
             prompt = "\n\n".join(str(turn["content"]) for turn in question.messages) + "\n\n"
         return encode_prompt(prompt, self.tokenizer)
 
     def _score(
-        self, asked: Sequence[tuple[int, Question, tuple[int, ...]]]
+        self, asked: Sequence[tuple[int, ChatRequest, tuple[int, ...]]]
     ) -> list[tuple[str, bool, dict[str, float], int]]:
         options = asked[0][1].options
         ids = [tuple(self.tokenizer(option, add_special_tokens=False)["input_ids"]) for option in options]
@@ -108,7 +108,7 @@ class LocalChat:
         return [(options[row.index(max(row))], True, dict(zip(options, row, strict=True)), 1) for row in logprobs]
 
     def _sample(
-        self, asked: Sequence[tuple[int, Question, tuple[int, ...]]]
+        self, asked: Sequence[tuple[int, ChatRequest, tuple[int, ...]]]
     ) -> list[tuple[str, bool, dict[str, float], int]]:
         ends = end_ids(self.tokenizer)
         question = asked[0][1]

@@ -16,7 +16,7 @@ ANSWERED = 0.01
 
 
 @dataclass(frozen=True)
-class Question:
+class ChatRequest:
     """One thing asked of a chat model."""
 
     messages: tuple[Message, ...]
@@ -41,7 +41,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ChatReply:
     """What came back."""
 
     text: str = ""
@@ -69,7 +69,7 @@ class Answer:
         return [value / total for value in told] if total >= ANSWERED else None
 
 
-class TryAgain(Exception):
+class Retryable(Exception):
     """No answer this time; the same question may get one later."""
 
     def __init__(self, reason: str, *, after: float | None = None, charged: bool = False, unreachable: bool = False):
@@ -98,7 +98,7 @@ class Chat(Protocol):
     workers: int
     """Calls that may run at the same time."""
 
-    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+    def ask(self, questions: Sequence[ChatRequest]) -> list[ChatReply]:
         """One answer a question, in their order; what goes wrong with one of them is its `error`.
 
         Raises:

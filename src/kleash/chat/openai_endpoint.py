@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from kleash.chat.messages import Answer, Question, TryAgain
+from kleash.chat.messages import ChatReply, ChatRequest, Retryable
 from kleash.errors import ConfigError, InputError
 
 TOLD = 20
@@ -51,30 +51,30 @@ class Endpoint:
         )
         weakref.finalize(self, self._client.close)
 
-    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+    def ask(self, questions: Sequence[ChatRequest]) -> list[ChatReply]:
         """See `Chat`."""
         return [self._ask(question) for question in questions]
 
-    def _ask(self, question: Question) -> Answer:
+    def _ask(self, question: ChatRequest) -> ChatReply:
         openai, began = self._openai, time.monotonic()
         where = f"{self.identity['endpoint']} (model {self.identity['model']})"
         try:
             completion = self._client.chat.completions.create(model=self.identity["model"], **_request(question))
             return _answer(completion, question, time.monotonic() - began)
         except openai.APITimeoutError:
-            raise TryAgain("timed out", charged=True) from None
+            raise Retryable("timed out", charged=True) from None
         except openai.APIConnectionError as error:
             refused = "ConnectError" in type(error.__cause__).__name__
-            raise TryAgain(f"{where}: {error.__cause__ or error}", charged=not refused, unreachable=refused) from None
+            raise Retryable(f"{where}: {error.__cause__ or error}", charged=not refused, unreachable=refused) from None
         except openai.APIStatusError as error:
             told = f"HTTP {error.status_code}: {' '.join(str(error.message).split())[:200]}"
             if error.status_code in (408, 409, 425, 429) or error.status_code >= 500:
-                raise TryAgain(told, after=retry_after(error.response.headers)) from None
+                raise Retryable(told, after=retry_after(error.response.headers)) from None
             if error.status_code in (400, 413, 422):
-                return Answer(error=told, refused=True)
+                return ChatReply(error=told, refused=True)
             raise InputError(f"{where} answers {told}; check --endpoint, --model and OPENAI_API_KEY") from None
         except (ValueError, openai.APIError) as error:  # a body that is no JSON, or none that was promised
-            raise TryAgain(f"an answer that cannot be read ({type(error).__name__})", charged=True) from None
+            raise Retryable(f"an answer that cannot be read ({type(error).__name__})", charged=True) from None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -90,7 +90,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def _request(question: Question) -> dict[str, Any]:
+def _request(question: ChatRequest) -> dict[str, Any]:
     request: dict[str, Any] = {
         "messages": [dict(turn) for turn in question.messages],
         "max_tokens": question.max_tokens,
@@ -106,13 +106,13 @@ def _request(question: Question) -> dict[str, Any]:
     return request
 
 
-def _answer(completion: Any, question: Question, seconds: float) -> Answer:
+def _answer(completion: Any, question: ChatRequest, seconds: float) -> ChatReply:
     if not getattr(completion, "choices", None) or completion.choices[0].message is None:
         raise ValueError("no choices")
     choice, usage = completion.choices[0], completion.usage
     first = (getattr(choice.logprobs, "content", None) or [None])[0]
     likeliest = list(first.top_logprobs or []) if first is not None else []
-    return Answer(
+    return ChatReply(
         text=choice.message.content or "",
         finished=choice.finish_reason != "length",
         logprobs=_of_options(likeliest, question.options),

@@ -25,7 +25,7 @@ from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup
 from kleash.lab import bench
 from kleash.lab.bench import Bench
-from kleash.labels.active_selection import By, choose, doubt_of
+from kleash.labels.active_selection import By, choose, uncertainty_of
 from kleash.models.forward import response_scores
 from kleash.models.load import load_tokenizer, new_reward_model
 from kleash.objectives.bradley_terry import pair_loss
@@ -99,7 +99,7 @@ def doubts_of(members: Sequence[PreTrainedModel], groups: Sequence[EncodedGroup]
     if way == "random":
         return [0.0] * len(groups)
     by: By = "uncertainty" if way == "uncertainty" else "disagreement"
-    return doubt_of(torch.stack([score_encoded(member, groups) for member in members]), by=by).tolist()
+    return uncertainty_of(torch.stack([score_encoded(member, groups) for member in members]), by=by).tolist()
 
 
 def fit(start: Path, groups: Sequence[EncodedGroup], labels: Float[np.ndarray, " P"], seed: int) -> PreTrainedModel:

@@ -24,7 +24,7 @@ from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, Response, chosen_first
 from kleash.lab import judges, measure, pretrain
 from kleash.lab.world import World
-from kleash.labels.labeller import Verdict
+from kleash.labels.labeller import LabelResult
 from kleash.rewards.learned import LearnedReward
 from kleash.run import derive_seed, read_jsonl, write_json
 from kleash.stages import generate, ppo, reward_model, sft
@@ -124,7 +124,7 @@ def accuracy(lead: Float[np.ndarray, " P"], gold: Float[np.ndarray, " P"]) -> fl
     return float((0.5 + 0.5 * np.sign(lead) * np.sign(gold))[decided].mean())
 
 
-def labeller_figures(world: World, groups: Sequence[Group], verdicts: Sequence[Verdict]) -> dict[str, float]:
+def labeller_figures(world: World, groups: Sequence[Group], verdicts: Sequence[LabelResult]) -> dict[str, float]:
     """Of a labeller that answered everything: accuracy, how sure it is, and what the order of the two does to it.
 
     Returns:

@@ -34,7 +34,7 @@ from kleash.data.batch import collate
 from kleash.data.group import EncodedGroup, EncodedResponse, Group, Response
 from kleash.lab.world import END, PAD, UNKNOWN, Style, World
 from kleash.labels.constitution import Constitution, Principle
-from kleash.labels.labeller import Verdict
+from kleash.labels.labeller import LabelResult
 from kleash.models.forward import projection, response_states
 from kleash.models.load import freeze, load_policy, save_model
 from kleash.run import derive_seed
@@ -125,7 +125,7 @@ class SmallJudge:
             freeze(model), tokenizer, constitution=constitution, principles=principles, name=folder.name, seed=seed
         )
 
-    def compare(self, groups: Sequence[Group]) -> list[Verdict]:
+    def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
         """See `Labeller`."""
         if not groups:
             return []
@@ -134,7 +134,7 @@ class SmallJudge:
             weights, one = self._weights(group)
             probability, effect = float(weights @ each), float(weights @ side)
             state: Literal["tie", "verdict"] = "tie" if probability == 0.5 else "verdict"
-            verdicts.append(Verdict(state, self.name, probability, principle=one, order_effect=effect))
+            verdicts.append(LabelResult(state, self.name, probability, principle=one, order_effect=effect))
         return verdicts
 
     def by_principle(self, groups: Sequence[Group]) -> tuple[Float[Tensor, "P M"], Float[Tensor, "P M"]]:

@@ -15,7 +15,7 @@ from itertools import combinations
 from kleash.data.group import Group, Preference, Response
 from kleash.errors import InputError
 from kleash.lab.world import World
-from kleash.labels.labeller import Verdict
+from kleash.labels.labeller import LabelResult
 from kleash.run import derive_seed
 
 
@@ -122,7 +122,7 @@ class People:
         self.pool, self.everyone = pool, everyone
         self.name = "everyone" if everyone else "people"
 
-    def compare(self, groups: Sequence[Group]) -> list[Verdict]:
+    def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
         """See `Labeller`; the same pair, whenever it is asked, has the same answer of the same person."""
         verdicts = []
         for group in groups:
@@ -130,9 +130,9 @@ class People:
             seen = (self.pool._perceptions(prompt, a), self.pool._perceptions(prompt, b))
             annotator, choice, share = self.pool._vote(*seen, derive_seed(prompt, a.text, b.text))
             if self.everyone:
-                verdicts.append(Verdict("tie" if share == 0.5 else "verdict", self.name, probability=share))
+                verdicts.append(LabelResult("tie" if share == 0.5 else "verdict", self.name, probability=share))
             else:
-                verdicts.append(Verdict("verdict", f"labeller-{annotator}", probability=float(choice == 0)))
+                verdicts.append(LabelResult("verdict", f"labeller-{annotator}", probability=float(choice == 0)))
         return verdicts
 
 

@@ -23,7 +23,7 @@ from kleash.lab.bench import Bench
 from kleash.lab.labellers import Labellers, People
 from kleash.lab.measure import pm
 from kleash.labels.labeller import Labeller
-from kleash.labels.reward_labeller import ScoredLabeller
+from kleash.labels.reward_labeller import RewardLabeller
 from kleash.run import derive_seed, write_json
 
 COLUMNS = {
@@ -45,7 +45,7 @@ def labellers(prepared: Bench) -> dict[str, Labeller]:
     found: dict[str, Labeller] = {folder.name: judges.SmallJudge.load(folder) for folder in prepared.judges()}
     pool = Labellers(world, seed=derive_seed(prepared.seed, "labellers"))
     found |= {"people": People(pool), "everyone": People(pool, everyone=True)}
-    found["gold"] = ScoredLabeller(bench.Gold(world), temperature=judges.TEMPERATURE, name="gold")
+    found["gold"] = RewardLabeller(bench.Gold(world), temperature=judges.TEMPERATURE, name="gold")
     return found
 
 

@@ -27,7 +27,7 @@ from kleash.rewards.reward import Reward
 By = Literal["uncertainty", "disagreement"]
 
 
-def doubt(groups: Sequence[Group], members: Sequence[Reward], *, by: By = "disagreement") -> list[float]:
+def uncertainty(groups: Sequence[Group], members: Sequence[Reward], *, by: By = "disagreement") -> list[float]:
     """How much there is to learn from each pair.
 
     Args:
@@ -35,10 +35,10 @@ def doubt(groups: Sequence[Group], members: Sequence[Reward], *, by: By = "disag
         members: rewards that were trained on what is known so far, apart from each other; one will do for uncertainty.
         by: the measure.
     """
-    return doubt_of(torch.stack([member(groups) for member in members]), by=by).tolist() if groups else []
+    return uncertainty_of(torch.stack([member(groups) for member in members]), by=by).tolist() if groups else []
 
 
-def doubt_of(scores: Float[Tensor, "M P 2"], *, by: By = "disagreement") -> Float[Tensor, " P"]:
+def uncertainty_of(scores: Float[Tensor, "M P 2"], *, by: By = "disagreement") -> Float[Tensor, " P"]:
     """The same from scores.
 
     Returns:

@@ -14,16 +14,16 @@ import numpy as np
 
 from kleash.data.group import Group
 from kleash.errors import InputError, WaitingError
-from kleash.labels.labeller import Labeller, State, Verdict
+from kleash.labels.labeller import Labeller, LabelResult, Outcome
 from kleash.labels.store import Store, Vote
 
 PEOPLE = "people"
 
-UNSAID: tuple[State, ...] = ("both_bad", "unparsable")
+UNSAID: tuple[Outcome, ...] = ("both_bad", "unparsable")
 """What a verdict without a probability may be besides `cannot`."""
 
 
-class Oracle:
+class LabelCollector:
     """Labels of pairs, out of the store where they are there and from a labeller where they are not.
 
     Args:
@@ -41,7 +41,7 @@ class Oracle:
         self.store, self.labeller, self.budget, self.votes = store, labeller, budget, votes
         self.name = PEOPLE if labeller is None else labeller.name
 
-    def ask(self, groups: Sequence[Group]) -> list[Verdict | None]:
+    def ask(self, groups: Sequence[Group]) -> list[LabelResult | None]:
         """A verdict on each group of two responses, in their order; None for those that the budget does not reach.
 
         Raises:
@@ -59,7 +59,7 @@ class Oracle:
             known[place] = verdict
         return known
 
-    def _put_to_people(self, groups: Sequence[Group], known: Sequence[Verdict | None]) -> None:
+    def _put_to_people(self, groups: Sequence[Group], known: Sequence[LabelResult | None]) -> None:
         tasks = self.store.find(groups)
         new = [group for group, task in zip(groups, tasks, strict=True) if task is None]
         self.store.add_tasks(new[: self._left()])
@@ -81,7 +81,7 @@ class Oracle:
             spent = len({vote.task for vote in self.store.votes() if self._answered(vote)})
         return max(0, self.budget - spent)
 
-    def _known(self, groups: Sequence[Group]) -> list[Verdict | None]:
+    def _known(self, groups: Sequence[Group]) -> list[LabelResult | None]:
         by_task: dict[int, list[Vote]] = defaultdict(list)
         for vote in self.store.votes():
             if self._answered(vote) and vote.counts and not vote.repeat:
@@ -96,7 +96,7 @@ class Oracle:
         own = vote.kind == "person" if self.labeller is None else vote.alias == self.name
         return own and vote.verdict != "error"
 
-    def _verdict(self, votes: Sequence[Vote], *, turned: bool) -> Verdict | None:
+    def _verdict(self, votes: Sequence[Vote], *, turned: bool) -> LabelResult | None:
         ruling = [vote for vote in votes if vote.adjudicated]
         if not ruling and len(votes) < (self.votes if self.labeller is None else 1):
             return None
@@ -104,8 +104,8 @@ class Oracle:
         said = [vote.probability for vote in standing if vote.probability is not None]
         if not said:
             states = {vote.verdict for vote in standing}
-            told: State = next((state for state in UNSAID if state in states), "cannot")
-            return Verdict(told, self.name)
+            told: Outcome = next((state for state in UNSAID if state in states), "cannot")
+            return LabelResult(told, self.name)
         p = float(np.mean(said))
         p = 1 - p if turned else p
-        return Verdict("tie" if p == 0.5 else "verdict", self.name, p, principle=standing[-1].principle)
+        return LabelResult("tie" if p == 0.5 else "verdict", self.name, p, principle=standing[-1].principle)

@@ -22,7 +22,7 @@ from scipy.special import expit, logsumexp, roots_hermitenorm
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, Scores, chosen_first
 from kleash.errors import DataError
-from kleash.labels.labeller import Verdict
+from kleash.labels.labeller import LabelResult
 from kleash.labels.store import Store, Vote
 from kleash.run import sha256_of, write_json
 
@@ -50,7 +50,7 @@ def import_labels(store: Store, source: str | Path, *, annotator: str | None = N
     labelled = [(pair, said) for pair, said in pairs if said is not None]
     name = annotator or Path(str(source)).name
     verdicts = [
-        Verdict("tie" if said == 0.5 else "verdict", getattr(pair.label, "annotator", None) or name, said)
+        LabelResult("tie" if said == 0.5 else "verdict", getattr(pair.label, "annotator", None) or name, said)
         for pair, said in labelled
     ]
     votes = store.record([replace(pair, label=None) for pair, _ in labelled], verdicts, kind="file")

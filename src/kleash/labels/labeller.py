@@ -8,7 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from kleash.data.group import Group
 
-State = Literal["verdict", "tie", "both_bad", "cannot", "unparsable", "error"]
+Outcome = Literal["verdict", "tie", "both_bad", "cannot", "unparsable", "error"]
 """What became of the question.
 
 `verdict`: one is better, with what probability. `tie`: equally good. `both_bad`: equally bad, which says more than a
@@ -18,10 +18,10 @@ answer came. The last three have no probability: a missing label is never taken 
 
 
 @dataclass(frozen=True)
-class Verdict:
+class LabelResult:
     """What a labeller says of a group's two responses."""
 
-    state: State
+    state: Outcome
     labeller: str
     """Who said so."""
     probability: float | None = None
@@ -40,7 +40,7 @@ class Labeller(Protocol):
 
     name: str
 
-    def compare(self, groups: Sequence[Group]) -> list[Verdict]:
+    def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
         """One verdict a group of two responses, in their order.
 
         What goes wrong with a single group is its state; an error that is raised says that nobody can be asked.

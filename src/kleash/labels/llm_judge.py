@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kleash.chat.client import Asking
+from kleash.chat.client import ChatClient
 from kleash.chat.judge_prompts import (
     ANSWER,
     CHOICES,
@@ -27,12 +27,12 @@ from kleash.chat.judge_prompts import (
     VOTE,
     comparison,
 )  # fmt: skip
-from kleash.chat.messages import Question
+from kleash.chat.messages import ChatRequest
 from kleash.chat.quoting import conversation, shortened
 from kleash.data.group import Group
 from kleash.errors import GateError
 from kleash.labels.constitution import Constitution, Principle
-from kleash.labels.labeller import State, Verdict
+from kleash.labels.labeller import LabelResult, Outcome
 from kleash.run import derive_seed
 
 CLAMP = (0.4, 0.6)
@@ -47,7 +47,7 @@ DISAGREE = "the two orders disagree"
 class Judgement:
     """A verdict, and what it was made of."""
 
-    verdict: Verdict
+    verdict: LabelResult
     orders: tuple[float, float] | None = None
     """P(shown first ≻ shown second) with the responses as given, and turned round; None where there is no label."""
     principles: Mapping[str, float] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Judgement:
 class _Said:
     """What one order of one pair gave."""
 
-    state: State = "verdict"
+    state: Outcome = "verdict"
     first: float = 0.5
     """P(shown first ≻ shown second)."""
     reason: str | None = None
@@ -92,7 +92,7 @@ class Judge:
 
     def __init__(
         self,
-        asking: Asking,
+        asking: ChatClient,
         *,
         constitution: Constitution | None = None,
         principles: Literal["drawn", "averaged"] = "drawn",
@@ -114,7 +114,7 @@ class Judge:
         self.max_characters, self.seed = max_characters, seed
         self._schema: Mapping[str, Any] | None = None  # None: not asked yet; empty: the server takes none
 
-    def compare(self, groups: Sequence[Group]) -> list[Verdict]:
+    def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
         """See `Labeller`."""
         return [judgement.verdict for judgement in self.judge(groups)]
 
@@ -166,7 +166,7 @@ class Judge:
 
     def _takes(self, **wanted: Any) -> bool:
         words = ({"role": "user", "content": 'Reply with {"better": "1"}.' if "schema" in wanted else "Reply with 1."},)
-        (answer,) = self.asking([Question(words, max_tokens=1 if "options" in wanted else VOTE_TOKENS, **wanted)])
+        (answer,) = self.asking([ChatRequest(words, max_tokens=1 if "options" in wanted else VOTE_TOKENS, **wanted)])
         if answer.error and not answer.refused:
             raise GateError(f"{self.name} gave no answer to a first question: {answer.error}; look at the server")
         return not answer.refused and ("options" not in wanted or answer.told)
@@ -176,7 +176,7 @@ class Judge:
 
     def _by_logprobs(self, texts: Sequence[str]) -> list[_Said]:
         messages, reasons, failed = self._conversations(texts, ANSWER, temperature=0.0)
-        answers = self.asking([Question(turns, options=CHOICES) for turns in messages], "judge")
+        answers = self.asking([ChatRequest(turns, options=CHOICES) for turns in messages], "judge")
         said = []
         for answer, reason, no_reason in zip(answers, reasons, failed, strict=True):
             shares = answer.shares(CHOICES)
@@ -208,9 +208,9 @@ class Judge:
     def _vote(self, messages: Sequence[Any], draw: int) -> list[tuple[float, _Said | None]]:
         """A vote of each, with one repair of what is no JSON."""
 
-        def question(turns: Any) -> Question:
+        def question(turns: Any) -> ChatRequest:
             seed = derive_seed(self.seed, "vote", draw, turns)
-            return Question(turns, VOTE_TOKENS, schema=self._schema or None, temperature=1.0, seed=seed)
+            return ChatRequest(turns, VOTE_TOKENS, schema=self._schema or None, temperature=1.0, seed=seed)
 
         answers = self.asking([question(turns) for turns in messages], "judge")
         broken = [row for row, answer in enumerate(answers) if not answer.error and parse_vote(answer.text) is None]
@@ -238,7 +238,7 @@ class Judge:
         seeds = [derive_seed(self.seed, "reason", draw, text) if temperature else 0 for text in texts]
         answers = self.asking(
             [
-                Question(turns, self.reasoning_tokens, temperature=temperature, seed=seed)
+                ChatRequest(turns, self.reasoning_tokens, temperature=temperature, seed=seed)
                 for turns, seed in zip(openings, seeds, strict=True)
             ],
             "reason",
@@ -257,7 +257,7 @@ class Judge:
         answered = [(p, a, b) for p, a, b in said if a.state == b.state == "verdict"]
         if 2 * sum(p.weight for p, *_ in answered) <= sum(p.weight for p, *_ in said):
             worst = next((side for side in failures if side.state == "error"), failures[0])
-            return Judgement(Verdict(worst.state, self.name, principle=one, reason=worst.reason))
+            return Judgement(LabelResult(worst.state, self.name, principle=one, reason=worst.reason))
         both = [(a, b) for _, a, b in answered]
         weights = np.array([principle.weight for principle, *_ in answered])
         weights /= weights.sum()
@@ -267,7 +267,7 @@ class Judge:
         if self.clamp is not None and probability != 0.5:
             probability = min(max(probability, self.clamp[0]), self.clamp[1])
         return Judgement(
-            Verdict(
+            LabelResult(
                 "tie" if probability == 0.5 else "verdict",
                 self.name,
                 probability=probability,

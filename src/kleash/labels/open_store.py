@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def opened(where: str | Path) -> Iterator[Store]:
+def open_store(where: str | Path) -> Iterator[Store]:
     """A label store, closed at the end.
 
     Args:

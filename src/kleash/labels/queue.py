@@ -25,7 +25,7 @@ from kleash.labels.store import Store, group_of
 
 Choice = Literal["left", "right", "tie", "both_bad", "cannot"]
 CHOICES = ("left", "right", "tie", "both_bad", "cannot")
-RULINGS = ("first", "second", "tie", "both_bad", "cannot")
+ADJUDICATIONS = ("first", "second", "tie", "both_bad", "cannot")
 
 PROBABILITY = {"first": 1.0, "second": 0.0, "tie": 0.5}
 """P(first ≻ second) of a vote; the others say nothing of it."""
@@ -68,7 +68,7 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class Ballot:
+class VoteRequest:
     """A vote as it comes from a person."""
 
     key: str
@@ -83,7 +83,7 @@ class Ballot:
 
 
 @dataclass(frozen=True)
-class Receipt:
+class VoteResult:
     """A vote that is committed."""
 
     key: str
@@ -126,7 +126,7 @@ class Queue:
                 held.append(new)
             return [_shown(session, row) for row in held[:count]]
 
-    def vote(self, annotator: int, assignment: int, ballot: Ballot) -> Receipt:
+    def vote(self, annotator: int, assignment: int, ballot: VoteRequest) -> VoteResult:
         """Count a vote; committed when this returns. On a pair that has one it is a revision, and both are kept.
 
         Raises:
@@ -139,11 +139,11 @@ class Queue:
         said = {"strength": ballot.strength, "tags": [_clean(tag) for tag in ballot.tags], "seconds": ballot.seconds}
         return self._append(annotator, assignment, ballot.key, ballot.verdict, "voted", ballot.reason, said)
 
-    def skip(self, annotator: int, assignment: int, key: str, reason: str = "") -> Receipt:
+    def skip(self, annotator: int, assignment: int, key: str, reason: str = "") -> VoteResult:
         """Pass a pair on to others."""
         return self._append(annotator, assignment, key, "skip", "skipped", reason)
 
-    def report(self, annotator: int, assignment: int, key: str, reason: str = "") -> Receipt:
+    def report(self, annotator: int, assignment: int, key: str, reason: str = "") -> VoteResult:
         """Say that something is wrong with a pair itself."""
         return self._append(annotator, assignment, key, "report", "reported", reason)
 
@@ -195,14 +195,14 @@ class Queue:
             left=left or 0,
         )
 
-    def adjudicate(self, annotator: int, task: int, verdict: str, key: str, reason: str = "") -> Receipt:
+    def adjudicate(self, annotator: int, task: int, verdict: str, key: str, reason: str = "") -> VoteResult:
         """An admin's last word on a task: it stands in place of the votes, which are kept.
 
         Raises:
             InputError: not an admin, no such task, or no such verdict.
         """
-        if verdict not in RULINGS:
-            raise InputError(f"'{verdict}' is no ruling; give one of: {', '.join(RULINGS)}")
+        if verdict not in ADJUDICATIONS:
+            raise InputError(f"'{verdict}' is no ruling; give one of: {', '.join(ADJUDICATIONS)}")
         _check_key(key)
         with self.store.writing() as session:
             who = session.get(AnnotatorRow, annotator)
@@ -211,28 +211,28 @@ class Queue:
             if session.get(Task, task) is None:
                 raise InputError(f"there is no task {task}; see the queue of disagreements")
             if session.scalar(select(VoteRow.id).where(VoteRow.key == key)) is not None:
-                return Receipt(key, repeated=True)
+                return VoteResult(key, repeated=True)
             session.add(
                 VoteRow(
                     key=key, task=task, annotator=annotator, verdict=verdict, probability=PROBABILITY.get(verdict),
                     reason=_clean(reason), adjudicated=True,
                 )
             )  # fmt: skip
-        return Receipt(key, repeated=False)
+        return VoteResult(key, repeated=False)
 
     # --- within ------------------------------------------------------------------------------------------------------
 
     def _append(
         self, annotator: int, assignment: int, key: str, verdict: str, state: str, reason: str,
         said: Mapping[str, Any] | None = None,
-    ) -> Receipt:  # fmt: skip
+    ) -> VoteResult:  # fmt: skip
         _check_key(key)
         with self.store.writing() as session:
             earlier = session.scalar(select(VoteRow).where(VoteRow.key == key))
             if earlier is not None:
                 if (earlier.annotator, earlier.assignment) != (annotator, assignment):
                     raise InputError("this key was used for another vote; make a new key for each vote")
-                return Receipt(key, repeated=True)
+                return VoteResult(key, repeated=True)
             row = _assignment_of(session, annotator, assignment)
             if verdict in ("left", "right"):
                 verdict = "first" if (verdict == "left") != row.swapped else "second"
@@ -244,7 +244,7 @@ class Queue:
                 )
             )  # fmt: skip
             row.state = state
-        return Receipt(key, repeated=False)
+        return VoteResult(key, repeated=False)
 
     def _still_wanted(self, session: Session, row: AssignmentRow, now: float) -> bool:
         """Whether an open assignment is still this person's: its lease holds, or nobody else took its place."""

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from kleash.data.group import Group
 from kleash.errors import InputError
-from kleash.labels.labeller import Verdict
+from kleash.labels.labeller import LabelResult
 from kleash.rewards.reward import Reward
 
 
-class ScoredLabeller:
+class RewardLabeller:
     """A `Labeller` that compares scores.
 
     Args:
@@ -24,10 +24,10 @@ class ScoredLabeller:
             raise InputError(f"a labeller made of scores needs temperature > 0, got {temperature}")
         self.reward, self.temperature, self.name = reward, temperature, name
 
-    def compare(self, groups: Sequence[Group]) -> list[Verdict]:
+    def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
         """See `Labeller`; equal scores are a tie. Scores see no order, so there is no order effect."""
         if not groups:
             return []
         scores = self.reward(groups)
         chances = ((scores[:, 0] - scores[:, 1]) / self.temperature).sigmoid().tolist()
-        return [Verdict("tie" if p == 0.5 else "verdict", self.name, probability=p) for p in chances]
+        return [LabelResult("tie" if p == 0.5 else "verdict", self.name, probability=p) for p in chances]

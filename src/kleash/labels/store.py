@@ -29,7 +29,7 @@ from sqlalchemy.orm import Session
 
 from kleash.data.group import Content, Group, Preference, Response
 from kleash.errors import DataError, InputError
-from kleash.labels.labeller import Verdict
+from kleash.labels.labeller import LabelResult
 from kleash.labels.schema import AnnotatorRow, AssignmentRow, CallRow, Guideline, RevisionRow, Task, VoteRow
 
 LOCK = 0x6B6C6561  # "klea": our advisory lock on PostgreSQL
@@ -235,7 +235,7 @@ class Store:
                 found.append(None if row is None else (row.id, row.first != task.first))
         return found
 
-    def record(self, groups: Sequence[Group], verdicts: Sequence[Verdict], *, kind: str = "judge") -> int:
+    def record(self, groups: Sequence[Group], verdicts: Sequence[LabelResult], *, kind: str = "judge") -> int:
         """Keep what a labeller said of groups of two; tasks that are not there are added.
 
         The same verdict on the same pair, from the same labeller under the same principle, is kept once.

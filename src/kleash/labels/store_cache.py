@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from kleash.chat.messages import Answer, Question
+from kleash.chat.messages import ChatReply, ChatRequest
 from kleash.labels.store import Call, Store
 
 
-class KeptCalls:
+class StoreCache:
     """Judge calls of a store. Answers are recalled; errors are kept to be looked at, and asked again."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def recall(self, key: str) -> tuple[Answer, float] | None:
+    def recall(self, key: str) -> tuple[ChatReply, float] | None:
         """See `Memory`."""
         call = self.store.call(key)
         if call is None or call.state != "answered":
             return None
-        return Answer(**call.response), call.cost
+        return ChatReply(**call.response), call.cost
 
-    def keep(self, key: str, model: str, question: Question, answer: Answer, cost: float) -> None:
+    def keep(self, key: str, model: str, question: ChatRequest, answer: ChatReply, cost: float) -> None:
         """See `Memory`."""
         self.store.keep_call(
             Call(

@@ -19,9 +19,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from kleash.chat.client import Asking
+from kleash.chat.client import ChatClient
 from kleash.chat.in_process import LocalChat
-from kleash.chat.messages import Chat, Question
+from kleash.chat.messages import Chat, ChatRequest
 from kleash.chat.openai_endpoint import Endpoint
 from kleash.chat.quoting import NOTE, code_of, conversation, marked, shortened
 from kleash.config import Config, read_yaml
@@ -53,7 +53,7 @@ class JudgeReward:
         max_characters: see `JudgeSettings`.
     """
 
-    def __init__(self, asking: Asking, *, rule: str, max_characters: int | None = None) -> None:
+    def __init__(self, asking: ChatClient, *, rule: str, max_characters: int | None = None) -> None:
         self.asking, self.rule, self.max_characters = asking, rule, max_characters
 
     @classmethod
@@ -69,7 +69,7 @@ class JudgeReward:
             chat = LocalChat.load(settings.judge, device=device, dtype=dtype)
         else:
             chat = Endpoint(settings.endpoint, settings.judge)
-        return cls(Asking(chat), rule=settings.rule, max_characters=settings.max_characters)
+        return cls(ChatClient(chat), rule=settings.rule, max_characters=settings.max_characters)
 
     def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
         """See `Reward`.
@@ -78,7 +78,7 @@ class JudgeReward:
             DataError: a response that got no score; there is none that could stand for it.
         """
         rows = [(group, response) for group in groups for response in group.responses]
-        answers = self.asking([Question(self._messages(*row), options=SCALE) for row in rows], "judge")
+        answers = self.asking([ChatRequest(self._messages(*row), options=SCALE) for row in rows], "judge")
         scores: list[float] = []
         for (_, response), answer in zip(rows, answers, strict=True):
             shares = None if answer.error else answer.shares(SCALE)

@@ -21,7 +21,7 @@ from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, chosen_first
 from kleash.errors import DataError
 from kleash.labels.labeller import Labeller
-from kleash.labels.open_store import opened
+from kleash.labels.open_store import open_store
 from kleash.run import fingerprint
 from kleash.stages.files import finish, finished
 
@@ -62,10 +62,10 @@ def run(config: AskConfig) -> Path:
     if finished(config.out, identity):
         return config.out
     groups = _pairs(config.data)
-    with opened(config.store) as store:
-        from kleash.labels.collect import Oracle
+    with open_store(config.store) as store:
+        from kleash.labels.collect import LabelCollector
 
-        oracle = Oracle(store, _labeller(config), budget=config.budget, votes=config.votes)
+        oracle = LabelCollector(store, _labeller(config), budget=config.budget, votes=config.votes)
         verdicts = oracle.ask(groups)
     rows = [
         replace(group, label=Preference(verdict.probability, verdict.labeller))
@@ -95,7 +95,7 @@ def _pairs(data: str) -> list[Group]:
 def _labeller(config: AskConfig) -> Labeller | None:
     if config.labeller == "people":
         return None
-    from kleash.labels.reward_labeller import ScoredLabeller
+    from kleash.labels.reward_labeller import RewardLabeller
     from kleash.rewards.reward import build_reward
 
-    return ScoredLabeller(build_reward(config.labeller), name=config.labeller, temperature=config.temperature)
+    return RewardLabeller(build_reward(config.labeller), name=config.labeller, temperature=config.temperature)

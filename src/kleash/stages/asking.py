@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from kleash.chat.client import Asking
+from kleash.chat.client import ChatClient
 from kleash.chat.messages import Chat
 from kleash.config import Config
 from kleash.errors import GateError
 from kleash.evals.preference import wilson
-from kleash.labels.open_store import opened
+from kleash.labels.open_store import open_store
 from kleash.models.load import DType
 from kleash.run import fingerprint
 from kleash.stages.files import beside
@@ -86,7 +86,7 @@ class AskingConfig(Config):
 
 
 @contextmanager
-def asking(config: AskingConfig, chat: Chat | None = None) -> Iterator[tuple[Asking, Store]]:
+def asking(config: AskingConfig, chat: Chat | None = None) -> Iterator[tuple[ChatClient, Store]]:
     """The model to ask, with its memory and its purse, and the store behind it.
 
     Args:
@@ -101,10 +101,10 @@ def asking(config: AskingConfig, chat: Chat | None = None) -> Iterator[tuple[Ask
         from kleash.chat.in_process import LocalChat
 
         chat = LocalChat.load(config.model, device=config.device, dtype=config.dtype, block=config.rows_at_once)
-    with opened(config.store or beside(config.out, "calls", ending=".db")) as store:
-        from kleash.labels.store_cache import KeptCalls
+    with open_store(config.store or beside(config.out, "calls", ending=".db")) as store:
+        from kleash.labels.store_cache import StoreCache
 
-        yield Asking(chat, memory=KeptCalls(store), price=config.price, budget=config.budget), store
+        yield ChatClient(chat, memory=StoreCache(store), price=config.price, budget=config.budget), store
 
 
 def stop_above(most: float, failed: int, done: int, total: int, reason: str) -> None:

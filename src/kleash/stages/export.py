@@ -16,7 +16,7 @@ from pydantic import Field
 
 from kleash.config import Config
 from kleash.errors import DataError
-from kleash.labels.open_store import opened
+from kleash.labels.open_store import open_store
 
 
 class ExportConfig(Config):
@@ -52,7 +52,7 @@ def run(config: ExportConfig) -> Path:
         if not same:
             raise DataError(f"{config.out} holds an export with other settings; choose another --out or remove it")
         return config.out
-    with opened(config.store) as store:
+    with open_store(config.store) as store:
         from kleash.labels.import_export import export_labels
 
         export_labels(

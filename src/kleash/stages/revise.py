@@ -17,9 +17,9 @@ from typing import Any
 
 from pydantic import Field
 
-from kleash.chat.client import Asking
+from kleash.chat.client import ChatClient
 from kleash.chat.judge_prompts import critique_request, revision_request, turns_of
-from kleash.chat.messages import Answer, Chat, Question
+from kleash.chat.messages import Chat, ChatReply, ChatRequest
 from kleash.chat.quoting import conversation
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Message, Response
@@ -116,10 +116,12 @@ def run(config: ReviseConfig, *, chat: Chat | None = None) -> Path:
     return config.out
 
 
-def _revise(config: ReviseConfig, constitution: Constitution, asked: Asking, drafts: Sequence[Draft]) -> list[Draft]:
-    def ask(drafts: Sequence[Draft], conversations: Sequence[Sequence[Message]], step: str) -> list[Answer]:
+def _revise(
+    config: ReviseConfig, constitution: Constitution, asked: ChatClient, drafts: Sequence[Draft]
+) -> list[Draft]:
+    def ask(drafts: Sequence[Draft], conversations: Sequence[Sequence[Message]], step: str) -> list[ChatReply]:
         questions = [
-            Question(
+            ChatRequest(
                 tuple(turns), config.max_new_tokens, temperature=config.temperature,
                 seed=derive_seed(config.seed, step, draft.row),
             )
@@ -152,7 +154,7 @@ def _revise(config: ReviseConfig, constitution: Constitution, asked: Asking, dra
     return list(drafts)
 
 
-def _with(draft: Draft, answer: Answer, *, failure: str = "", **changes: Any) -> Draft:
+def _with(draft: Draft, answer: ChatReply, *, failure: str = "", **changes: Any) -> Draft:
     """The draft with a new text; an answer without words is a failure and no revision."""
     failure = failure or answer.error or ("" if answer.text.strip() else "an answer without words")
     return replace(draft, text=answer.text, finished=answer.finished, failure=failure, **changes)

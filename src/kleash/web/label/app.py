@@ -33,7 +33,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from kleash.errors import InputError
-from kleash.labels.queue import Assignment, Ballot, Queue
+from kleash.labels.queue import Assignment, Queue, VoteRequest
 from kleash.labels.store import Annotator
 from kleash.web.common.render import render, turns, visible
 from kleash.web.common.security import Guard, Sessions, no
@@ -150,7 +150,7 @@ class Pages:
         tags = said.get("tags", [])
         if not isinstance(tags, list) or any(tag not in self.site.tags for tag in tags):
             raise InputError(f"tags are some of: {', '.join(self.site.tags) or 'none here'}")
-        ballot = Ballot(
+        ballot = VoteRequest(
             key=_text(said, "key", 80),
             verdict=str(said.get("verdict")),
             strength=strength if isinstance(strength, int) else None,
