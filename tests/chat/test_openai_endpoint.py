@@ -92,9 +92,9 @@ def test_a_server_that_dies_ends_the_run_and_the_next_run_pays_nothing_twice(tmp
     store = Store.open(tmp_path / "store.db")
     asked = questions(20)
     with Server(echo, dies_after=9) as first, pytest.raises(MachineError, match=r"cannot be reached.*kept"):
-        ask(first, asked, memory=StoreCache(store))
+        ask(first, asked, cache=StoreCache(store))
     with Server(echo, port=first.port) as second:
-        answers, patient = ask(second, asked, memory=StoreCache(store))
+        answers, patient = ask(second, asked, cache=StoreCache(store))
     assert answers == [f"QUESTION {n}" for n in range(20)]
     assert len(first.answered) == 9 and len(second.answered) == 11
     assert max(Counter(first.answered + second.answered).values()) == 1
@@ -106,11 +106,11 @@ def test_a_failed_question_is_kept_as_a_failure_and_asked_again(tmp_path: Path) 
     store = Store.open(tmp_path / "store.db")
     question = questions(1)[0]
     with Server(echo, faults={n: "500" for n in range(1, 1 + client.ATTEMPTS)}) as server:
-        failed, _ = ask(server, [question], memory=StoreCache(store))
+        failed, _ = ask(server, [question], cache=StoreCache(store))
         key = question.key({"endpoint": server.url, "model": "m"})
         kept = store.call(key)
         assert failed[0].startswith("HTTP 500") and kept is not None and kept.state == "error"
-        answers, _ = ask(server, [question], memory=StoreCache(store))
+        answers, _ = ask(server, [question], cache=StoreCache(store))
         mended = store.call(key)
         assert answers == ["QUESTION 0"] and mended is not None and mended.state == "answered"
     store.close()
@@ -135,13 +135,13 @@ def test_a_budget_is_never_exceeded_and_the_run_goes_on_where_it_stopped(tmp_pat
     with Server(echo) as server:
         price = (1e6, 1e6)
         with pytest.raises(GateError, match="budget of 120 is reached"):
-            ask(server, asked, memory=StoreCache(store), price=price, budget=120.0)
+            ask(server, asked, cache=StoreCache(store), price=price, budget=120.0)
         assert 0 < spent(server) <= 120
         before = len(server.answered)
         with pytest.raises(GateError, match="budget"):
-            ask(server, asked, memory=StoreCache(store), price=price, budget=120.0)
+            ask(server, asked, cache=StoreCache(store), price=price, budget=120.0)
         assert len(server.answered) == before  # what was paid before counts
-        answers, patient = ask(server, asked, memory=StoreCache(store), price=price, budget=1000.0)
+        answers, patient = ask(server, asked, cache=StoreCache(store), price=price, budget=1000.0)
     assert answers == [f"QUESTION {n}" for n in range(60)]
     assert max(Counter(server.answered).values()) == 1
     assert patient.usage.cost == pytest.approx(3 * 60) and patient.usage.spent == pytest.approx(3 * (60 - before))
@@ -152,8 +152,8 @@ def test_a_budget_is_never_exceeded_and_the_run_goes_on_where_it_stopped(tmp_pat
 def test_an_attempt_that_may_have_been_charged_counts_against_the_budget() -> None:
     with Server(echo, faults={1: "truncated"}) as server:
         _, patient = ask(server, questions(1), price=(1e6, 1e6), budget=1000.0)
-    assert patient.usage.spent == pytest.approx(3)
-    assert patient.figures()["spent"] > 3
+    assert patient.usage.cost == pytest.approx(3)
+    assert patient.usage.spent > 3
 
 
 def test_a_wrong_address_or_key_ends_the_run_in_one_line() -> None:

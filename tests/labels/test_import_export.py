@@ -31,8 +31,8 @@ def labels(tmp_path: Path) -> Store:
 def say(store: Store, groups: list[Group], *votes: float | str) -> None:
     """Votes of people: a probability, or a state."""
     for number, said in enumerate(votes):
-        state = said if isinstance(said, str) else "tie" if said == 0.5 else "verdict"
-        verdict = LabelResult(state, f"person-{number}", None if isinstance(said, str) else said)  # type: ignore[arg-type]
+        outcome = said if isinstance(said, str) else "tie" if said == 0.5 else "preference"
+        verdict = LabelResult(outcome, f"person-{number}", None if isinstance(said, str) else said)  # type: ignore[arg-type]
         store.record(groups, [verdict] * len(groups), kind="file")
 
 
@@ -54,7 +54,7 @@ def test_votes_become_one_soft_probability_with_the_better_response_first(
 
 
 def test_each_vote_can_be_a_row_with_its_annotator_and_principle(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
-    labels.record(pairs(1), [LabelResult("verdict", "judge", 0.2, principle="kind", reason="insults")])
+    labels.record(pairs(1), [LabelResult("preference", "judge", 0.2, principle="kind", reason="insults")])
     export_labels(labels, tmp_path / "out", each="vote")
     (row,) = read(tmp_path / "out" / "train.jsonl")
     assert row.label == Preference(0.8, "judge")
@@ -146,7 +146,7 @@ def davidson_votes(labels: Store, count: int, each: int, nu: float, spread: floa
         weights = [math.exp(d / 2), math.exp(-d / 2), nu]
         for number, said in enumerate(rng.choices([1.0, 0.0, 0.5], weights, k=each)):
             groups.append(Group(f"prompt {i}", (Response("a"), Response("b"))))
-            verdicts.append(LabelResult("tie" if said == 0.5 else "verdict", f"person-{number}", said))
+            verdicts.append(LabelResult.of(said, f"person-{number}"))
     labels.record(groups, verdicts)
     return truth
 
@@ -189,7 +189,7 @@ def test_labels_come_in_from_files_once_and_go_out_as_they_were(labels: Store, p
 def test_scores_and_rankings_come_in_as_their_pairs(labels: Store, tmp_path: Path, label: Scores | Ranking) -> None:
     write_groups([Group("p", tuple(Response(text) for text in "abc"), label)], tmp_path / "in.jsonl")
     assert import_labels(labels, tmp_path / "in.jsonl", annotator="teacher") == {"tasks": 3, "votes": 3}
-    assert sorted((vote.verdict, vote.probability) for vote in labels.votes()) == [
+    assert sorted((vote.choice, vote.probability) for vote in labels.votes()) == [
         ("second", 0.0),
         ("second", 0.0),
         ("tie", 0.5),

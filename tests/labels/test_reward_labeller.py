@@ -24,8 +24,8 @@ def test_a_reward_prefers_what_it_scores_higher_by_bradley_terry():
     )
     assert longer.probability == pytest.approx(1 / (1 + math.exp(-1.5)))
     assert shorter.probability == pytest.approx(1 - longer.probability)
-    assert (tie.state, tie.probability) == ("tie", 0.5)
-    assert {longer.labeller, tie.labeller} == {"length"} and longer.state == "verdict"
+    assert (tie.outcome, tie.probability) == ("tie", 0.5)
+    assert {longer.labeller, tie.labeller} == {"length"} and longer.outcome == "preference"
     assert longer.order_effect is None  # scores see no order
 
 

@@ -93,7 +93,7 @@ def test_a_judge_that_looks_at_the_place_alone_is_refused_and_nothing_is_at_out(
         assert _run(words) == 1
         said = capsys.readouterr().err
         assert "labels are refused: agrees with people on 50% of 30 pairs" in " ".join(said.split())
-        assert "verdict turns with the order" in said  # the table
+        assert "label turns with the order" in said  # the table
         assert not out.exists() and len(list(read_groups(out.with_name("labels.refused.jsonl")))) == 40
         report = results_of(out)
         assert report is not None and report["flips"]["share"] == 1.0 and report["first_before"]["share"] == 1.0

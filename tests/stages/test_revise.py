@@ -132,7 +132,7 @@ def test_an_answer_without_words_is_no_demonstration(prompts: Path) -> None:
         out = run(config(server, prompts))
     report = results_of(out)
     assert report is not None and report["demonstrations"] == 15 and report["failures"]["rows"] == 1
-    assert report["failures"]["reasons"] == ["an answer without words"]
+    assert report["failures"]["reasons"] == ["a reply without words"]
 
 
 def test_a_model_in_this_process_revises_and_sft_learns_from_it(

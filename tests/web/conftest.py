@@ -21,8 +21,8 @@ import uvicorn
 
 from kleash.labels.queue import Queue, QueueSettings
 from kleash.labels.store import Store
+from kleash.web.common.listen import listen
 from kleash.web.label.app import Site, build_app
-from kleash.web.label.serve import LabelConfig, _listen
 
 
 @dataclass
@@ -118,7 +118,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         if guidelines:
             store.set_guidelines(guidelines)
         queue = Queue(store, QueueSettings(**({"audit_share": 0.0, "repeat_share": 0.0} | settings)))
-        listener = _listen(LabelConfig(port=0))
+        listener = listen("127.0.0.1", 0)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         site = Site(url=url, hosts=frozenset({"127.0.0.1"}), secret="secret", tags=("correct", "clear"), goal=goal)
         app = build_app(queue, site)

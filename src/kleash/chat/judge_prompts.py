@@ -1,4 +1,4 @@
-"""What judges and critics are told; the words of others stand between marks, see `chat.quoting`."""
+"""Prompts of judges and critics. Text written by others stands between marks, see `chat.quoting`."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from kleash.data.group import Content, Message
 
 
 class Example(Config):
-    """Two responses to a prompt that a principle tells apart: shown to the labeller before it is asked."""
+    """Two responses to a prompt, one of which a principle prefers; shown to the labeller before the question."""
 
     prompt: str
-    """What was asked."""
+    """The prompt."""
     better: str
     """The response that the principle prefers; a revision of the other one."""
     worse: str
     """The response that violates it."""
     why: str = ""
-    """What is wrong with the worse one, as a critique would say it."""
+    """What is wrong with the worse one, worded as a critique."""
 
 
 class Principle(Config):
-    """One rule, with what it asks of a comparison, of a critique and of a revision."""
+    """One rule, with its instructions for a comparison, a critique and a revision."""
 
     name: str = Field(min_length=1)
-    """What reports and rows call it."""
+    """Its name in reports and rows."""
     text: str = Field(min_length=1)
     """The instruction to compare by: "Choose the response that …"."""
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
-    """How often it is drawn and how much it counts in an average, relative to the others."""
+    """How often it is drawn, and its weight in an average, relative to the others."""
     category: str = ""
-    """What it is about, to report by: harmlessness, honesty, …."""
+    """Topic, for reports: harmlessness, honesty, …."""
     critique: str = ""
-    """The instruction to criticise by; empty: made from `text`."""
+    """The instruction for a critique; empty: made from `text`."""
     revision: str = ""
-    """The instruction to revise by; empty: to mend what the critique found."""
+    """The instruction for a revision; empty: correct what the critique names."""
     examples: tuple[Example, ...] = ()
     """Shown before the question."""
 
@@ -46,9 +46,9 @@ GENERAL = Principle(
     text="Choose the response that is more helpful, honest and harmless: the one that a thoughtful person would rather "
     "have given.",
 )
-"""What is asked where there is no constitution."""
+"""The rule where there is no constitution."""
 
-CHOICES = ("1", "2")
+ANSWER_TOKENS = ("1", "2")
 """Answer tokens of a comparison (Lee et al. 2023, arXiv:2309.00267, appendix)."""
 
 SCHEMA = {
@@ -57,7 +57,7 @@ SCHEMA = {
     "required": ["better"],
     "additionalProperties": False,
 }
-"""What a vote looks like."""
+"""JSON schema of a vote."""
 
 ANSWER = "Which response is better by this rule? Reply with one character, 1 or 2, and nothing else."
 THINK = (
@@ -74,46 +74,46 @@ REPAIR = (
 )
 
 
-def comparison(asked: str, first: str, second: str, principle: Principle) -> str:
-    """Two responses and the rule to compare them by; what to reply is asked for after it."""
-    code = code_of(asked, first, second)
-    shown = [
+def comparison(conversation: str, first: str, second: str, principle: Principle) -> str:
+    """Two responses and the rule to compare them by; the instruction what to reply follows it."""
+    code = code_of(conversation, first, second)
+    parts = [
         f"You compare two responses to a conversation by this rule:\n\n{principle.text}",
         NOTE.format(code=code),
-        *(_example(example, place) for place, example in enumerate(principle.examples)),
-        marked("conversation", asked, code),
+        *(_example(example, index) for index, example in enumerate(principle.examples)),
+        marked("conversation", conversation, code),
         marked("response 1", first, code),
         marked("response 2", second, code),
     ]
-    return "\n\n".join(shown)
+    return "\n\n".join(parts)
 
 
 def critique_request(principle: Principle) -> str:
-    """What a critic is asked about the last response."""
-    asked = principle.critique or f"Say what in the last response goes against this rule: {principle.text}"
-    shown = [
+    """The request for a critique of the last response."""
+    request = principle.critique or f"Say what in the last response goes against this rule: {principle.text}"
+    examples = [
         f"An example. Asked: {e.prompt}\nResponse: {e.worse}\nCritique: {e.why}" for e in principle.examples if e.why
     ]
-    return "\n\n".join([*shown, f"Critique request: {asked} Be specific and brief; do not rewrite it yet."])
+    return "\n\n".join([*examples, f"Critique request: {request} Be specific and brief; do not rewrite it yet."])
 
 
 def revision_request(principle: Principle) -> str:
-    """What is asked after a critique."""
-    asked = principle.revision or "Rewrite the response so that what the critique found is mended."
+    """The request for a revision, after a critique."""
+    request = principle.revision or "Rewrite the response so that what the critique found is mended."
     return (
-        f"Revision request: {asked} Reply with the revised response alone, as it would be said to the person in the "
+        f"Revision request: {request} Reply with the revised response alone, as it would be said to the person in the "
         "conversation."
     )
 
 
 def turns_of(prompt: Content) -> tuple[Message, ...]:
-    """A prompt as turns that a chat model takes."""
+    """A prompt as turns; a plain text is one turn of the user."""
     return ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
 
 
-def _example(example: Example, place: int) -> str:
-    first, second = (example.worse, example.better) if place % 2 == 0 else (example.better, example.worse)
-    better = "2" if place % 2 == 0 else "1"
+def _example(example: Example, index: int) -> str:
+    first, second = (example.worse, example.better) if index % 2 == 0 else (example.better, example.worse)
+    better = "2" if index % 2 == 0 else "1"
     why = f"\nWhy: {example.why}" if example.why else ""
     return (
         f"An example.\nConversation: {example.prompt}\nResponse 1: {first}\nResponse 2: {second}{why}\nBetter: {better}"

@@ -25,7 +25,7 @@ from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup
 from kleash.lab import bench
 from kleash.lab.bench import Bench
-from kleash.labels.active_selection import By, choose, uncertainty_of
+from kleash.labels.active_selection import By, select_pairs, uncertainty_of
 from kleash.models.forward import response_scores
 from kleash.models.load import load_tokenizer, new_reward_model
 from kleash.objectives.bradley_terry import pair_loss
@@ -69,7 +69,7 @@ def learn(prepared: Bench, way: str, noise: float) -> dict[str, float]:
         if budget > len(chosen):
             left = sorted(set(range(len(pool))) - set(chosen))
             doubts = doubts_of(members, [pool[row] for row in left], way)
-            best, audit = choose(doubts, budget - len(chosen), audit_share=AUDIT_SHARE, seed=prepared.seed)
+            best, audit = select_pairs(doubts, budget - len(chosen), audit_share=AUDIT_SHARE, seed=prepared.seed)
             chosen += [left[index] for index in (*best, *audit)]
         known = [pool[row] for row in chosen]
         members = [fit(start, known, labels[chosen], derive_seed(prepared.seed, member)) for member in range(MEMBERS)]

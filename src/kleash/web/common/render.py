@@ -1,9 +1,9 @@
-"""Hostile text into safe HTML: Markdown, code and maths, and nothing that acts or loads.
+"""Untrusted text as safe HTML: Markdown, code and maths, and nothing that runs or loads.
 
-What a model wrote is shown to people who are signed in, so it is the enemy's. Four walls, each enough by itself for
-what it is built against: Markdown in which HTML is text; links and images that are only told of; a sanitiser that
-parses the result last (text within a formula is markup to a formula's converter); and the page's content-security
-policy, which runs no script but ours and loads nothing from elsewhere.
+Text written by a model is shown to people who are signed in, so it is treated as an attack. There are four defences,
+each enough against its kind of attack: Markdown in which HTML is text; links and images shown as text; a sanitiser that
+parses the result last (text within a formula is markup to the formula's converter); and the page's content-security
+policy, which runs only our script and loads nothing from elsewhere.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from pygments.token import STANDARD_TYPES
 from kleash.data.group import Content
 
 MARKDOWN_CHARACTERS = 20_000
-"""Longer texts are shown as they are: parsing is not linear in hostile ones."""
+"""Longer texts are shown without Markdown: parsing time is not linear in hostile ones."""
 MARKDOWN_BRACKETS = 1_000
-"""So are those with more opening brackets: links within links are what takes longest."""
+"""So are texts with more opening brackets: nested links take longest to parse."""
 SHOWN_CHARACTERS = 200_000
-"""Longer texts are cut, and say so."""
+"""Longer texts are cut, with a note."""
 CODE_CHARACTERS = 10_000
 FORMULA_CHARACTERS = 1_000
 FORMULAS = 200
@@ -45,10 +45,10 @@ LANGUAGES = frozenset(
     "bash c c++ cpp css diff go html java javascript js json kotlin latex php py python r ruby rust sh sql swift tex "
     "toml ts typescript xml yaml yml".split()
 )
-"""Languages that are coloured. A lexer is a heap of regular expressions, so not all of the 500 there are."""
+"""Languages that are coloured; only some, since every lexer is many regular expressions that hostile text can slow."""
 
-# Controls, overrides of direction and tag characters: what is meant to be missed by the reader is spelt out.
-_UNSEEN = re.compile(
+# Controls, direction overrides and tag characters, which hide text from the reader; they are spelt out.
+_INVISIBLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 
@@ -69,7 +69,7 @@ _CLEANER = nh3.Cleaner(
     clean_content_tags={"script", "style", "iframe", "object", "embed", "template", "noscript"},
     attributes={"ol": {"start"}, "div": {"tabindex"}, **dict.fromkeys(_MATHML, _MATHML_ATTRIBUTES)},
     allowed_classes={
-        "span": {*filter(None, STANDARD_TYPES.values()), "told"},
+        "span": {*filter(None, STANDARD_TYPES.values()), "note"},
         "div": {"formula"},
         "th": {"left", "center", "right"},
         "td": {"left", "center", "right"},
@@ -81,47 +81,47 @@ _CLEANER = nh3.Cleaner(
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn as it is shown."""
+    """One turn of a conversation, ready to show."""
 
     role: str
     html: str
-    """Safe to put into a page as it is."""
+    """Safe to insert into a page."""
     raw: str
-    """The text itself, to be escaped."""
+    """The text itself, not escaped."""
 
 
 def turns(content: Content) -> list[Turn]:
-    """Text, or a conversation, as it is shown; plain text is one turn without a role."""
+    """The turns of a text or a conversation; plain text is one turn without a role."""
     if isinstance(content, str):
         return [_turn("", content)]
-    return [_turn(str(turn["role"]), _said(turn)) for turn in content]
+    return [_turn(str(turn["role"]), _text_of(turn)) for turn in content]
 
 
-@lru_cache(maxsize=512)  # a pair is asked for more than once: prefetched, reloaded, taken back
+@lru_cache(maxsize=512)  # a pair is requested more than once: prefetched, reloaded, taken back
 def render(text: str) -> str:
-    """HTML of a text that is safe whatever the text is; Markdown where it is short enough to be parsed."""
+    """HTML of a text, safe for any text; Markdown where the text is short enough to be parsed."""
     text = visible(text)
     if len(text) <= MARKDOWN_CHARACTERS and text.count("[") <= MARKDOWN_BRACKETS:
         try:
             return _CLEANER.clean(_markdown().render(text))
         except (RecursionError, ValueError, IndexError, KeyError):
-            pass  # a parser that hostile text broke: the text itself is still to be seen
+            pass  # hostile text broke the parser; show the text itself
     return f"<pre>{escape(text)}</pre>"
 
 
 def visible(text: str) -> str:
-    """The text with what would not be seen spelt out, and cut where it has no end."""
+    """The text with invisible characters spelt out, cut at `SHOWN_CHARACTERS`."""
     text = text.encode("utf-8", "replace").decode()
     if len(text) > SHOWN_CHARACTERS:
         text = text[:SHOWN_CHARACTERS] + f"\n\n[cut here: {SHOWN_CHARACTERS:,} of {len(text):,} characters are shown]"
-    return _UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text.replace("\r\n", "\n"))
+    return _INVISIBLE.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text.replace("\r\n", "\n"))
 
 
 def _turn(role: str, text: str) -> Turn:
     return Turn(visible(role[:40]), render(text), visible(text))
 
 
-def _said(turn: Any) -> str:
+def _text_of(turn: Any) -> str:
     text = str(turn.get("content") or "")
     calls = turn.get("tool_calls")
     return text if not calls else f"{text}\n\n```json\n{json.dumps(calls, indent=1, ensure_ascii=False)}\n```"
@@ -132,7 +132,7 @@ def _said(turn: Any) -> str:
 
 @cache
 def _markdown() -> MarkdownIt:
-    # `breaks`: models end lines where they mean to.
+    # `breaks`: line ends of models are intended.
     markdown = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": 50}, renderer_cls=_Renderer)
     markdown.enable(["table", "strikethrough"])
     markdown.inline.ruler.before("escape", "formula", _inline_formula)  # `\(` is an escape too
@@ -141,7 +141,7 @@ def _markdown() -> MarkdownIt:
 
 
 class _Renderer(RendererHTML):
-    """What differs from plain HTML: headings below the page's own, code coloured, links and images told of."""
+    """Differs from plain HTML in headings (below the page's own), coloured code, and links and images (as text)."""
 
     def heading_open(self, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
         return f"<h{min(int(tokens[index].tag[1]) + 2, 6)}>"
@@ -166,22 +166,22 @@ class _Renderer(RendererHTML):
         opening = next(token for token in reversed(tokens[:index]) if token.type == "link_open")
         text = "".join(token.content for token in tokens[tokens.index(opening) : index])
         address = str(opening.attrGet("href") or "")
-        return "" if address == text else _told(f" ⟨{address}⟩")
+        return "" if address == text else _note(f" ⟨{address}⟩")
 
     def image(self, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
         token = tokens[index]
-        return _told(f"[image: {token.content} ⟨{token.attrGet('src') or ''}⟩]")
+        return _note(f"[image: {token.content} ⟨{token.attrGet('src') or ''}⟩]")
 
     def formula(self, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
         return _formula(tokens[index], env)
 
     def formula_block(self, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
-        # A wide formula scrolls, and what scrolls has to be reached by keyboard.
+        # A wide formula scrolls, so the keyboard has to reach it.
         return f'<div class="formula" tabindex="0">{_formula(tokens[index], env)}</div>\n'
 
 
-def _told(text: str) -> str:
-    return f'<span class="told">{escape(text)}</span>'
+def _note(text: str) -> str:
+    return f'<span class="note">{escape(text)}</span>'
 
 
 def _cell(token: Token) -> str:
@@ -203,8 +203,8 @@ _DISPLAYED = {"$$": "$$", r"\[": r"\]"}
 def _inline_formula(state: StateInline, silent: bool) -> bool:
     r"""`$x$` and `\(x\)` within a line, `$$x$$` and `\[x\]` too.
 
-    A dollar opens only before and closes only after something, and not before a digit (as pandoc has it): "$5 and $6"
-    is money.
+    As in pandoc, a dollar opens only before a character that is not a space, and closes only after one and not before
+    a digit: "$5 and $6" is money.
     """
     text, start = state.src, state.pos
     opening = next((mark for mark in ("$$", "$", r"\(", r"\[") if text.startswith(mark, start)), None)
@@ -226,7 +226,7 @@ def _inline_formula(state: StateInline, silent: bool) -> bool:
 
 
 def _block_formula(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    r"""`$$ … $$` and `\[ … \]` over lines of their own."""
+    r"""`$$ … $$` and `\[ … \]` on lines of their own."""
     first = state.getLines(start, start + 1, state.blkIndent, False).strip()
     closing = next((close for mark, close in _DISPLAYED.items() if first.startswith(mark)), None)
     if closing is None:
@@ -252,12 +252,12 @@ def _formula(token: Token, env: Any) -> str:
     if len(token.content) <= FORMULA_CHARACTERS and env["formulas"] <= FORMULAS:
         try:
             return _mathml(token.content, token.meta["display"])
-        except Exception:  # its parser fails in many ways on what is no LaTeX; the source is shown then
+        except Exception:  # its parser fails in many ways on text that is not LaTeX; show the source
             pass
     return f"<code>{escape(token.content)}</code>"
 
 
 def _mathml(latex: str, display: str) -> str:
-    # The converter's own text output unescapes everything, markup too. Of ours only its numbered characters come back.
-    written = ElementTree.tostring(convert_to_element(latex, display=display), encoding="unicode")
-    return re.sub(r"&amp;(#x[0-9A-Fa-f]{1,6};)", r"&\1", written)
+    # The converter's own text output unescapes everything, markup too; here only its numbered characters come back.
+    xml = ElementTree.tostring(convert_to_element(latex, display=display), encoding="unicode")
+    return re.sub(r"&amp;(#x[0-9A-Fa-f]{1,6};)", r"&\1", xml)

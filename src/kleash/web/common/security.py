@@ -1,9 +1,9 @@
-"""Who may ask for what: one wall before every route, so that a route that forgets to ask is shut, not open.
+"""Access control before every route, so that a route without a check of its own is closed, not open.
 
-A request passes with the name of a host that is ours (a page elsewhere whose name was pointed at this machine has
-another), within the limits of size and rate, and with the cookie of somebody who is invited and not revoked. Only
-`/join/TOKEN` is open: it turns the token of a link into that cookie, which is signed, kept from scripts, and not sent
-with other sites' requests. What changes anything needs a second token besides, which only our own pages can read.
+A request passes if its host name is ours (a page elsewhere whose name points at this machine has another), if it is
+within the limits of size and rate, and if it has the cookie of a person who is invited and not revoked. Only
+`/join/TOKEN` is open: it turns the token of a link into that cookie, which is signed, hidden from scripts, and not sent
+with other sites' requests. A request that changes anything needs a second token, which only our own pages can read.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from kleash.labels.store import Annotator, Store
 BODY_BYTES = 64 * 1024
 COOKIE_SECONDS = 90 * 24 * 3600
 RATE, BURST = 25.0, 100.0
-"""Requests of one person a second, and at once: a person votes once a second at most, a page asks for a few files."""
+"""Requests of one person a second, and at once: a person votes at most once a second, a page loads a few files."""
 JOIN_RATE, JOIN_BURST = 1.0, 60.0
-"""Links that one address may try."""
+"""Links that one address may try a second, and at once."""
 
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -44,13 +44,13 @@ HEADERS = {
 
 
 class Sessions:
-    """Signed cookies, one a role: an admin who labels too has both, and neither page acts for the other."""
+    """Signed cookies, one a role: an admin who also labels has both, and neither page acts for the other."""
 
     def __init__(self, secret: str, *, secure: bool) -> None:
         self._signer = URLSafeTimedSerializer(secret, salt="kleash session")
         self._secret = secret.encode()
         self._secure = secure
-        # Cookies do not tell ports apart, and two stores may be served from one machine.
+        # Cookies ignore ports, and two stores may be served from one machine.
         self._site = hashlib.sha256(self._secret).hexdigest()[:8]
 
     def begin(self, response: Response, person: Annotator) -> None:
@@ -61,7 +61,7 @@ class Sessions:
         )  # fmt: skip
 
     def identity(self, request: Request, role: str) -> int | None:
-        """Whose cookie this is; None where there is none, or one that is not ours."""
+        """Id of the person of a cookie; None where there is none, or one that is not ours."""
         try:
             identity = self._signer.loads(request.cookies.get(self._name(role), ""), max_age=COOKIE_SECONDS)
         except BadSignature:
@@ -69,7 +69,7 @@ class Sessions:
         return identity if isinstance(identity, int) else None
 
     def csrf(self, person: Annotator) -> str:
-        """The second token, which a request that changes anything carries in a header."""
+        """The second token, which requests that change anything carry in a header."""
         return hmac.new(self._secret, f"csrf {person.id}".encode(), "sha256").hexdigest()
 
     def _name(self, role: str) -> str:
@@ -78,32 +78,32 @@ class Sessions:
 
 @dataclass
 class Bucket:
-    """Lets `rate` through a second, and `burst` at once."""
+    """Rate limit: `rate` a second, and `burst` at once."""
 
     rate: float
     burst: float
     levels: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def take(self, who: str) -> bool:
+    def take(self, key: str) -> bool:
         """Whether one more is within the limit."""
         now = time.monotonic()
-        level, since = self.levels.get(who, (self.burst, now))
+        level, since = self.levels.get(key, (self.burst, now))
         level = min(self.burst, level + (now - since) * self.rate)
-        if len(self.levels) > 10_000:  # addresses are many; whoever is forgotten starts with a full bucket
+        if len(self.levels) > 10_000:  # bounds the memory; a forgotten key starts with a full bucket
             self.levels.clear()
-        self.levels[who] = (max(level - 1, 0), now)
+        self.levels[key] = (max(level - 1, 0), now)
         return level >= 1
 
 
 class Guard:
-    """The wall; see the module's docstring. A route finds whoever asks in `request.state.person`."""
+    """Checks each request; see the module's docstring. Routes find the person in `request.state.person`."""
 
     def __init__(self, app: ASGIApp, *, store: Store, sessions: Sessions, hosts: frozenset[str]) -> None:
         self._app, self._store, self._sessions, self._hosts = app, store, sessions, hosts
         self._people, self._joins = Bucket(RATE, BURST), Bucket(JOIN_RATE, JOIN_BURST)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or say why not."""
+        """Pass a request on, or refuse it with the reason."""
         if scope["type"] != "http":
             return None  # no websockets, and nothing to start or stop
 
@@ -115,24 +115,24 @@ class Guard:
             await send(message)
 
         request = Request(scope, receive)
-        refusal = await self._refusal(request)
-        if refusal is not None:
-            return await refusal(scope, receive, guarded)
+        refused = await self._refusal(request)
+        if refused is not None:
+            return await refused(scope, receive, guarded)
         await self._app(scope, receive, guarded)
 
     async def _refusal(self, request: Request) -> Response | None:
-        """Why not, if not."""
-        path = request.scope["path"]  # what the router goes by; `request.url` is made of the host's header too
+        """The refusal of a request; None where it may pass."""
+        path = request.scope["path"]  # what the router uses; `request.url` depends on the host header too
         if _name(request.headers.get("host", "")) not in self._hosts:
-            return no(request, 421, "this server goes by another name; open the link as it was given to you")
+            return refusal(request, 421, "this server has another name; open the link exactly as you received it")
         if path.startswith("/join/"):
             address = request.client.host if request.client else ""
-            return None if self._joins.take(address) else no(request, 429, "too many tries; wait a minute")
+            return None if self._joins.take(address) else refusal(request, 429, "too many tries; wait a minute")
         person = await run_in_threadpool(self._person, request)
         if person is None:
-            return no(request, 401, "this page needs an invitation; open the link that was given to you")
+            return refusal(request, 401, "this page needs an invitation; open the link that you received")
         if not self._people.take(str(person.id)):
-            return no(request, 429, "too many requests; wait a moment")
+            return refusal(request, 429, "too many requests; wait a moment")
         request.state.person = person
         if request.method in ("GET", "HEAD"):
             return None
@@ -150,30 +150,30 @@ class Guard:
         return None
 
     def _forged(self, request: Request, person: Annotator) -> Response | None:
-        """Whether something else than our own page, opened by this very person, sent this."""
+        """The refusal of a request that our own page, opened by this person, did not send."""
         origin = request.headers.get("origin")
         if origin is not None and _name(origin.partition("://")[2]) not in self._hosts:
-            return no(request, 403, "this was sent from another site")
+            return refusal(request, 403, "this was sent from another site")
         if not hmac.compare_digest(request.headers.get("x-csrf", ""), self._sessions.csrf(person)):
-            return no(request, 403, "this page was opened by somebody else; reload it")
+            return refusal(request, 403, "this page was opened by another person; reload it")
         if request.headers.get("content-type", "").partition(";")[0] != "application/json":
-            return no(request, 415, "send application/json")
+            return refusal(request, 415, "send application/json")
         size = request.headers.get("content-length", "")
-        # A body in chunks says no size; the server holds one that says it to its word.
+        # A chunked body has no size; the server enforces a stated size.
         if "transfer-encoding" in request.headers or not size.isdigit() or int(size) > BODY_BYTES:
-            return no(request, 413, f"at most {BODY_BYTES} bytes, and say how many")
+            return refusal(request, 413, f"send at most {BODY_BYTES} bytes, with a content-length")
         return None
 
 
 def _name(host: str) -> str:
-    """The name of a host without its port; empty where it is no such thing."""
-    found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d+)?", host.lower())
-    return found[1] if found else ""
+    """The name of a host without its port; empty where it is not a valid one."""
+    match = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d+)?", host.lower())
+    return match[1] if match else ""
 
 
-def no(request: Request, status: int, why: str) -> Response:
-    """A refusal in one line, as the page or the script that asked can read it."""
+def refusal(request: Request, status: int, reason: str) -> Response:
+    """A refusal in one line: as JSON for scripts, as text for pages."""
     headers = {"retry-after": "2"} if status == 429 else None
     if request.scope["path"].startswith("/api/") or request.method == "POST":
-        return JSONResponse({"error": why}, status, headers)
-    return PlainTextResponse(f"kleash: {why}\n", status, headers)
+        return JSONResponse({"error": reason}, status, headers)
+    return PlainTextResponse(f"kleash: {reason}\n", status, headers)

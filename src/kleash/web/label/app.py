@@ -1,31 +1,29 @@
-"""The pages and the requests of `kleash label`: thin, over the queue of the label store.
+"""The pages and requests of `kleash label`, a thin layer over the queue of the label store.
 
-    /join/TOKEN               the link of a person: a cookie, and on to their page
-    /                         the page of an annotator, the first pair in it
-    /api/pairs                the pairs that come next, rendered
+    /join/TOKEN               the link of a person: sets a cookie and opens their page
+    /                         the page of an annotator, with the first pair
+    /api/pairs                the next pairs, rendered
     /api/vote, skip, report, undo, settings
     /admin                    the page of an admin
-    /admin/live               its figures, asked for again and again
-    /admin/export             the preference files of what was labelled
-    /admin/invite, revoke, rule, guidelines
+    /admin/live               its figures, requested every few seconds
+    /admin/export             the labels as preference files
+    /admin/invite, revoke, adjudicate, guidelines
 
-Everything but /join stands behind `kleash.web.common.security`.
+`kleash.web.common.security` guards everything but /join.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
@@ -35,33 +33,35 @@ from starlette.staticfiles import StaticFiles
 from kleash.errors import InputError
 from kleash.labels.queue import Assignment, Queue, VoteRequest
 from kleash.labels.store import Annotator
+from kleash.web.common.json_requests import input_refused, json_route, text, whole_number
 from kleash.web.common.render import render, turns, visible
-from kleash.web.common.security import Guard, Sessions, no
+from kleash.web.common.security import Guard, Sessions
 
 HERE = Path(__file__).parent
 TEMPLATES = ChoiceLoader([PackageLoader("kleash.web.label"), PackageLoader("kleash.web.common")])
 
 REASON_CHARACTERS = 4_000
 NAME_CHARACTERS = 100
-RULED_AT_ONCE = 20
+GUIDELINE_CHARACTERS = 60_000
+SHOWN_DISAGREEMENTS = 20
 MOST_PAIRS = 25
-"""Pairs that are given out at once at most."""
+"""Most pairs of one request."""
 
 KEYS = {
     "left": "f", "tie": "t", "both_bad": "b", "cannot": "c", "right": "j", "undo": "u", "skip": "s", "report": "p",
     "raw": "r", "why": "w", "guidelines": "g", "keys": "k", "slightly": "1", "clearly": "2", "by_far": "3",
 }  # fmt: skip
-"""What each key does, until the annotator says otherwise."""
+"""The key of each action; annotators can change theirs."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """What the pages are told besides the store."""
+    """Settings of the pages."""
 
     url: str
-    """Where people open it: the beginning of every link."""
+    """The address that people open: the beginning of every link."""
     hosts: frozenset[str]
-    """Names of this server; requests under another one are refused."""
+    """Names of this server; requests under another name are refused."""
     secret: str
     """Signs the cookies."""
     tags: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class Site:
 
 
 def build_app(queue: Queue, site: Site) -> Starlette:
-    """The application of a queue."""
+    """The web application of a queue."""
     sessions = Sessions(site.secret, secure=site.url.startswith("https:"))
     pages = Pages(queue, site, sessions)
     app = Starlette(
@@ -80,29 +80,29 @@ def build_app(queue: Queue, site: Site) -> Starlette:
             Route("/join/{token}", pages.join),
             Route("/", pages.label),
             Route("/api/pairs", pages.pairs),
-            Route("/api/vote", _post(pages.vote), methods=["POST"]),
-            Route("/api/skip", _post(pages.skip), methods=["POST"]),
-            Route("/api/report", _post(pages.report), methods=["POST"]),
-            Route("/api/undo", _post(pages.undo), methods=["POST"]),
-            Route("/api/settings", _post(pages.settings), methods=["POST"]),
+            Route("/api/vote", json_route(pages.vote), methods=["POST"]),
+            Route("/api/skip", json_route(pages.skip), methods=["POST"]),
+            Route("/api/report", json_route(pages.report), methods=["POST"]),
+            Route("/api/undo", json_route(pages.undo), methods=["POST"]),
+            Route("/api/settings", json_route(pages.settings), methods=["POST"]),
             Route("/admin", pages.admin),
             Route("/admin/live", pages.live),
             Route("/admin/export", pages.export),
-            Route("/admin/invite", _post(pages.invite), methods=["POST"]),
-            Route("/admin/revoke", _post(pages.revoke), methods=["POST"]),
-            Route("/admin/rule", _post(pages.rule), methods=["POST"]),
-            Route("/admin/guidelines", _post(pages.guidelines), methods=["POST"]),
+            Route("/admin/invite", json_route(pages.invite), methods=["POST"]),
+            Route("/admin/revoke", json_route(pages.revoke), methods=["POST"]),
+            Route("/admin/adjudicate", json_route(pages.adjudicate), methods=["POST"]),
+            Route("/admin/guidelines", json_route(pages.guidelines), methods=["POST"]),
             Mount("/static", StaticFiles(directory=HERE / "static", packages=[("kleash.web.common", "static")])),
         ],
         middleware=[Middleware(Guard, store=queue.store, sessions=sessions, hosts=site.hosts)],
-        exception_handlers={InputError: _refused},
+        exception_handlers={InputError: input_refused},
     )
     app.router.redirect_slashes = False
     return app
 
 
 class Pages:
-    """The routes. Starlette runs those that are plain functions in threads, since the store waits for its disk."""
+    """The routes. Starlette runs plain functions in threads, since the store waits for its disk."""
 
     def __init__(self, queue: Queue, site: Site, sessions: Sessions) -> None:
         self.queue, self.store, self.site, self.sessions = queue, queue.store, site, sessions
@@ -118,8 +118,8 @@ class Pages:
         """The link of a person."""
         person = self.store.annotator_of(request.path_params["token"])
         if person is None:
-            return PlainTextResponse("kleash: this link is not valid, or no longer; ask for a new one\n", 401)
-        # Away from this address at once, so that the token is in no history that a page could read.
+            return PlainTextResponse("kleash: this link is not valid; ask for a new one\n", 401)
+        # Redirects at once, so that the token is not in a history that a page could read.
         response = RedirectResponse("/admin" if person.role == "admin" else "/", 303)
         self.sessions.begin(response, person)
         return response
@@ -136,58 +136,51 @@ class Pages:
         )  # fmt: skip
 
     def pairs(self, request: Request) -> Response:
-        """The pairs that come next."""
+        """The next pairs."""
         person: Annotator = request.state.person
-        wanted = request.query_params.get("count", "1")
-        count = min(int(wanted), MOST_PAIRS) if wanted.isdecimal() else 1
+        number = request.query_params.get("count", "1")
+        count = min(int(number), MOST_PAIRS) if number.isdecimal() else 1
         pairs = [self._pair(assignment) for assignment in self.queue.next(person.id, count)]
         return JSONResponse({"pairs": pairs, "progress": vars(self.queue.progress(person.id))})
 
-    def vote(self, person: Annotator, said: Mapping[str, Any]) -> dict[str, Any]:
-        """A verdict."""
-        identity = _whole(said, "assignment")
-        strength, seconds = said.get("strength"), said.get("seconds")
-        tags = said.get("tags", [])
+    def vote(self, person: Annotator, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A vote."""
+        identity = whole_number(body, "assignment")
+        strength, seconds, tags = body.get("strength"), body.get("seconds"), body.get("tags", [])
         if not isinstance(tags, list) or any(tag not in self.site.tags for tag in tags):
-            raise InputError(f"tags are some of: {', '.join(self.site.tags) or 'none here'}")
-        ballot = VoteRequest(
-            key=_text(said, "key", 80),
-            verdict=str(said.get("verdict")),
+            raise InputError(f"'tags' should be some of: {', '.join(self.site.tags) or 'none here'}")
+        request = VoteRequest(
+            key=text(body, "key", 80),
+            choice=str(body.get("choice")),
             strength=strength if isinstance(strength, int) else None,
-            reason=_text(said, "reason", REASON_CHARACTERS),
+            reason=text(body, "reason", REASON_CHARACTERS),
             tags=tags,
             seconds=float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < 1e6 else None,
         )
-        receipt = self.queue.vote(person.id, identity, ballot)
-        # Practice alone has an answer, and practice counts for nothing: no vote that counts comes after a reveal.
-        return vars(receipt) | {"answer": self.queue.assignment(person.id, identity).answer}
+        result = self.queue.vote(person.id, identity, request)
+        # Only practice pairs have an answer, and they do not count: no vote that counts comes after a reveal.
+        return vars(result) | {"answer": self.queue.assignment(person.id, identity).answer}
 
-    def skip(self, person: Annotator, said: Mapping[str, Any]) -> dict[str, Any]:
-        """A pair left to others."""
-        receipt = self.queue.skip(
-            person.id, _whole(said, "assignment"), _text(said, "key", 80), _text(said, "reason", REASON_CHARACTERS)
-        )
-        return vars(receipt)
+    def skip(self, person: Annotator, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Leave a pair to others."""
+        return vars(self.queue.skip(person.id, **_without_vote(body)))
 
-    def report(self, person: Annotator, said: Mapping[str, Any]) -> dict[str, Any]:
-        """A pair that is broken."""
-        receipt = self.queue.report(
-            person.id, _whole(said, "assignment"), _text(said, "key", 80), _text(said, "reason", REASON_CHARACTERS)
-        )
-        return vars(receipt)
+    def report(self, person: Annotator, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Report a broken pair."""
+        return vars(self.queue.report(person.id, **_without_vote(body)))
 
-    def undo(self, person: Annotator, said: Mapping[str, Any]) -> dict[str, Any]:
-        """The last thing taken back; its pair comes again."""
-        shown = self.queue.undo(person.id, _text(said, "key", 80))
-        return {"pair": None if shown is None else self._pair(shown)}
+    def undo(self, person: Annotator, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Take back the last vote, skip or report; its pair is shown again."""
+        assignment = self.queue.undo(person.id, text(body, "key", 80))
+        return {"pair": None if assignment is None else self._pair(assignment)}
 
-    def settings(self, person: Annotator, said: Mapping[str, Any]) -> dict[str, Any]:
-        """An annotator's keys."""
-        keys = said.get("keys")
+    def settings(self, person: Annotator, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Store an annotator's keys."""
+        keys = body.get("keys")
         if not isinstance(keys, dict) or any(
             action not in KEYS or not isinstance(key, str) or not 1 <= len(key) <= 20 for action, key in keys.items()
         ):
-            raise InputError(f"keys are some of {', '.join(KEYS)}, each with the name of a key")
+            raise InputError(f"'keys' should map some of {', '.join(KEYS)} to the name of a key")
         self.store.set_settings(person.id, person.settings | {"keys": keys})
         return {"keys": keys}
 
@@ -202,48 +195,46 @@ class Pages:
         )  # fmt: skip
 
     def live(self, request: Request) -> Response:
-        """The figures of now, as a part of the page."""
+        """The current figures, as a part of the page."""
         return JSONResponse({"html": self._live(), "disagreements": self._disagreements()})
 
     def export(self, request: Request) -> Response:
-        """What was labelled, as files in a zip."""
-        from kleash.labels.import_export import export_labels  # statistics and files of rows take a while to import
+        """The labels as preference files in a zip."""
+        from kleash.labels.import_export import export_labels  # takes a while to import
 
-        packed = io.BytesIO()
-        with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        buffer = io.BytesIO()
+        with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
             out = Path(folder, "labels")
             export_labels(self.store, out, ties=self.site.ties)
             for file in sorted(out.rglob("*")):
                 if file.is_file():
                     archive.write(file, file.relative_to(folder))
         headers = {"content-disposition": 'attachment; filename="labels.zip"'}
-        return Response(packed.getvalue(), media_type="application/zip", headers=headers)
+        return Response(buffer.getvalue(), media_type="application/zip", headers=headers)
 
-    def invite(self, person: Annotator, said: Mapping[str, Any]) -> dict[str, Any]:
-        """A new link, shown this once."""
-        invitation = self.store.invite(_text(said, "name", NAME_CHARACTERS), str(said.get("role", "annotator")))
+    def invite(self, person: Annotator, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Invite a person; the link is shown once."""
+        invitation = self.store.invite(text(body, "name", NAME_CHARACTERS), str(body.get("role", "annotator")))
         return {"link": f"{self.site.url}/join/{invitation.token}"}
 
-    def revoke(self, person: Annotator, said: Mapping[str, Any]) -> dict[str, Any]:
-        """A link made void."""
-        identity = _whole(said, "annotator")
+    def revoke(self, person: Annotator, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Revoke a link."""
+        identity = whole_number(body, "annotator")
         if identity == person.id:
-            raise InputError("this is your own link; another admin may revoke it")
+            raise InputError("this is your own link; ask another admin to revoke it")
         self.store.revoke(identity)
         return {"annotator": identity}
 
-    def rule(self, person: Annotator, said: Mapping[str, Any]) -> dict[str, Any]:
-        """The last word on a pair that people disagree about."""
-        receipt = self.queue.adjudicate(
-            person.id, _whole(said, "task"), str(said.get("verdict")), _text(said, "key", 80)
-        )
-        return vars(receipt)
+    def adjudicate(self, person: Annotator, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Decide a pair that people disagree about."""
+        task, choice = whole_number(body, "task"), str(body.get("choice"))
+        return vars(self.queue.adjudicate(person.id, task, choice, text(body, "key", 80)))
 
-    def guidelines(self, person: Annotator, said: Mapping[str, Any]) -> dict[str, Any]:
-        """A new version of what annotators are told."""
-        return {"version": self.store.set_guidelines(_text(said, "text", 60_000)).version}
+    def guidelines(self, person: Annotator, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Add a version of the guidelines."""
+        return {"version": self.store.set_guidelines(text(body, "text", GUIDELINE_CHARACTERS)).version}
 
-    # --- within ------------------------------------------------------------------------------------------------------
+    # --- helpers -----------------------------------------------------------------------------------------------------
 
     def _page(self, name: str, person: Annotator, **values: Any) -> Response:
         template = self._templates.get_template(name)
@@ -263,37 +254,13 @@ class Pages:
         from kleash.labels.agreement import disagreements
 
         template = self._templates.get_template("disagreements.html.jinja")
-        return template.render(disagreements=disagreements(self.store)[:RULED_AT_ONCE])
+        return template.render(disagreements=disagreements(self.store)[:SHOWN_DISAGREEMENTS])
 
 
-def _post(act: Callable[[Annotator, Mapping[str, Any]], dict[str, Any]]) -> Callable[[Request], Any]:
-    """A route that reads a JSON object and answers with one."""
-
-    async def route(request: Request) -> Response:
-        try:
-            said = json.loads(await request.body())
-        except (ValueError, RecursionError):
-            said = None
-        if not isinstance(said, dict):
-            return JSONResponse({"error": "send a JSON object"}, 400)
-        return JSONResponse(await run_in_threadpool(act, request.state.person, said))
-
-    return route
-
-
-def _refused(request: Request, error: Exception) -> Response:
-    return no(request, 400, str(error))
-
-
-def _whole(said: Mapping[str, Any], name: str) -> int:
-    value = said.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
-        raise InputError(f"'{name}' is missing, or no whole number")
-    return value
-
-
-def _text(said: Mapping[str, Any], name: str, most: int) -> str:
-    value = said.get(name, "")
-    if not isinstance(value, str) or len(value) > most:
-        raise InputError(f"'{name}' is no text of at most {most} characters")
-    return value.encode("utf-8", "replace").decode()
+def _without_vote(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a skip or a report."""
+    return {
+        "assignment": whole_number(body, "assignment"),
+        "key": text(body, "key", 80),
+        "reason": text(body, "reason", REASON_CHARACTERS),
+    }
