@@ -17,7 +17,7 @@ from threading import Condition, Event
 from kleash.chat.messages import Chat, ChatReply, ChatRequest, Retryable
 from kleash.chat.response_cache import ResponseCache
 from kleash.errors import GateError, MachineError
-from kleash.training.progress import Progress
+from kleash.progress import Progress
 
 ATTEMPTS = 6
 FIRST_WAIT = 0.5

@@ -13,14 +13,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.chat.messages import ChatReply, ChatRequest
 from kleash.data.batch import collate
-from kleash.data.chat import encode_prompt, end_ids
+from kleash.data.chat import encode_prompt
 from kleash.data.group import Content, EncodedGroup, EncodedResponse, Group
 from kleash.errors import DataError
+from kleash.models.compute import DType
 from kleash.models.forward import response_logprobs
 from kleash.models.load import autocast, context_length, load_policy
 from kleash.run import fingerprint
-from kleash.sampling.local import LocalSampler
-from kleash.sampling.sampler import decode_groups
+from kleash.sampling.sampler import build_sampler, decode_groups
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class LocalChat:
         name: str,
         identity: Mapping[str, Any],
         block: int = 8,
-        dtype: str = "float32",
+        dtype: DType = "float32",
     ) -> None:
         self.model, self.tokenizer, self.name, self.identity = model.eval(), tokenizer, name, identity
         self.block, self.dtype = block, dtype
 
     @classmethod
-    def load(cls, model: str, *, device: str = "auto", dtype: str = "float32", block: int = 8) -> LocalChat:
+    def load(cls, model: str, *, device: str = "auto", dtype: DType = "float32", block: int = 8) -> LocalChat:
         """Load from a folder or by a hub name.
 
         Raises:
@@ -124,20 +124,17 @@ class LocalChat:
         ]
 
     def _sample(self, rows: Sequence[_Row]) -> list[ChatReply]:
-        ends = end_ids(self.tokenizer)
         request = rows[0].request
-        sampler = LocalSampler(
+        sampler = build_sampler(
             self.model, self.tokenizer, max_new_tokens=request.max_tokens, temperature=request.temperature,
-            end_ids=ends, max_rows=len(rows),
+            max_rows=len(rows), dtype=self.dtype,
         )  # fmt: skip
         keys = [row.request.seed for row in rows]
         batch = sampler([row.prompt for row in rows], group_size=1, seed=0, keys=keys)
-        responses = [
-            group.responses[0] for group in decode_groups(batch, [Group("") for _ in rows], self.tokenizer, ends)
-        ]
+        groups = decode_groups(batch, [Group("") for _ in rows], self.tokenizer, sampler.end_ids)
         return [
             ChatReply(response.text.strip(), response.finished, completion_tokens=len(response.ids or ()))
-            for response in responses
+            for (response,) in (group.responses for group in groups)
         ]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from kleash.chat.client import ChatClient
 from kleash.chat.messages import Chat
 from kleash.labels.open_store import open_store
+from kleash.models.compute import DType
 
 if TYPE_CHECKING:
     from kleash.labels.store import Store
@@ -34,7 +35,7 @@ class ChatSettings:
     """Seconds until a request to an endpoint is given up."""
     rows_at_once: int = 8
     """Requests in one forward pass of a model in this process."""
-    dtype: str = "float32"
+    dtype: DType = "float32"
     """Of a model in this process."""
     device: str = "auto"
     """Of a model in this process."""

@@ -1,4 +1,4 @@
-"""The configs of the stages that label, in a module that is imported without torch."""
+"""What the stages that write rows or measure are told: their configs, without anything that takes time to import."""
 
 from __future__ import annotations
 
@@ -8,14 +8,59 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from kleash.config import Config
+from kleash.models.compute import DType
 from kleash.run import fingerprint
+from kleash.training.settings import StageConfig
 
-DType = Literal["float32", "bfloat16"]
-
-NOT_IDENTITY = {
+CHANGES_NO_REPLY = {
     "out", "store", "price", "budget", "concurrency", "timeout", "rows_at_once", "device", "force", "max_failures",
 }  # fmt: skip
 """Settings that change no answer."""
+
+
+class GenerateConfig(StageConfig):
+    """Sample responses."""
+
+    out: Path
+    """File to write: .jsonl, .jsonl.gz, .json or .parquet."""
+    n: int = Field(1, ge=1)
+    """Responses to a prompt."""
+    temperature: float = Field(1.0, ge=0)
+    """Divides the logits; 0 takes the likeliest token."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Longest response, in tokens."""
+    max_rows: int | None = Field(None, ge=1)
+    """At most so many prompts of the data."""
+    rows_at_once: int = Field(256, ge=1)
+    """Responses that are sampled together. Changes memory and speed, not the responses."""
+
+
+class ScoreConfig(Config):
+    """Score responses that are there already."""
+
+    reward: str
+    """What scores: a reward model's folder, `module:function` with TRL's signature, a verifier (number, math, exact,
+    regex, json-schema), or a .yaml composition."""
+    data: str
+    """Rows with responses: a .jsonl, .jsonl.gz, .json or .parquet file, a saved `datasets` folder, or a hub name."""
+    out: Path
+    """File to write: .jsonl, .jsonl.gz, .json or .parquet."""
+    dtype: DType = "float32"
+    """What a reward model computes in."""
+    device: str = "auto"
+    """`cpu`, `cuda`, …; auto takes a GPU where there is one."""
+
+
+class BestOfNConfig(GenerateConfig):
+    """Sample n responses a prompt and keep the one that the reward likes best."""
+
+    reward: str
+    """What chooses: a reward model's folder, `module:function` with TRL's signature, a verifier (number, math, exact,
+    regex, json-schema), or a .yaml composition."""
+    n: int = Field(16, ge=2)
+    """Responses to a prompt, of which one is kept. What fewer would give is estimated from the same pool."""
+    gold: str | None = None
+    """Another reward, in the same words, that measures what is chosen and chooses nothing."""
 
 
 class AskingConfig(Config):
@@ -67,7 +112,7 @@ class AskingConfig(Config):
     def identity(self) -> dict[str, Any]:
         """What the file depends on: the settings that change an answer, and the hashes of data and model."""
         made_from = {"data": self.data, "mix_in": self.mix_in, "model": self.model if self.endpoint is None else None}
-        return self.model_dump(mode="json", exclude=NOT_IDENTITY) | {
+        return self.model_dump(mode="json", exclude=CHANGES_NO_REPLY) | {
             f"sha256 of {role}": fingerprint(path)["sha256"] for role, path in made_from.items() if path is not None
         }
 
@@ -118,6 +163,44 @@ class ReviseConfig(AskingConfig):
     """Of responses, critiques and revisions."""
     max_new_tokens: int = Field(256, ge=1)
     """Longest response, critique or revision, in tokens."""
+
+
+class OveroptConfig(Config):
+    """Measure overoptimization. What is left out is taken from the run: start, proxy, prompts, how to sample."""
+
+    run: Path | None = None
+    """Folder of a ppo, grpo or dpo run that kept snapshots (--snapshot-every); null measures best-of-n alone."""
+    model: str | None = None
+    """Where distances start: a folder or a hub name; null is the run's reference, or the model it started from."""
+    proxy: str | None = None
+    """What was climbed, and what best-of-n chooses by: a reward model's folder, `module:function`, a verifier, or a
+    .yaml composition; null is the run's reward."""
+    gold: str
+    """What is wanted, in the same words: a better reward than the proxy, which nothing was trained on."""
+    data: str | None = None
+    """Prompts, none of them trained on; null is the run's `eval_data`. A prompt that occurs again is asked once."""
+    out: Path
+    """Folder to write to; the same command run again goes on with what it finds there."""
+    points: int = Field(10, ge=2)
+    """Checkpoints to measure, besides the start."""
+    best_of: int = Field(0, ge=0)
+    """Responses in a pool of best-of-n from the start; 0 leaves that road out."""
+    samples: int = Field(4, ge=1)
+    """Responses to a prompt at each checkpoint."""
+    choose_share: float = Field(0.5, gt=0, lt=1)
+    """Share of the prompts that choose the peak, the law and what to ship; the others report."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Longest response, in tokens; null is the run's."""
+    temperature: float | None = Field(None, gt=0)
+    """Divides the logits; null is the run's, else 1."""
+    seed: int = 0
+    """Same seed, same machine: the same numbers, bit for bit."""
+    dtype: DType = "float32"
+    """What to compute in."""
+    device: str = "auto"
+    """`cpu`, `cuda`, …; auto takes a GPU where there is one."""
+    force: bool = False
+    """Go on although the proxy or the gold reward failed its own gate."""
 
 
 class AskConfig(Config):

@@ -26,10 +26,10 @@ from kleash.labels.constitution import Constitution
 from kleash.labels.judge_summary import labelled_groups, summarise
 from kleash.labels.llm_judge import Judge, Judgement
 from kleash.labels.prompt_injection import probe
+from kleash.progress import Progress
 from kleash.run import fingerprint
 from kleash.stages.data_configs import JudgeConfig
 from kleash.stages.files import beside, finish, finished
-from kleash.training.progress import Progress
 
 logger = logging.getLogger("kleash")
 

@@ -20,10 +20,10 @@ from kleash.data.split import demonstration, read_usable
 from kleash.labels.cached_chat import ChatSettings, cached_chat
 from kleash.labels.constitution import Constitution
 from kleash.labels.revisions import Draft, Reviser, demonstration_of, save_revisions, summarise
+from kleash.progress import Progress
 from kleash.run import fingerprint
 from kleash.stages.data_configs import ReviseConfig
 from kleash.stages.files import beside, finish, finished
-from kleash.training.progress import Progress
 
 ROWS_AT_ONCE = 64
 """Rows between two looks at the failures."""
