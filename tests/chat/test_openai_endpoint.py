@@ -91,7 +91,7 @@ def test_no_more_requests_at_a_time_than_asked_for() -> None:
 def test_a_server_that_dies_ends_the_run_and_the_next_run_pays_nothing_twice(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store.db")
     asked = questions(20)
-    with Server(echo, dies_after=9) as first, pytest.raises(MachineError, match=r"cannot be reached.*kept"):
+    with Server(echo, dies_after=9) as first, pytest.raises(MachineError, match=r"cannot be reached.*cached"):
         ask(first, asked, cache=StoreCache(store))
     with Server(echo, port=first.port) as second:
         answers, patient = ask(second, asked, cache=StoreCache(store))

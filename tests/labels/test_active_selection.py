@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kleash.data.group import Group, Response
 from kleash.errors import InputError
-from kleash.labels.active_selection import choose, uncertainty, uncertainty_of
+from kleash.labels.active_selection import select_pairs, uncertainty, uncertainty_of
 from kleash.labels.queue import Queue, QueueSettings
 from kleash.labels.store import Store
 
@@ -58,7 +58,7 @@ def test_the_level_of_a_members_scores_means_nothing(seed, level):
 @given(st.lists(st.floats(0, 0.5), min_size=1, max_size=60), st.data(), st.floats(0, 1), st.integers(0, 9))
 def test_chosen_are_the_most_doubtful_of_what_the_audit_left(doubts, data, share, seed):
     count = data.draw(st.integers(0, len(doubts)))
-    best, audit = choose(doubts, count, audit_share=share, seed=seed)
+    best, audit = select_pairs(doubts, count, audit_share=share, seed=seed)
     assert len(best) + len(audit) == count == len({*best, *audit})
     assert len(audit) == round(share * count)
     assert [doubts[row] for row in best] == sorted((doubts[row] for row in best), reverse=True)
@@ -68,20 +68,23 @@ def test_chosen_are_the_most_doubtful_of_what_the_audit_left(doubts, data, share
 
 def test_the_audit_slice_does_not_look_at_doubts():
     doubts = [row / 1000 for row in range(500)]
-    assert choose(doubts, 200, audit_share=0.5, seed=3)[1] == choose(doubts[::-1], 200, audit_share=0.5, seed=3)[1]
-    audits = [choose(doubts, 100, audit_share=0.3, seed=seed)[1] for seed in range(100)]
+    assert (
+        select_pairs(doubts, 200, audit_share=0.5, seed=3)[1]
+        == select_pairs(doubts[::-1], 200, audit_share=0.5, seed=3)[1]
+    )
+    audits = [select_pairs(doubts, 100, audit_share=0.3, seed=seed)[1] for seed in range(100)]
     mean = sum(sum(audit) / len(audit) for audit in audits) / len(audits)
     assert abs(mean - 249.5) < 4 * 144 / 3000**0.5
 
 
 def test_equal_doubts_are_drawn_and_not_taken_from_the_top():
-    first, second = (choose([0.0] * 200, 20, audit_share=0, seed=seed)[0] for seed in (0, 1))
+    first, second = (select_pairs([0.0] * 200, 20, audit_share=0, seed=seed)[0] for seed in (0, 1))
     assert first != second and first != sorted(first)
 
 
 def test_more_than_there_are_cannot_be_chosen():
-    with pytest.raises(InputError, match="3 pairs cannot be chosen from 2"):
-        choose([0.1, 0.2], 3)
+    with pytest.raises(InputError, match="3 pairs cannot be selected from 2"):
+        select_pairs([0.1, 0.2], 3)
 
 
 def test_the_queue_asks_what_the_ensemble_doubts_most(tmp_path):

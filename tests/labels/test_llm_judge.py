@@ -253,7 +253,7 @@ def test_a_judge_that_obeys_a_plea_is_found_out_and_one_that_does_not_is_not() -
             judge = Judge(ChatClient(Endpoint(server.url, "m")))
             report = probe(judge, groups, judge.judge(groups), 6)
         assert report.planted == 6 and report.flipped is not None and report.flipped.share == share
-        assert report["shift"]["mean"] == pytest.approx(shift)
+        assert report.shift.mean == pytest.approx(shift)
 
 
 def test_a_planted_plea_stands_where_no_cut_removes_it() -> None:

@@ -32,7 +32,7 @@ def test_a_reward_prefers_what_it_scores_higher_by_bradley_terry():
 def test_the_temperature_is_how_sure_it_is():
     sure, unsure = (RewardLabeller(lengths, temperature=t).compare([pair("aa", "a")])[0] for t in (1e-3, 1e3))
     assert sure.probability == 1.0 and unsure.probability == pytest.approx(0.5, abs=1e-3)
-    with pytest.raises(InputError, match="temperature > 0"):
+    with pytest.raises(InputError, match="give a number above 0"):
         RewardLabeller(lengths, temperature=0)
 
 
