@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from kleash.data.chat import end_ids
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Scores
 from kleash.evals.best_of_n import best_of_k, kl_of_best_of_k
@@ -24,13 +23,10 @@ from kleash.lab.bench import labelled
 from kleash.lab.measure import curve, without_choice
 from kleash.lab.world import World
 from kleash.labels.constitution import Constitution
-from kleash.models.load import freeze, load_policy
-from kleash.rewards.reward import build_reward
+from kleash.rollout import build_components, evaluate, read_prompts
 from kleash.run import RunFolder, derive_seed, read_jsonl, read_record
-from kleash.sampling.local import LocalSampler
 from kleash.stages import best_of_n, dpo, generate, grpo, ppo, reward_model, score
 from kleash.stages.ppo import PPOConfig
-from kleash.stages.rollouts import Actors, evaluate, read_prompts
 
 DPO_EVALUATIONS = 6
 """Points of DPO's curve."""
@@ -205,11 +201,12 @@ def _measure(way: Way, run: RunFolder, models: Mapping[int, Path]) -> None:
         return
     began = time.monotonic()
     (run.path / "samples.jsonl").unlink(missing_ok=True)  # of an attempt that was cut short
-    reference, tokenizer = load_policy(way.ppo.model)
-    held_out = read_prompts(way.ppo, reference, tokenizer)[1]
-    reward = build_reward(way.ppo.reward, policy_tokenizer=tokenizer)
+    ppo = way.ppo
     for step, path in models.items():
-        model = freeze(load_policy(path)[0])
-        sampler = LocalSampler(model, tokenizer, max_new_tokens=way.ppo.max_new_tokens, end_ids=end_ids(tokenizer))
-        evaluate(Actors(way.ppo, model, tokenizer, freeze(reference), reward, sampler), held_out, run, step)
+        parts = build_components(
+            str(path), ppo.reward, reference=ppo.model, max_new_tokens=ppo.max_new_tokens, temperature=1.0,
+            compute=ppo.compute,
+        )  # fmt: skip
+        _, held_out = read_prompts(parts, ppo.data, ppo.eval_data, **ppo.prompt_settings())
+        evaluate(parts, held_out, run, step, seed=ppo.seed)
     run.note("measured", seconds=round(time.monotonic() - began, 3))
