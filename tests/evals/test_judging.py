@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kleash.evals import judging
-from kleash.evals.preference import wilson
+from kleash.evals.preference_report import wilson
 
 
 def judge_report(**values: Any) -> dict[str, Any]:

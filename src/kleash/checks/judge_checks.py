@@ -8,7 +8,7 @@ from kleash.checks.gates import Check
 from kleash.errors import GateError
 from kleash.evals.estimates import Mean, Share
 from kleash.evals.judging import JudgeReport, PeopleReport
-from kleash.evals.preference import wilson
+from kleash.evals.preference_report import wilson
 from kleash.labels.judge_summary import Failures
 
 MOST_FLIPS = 0.5

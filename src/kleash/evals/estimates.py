@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from kleash.evals.policy import mean_se
-from kleash.evals.preference import wilson
+from kleash.evals.policy_stats import mean_se
+from kleash.evals.preference_report import wilson
 
 
 @dataclass(frozen=True)

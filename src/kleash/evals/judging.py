@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from kleash.evals.estimates import Mean, Share, Slope, share, share_json
-from kleash.evals.preference import preference_report, slope_through_origin
+from kleash.evals.preference_report import preference_report, slope_through_origin
 
 LEAST_DOUBT = 1e-6
 """Probabilities are clipped to [LEAST_DOUBT, 1 − LEAST_DOUBT] where their logit is needed."""

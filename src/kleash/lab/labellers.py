@@ -1,7 +1,7 @@
 """People, simulated: they compare two responses by Bradley–Terry on what they perceive.
 
-What they perceive is not the truth. None of them can check every fact, and some are charmed by courtesy and length. So
-a reward model that learns their choices perfectly has learnt their blind spots too. Since the probability of each
+What they perceive is not the truth. None of them can check every fact, and some are biased towards courtesy and length.
+So a reward model that learns their choices perfectly has learnt their blind spots too. Since the probability of each
 choice is known, so is the best accuracy any reward model could have (the noise ceiling).
 """
 
@@ -14,7 +14,7 @@ from itertools import combinations
 
 from kleash.data.group import Group, Preference, Response
 from kleash.errors import InputError
-from kleash.lab.world import World
+from kleash.lab.world.small_world import World
 from kleash.labels.labeller import LabelResult
 from kleash.run import derive_seed
 
@@ -103,10 +103,10 @@ class Labellers:
     ) -> tuple[int, int, float]:
         rng = random.Random(f"{self.seed}/{key}")
         annotator = rng.randrange(self.count)
-        sober, charmed = (_sigmoid((x - y) / self.temperature) for x, y in zip(a, b, strict=True))
+        unbiased, biased = (_sigmoid((x - y) / self.temperature) for x, y in zip(a, b, strict=True))
         share = self.biased / self.count
-        choice = int(rng.random() >= (charmed if annotator < self.biased else sober))
-        return annotator, choice, share * charmed + (1 - share) * sober
+        choice = int(rng.random() >= (biased if annotator < self.biased else unbiased))
+        return annotator, choice, share * biased + (1 - share) * unbiased
 
 
 class People:
