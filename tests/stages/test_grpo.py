@@ -126,7 +126,7 @@ def update(parts: Components, rollout: Rollout, groups: Sequence[int], settings:
         return {"grad_norm": 0.0}
 
     optimizer.step = step  # type: ignore[method-assign]
-    grpo.update(parts, rollout.batch.select(torch.tensor(list(groups))), optimizer, settings)
+    grpo.update(parts, rollout.select(torch.tensor(list(groups))), optimizer, settings)
     return gradients[0]
 
 

@@ -6,14 +6,12 @@ from typing import Any
 
 from kleash.checks import outcome_checks
 from kleash.checks.gates import record_checks
-from kleash.models.load import save_model
-from kleash.models.lora import merge_lora
 from kleash.rollout import Components
 from kleash.run import RunFolder
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.ema import Average
 from kleash.training.loop import Loop
-from kleash.training.model_folder import model_card
+from kleash.training.model_folder import write_model
 
 
 def finish_policy(
@@ -40,8 +38,7 @@ def finish_policy(
     step = best.take(parts.policy, loop.step)
     if average is not None and best.keep_weights == "last":
         average.take(parts.policy)
-    merge_lora(parts.policy)
-    save_model(folder.path, parts.policy, parts.tokenizer, model_card(folder, _summary(folder)))
+    write_model(folder, parts.policy, parts.tokenizer, _summary(folder))
     kl_budget = folder.record["config"].get("kl_budget")
     record_checks(folder, checks=outcome_checks.policy(folder.metrics(), kl_budget=kl_budget, advice=advice))
     near_ties = getattr(parts.sampler, "near_ties", None)

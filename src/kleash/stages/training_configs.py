@@ -148,10 +148,15 @@ class PPOConfig(RolloutConfig):
     pretraining_coefficient: float = Field(27.8, gt=0)
     """Weight of that likelihood; needs `pretraining_data`."""
 
-    def value_optimizer_settings(self) -> dict[str, Any]:
-        """The settings of the value network's `Optimizer`."""
+    def actor_critic_settings(self) -> dict[str, Any]:
+        """The settings of `ActorCritic`, but for the number of steps."""
         settings = self.optimizer_settings()
-        return settings if self.value_learning_rate is None else settings | {"learning_rate": self.value_learning_rate}
+        rate = self.learning_rate if self.value_learning_rate is None else self.value_learning_rate
+        return {
+            "settings": settings,
+            "value_settings": settings | {"learning_rate": rate},
+            "ema_decay": self.ema_decay,
+        }
 
     def mix_settings(self) -> dict[str, Any]:
         """The settings of `PretrainingMix`."""
@@ -234,6 +239,15 @@ class GRPOConfig(RolloutConfig):
     `max_new_tokens`, a penalty that rises to 1 (DAPO)."""
     resample_zero_spread: bool = False
     """Replace groups whose responses all have one score by groups of other prompts (DAPO's dynamic sampling)."""
+
+    def rollout_settings(self) -> dict[str, Any]:
+        """The settings of `Rollouts`."""
+        return {
+            "batch_size": self.batch_size,
+            "group_size": self.group_size,
+            "seed": self.seed,
+            "resample": self.resample_zero_spread,
+        }
 
     @model_validator(mode="before")
     @classmethod
