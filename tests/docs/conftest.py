@@ -12,7 +12,7 @@ import pytest
 
 from tests.docs.hub import GOOD, tiny_hub, write_data
 from tests.docs.pages import ROOT
-from tests.docs.workspace import Workspace, environment, needs, prepare
+from tests.docs.workspace import Workspace, environment, is_written, needs, prepare
 
 Open = Callable[[str], Workspace]
 
@@ -65,7 +65,7 @@ def open_workspace(shelf: Workspace, tmp_path: Path) -> Open:
             for name in needs(text):
                 shutil.copytree(prepare(shelf, name), folder / name)
         for file in shelf.folder.iterdir():
-            if file.is_file():
+            if file.is_file() and not is_written(text, file.name):
                 shutil.copy(file, folder)
         (folder / "recipes").symlink_to(ROOT / "recipes")
         return Workspace(folder, shelf.env)

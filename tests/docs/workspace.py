@@ -29,6 +29,22 @@ PREPARED = {
 }
 """What a page may read without having made it, and the command that makes it."""
 
+READ_YAML = """
+import sys
+from pathlib import Path
+import yaml
+path = Path("block.yaml")
+path.write_text(sys.argv[1])
+keys = yaml.safe_load(sys.argv[1]).keys()
+if "principles" in keys:
+    from kleash.feedback.constitution import Constitution
+    Constitution.load(path)
+else:
+    from kleash.rewards.reward import build_reward
+    build_reward(str(path))
+"""
+"""Reads a block of YAML, in a process of its own, as what its keys say that it is: a constitution or a reward."""
+
 JUDGES = ("runs/judge", "models/judge")
 """Folders of a chat model that a page may ask in this process."""
 
@@ -42,12 +58,12 @@ class Workspace:
 
     def run(self, block: Block) -> str:
         """Run a block; what went wrong, or an empty text."""
+        name = re.match(r"# ([\w/-]+\.(py|yaml))\n", block.text)
+        if name:
+            (self.folder / name[1]).write_text(block.text)
         if block.language == "yaml":
-            return ""
-        if block.language == "python":
-            name = re.match(r"# ([\w/-]+\.py)\n", block.text)
-            if name:
-                (self.folder / name[1]).write_text(block.text)
+            command = [sys.executable, "-c", READ_YAML, block.text]
+        elif block.language == "python":
             command = [sys.executable, "-c", block.text]
         else:
             command = ["bash", "-euo", "pipefail", "-c", block.text]
@@ -100,14 +116,16 @@ def environment(folder: Path, hub: Path, endpoint: int) -> dict[str, str]:
     }
 
 
+def is_written(text: str, name: str) -> bool:
+    """Whether a page's commands write a file or folder before they read it."""
+    first = re.search(rf"(?P<out>--out |out=\"|out: )?\"?{re.escape(name)}(?![\w-])", text)
+    return first is not None and first["out"] is not None
+
+
 def needs(text: str) -> list[str]:
-    """The prepared folders that a page reads before it has written them."""
-    found = []
-    for name in (*PREPARED, *JUDGES):
-        first = re.search(rf"(?P<out>--out |out=\"|out: )?\"?{re.escape(name)}(?![\w-])", text)
-        if first is not None and first["out"] is None:
-            found.append(name)
-    return found
+    """The prepared folders that a page names and does not write."""
+    named = [name for name in (*PREPARED, *JUDGES) if re.search(rf"{re.escape(name)}(?![\w-])", text)]
+    return [name for name in named if not is_written(text, name)]
 
 
 def prepare(shelf: Workspace, name: str) -> Path:
