@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from tests.docs.hub import GOOD, tiny_hub, write_data
-from tests.docs.pages import ROOT
+from tests.docs.pages import ROOT, blocks
 from tests.docs.workspace import Workspace, environment, is_written, needs, prepare
 
 Open = Callable[[str], Workspace]
+
+MY_REWARDS = next(block.text for block in blocks(ROOT / "README.md") if block.text.startswith("# my_rewards.py"))
+"""The reward of README, which other pages name."""
 
 
 def answers(body: Mapping[str, Any]) -> tuple[str, Mapping[str, float]]:
@@ -68,6 +71,7 @@ def open_workspace(shelf: Workspace, tmp_path: Path) -> Open:
             if file.is_file() and not is_written(text, file.name):
                 shutil.copy(file, folder)
         (folder / "recipes").symlink_to(ROOT / "recipes")
+        (folder / "my_rewards.py").write_text(MY_REWARDS)
         return Workspace(folder, shelf.env)
 
     return open_for
