@@ -1,4 +1,4 @@
-"""The picture of the layers in docs/architecture.md, drawn from pyproject: `python -m tests.docs.architecture` redraws it."""
+"""Draws the layers in docs/architecture.md from pyproject; `python -m tests.docs.architecture` redraws them."""
 
 from __future__ import annotations
 

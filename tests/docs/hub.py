@@ -168,11 +168,11 @@ def write_data(folder: Path) -> None:
         "labelled.jsonl": [comparison() for _ in range(60)],
         "old-labels.jsonl": [comparison() for _ in range(12)],
         "practice.jsonl": [comparison() for _ in range(2)],
-        "prompts.jsonl": [{"prompt": prompt()[0]} for _ in range(64)],
-        "all-prompts.jsonl": [{"prompt": prompt()[0]} for _ in range(64)],
+        "prompts.jsonl": [{"prompt": prompt()[0]} for _ in range(320)],
+        "all-prompts.jsonl": [{"prompt": prompt()[0]} for _ in range(320)],
         "held-out-prompts.jsonl": [{"prompt": prompt()[0]} for _ in range(24)],
-        "red-team-prompts.jsonl": [{"prompt": prompt()[0], "harmful": number % 2 == 0} for number in range(48)],
-        "samples.jsonl": [sample() for _ in range(24)],
+        "red-team-prompts.jsonl": [{"prompt": prompt()[0], "harmful": number % 2 == 0} for number in range(96)],
+        "samples.jsonl": [sample() for _ in range(120)],
     }
     for name, rows in files.items():
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
