@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 
+from kleash.chat.messages import Chat, ChatRequest
 from kleash.data.chat import encode_prompt
 from kleash.data.group import Group, Response
 from kleash.rewards.reward import Reward
-from kleash.sampling.chat import Chat, Question
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
 from kleash.stages import grpo, sft
@@ -70,8 +70,8 @@ def test_the_fake_sampler_cuts_what_is_too_long_and_asks_a_function() -> None:
 def test_the_fake_chat_answers_by_text_or_by_the_probability_of_options() -> None:
     chat = FakeChat(lambda question: {"1": 0.25, "2": 0.75} if question.options else "well said")
     assert isinstance(chat, Chat)
-    choice = Question(messages=({"role": "user", "content": "which?"},), options=("1", "2"))
-    text = Question(messages=({"role": "user", "content": "what?"},))
+    choice = ChatRequest(messages=({"role": "user", "content": "which?"},), options=("1", "2"))
+    text = ChatRequest(messages=({"role": "user", "content": "what?"},))
     first, second = chat.ask([choice, text])
     assert first.text == "2"
     assert first.shares(("1", "2")) == pytest.approx([0.25, 0.75])

@@ -23,10 +23,10 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from kleash.chat.messages import ChatReply, ChatRequest
 from kleash.data.batch import GroupBatch, collate
 from kleash.data.chat import end_ids
 from kleash.data.group import EncodedGroup, EncodedResponse, Group
-from kleash.sampling.chat import Answer, Question
 
 WORDS = ("<pad>", "<end>", "<unk>", "user", "assistant", "system", *"abcdefghijklmnopqrstuvwxyz", *"0123456789")
 """The vocabulary of `tiny_tokenizer`; a word's index is its id."""
@@ -156,22 +156,22 @@ class FakeChat:
     block = 8
     workers = 1
 
-    def __init__(self, reply: Callable[[Question], str | Mapping[str, float]], *, name: str = "fake") -> None:
+    def __init__(self, reply: Callable[[ChatRequest], str | Mapping[str, float]], *, name: str = "fake") -> None:
         self.reply, self.name = reply, name
         self.identity: Mapping[str, Any] = {"model": name}
-        self.questions: list[Question] = []
+        self.questions: list[ChatRequest] = []
 
-    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+    def ask(self, questions: Sequence[ChatRequest]) -> list[ChatReply]:
         """One answer a question, in their order; see `Chat`."""
         self.questions += questions
         return [self._answer(self.reply(question)) for question in questions]
 
-    def _answer(self, reply: str | Mapping[str, float]) -> Answer:
+    def _answer(self, reply: str | Mapping[str, float]) -> ChatReply:
         if isinstance(reply, str):
-            return Answer(text=reply, completion_tokens=len(reply.split()))
+            return ChatReply(text=reply, completion_tokens=len(reply.split()))
         logprobs = {option: float(torch.tensor(p).log()) for option, p in reply.items() if p > 0}
         likeliest = max(reply, key=lambda option: reply[option])
-        return Answer(text=likeliest, logprobs=logprobs, told=True, completion_tokens=1)
+        return ChatReply(text=likeliest, logprobs=logprobs, told=True, completion_tokens=1)
 
 
 class ConstantReward:

@@ -22,7 +22,7 @@ MY_REWARDS = next(block.text for block in blocks(ROOT / "README.md") if block.te
 
 def answers(body: Mapping[str, Any]) -> tuple[str, Mapping[str, float]]:
     """A chat model that prefers the response with more good things in it."""
-    from tests.feedback.loopback import shown
+    from tests.chat.loopback import shown
 
     first = body["messages"][0]["content"]
     if "Reply with 1." in first:
@@ -38,7 +38,7 @@ def answers(body: Mapping[str, Any]) -> tuple[str, Mapping[str, float]]:
 def endpoint() -> Iterator[int]:
     """The port of a chat model."""
     pytest.importorskip("starlette", reason="the extra `feedback` is not installed")
-    from tests.feedback.loopback import Server
+    from tests.chat.loopback import Server
 
     with Server(answers) as server:
         yield server.port

@@ -26,7 +26,7 @@ PEOPLE = 2
 
 def main(arguments: list[str]) -> int:
     """Serve, vote, stop; the exit code is the server's."""
-    from kleash.feedback.store import Store
+    from kleash.labels.store import Store
 
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]

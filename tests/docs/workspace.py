@@ -37,7 +37,7 @@ path = Path("block.yaml")
 path.write_text(sys.argv[1])
 keys = yaml.safe_load(sys.argv[1]).keys()
 if "principles" in keys:
-    from kleash.feedback.constitution import Constitution
+    from kleash.labels.constitution import Constitution
     Constitution.load(path)
 else:
     from kleash.rewards.reward import build_reward

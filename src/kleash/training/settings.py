@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from kleash.config import Config
-from kleash.models.compute import DType
+from kleash.models.compute import Compute, DType
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -28,6 +28,11 @@ class StageConfig(Config):
     """What to compute in. Weights and optimiser stay in float32; bfloat16 halves the time where the hardware has it."""
     device: str = "auto"
     """`cpu`, `cuda`, …; auto takes a GPU where there is one."""
+
+    @property
+    def compute(self) -> Compute:
+        """Where and how forward passes are computed."""
+        return Compute(self.device, self.dtype, getattr(self, "micro_batch_tokens", Compute().micro_batch_tokens))
 
 
 class TrainingConfig(StageConfig):
@@ -88,31 +93,36 @@ class TrainingConfig(StageConfig):
             return self.max_steps
         return max(1, round(self.epochs * rows / self.batch_size))
 
-    def save_interval(self, steps: int) -> int:
-        """Steps between states to go on from."""
-        return self.save_every or max(1, steps // 10)
-
-    def due(self, step: int, steps: int) -> bool:
-        """Whether the held-out rows are to be measured after `step` steps of `steps`."""
-        return step == steps or (self.eval_every is not None and step % self.eval_every == 0)
-
     def optimizer_settings(self) -> dict[str, Any]:
         """The settings of `Optimizer`, but for the number of steps."""
         names = ("learning_rate", "schedule", "warmup_steps", "weight_decay", "adam_eps", "max_grad_norm")
         return {name: getattr(self, name) for name in names}
+
+    def loop_settings(self) -> dict[str, Any]:
+        """The settings of `Loop`, but for the number of steps."""
+        return {name: getattr(self, name) for name in ("save_every", "keep_states", "eval_every", "trackers")}
+
+    def adapter_settings(self) -> dict[str, Any]:
+        """The settings of `make_trainable`."""
+        return {
+            "rank": self.lora_rank,
+            "alpha": self.lora_alpha,
+            "seed": self.seed,
+            "gradient_checkpointing": self.gradient_checkpointing,
+        }
 
 
 class RolloutConfig(TrainingConfig):
     """What every stage that learns from its own samples is told besides."""
 
     reward: str
-    """What to climb: a reward model's folder, `module:function` with TRL's signature, a verifier (number, math, exact,
-    regex, json-schema), or a .yaml composition."""
+    """What to optimise: a reward model's folder, `module:function` with TRL's signature, a verifier (number, math,
+    exact, regex, json-schema), or a .yaml composition."""
     reference: str | None = None
-    """What the leash is tied to; null is `model` as it starts."""
+    """The reference of the KL penalty; null is `model` as it starts."""
     beta: float = Field(0.05, ge=0)
-    """Price of one nat of KL from the reference, in units of reward. 0: no leash, and the policy ends in the reward's
-    blind spots. Large: it never leaves the reference. Published: 0.02 (InstructGPT), 0.05 (N+)."""
+    """Price of one nat of KL from the reference, in units of reward. 0: no KL penalty, and the policy ends in the
+    reward's blind spots. Large: it never leaves the reference. Published: 0.02 (InstructGPT), 0.05 (N+)."""
     max_new_tokens: int = Field(64, ge=1)
     """Longest response, in tokens."""
     temperature: float = Field(1.0, gt=0)
@@ -123,21 +133,43 @@ class RolloutConfig(TrainingConfig):
     """Optimiser steps in a pass."""
     clip: float = Field(0.2, gt=0)
     """How far the ratio may move before its gain stops to count."""
+    log_rollouts: int = Field(8, ge=0)
+    """Responses of each rollout that are kept token by token under rollouts/; 0 keeps none."""
     snapshot_every: int | None = Field(None, ge=1)
     """Rollouts between weights kept under snapshots/, to be measured later; null keeps none."""
     hold_out: str | None = None
-    """A reward that is watched and never climbed: a reward model on other labels, best of all. Null takes the one that
-    `kleash reward --validation-share` left in the folder of `reward`, where there is one."""
+    """A reward that is watched and never optimised: a reward model on other labels, best of all. Null takes the one
+    that `kleash reward --validation-share` left in the folder of `reward`, where there is one."""
     gold: str | None = None
     """What is truly wanted, where it can be computed: a reward, in the same words, that scores the held-out responses
-    wherever they are measured, and is never climbed."""
+    wherever they are measured, and is never optimised."""
     criterion: Literal["objective", "gold", "validation"] = "objective"
     """What `keep_weights` best and `patience` go by, on held-out prompts: reward − β·KL, gold, or the
-    hold-out reward."""
+    validation reward."""
     kl_budget: float | None = Field(None, gt=0)
     """Nats a response: the run ends with the rollout whose KL is beyond it."""
     patience: int | None = Field(None, ge=1)
     """The run ends after so many measurements (`eval_every`) in a row that did not better the criterion's best."""
+
+    def component_settings(self) -> dict[str, Any]:
+        """The settings of `build_components`."""
+        return {
+            "reference": self.reference,
+            "validation_reward": self.hold_out,
+            "gold": self.gold,
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "needs_validation": self.criterion == "validation",
+            "lora_rank": self.lora_rank,
+            "lora_alpha": self.lora_alpha,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "seed": self.seed,
+            "compute": self.compute,
+        }
+
+    def prompt_settings(self) -> dict[str, Any]:
+        """The settings of `read_prompts`."""
+        return {name: getattr(self, name) for name in ("max_new_tokens", "max_length", "max_eval_rows", "seed")}
 
     @model_validator(mode="after")
     def _measures_what_it_goes_by(self) -> RolloutConfig:
