@@ -13,7 +13,7 @@ from kleash.data.chat import encode_prompt
 from kleash.data.group import Group, Response
 from kleash.rewards.reward import Reward
 from kleash.sampling.local import LocalSampler
-from kleash.sampling.sampler import decode_groups
+from kleash.sampling.sampler import Sampler, decode_groups
 from kleash.stages import grpo, sft
 from kleash.testing import ConstantReward, FakeChat, FakeSampler, tiny_model, tiny_tokenizer
 
@@ -38,6 +38,7 @@ def test_the_tiny_tokenizer_gives_back_what_it_was_given_and_speaks_in_turns() -
 def test_the_fake_sampler_gives_the_batch_that_a_sampler_gives() -> None:
     tokenizer = tiny_tokenizer()
     sampler = FakeSampler(tokenizer, ["a b c", "z"], logprob=-0.5)
+    assert isinstance(sampler, Sampler)
     batch = sampler([[6, 7], [8]], group_size=2, seed=0, version=3)
     real = LocalSampler(tiny_model(), tokenizer, max_new_tokens=4)([[6, 7], [8]], group_size=2, seed=0, version=3)
     assert batch.shape[:2] == real.shape[:2] == (2, 2)

@@ -91,6 +91,8 @@ class FakeSampler:
         versions: the versions given to `sync`.
     """
 
+    exact = False
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,

@@ -22,7 +22,6 @@ HOLDS = {
     "stages": "one file a command: sft, reward, ppo, grpo, dpo, …",
     "checks": "what must hold of the input and the output of a stage",
     "stopping": "rules that end a run early",
-    "feedback": "labels: the store, the queue, AI judges, agreement",
     "labels": "the store, the queue, AI judges, agreement",
     "rollout": "samples, scores, log-probabilities and KL of one step",
     "environments": "tasks of several turns",
@@ -37,7 +36,9 @@ HOLDS = {
     "data": "rows, groups, chat templates, batches",
     "objectives": "losses and estimators: tensors in, tensors out",
     "outputs": "is this done already, with these settings?",
-    "run": "a run's folder: run.json, metrics.jsonl, fingerprints",
+    "content": "hashes of what a file, a folder, a model is",
+    "option_names": "what other libraries call an option",
+    "run": "a run's folder: run.json, metrics.jsonl",
     "io": "files written whole or not at all",
     "config": "typed, frozen settings",
     "progress": "the progress bar",
@@ -48,7 +49,7 @@ HOLDS = {
 
 
 def layers() -> list[list[str]]:
-    """The layers, top to bottom; modules beside each other in a layer do not import each other."""
+    """The layers of the contract, top to bottom; those that are planned too."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     (contract,) = (contract for contract in settings["contracts"] if contract["type"] == "layers")
     names = [line.replace("|", ":").split(":") for line in contract["layers"]]
@@ -58,10 +59,13 @@ def layers() -> list[list[str]]:
 def picture() -> str:
     """The layers as text."""
     lines = []
-    for number, line in enumerate(layers()):
+    for line in layers():
         for name in line:
-            shape = name if (ROOT / "src" / "kleash" / name).is_dir() else f"{name}.py"
-            lines.append(f"{number + 1:>2}  {shape:<14}  {HOLDS[name]}")
+            package = ROOT / "src" / "kleash" / name
+            if package.with_suffix(".py").exists():
+                lines.append(f"{name + '.py':<16}  {HOLDS[name]}")
+            elif package.is_dir():
+                lines.append(f"{name:<16}  {HOLDS[name]}")
     return "```text\n" + "\n".join(lines) + "\n```\n"
 
 
