@@ -173,7 +173,7 @@ class FakeChat:
             return ChatReply(text=reply, completion_tokens=len(reply.split()))
         logprobs = {option: float(torch.tensor(p).log()) for option, p in reply.items() if p > 0}
         likeliest = max(reply, key=lambda option: reply[option])
-        return ChatReply(text=likeliest, logprobs=logprobs, told=True, completion_tokens=1)
+        return ChatReply(text=likeliest, logprobs=logprobs, has_logprobs=True, completion_tokens=1)
 
 
 class ConstantReward:
