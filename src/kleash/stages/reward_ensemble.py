@@ -1,13 +1,15 @@
-"""Several reward models where one would do: an ensemble, an average of weights, a hold-out that no policy climbs.
+"""Several reward models where one would do: an ensemble, an average of weights, a validation model that no policy
+optimises.
 
 A policy finds what its reward model has wrong. Members that learned the same comparisons from other seeds have other
 things wrong, so that their disagreement (`spread`) shows where the score is not to be trusted, and the worst of them is
-harder to please by accident. What all have wrong (what labellers got wrong, say) stays. A hold-out member has seen none
-of the comparisons that the reward was made of: a policy whose reward climbs while the hold-out falls is being fooled.
+harder to please by accident. What all have wrong (what labellers got wrong, say) stays. A validation member has seen
+none of the comparisons that the reward was made of: a policy whose reward rises while the validation model falls is
+being fooled.
 
-    kleash reward --model runs/sft --data pairs.jsonl --out runs/reward --members 5 --hold-out-share 0.2
+    kleash reward --model runs/sft --data pairs.jsonl --out runs/reward --members 5 --validation-share 0.2
 
-One model, one head and no hold-out is `reward_model` itself.
+One model, one head and no validation model is `reward_model` itself.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from typing import Any
 from pydantic import Field, model_validator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import preconditions
-from kleash.checks.gates import gate_in
+from kleash.checks import data_checks
+from kleash.checks.gates import check_parents
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import EncodedGroup, Group
@@ -30,7 +32,7 @@ from kleash.data.split import comparison, hold_out, read_split
 from kleash.errors import ConfigError
 from kleash.models.average import average_weights
 from kleash.models.load import load_reward_model, load_tokenizer, new_reward_model, save_model
-from kleash.rewards.ensemble import HOLD_OUT, EnsembleReward, write_ensemble
+from kleash.rewards.ensemble import VALIDATION, EnsembleReward, write_ensemble
 from kleash.rewards.learned import LearnedReward
 from kleash.run import RunFolder, derive_seed, write_text
 from kleash.stages import reward_model, reward_report
@@ -41,7 +43,7 @@ logger = logging.getLogger("kleash")
 
 Files = Mapping[str, Path]
 
-OWN = ("members", "average_weights", "hold_out_share")
+OWN = ("members", "average_weights", "validation_share")
 """Fields that the run of a single model does not have."""
 
 
@@ -54,9 +56,9 @@ class EnsembleConfig(RewardConfig):
     average_weights: bool = False
     """Members start from one head, and `out` is a single model of their mean weights (WARM: Ramé et al. 2024,
     arXiv:2401.12187), for the price of one at scoring. Needs members ≥ 2."""
-    hold_out_share: float = Field(0.0, ge=0, lt=1)
-    """Share of the comparisons, by prompt, that go to a reward model of their own under hold-out/, which is measured
-    beside the reward while a policy climbs, and never climbed."""
+    validation_share: float = Field(0.0, ge=0, lt=1)
+    """Share of the comparisons, by prompt, that go to a reward model of their own under validation/, which is measured
+    beside the reward while a policy trains, and never optimised."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> EnsembleConfig:
@@ -77,18 +79,20 @@ def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedToke
     Returns:
         The finished run. The report in its run.json is of what the folder scores as: ensemble, average or single model.
     """
-    if config.members == 1 and not config.hold_out_share:
+    if config.members == 1 and not config.validation_share:
         return reward_model.run(_single(config), reward=reward)
     if reward is not None:
-        raise ConfigError("a live reward model is a single one; take members 1 and no hold_out_share, or give no model")
+        raise ConfigError(
+            "a live reward model is a single one; take members 1 and no validation_share, or give no model"
+        )
     folder = RunFolder.open(config.out, stage="reward", config=config, inputs=inputs_of(config))
     if folder.finished:
         return folder
-    gate_in(folder, role="model", parent=config.model, force=config.force)
+    check_parents(folder, role="model", parent=config.model, force=config.force)
     files = _split(config, folder)
-    if config.hold_out_share:
-        held = _member(config, folder.path / HOLD_OUT, files, data="hold-out")
-        folder.note("hold_out", **(held.record["results"].get("report") or {}))
+    if config.validation_share:
+        held = _member(config, folder.path / VALIDATION, files, data="validation")
+        folder.note("validation_reward", **(held.record["results"].get("report") or {}))
     members = [_member(config, folder.path / name, files) for name in _names(config)]
     finish = _one if config.members == 1 or config.average_weights else _ensemble
     report = finish(config, folder, members, files)
@@ -96,8 +100,8 @@ def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedToke
     if report is not None:
         results["report"] = report
         train = _encoded(config, files["reward"], load_tokenizer(config.model))
-        origin = preconditions.origin(config.model, train, device=config.device, dtype=config.dtype)
-        reward_model.verdict(folder, report, origin)
+        on_policy_check = data_checks.on_policy_check(config.model, train, device=config.device, dtype=config.dtype)
+        reward_model.verdict(folder, report, on_policy_check)
     return folder.finish(**results)
 
 
@@ -111,10 +115,10 @@ def _single(config: EnsembleConfig, **changes: Any) -> RewardConfig:
 
 
 def _split(config: EnsembleConfig, folder: RunFolder) -> dict[str, Path]:
-    """Write which comparisons the reward, the hold-out and the measuring have, no prompt on two sides, and the samples
-    that all are centred on.
+    """Write which comparisons the reward, the validation model and the measuring have, no prompt on two sides, and the
+    samples that all are centred on.
     """
-    names = ("reward", "held-out", "centre", *(["hold-out"] if config.hold_out_share else []))
+    names = ("reward", "held-out", "centre", *(["validation"] if config.validation_share else []))
     files = {name: folder.path / "comparisons" / f"{name}.jsonl" for name in names}
     if all(file.exists() for file in files.values()):
         return files
@@ -122,9 +126,9 @@ def _split(config: EnsembleConfig, folder: RunFolder) -> dict[str, Path]:
         config.data, config.eval_data, seed=config.seed, usable=comparison, max_eval_rows=config.max_eval_rows
     )
     rows: dict[str, Sequence[Group]] = {"reward": train, "held-out": measured}
-    if config.hold_out_share:
-        rows["reward"], rows["hold-out"] = hold_out(
-            train, seed=derive_seed(config.seed, "hold-out member"), share=config.hold_out_share
+    if config.validation_share:
+        rows["reward"], rows["validation"] = hold_out(
+            train, seed=derive_seed(config.seed, "hold-out member"), share=config.validation_share
         )
     rows["centre"] = _centred_on(config, rows["reward"])
     files["reward"].parent.mkdir(exist_ok=True)
@@ -148,7 +152,7 @@ def _member(config: EnsembleConfig, out: Path, files: Files, *, data: str = "rew
     """Train one model, unless it is there."""
     changes: dict[str, Any] = {
         "out": out, "data": str(files[data]), "eval_data": str(files["held-out"]), "max_eval_rows": None, "force": True,
-        "seed": derive_seed(config.seed, "member", out.name) % 2**31,
+        "seed": derive_seed(config.seed, "member", "hold-out" if out.name == VALIDATION else out.name) % 2**31,
     }  # fmt: skip
     if config.centre_data is None and config.centre_samples:
         changes["centre_data"] = str(files["centre"])

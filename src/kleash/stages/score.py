@@ -21,14 +21,14 @@ from kleash.config import Config
 from kleash.data.formats import read_rows, write_rows
 from kleash.data.group import Group, Preference, Ranking
 from kleash.errors import DataError
-from kleash.evals.policy import mean_se
+from kleash.evals.policy_stats import mean_se
 from kleash.models.load import DType
+from kleash.progress import Progress
 from kleash.rewards.checks import VERDICTS
 from kleash.rewards.composition import content_of
 from kleash.rewards.reward import Reward, build_reward, explain
 from kleash.run import fingerprint
 from kleash.stages.files import finish, finished
-from kleash.training.progress import Progress
 
 logger = logging.getLogger("kleash")
 

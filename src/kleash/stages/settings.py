@@ -70,11 +70,11 @@ class TrainingConfig(StageConfig):
     """Steps between measurements on the held-out rows; null measures at the end alone."""
     max_eval_rows: int | None = Field(None, ge=1)
     """At most so many held-out rows are measured."""
-    choose: Literal["best", "last"] = "last"
+    keep_weights: Literal["best", "last"] = "last"
     """Which weights to keep: the last, or those that did best on the held-out rows."""
     save_every: int | None = Field(None, ge=1)
     """Steps between states to go on from after an interruption; null: a tenth of the run."""
-    keep: int = Field(1, ge=1)
+    keep_states: int = Field(1, ge=1)
     """How many of those states stay."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where metrics go besides metrics.jsonl; each needs its extra: pip install 'kleash[tensorboard]'."""
