@@ -34,7 +34,7 @@ def trained(base: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrained
     for step in (2, 4, 6, 8):
         folder = run / "snapshots" / f"step-{step:06d}"
         with torch.no_grad():
-            tiny_model.lm_head.weight[tiny_tokenizer.convert_tokens_to_ids("z")] += 0.15
+            tiny_model.lm_head.weight[tiny_tokenizer.convert_tokens_to_ids("z")] += 0.3
         tiny_model.save_pretrained(folder)
         tiny_tokenizer.save_pretrained(folder)
     (run / "metrics.jsonl").write_text("".join(json.dumps({"step": s, "kl": 0.1 * s}) + "\n" for s in range(1, 9)))
