@@ -13,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from kleash.checks.stopping import DEAD_AFTER, SOLVED_AFTER
 from kleash.data.group import EncodedGroup, Group
 from kleash.errors import ConfigError, TrainingError
 from kleash.models.load import load_policy
 from kleash.run import read_jsonl
 from kleash.sampling.local import LocalSampler
 from kleash.stages import grpo, rollouts
+from kleash.stopping.rule import DEAD_AFTER, SOLVED_AFTER
 from kleash.training.optim import Optimizer
 
 PRESETS = ("grpo", "dr-grpo", "rloo", "dapo")
@@ -71,7 +71,7 @@ def test_presets_are_the_published_values_and_what_is_given_wins() -> None:
     assert grpo.GRPOConfig.make(required | {"preset": "grpo", "beta": 0.3}).beta == 0.3
 
 
-def actors(settings: grpo.GRPOConfig, base: Path, reward: Any = None) -> tuple[grpo.Actors, list[EncodedGroup]]:
+def actors(settings: grpo.GRPOConfig, base: Path, reward: Any = None) -> tuple[grpo.Components, list[EncodedGroup]]:
     """Everyone who takes part, made as `run` makes them."""
     model, tokenizer = load_policy(base)
     with torch.no_grad():
@@ -79,15 +79,15 @@ def actors(settings: grpo.GRPOConfig, base: Path, reward: Any = None) -> tuple[g
     prompts, _ = grpo.read_prompts(settings, model, tokenizer)
     sampler = LocalSampler(model, tokenizer, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)
     reference = load_policy(base)[0]
-    with torch.no_grad():  # a reference that is not the policy, so that there is a drift
+    with torch.no_grad():  # a reference that is not the policy, so that there is a kl_per_response
         reference.lm_head.weight.mul_(1.3)
-    return grpo.Actors(settings, model, tokenizer, reference, reward or SumIds(), sampler), prompts
+    return grpo.Components(settings, model, tokenizer, reference, reward or SumIds(), sampler), prompts
 
 
 def gradient(settings: grpo.GRPOConfig, base: Path, *, spoil: Any = None) -> Tensor:
     """Gradient of one update over a whole rollout, after another update so that the ratio is not 1."""
     cast, prompts = actors(settings, base)
-    rollout, _ = grpo.collect(cast, prompts, place=0, step=1)
+    rollout, _ = grpo.collect(cast, prompts, cursor=0, step=1)
     with torch.no_grad():
         cast.policy.lm_head.weight.mul_(1.4)
     if spoil:
@@ -95,14 +95,14 @@ def gradient(settings: grpo.GRPOConfig, base: Path, *, spoil: Any = None) -> Ten
     return update(cast, rollout, range(settings.batch_size))
 
 
-def update(cast: grpo.Actors, rollout: grpo.Rollout, groups: Sequence[int]) -> Tensor:
+def update(cast: grpo.Components, rollout: grpo.Rollout, groups: Sequence[int]) -> Tensor:
     """Gradient of one update over some groups of a rollout."""
     taken: list[Tensor] = []
     optimizer = Optimizer(cast.policy, steps=1, learning_rate=1e-3)
     optimizer.step = lambda: {  # type: ignore[method-assign]
         "grad_norm": taken.append(torch.cat([p.grad.flatten() for p in cast.policy.parameters() if p.grad is not None]))  # type: ignore[func-returns-value]
     }
-    grpo.learn(cast, rollout, groups, optimizer)
+    grpo.update(cast, rollout, groups, optimizer)
     return taken[0]
 
 
@@ -131,7 +131,7 @@ def test_an_update_on_some_groups_has_the_gradient_of_its_formula(
         micro_batch_tokens=micro_batch_tokens, max_new_tokens=7,
     )  # fmt: skip
     cast, prompts_of = actors(settings, base)
-    rollout, _ = grpo.collect(cast, prompts_of, place=0, step=1)
+    rollout, _ = grpo.collect(cast, prompts_of, cursor=0, step=1)
     assert rollout.batch.sampler_logprobs is not None
     sampled_by = rollout.batch.sampler_logprobs - 0.4
     rollout = replace(rollout, batch=replace(rollout.batch, sampler_logprobs=sampled_by))
@@ -150,11 +150,11 @@ def test_an_update_on_some_groups_has_the_gradient_of_its_formula(
         ratio, advantage = (logprobs - old).exp(), rollout.advantages[row, k]
         held += int(((ratio < 0.9) | (ratio > 1.15)).sum())
         loss = -math.exp(0.4) * torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.15) * advantage)
-        drift = logprobs - fixed
+        kl_per_response = logprobs - fixed
         if kl_in == "loss-k3":
-            loss = loss + 0.3 * ((-drift).exp() - 1 + drift)
+            loss = loss + 0.3 * ((-kl_per_response).exp() - 1 + kl_per_response)
         if kl_in == "loss-k2-response":
-            loss = loss + 0.3 * drift * drift.sum() / 2
+            loss = loss + 0.3 * kl_per_response * kl_per_response.sum() / 2
         divisor = {"token": tokens, "sequence": len(rows) * len(response), "constant": len(rows) * 7}[normalisation]
         total = total + loss.sum() / divisor
     assert 0 < held < tokens and len(rows) == 3 * settings.group_size
@@ -191,44 +191,44 @@ def test_another_samplers_tokens_are_weighed_by_the_truncated_importance(base: P
         torch.testing.assert_close(gradient(settings, base, spoil=shift(by)), factor * plain, rtol=1e-3, atol=1e-6)
 
 
-def test_the_leash_in_the_reward_is_summed_over_a_response_before_the_group_is_compared(
+def test_the_kl_penalty_in_the_reward_is_summed_over_a_response_before_the_group_is_compared(
     base: Path, prompts: Path
 ) -> None:
     cast, rows = actors(config(base, prompts, beta=0.5, advantage="centred"), base)
-    rollout, place = grpo.collect(cast, rows, place=0, step=1)
-    assert place == 4
-    drift = (rollout.old_logprobs - rollout.reference_logprobs).sum(-1).reshape(4, 4)
-    torch.testing.assert_close(rollout.drift, drift)
-    compared = rollout.scores - 0.5 * drift
+    rollout, cursor = grpo.collect(cast, rows, cursor=0, step=1)
+    assert cursor == 4
+    kl_per_response = (rollout.old_logprobs - rollout.reference_logprobs).sum(-1).reshape(4, 4)
+    torch.testing.assert_close(rollout.kl_per_response, kl_per_response)
+    compared = rollout.scores - 0.5 * kl_per_response
     expected = compared - compared.mean(-1, keepdim=True)
     torch.testing.assert_close(rollout.advantages.reshape(4, 4), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kl_in", ["loss-k3", "loss-k2-response"])
-def test_the_leash_in_the_loss_leaves_the_advantages_to_the_scores(kl_in: str, base: Path, prompts: Path) -> None:
+def test_the_kl_penalty_in_the_loss_leaves_the_advantages_to_the_scores(kl_in: str, base: Path, prompts: Path) -> None:
     cast, rows = actors(config(base, prompts, beta=0.5, advantage="centred", kl_in=kl_in), base)
-    rollout, _ = grpo.collect(cast, rows, place=0, step=1)
+    rollout, _ = grpo.collect(cast, rows, cursor=0, step=1)
     expected = rollout.scores - rollout.scores.mean(-1, keepdim=True)
     torch.testing.assert_close(rollout.advantages.reshape(4, 4), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_large_group_goes_through_the_model_in_parts_and_comes_out_whole(base: Path, prompts: Path) -> None:
     whole, parted = (
-        grpo.collect(*actors(config(base, prompts, micro_batch_tokens=tokens), base), place=0, step=1)[0]
+        grpo.collect(*actors(config(base, prompts, micro_batch_tokens=tokens), base), cursor=0, step=1)[0]
         for tokens in (10_000, 25)
     )
     assert whole.parts == 1 and parted.parts > 1
-    torch.testing.assert_close(parted.drift, whole.drift, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(parted.kl_per_response, whole.kl_per_response, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(parted.advantages.flatten(), whole.advantages.flatten(), rtol=1e-4, atol=1e-5)
 
 
 def test_overlong_responses_are_penalised_over_the_last_fifth_or_left_out(base: Path, prompts: Path) -> None:
     for overlong in ("penalise", "mask"):
         cast, rows = actors(config(base, prompts, max_new_tokens=10, overlong=overlong), base)
-        rollout, _ = grpo.collect(cast, rows, place=0, step=1)
+        rollout, _ = grpo.collect(cast, rows, cursor=0, step=1)
         flat = [(group, response) for group in rollout.groups for response in group.responses]
         assert len({response.finished for _, response in flat}) == 2, "both kinds, or this test says nothing"
-        loss = (rollout.scores - rollout.shaped).flatten().tolist()
+        loss = (rollout.scores - rollout.penalised_scores).flatten().tolist()
         counts = rollout.batch.mask.any(-1).flatten().tolist()
         for (_, response), penalty, counted in zip(flat, loss, counts, strict=True):
             length = len(response.ids or ())
@@ -252,10 +252,10 @@ def test_groups_of_zero_spread_are_replaced_by_other_prompts(base: Path, prompts
 
     for replacing in (False, True):
         cast, rows = actors(config(base, prompts, resample_zero_spread=replacing, batch_size=8), base, Some())
-        rollout, place = grpo.collect(cast, rows, place=0, step=1)
+        rollout, cursor = grpo.collect(cast, rows, cursor=0, step=1)
         odd = [group.columns["number"] % 2 for group in rollout.groups]
         assert len(odd) == 8 and (sum(odd) == 0) == replacing
-        assert (place > 8) == replacing and 0 < rollout.flat_share < 1
+        assert (cursor > 8) == replacing and 0 < rollout.zero_spread_share < 1
         # what was put together of several draws is still what the sampler drew
         again = grpo.rollout_logprobs(cast, rollout.batch)
         computed = rollouts.logprobs_under(cast, cast.policy, rollout.batch)
@@ -263,7 +263,7 @@ def test_groups_of_zero_spread_are_replaced_by_other_prompts(base: Path, prompts
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_reward_is_climbed_and_the_formula_is_written_down(preset: str, base: Path, prompts: Path) -> None:
+def test_a_reward_is_optimised_and_the_formula_is_written_down(preset: str, base: Path, prompts: Path) -> None:
     folder = grpo.run(
         config(
             base, prompts, preset=preset, max_steps=12, batch_size=8, group_size=8, learning_rate=1e-2, beta=0.0,
@@ -283,18 +283,18 @@ def test_a_reward_is_climbed_and_the_formula_is_written_down(preset: str, base: 
     assert ("1.28" in written["loss of a token"]) == (preset == "dapo")
     assert ("π_ref/π − 1" in written["loss of a token"]) == (preset == "grpo")
     figures = {
-        "reward", "kl", "entropy", "length", "end_rate", "clip_fraction", "flat_share", "solved_share",
+        "reward", "kl", "entropy", "length", "end_rate", "clip_fraction", "zero_spread_share", "solved_share",
         "sampler_mismatch", "first_ratio", "grad_norm",
     }  # fmt: skip
     assert figures <= rows[-1].keys()
-    assert rows[-1]["kl"] > 0.1, "the drift is measured without a leash, too"
+    assert rows[-1]["kl"] > 0.1, "the KL is measured without a KL penalty, too"
     samples = read_jsonl(folder.path / "samples.jsonl")
     assert {row["step"] for row in samples} == {0, 12}
     assert {"prompt", "response", "finished", "score", "kl", "number"} <= samples[0].keys()
 
 
 @pytest.mark.parametrize("kl_in", ["reward", "loss-k3", "loss-k2-response"])
-def test_the_policy_stays_near_the_reference_on_a_short_leash(kl_in: str, base: Path, prompts: Path) -> None:
+def test_the_policy_stays_near_the_reference_with_a_large_kl_penalty(kl_in: str, base: Path, prompts: Path) -> None:
     long, short = (
         grpo.run(
             config(
@@ -324,20 +324,20 @@ def test_in_bfloat16_the_trainers_numbers_are_computed_again_and_the_mismatch_is
 
 
 def test_F7_faults_are_caught_and_named_in_groups(base: Path, prompts: Path) -> None:
-    def dropout(cast: grpo.Actors, rollout: grpo.Rollout) -> None:
+    def dropout(cast: grpo.Components, rollout: grpo.Rollout) -> None:
         for layer in cast.policy.model.layers:
             layer.self_attn.attention_dropout = 0.5
         cast.policy.train()
 
-    def retokenise(cast: grpo.Actors, rollout: grpo.Rollout) -> None:
+    def retokenise(cast: grpo.Components, rollout: grpo.Rollout) -> None:
         rollout.batch.response_ids[:, -1, 0] = (rollout.batch.response_ids[:, -1, 0] + 1) % 30
 
     for spoil, message in ((dropout, "dropout is active"), (retokenise, "decoded and tokenised again")):
         cast, rows = actors(config(base, prompts), base)
-        rollout, _ = grpo.collect(cast, rows, place=0, step=1)
+        rollout, _ = grpo.collect(cast, rows, cursor=0, step=1)
         spoil(cast, rollout)
         with pytest.raises(TrainingError, match=message):
-            grpo.learn(cast, rollout, range(4), Optimizer(cast.policy, steps=1, learning_rate=1e-3), first=True)
+            grpo.update(cast, rollout, range(4), Optimizer(cast.policy, steps=1, learning_rate=1e-3), first=True)
 
 
 @pytest.mark.parametrize(

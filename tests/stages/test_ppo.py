@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from kleash.checks import ratio
+from kleash.checks import first_ratio
 from kleash.data.batch import collate
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups
@@ -58,16 +58,16 @@ def test_figures_of_a_rollout_are_means_over_its_updates_but_for_counts() -> Non
     assert totals == {"policy_loss": 2.5, "learning_rate": 0.1, "updates": 2}
 
 
-def actors(settings: ppo.PPOConfig, base: Path, reward: Any = None) -> tuple[ppo.Actors, list[EncodedGroup]]:
+def actors(settings: ppo.PPOConfig, base: Path, reward: Any = None) -> tuple[ppo.Components, list[EncodedGroup]]:
     """Everyone who takes part, made as `run` makes them."""
     model, tokenizer = load_policy(base)
     prompts, _ = ppo.read_prompts(settings, model, tokenizer)
     sampler = LocalSampler(model, tokenizer, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)
     critic = ValueModel.from_policy(model, seed=0)
     reference = load_policy(base)[0]
-    with torch.no_grad():  # a reference that is not the policy, so that there is a drift
+    with torch.no_grad():  # a reference that is not the policy, so that there is a kl_per_token
         reference.lm_head.weight.mul_(1.3)
-    return ppo.Actors(settings, model, tokenizer, reference, reward or CountZ(), sampler, critic=critic), prompts
+    return ppo.Components(settings, model, tokenizer, reference, reward or CountZ(), sampler, critic=critic), prompts
 
 
 def gradients(settings: ppo.PPOConfig, base: Path) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,7 @@ def gradients(settings: ppo.PPOConfig, base: Path) -> tuple[Tensor, Tensor]:
     return update(cast, ppo.collect(cast, prompts[:8], beta=0.1, step=1), range(8))
 
 
-def update(cast: ppo.Actors, rollout: ppo.Rollout, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+def update(cast: ppo.Components, rollout: ppo.Rollout, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Gradient of the policy and of the value network in one update over some rows."""
     taken: list[Tensor] = []
 
@@ -87,7 +87,7 @@ def update(cast: ppo.Actors, rollout: ppo.Rollout, rows: Sequence[int]) -> tuple
         }
         return optimizer
 
-    ppo.learn(cast, rollout, rows, keep(cast.policy), keep(cast.critic))
+    ppo.update(cast, rollout, rows, keep(cast.policy), keep(cast.critic))
     return taken[0], taken[1]
 
 
@@ -99,7 +99,7 @@ def test_F1_policy_and_critic_gradients_are_the_same_for_any_number_of_micro_bat
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)  # float32: the sampler's numbers are
 
 
-def uneven(settings: ppo.PPOConfig, base: Path) -> tuple[ppo.Actors, list[EncodedGroup]]:
+def uneven(settings: ppo.PPOConfig, base: Path) -> tuple[ppo.Components, list[EncodedGroup]]:
     """Actors whose responses are of unequal length."""
     cast, rows = actors(settings, base)
     with torch.no_grad():
@@ -196,22 +196,22 @@ def test_F10_every_coefficient_changes_the_update(base: Path, prompts: Path) -> 
 
 def test_F10_beta_changes_the_advantages(base: Path, prompts: Path) -> None:
     cast, rows = actors(config(base, prompts, whiten_advantages=False), base)
-    leashed, free = (ppo.collect(cast, rows[:8], beta=beta, step=1) for beta in (1.0, 0.0))
-    torch.testing.assert_close(leashed.scores, free.scores)
-    assert float(leashed.drift.abs().max()) > 1e-3
-    assert not torch.allclose(leashed.advantages, free.advantages)
+    with_penalty, free = (ppo.collect(cast, rows[:8], beta=beta, step=1) for beta in (1.0, 0.0))
+    torch.testing.assert_close(with_penalty.scores, free.scores)
+    assert float(with_penalty.kl_per_token.abs().max()) > 1e-3
+    assert not torch.allclose(with_penalty.advantages, free.advantages)
 
 
-def test_the_leash_is_k1_per_token_and_the_score_stands_on_the_last_one(base: Path, prompts: Path) -> None:
+def test_the_kl_penalty_is_k1_per_token_and_the_score_stands_on_the_last_one(base: Path, prompts: Path) -> None:
     cast, rows = actors(config(base, prompts, whiten_advantages=False, lam=1.0, gamma=1.0), base)
     rollout = ppo.collect(cast, rows[:8], beta=0.3, step=1)
     reference = rollouts.reference_logprobs(cast, rollout.batch)[:, 0]
-    torch.testing.assert_close(rollout.drift, rollout.old_logprobs - reference)
+    torch.testing.assert_close(rollout.kl_per_token, rollout.old_logprobs - reference)
     for row in range(8):
         length = int(rollout.batch.lengths[row, 0])
         # With γ = λ = 1 the return at t is what is still to come: the score, less β for each nat from t on.
         for t in range(length):
-            expected = float(rollout.scores[row]) - 0.3 * float(rollout.drift[row, t:length].sum())
+            expected = float(rollout.scores[row]) - 0.3 * float(rollout.kl_per_token[row, t:length].sum())
             assert float(rollout.returns[row, t]) == pytest.approx(expected, abs=1e-4)
         assert float(rollout.returns[row, length:].abs().sum()) == 0
 
@@ -266,11 +266,11 @@ def check(base: Path, prompts: Path, spoil: Any, temperature: float = 1.0) -> No
     rollout = ppo.collect(cast, rows[:8], beta=0.1, step=1)
     rollout = spoil(cast, rollout) or rollout
     policy = Optimizer(cast.policy, steps=1, learning_rate=1e-3)
-    ppo.learn(cast, rollout, range(8), policy, Optimizer(cast.critic, steps=1, learning_rate=1e-3), first=True)
+    ppo.update(cast, rollout, range(8), policy, Optimizer(cast.critic, steps=1, learning_rate=1e-3), first=True)
 
 
 def test_F7_dropout_is_caught_and_named(base: Path, prompts: Path) -> None:
-    def dropout(cast: ppo.Actors, rollout: ppo.Rollout) -> None:
+    def dropout(cast: ppo.Components, rollout: ppo.Rollout) -> None:
         for layer in cast.policy.model.layers:
             layer.self_attn.attention_dropout = 0.5
         cast.policy.train()
@@ -280,7 +280,7 @@ def test_F7_dropout_is_caught_and_named(base: Path, prompts: Path) -> None:
 
 
 def test_F7_a_temperature_missing_in_the_rollout_is_caught_and_named(base: Path, prompts: Path) -> None:
-    def forget(cast: ppo.Actors, rollout: ppo.Rollout) -> None:
+    def forget(cast: ppo.Components, rollout: ppo.Rollout) -> None:
         rollout.old_logprobs[:] = forward.response_logprobs(cast.policy, rollout.batch)[0][:, 0].detach()
 
     with pytest.raises(TrainingError, match=r"lack the temperature 0\.5"):
@@ -288,7 +288,7 @@ def test_F7_a_temperature_missing_in_the_rollout_is_caught_and_named(base: Path,
 
 
 def test_F7_ids_that_were_tokenised_again_are_caught(base: Path, prompts: Path) -> None:
-    def retokenise(cast: ppo.Actors, rollout: ppo.Rollout) -> None:
+    def retokenise(cast: ppo.Components, rollout: ppo.Rollout) -> None:
         rollout.batch.response_ids[:, 0, 0] = (rollout.batch.response_ids[:, 0, 0] + 1) % 30
 
     with pytest.raises(TrainingError, match="decoded and tokenised again"):
@@ -299,9 +299,9 @@ def test_F7_the_check_compares_what_was_computed_and_not_a_copy(base: Path, prom
     cast, rows = actors(config(base, prompts), base)
     batch = cast.sampler([row.prompt_ids for row in rows[:4]], group_size=1, seed=0)
     logprobs = forward.response_logprobs(cast.policy, batch)[0][:, 0].detach()
-    assert float(ratio.check_first(cast.policy, batch, logprobs, logprobs, 1.0, "float32")) == 1.0
+    assert float(first_ratio.check_first(cast.policy, batch, logprobs, logprobs, 1.0, "float32")) == 1.0
     with pytest.raises(TrainingError):
-        ratio.check_first(cast.policy, batch, logprobs + 0.1, logprobs, 1.0, "float32")
+        first_ratio.check_first(cast.policy, batch, logprobs + 0.1, logprobs, 1.0, "float32")
 
 
 def test_F3_padding_that_is_the_end_token_changes_nothing(
@@ -315,7 +315,7 @@ def test_F3_padding_that_is_the_end_token_changes_nothing(
         assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
 
 
-def test_a_reward_is_climbed(base: Path, prompts: Path) -> None:
+def test_a_reward_is_optimised(base: Path, prompts: Path) -> None:
     folder = ppo.run(
         config(base, prompts, max_steps=25, batch_size=32, learning_rate=5e-3, beta=0.0, eval_every=25), reward=CountZ()
     )
@@ -325,7 +325,7 @@ def test_a_reward_is_climbed(base: Path, prompts: Path) -> None:
     AutoModelForCausalLM.from_pretrained(folder.path)
 
 
-def test_the_policy_stays_at_the_reference_on_a_short_leash(base: Path, prompts: Path) -> None:
+def test_the_policy_stays_at_the_reference_with_a_large_kl_penalty(base: Path, prompts: Path) -> None:
     long, short = (
         ppo.run(
             config(

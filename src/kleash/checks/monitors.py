@@ -1,4 +1,4 @@
-"""What is watched while a policy climbs, and is never part of what it climbs.
+"""What is watched while a policy optimises, and is never part of what it optimises.
 
 An alarm that is used as a reward is optimised away, so nothing here flows back into training. Each figure is written to
 metrics.jsonl beside gold, proxy and KL; a few responses of each step go to rollouts.jsonl. Formulas: docs/metrics.md.
@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from kleash.data.group import Group, Response
-from kleash.evals.policy import diversity
+from kleash.evals.policy_stats import diversity
 from kleash.rewards.reward import Parts, Reward
 
 SHOWN_GROUPS = 4
@@ -27,7 +27,7 @@ def watch(
     scores: Float[Tensor, "P K"],
     *,
     parts: Parts | None = None,
-    hold_out: Reward | None = None,
+    validation_reward: Reward | None = None,
 ) -> dict[str, float | None]:
     """Figures of fresh responses.
 
@@ -36,20 +36,20 @@ def watch(
         scores: what the reward gave them.
         parts: what the reward told beside the scores: `spread` is the disagreement of an ensemble, `distance` and
             `outside` how far a reward model is from its training.
-        hold_out: a reward that is not climbed.
+        validation_reward: a reward that is not optimised.
 
     Returns:
-        What `describe_responses` gives; of the parts the means; `hold_out`, its mean score, and `hold_out_agreement`,
-        the rank correlation of both rewards over the responses.
+        What `describe_responses` gives; of the parts the means; `validation_reward`, its mean score, and
+        `validation_agreement`, the rank correlation of both rewards over the responses.
     """
     figures: dict[str, float | None] = describe_responses(groups)
     for figure in ("spread", "distance", "outside"):
         told = [values for name, values in (parts or {}).items() if name.split("/")[-1] == figure]
         if told:
             figures[figure] = float(torch.stack(told).mean())
-    if hold_out is not None:
-        held = hold_out(groups)
-        figures |= {"hold_out": float(held.mean()), "hold_out_agreement": _agreement(scores.cpu(), held)}
+    if validation_reward is not None:
+        held = validation_reward(groups)
+        figures |= {"validation_reward": float(held.mean()), "validation_agreement": _agreement(scores.cpu(), held)}
     return figures
 
 
@@ -75,7 +75,7 @@ def acceleration(history: Sequence[float]) -> float | None:
 
 
 def shown(
-    step: int, groups: Sequence[Group], scores: Float[Tensor, "P K"], drift: Float[Tensor, "P K"]
+    step: int, groups: Sequence[Group], scores: Float[Tensor, "P K"], kl_per_response: Float[Tensor, "P K"]
 ) -> list[dict[str, Any]]:
     """Rows of rollouts.jsonl: the first few groups of a step, a row a response."""
     return [
@@ -87,8 +87,8 @@ def shown(
             "score": float(score),
             "kl": float(nats),
         }
-        for group, own, drifts in zip(groups[:SHOWN_GROUPS], scores.tolist(), drift.tolist(), strict=False)
-        for response, score, nats in zip(group.responses, own, drifts, strict=True)
+        for group, own, kls in zip(groups[:SHOWN_GROUPS], scores.tolist(), kl_per_response.tolist(), strict=False)
+        for response, score, nats in zip(group.responses, own, kls, strict=True)
     ]
 
 

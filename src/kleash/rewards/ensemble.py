@@ -3,7 +3,7 @@
 out/
 ensemble.json     the members, by path and hash, and how their scores are combined
 members/0 …       reward models, each a folder that `transformers` loads
-hold-out/         a reward model on labels of its own, which no score is made of (where asked for)
+validation/         a reward model on labels of its own, which no score is made of (where asked for)
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor
 
 from kleash.data.group import Group
 from kleash.errors import ModelError
-from kleash.objectives.ensemble import Combine, combine_scores
+from kleash.objectives.combine import Combine, combine_scores
 from kleash.rewards.learned import LearnedReward
 from kleash.rewards.reward import Parts
 from kleash.run import sha256_of, write_json
 
 FILE = "ensemble.json"
-HOLD_OUT = "hold-out"
+VALIDATION = "validation"
 
 
 class EnsembleReward:

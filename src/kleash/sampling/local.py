@@ -23,7 +23,7 @@ from kleash.data.batch import GroupBatch
 from kleash.errors import DataError, ModelError
 from kleash.models.forward import find_decoder, plain_attention, projection, prompt_positions, run_decoder
 from kleash.models.load import context_length
-from kleash.training.progress import Progress
+from kleash.progress import Progress
 
 NEAR_TIE = 1e-6
 """How close a draw may come to a boundary before rounding could have decided it."""

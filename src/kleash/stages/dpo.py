@@ -1,7 +1,7 @@
 """DPO: learn from comparisons with neither reward model nor sampling.
 
 A policy's log-ratio to its reference is a reward already, so the Bradley–Terry loss of a reward model trains the policy
-at once, and its optimum is the one PPO climbs to: π* ∝ π_ref·exp(r/β). The other losses differ in what they make of
+at once, and its optimum is the one PPO reaches: π* ∝ π_ref·exp(r/β). The other losses differ in what they make of
 noisy labels, of certainty, and of length.
 
     kleash dpo --model runs/sft --data comparisons.jsonl --out runs/dpo --beta 0.1
@@ -24,15 +24,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import monitors, outcomes
-from kleash.checks.gates import gate_in, gate_out
+from kleash.checks import monitors, outcome_checks
+from kleash.checks.gates import check_parents, record_checks
 from kleash.data.batch import collate
 from kleash.data.batching import batch_at, by_size, microbatches
 from kleash.data.chat import encode_all, end_ids
 from kleash.data.group import EncodedGroup, Group, Ranking, Scores
 from kleash.data.split import best_against_worst, comparison, read_split
 from kleash.errors import DataError
-from kleash.evals.policy import MeanSE, mean_se
+from kleash.evals.policy_stats import MeanSE, mean_se
 from kleash.models.forward import check_forward, response_logprobs
 from kleash.models.load import autocast, context_length, freeze, frozen_copy, load_policy, save_model
 from kleash.models.lora import lora_off, merge_lora
@@ -48,6 +48,7 @@ from kleash.objectives.preference import (
     smoothed_dpo_loss,
 )
 from kleash.objectives.reduce import masked_sum
+from kleash.progress import Progress
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import RunFolder, derive_seed, write_folder
 from kleash.sampling.local import LocalSampler
@@ -57,9 +58,8 @@ from kleash.stages.reward_model import pairs_of, rewards_report
 from kleash.stages.trainable import make_trainable
 from kleash.stages.training_configs import DPOConfig
 from kleash.training import checkpoint
+from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.optim import Optimizer
-from kleash.training.progress import Progress
-from kleash.training.selection import Selection
 from kleash.training.trackers import Trackers, require
 
 logger = logging.getLogger("kleash")
@@ -101,9 +101,9 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     folder = RunFolder.open(config.out, stage="dpo", config=config, inputs=inputs_of(config, model=policy))
     if folder.finished:
         return folder
-    gate_in(folder, role="model", parent=config.model, force=config.force)
+    check_parents(folder, role="model", parent=config.model, force=config.force)
     if config.reference is not None:
-        gate_in(folder, role="reference", parent=config.reference, force=config.force)
+        check_parents(folder, role="reference", parent=config.reference, force=config.force)
     model, tokenizer = policy or load_policy(config.model, device=config.device)
     train, held_out = _comparisons(config, model, tokenizer)
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
@@ -117,10 +117,12 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
     parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
     state = checkpoint.restore(folder, parts)
-    selection = Selection(folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure"))
-    beside = {name: build_reward(given) for name in ("hold_out", "gold") if (given := getattr(config, name))}
+    selection = BestCheckpoint(
+        folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure")
+    )
+    beside = {name: build_reward(given) for name in ("validation_reward", "gold") if (given := getattr(config, name))}
     figures: dict[str, Any] | None = None
-    drift: MeanSE | None = None
+    kl_per_response: MeanSE | None = None
     with Progress(steps, "dpo", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
         for step in range(state["step"] + 1, steps + 1):
             rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
@@ -131,8 +133,8 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
                 selection.offer(model, step, figures["loss"])
                 _watch_displacement(folder, step, figures)
             if held_out and config.kl_due(step, steps):
-                drift, watched = measure_kl(model, tokenizer, held_out, fresh_reference, config, beside)
-                metrics |= {"eval_kl": drift["mean"], **watched}
+                kl_per_response, watched = measure_kl(model, tokenizer, held_out, fresh_reference, config, beside)
+                metrics |= {"eval_kl": kl_per_response["mean"], **watched}
             if config.snapshot_every and step % config.snapshot_every == 0:
                 save_snapshot(folder, step, model, tokenizer)
             row = folder.log(step, metrics)
@@ -148,10 +150,12 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
         measured = chosen == steps  # the last weights have just been measured, unless the run goes on from its end
         if figures is None or not measured:
             figures = evaluate(model, held_out, references[len(train) :], train, config)
-        if config.kl_due(steps, steps) and (drift is None or not measured):
-            drift, _ = measure_kl(model, tokenizer, held_out, fresh_reference, config, beside)
-        results |= {"report": figures, "kl": drift}
-        gate_out(folder, checks=outcomes.direct(figures, kl=drift["mean"] if drift else None))
+        if config.kl_due(steps, steps) and (kl_per_response is None or not measured):
+            kl_per_response, _ = measure_kl(model, tokenizer, held_out, fresh_reference, config, beside)
+        results |= {"report": figures, "kl": kl_per_response}
+        record_checks(
+            folder, checks=outcome_checks.direct(figures, kl=kl_per_response["mean"] if kl_per_response else None)
+        )
     merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, _summary(results)))
     return folder.finish(**results)
@@ -303,17 +307,17 @@ def measure_kl(
             prompts, group_size=config.kl_samples // len(prompts), seed=derive_seed(config.seed, "measure kl")
         )
     reference = fresh_reference()
-    drift = torch.zeros(batch.shape[:2])
+    kl_per_response = torch.zeros(batch.shape[:2])
     sizes = [(batch.shape[1], len(prompt), batch.shape[2]) for prompt in prompts]
     for part in by_size(sizes, max_tokens=config.micro_batch_tokens):
         rows = batch.select(torch.tensor(part, device=model.device))
         with autocast(config.dtype, model.device), lora_off(reference):
             logprobs, _ = response_logprobs(reference, rows)
         assert rows.sampler_logprobs is not None
-        drift[part] = kl.per_sequence(kl.k1(rows.sampler_logprobs, logprobs), rows.mask).float().cpu()
+        kl_per_response[part] = kl.per_sequence(kl.k1(rows.sampler_logprobs, logprobs), rows.mask).float().cpu()
     groups = decode_groups(batch, [asked[prompt] for prompt in prompts], tokenizer, end_ids(tokenizer))
     scored = {f"eval_{name}": float(reward(groups).mean()) for name, reward in beside.items()}
-    return mean_se(drift), {**monitors.describe_responses(groups), **scored}
+    return mean_se(kl_per_response), {**monitors.describe_responses(groups), **scored}
 
 
 def _reference_logprobs(

@@ -22,11 +22,11 @@ from kleash.data.group import Group
 from kleash.data.split import prompt_only, read_usable
 from kleash.errors import DataError
 from kleash.models.load import autocast, context_length, load_policy
+from kleash.progress import Progress
 from kleash.run import derive_seed, fingerprint, write_text
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
 from kleash.stages.data_configs import GenerateConfig
-from kleash.training.progress import Progress
 
 logger = logging.getLogger("kleash")
 

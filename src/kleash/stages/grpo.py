@@ -1,8 +1,8 @@
 """GRPO and its kin: sample a group of responses, and let the group be its own baseline.
 
 One file and one loss. What the papers differ in stands in five settings: how scores become advantages, how tokens are
-weighed, where the leash is, how far the ratio may move, and what becomes of groups and responses that teach nothing.
-A preset is a set of their values. The leash stands in the reward by default, so that the optimum is π* ∝
+weighed, where the KL penalty is, how far the ratio may move, and what becomes of groups and responses that teach
+nothing. A preset is a set of their values. The KL penalty stands in the reward by default, so that the optimum is π* ∝
 π_ref·exp(r/β); a test measures how near this file comes to it. In the loss, as the GRPO paper has it, it is dearer or
 cheaper prompt by prompt once advantages are divided by their group's deviation, and k3 pulls towards another optimum.
 
@@ -22,9 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import ratio
-from kleash.checks.gates import gate_in
-from kleash.checks.stopping import Stopping, flat
+from kleash.checks import first_ratio
+from kleash.checks.gates import check_parents
 from kleash.data.batch import GroupBatch, concatenate
 from kleash.data.batching import batch_at
 from kleash.data.chat import end_ids
@@ -36,6 +35,7 @@ from kleash.objectives import kl
 from kleash.objectives.advantage import group_centred, group_standardised, leave_one_out
 from kleash.objectives.policy import clipped_surrogate, truncated_importance
 from kleash.objectives.reduce import masked_sum, token_weights
+from kleash.progress import Progress
 from kleash.rewards.reward import Reward
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
@@ -43,7 +43,7 @@ from kleash.stages import rollouts
 from kleash.stages.artifacts import inputs_of, model_card, parameters_held, save_snapshot
 from kleash.stages.rollouts import (
     SHOWN,
-    Watch,
+    RolloutMonitor,
     accumulate,
     advantage_figures,
     build_rewards,
@@ -59,10 +59,10 @@ from kleash.stages.rollouts import (
 )
 from kleash.stages.trainable import make_trainable
 from kleash.stages.training_configs import GRPOConfig
+from kleash.stopping.rule import DegenerateRun, zero_spread_groups
 from kleash.training import checkpoint
+from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.optim import Optimizer
-from kleash.training.progress import Progress
-from kleash.training.selection import Selection
 from kleash.training.trackers import Trackers, require
 
 OVERLONG_SHARE = 0.2
@@ -87,7 +87,7 @@ WEIGHTS = {
 def formulas(config: GRPOConfig) -> dict[str, str]:
     """What the settings come to, as it is computed: goes to run.json (F2)."""
     score = "score" if config.overlong != "penalise" else "score − overlong penalty"
-    leash = {
+    kl_term = {
         "reward": "",
         "loss-k3": " + β (π_ref/π − 1 − log(π_ref/π))",
         "loss-k2-response": " + β ½ d_t Σ_t d_t, d_t = log(π/π_ref)",
@@ -96,7 +96,7 @@ def formulas(config: GRPOConfig) -> dict[str, str]:
     formula = {
         "reward of a response": f"R = {score} − β Σ_t log(π_old/π_ref)" if config.kl_in == "reward" else f"R = {score}",
         "advantage": ADVANTAGES[config.advantage][1],
-        "loss of a token": f"− w min(ρ A, clip(ρ, {1 - config.clip:g}, {1 + high:g}) A){leash}",
+        "loss of a token": f"− w min(ρ A, clip(ρ, {1 - config.clip:g}, {1 + high:g}) A){kl_term}",
         "importance": "ρ = π/π_old, w = min(π_old/π_sampler, 2)",
         "loss": WEIGHTS[config.normalisation],
         "beta": f"{config.beta:g}",
@@ -110,7 +110,7 @@ def formulas(config: GRPOConfig) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Actors(rollouts.Actors):
+class Components(rollouts.Components):
     """Who takes part in a run."""
 
     config: GRPOConfig
@@ -133,11 +133,11 @@ class Rollout:
     """As the reward gave them."""
     score_parts: dict[str, Float[Tensor, "P K"]]
     """What they are made of, by name; empty where the reward is one thing."""
-    shaped: Float[Tensor, "P K"]
-    """With penalties, without the leash."""
-    drift: Float[Tensor, "P K"]
+    penalised_scores: Float[Tensor, "P K"]
+    """With penalties, without the KL penalty."""
+    kl_per_response: Float[Tensor, "P K"]
     """k1 of each response from the reference."""
-    flat_share: float
+    zero_spread_share: float
     """Share of all sampled groups, replaced ones too, whose responses had one score."""
     old_logprobs: Float[Tensor, "N J T"]
     reference_logprobs: Float[Tensor, "N J T"]
@@ -172,13 +172,13 @@ def run(
     folder = RunFolder.open(config.out, stage="grpo", config=config, inputs=inputs_of(config, model=policy))
     if folder.finished:
         return folder
-    gate_in(folder, role="model", parent=config.model, force=config.force)
-    gate_in(folder, role="reward", parent=config.reward, force=config.force)
+    check_parents(folder, role="model", parent=config.model, force=config.force)
+    check_parents(folder, role="reward", parent=config.reward, force=config.force)
     model, tokenizer = policy or load_policy(config.model, device=config.device)
     prompts, held_out = read_prompts(config, model, tokenizer)
-    # at β = 0 the loss does not need it, but how far the policy has gone is the figure that tells a missing leash
+    # at β = 0 the loss does not need it, but how far the policy has gone is the figure that tells a missing KL penalty
     reference = load_reference(config, model)
-    reward, hold_out, gold = build_rewards(config, tokenizer, reward)
+    reward, validation_reward, gold = build_rewards(config, tokenizer, reward)
     make_trainable(model, config)
     sampler = LocalSampler(
         model,
@@ -187,22 +187,27 @@ def run(
         temperature=config.temperature,
         end_ids=end_ids(tokenizer),
     )
-    actors = Actors(config, model, tokenizer, reference, reward, sampler, hold_out, gold)
+    actors = Components(config, model, tokenizer, reference, reward, sampler, validation_reward, gold)
     steps = config.steps(len(prompts))
     folder.note("formulas", **formulas(config))
-    folder.note("models", **parameters_held(policy=model, reference=reference, reward=reward, hold_out=hold_out))
+    folder.note(
+        "models",
+        **parameters_held(policy=model, reference=reference, reward=reward, validation_reward=validation_reward),
+    )
 
     updates = config.inner_epochs * config.minibatches
     optimizer = Optimizer(model, steps=steps * updates, **config.optimizer_settings())
     parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
     state = checkpoint.restore(folder, parts)
-    done, place = state["step"], state.get("place", 0)  # place: prompts taken so far
-    stopping = Stopping(**state.get("stopping", {}))
-    selection = Selection(folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure"))
-    watch = Watch(actors, folder, state)
+    done, cursor = state["step"], state.get("cursor", 0)  # cursor: prompts taken so far
+    stopping = DegenerateRun(**state.get("stopping", {}))
+    selection = BestCheckpoint(
+        folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure")
+    )
+    watch = RolloutMonitor(actors, folder, state)
 
     def keep(step: int) -> None:
-        numbers = {"place": place, "stopping": asdict(stopping), **selection.numbers, **watch.numbers}
+        numbers = {"cursor": cursor, "stopping": asdict(stopping), **selection.numbers, **watch.numbers}
         checkpoint.save(folder, step, parts, keep=config.keep_states, **numbers)
 
     if done == 0 and held_out and config.eval_every:
@@ -210,14 +215,14 @@ def run(
     with Progress(steps, "grpo", start=done) as progress, Trackers(config.trackers, folder) as trackers:
         while done < steps and not stopping.solved and not watch.over:
             step = done + 1
-            rollout, place = collect(actors, prompts, place=place, step=step)
-            solved = stopping.see(rollout.scores, rollout.shaped, rollout.batch.mask)
-            metrics = describe(rollout, config.beta) | {"solved_share": solved.float().mean()}
-            metrics |= watch.see(step, rollout.groups, rollout.scores, rollout.score_parts, rollout.drift)
+            rollout, cursor = collect(actors, prompts, cursor=cursor, step=step)
+            solved = stopping.see(rollout.scores, rollout.penalised_scores, rollout.batch.mask)
+            metrics = rollout_metrics(rollout, config.beta) | {"solved_share": solved.float().mean()}
+            metrics |= watch.see(step, rollout.groups, rollout.scores, rollout.score_parts, rollout.kl_per_response)
             for epoch in range(config.inner_epochs):
                 for part in minibatches(config, len(rollout.groups), step, epoch):
                     first = not metrics.get("updates")
-                    accumulate(metrics, learn(actors, rollout, part, optimizer, first=first), 1 / updates)
+                    accumulate(metrics, update(actors, rollout, part, optimizer, first=first), 1 / updates)
             if held_out and (config.due(step, steps) or stopping.solved or watch.over):
                 metrics |= evaluate(actors, held_out, folder, step)
                 selection.offer(model, step, watch.measured(metrics, config.beta))
@@ -245,13 +250,13 @@ def run(
 
 
 @torch.no_grad()
-def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, place: int, step: int) -> tuple[Rollout, int]:
+def collect(actors: Components, prompts: Sequence[EncodedGroup], *, cursor: int, step: int) -> tuple[Rollout, int]:
     """Sample a group for each of the next prompts, score it, and work out who was better than the others.
 
     Args:
         actors: who takes part.
         prompts: all of them.
-        place: how many were taken before.
+        cursor: how many were taken before.
         step: number of the rollout, for its random streams.
 
     Returns:
@@ -260,18 +265,20 @@ def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, place: int, step
     config = actors.config
     kept: list[tuple[GroupBatch, list[Group], Tensor]] = []
     kept_parts: list[dict[str, Tensor]] = []
-    wanted, seen, seen_flat = config.batch_size, 0, 0
+    wanted, seen, seen_zero_spread = config.batch_size, 0, 0
     for attempt in range(REPLACING_ROUNDS if config.resample_zero_spread else 1):
-        rows = [batch_at(at, len(prompts), 1, config.seed)[0] for at in range(place, place + wanted)]
-        place += wanted
+        rows = [batch_at(at, len(prompts), 1, config.seed)[0] for at in range(cursor, cursor + wanted)]
+        cursor += wanted
         name = ("rollout", step) if attempt == 0 else ("rollout", step, attempt)
         batch, groups, scores, score_parts = sample(
             actors, [prompts[row] for row in rows], group_size=config.group_size, seed=derive_seed(config.seed, *name)
         )
-        dull = flat(_shape(config, scores, batch))
-        seen, seen_flat = seen + len(groups), seen_flat + int(dull.sum())
+        is_zero_spread = zero_spread_groups(_shape(config, scores, batch))
+        seen, seen_zero_spread = seen + len(groups), seen_zero_spread + int(is_zero_spread.sum())
         last = attempt + 1 == REPLACING_ROUNDS or not config.resample_zero_spread
-        use = torch.arange(len(groups), device=dull.device) if last else (~dull).nonzero().squeeze(1)
+        use = (
+            torch.arange(len(groups), device=is_zero_spread.device) if last else (~is_zero_spread).nonzero().squeeze(1)
+        )
         if len(use):
             kept.append((batch.select(use), [groups[index] for index in use.tolist()], scores[use]))
             kept_parts.append({name: part[use.cpu()] for name, part in score_parts.items()})
@@ -282,25 +289,26 @@ def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, place: int, step
     groups = [group for _, some, _ in kept for group in some]
     scores = torch.cat([scores for _, _, scores in kept])
     score_parts = {name: torch.cat([parts[name] for parts in kept_parts]) for name in kept_parts[0]}
-    shaped = _shape(config, scores, batch)
+    penalised_scores = _shape(config, scores, batch)
 
     batch = batch.split(_fitting(batch, config.micro_batch_tokens))
     old_logprobs = rollout_logprobs(actors, batch)
     reference_logprobs = rollouts.reference_logprobs(actors, batch)
-    drift = kl.per_sequence(kl.k1(old_logprobs, reference_logprobs), batch.mask).reshape(scores.shape)
-    compared = shaped - config.beta * drift if config.kl_in == "reward" else shaped
+    kl_per_response = kl.per_sequence(kl.k1(old_logprobs, reference_logprobs), batch.mask).reshape(scores.shape)
+    compared = penalised_scores - config.beta * kl_per_response if config.kl_in == "reward" else penalised_scores
     advantages = ADVANTAGES[config.advantage][0](compared).reshape(batch.shape[:2])
     lengths = batch.mask.sum(-1).float()
     if config.overlong == "mask":
         batch = batch.without(~_ended(groups, batch))
     return Rollout(
-        batch, lengths, groups, scores, score_parts, shaped, drift, seen_flat / seen, old_logprobs, reference_logprobs,
+        batch, lengths, groups, scores, score_parts, penalised_scores, kl_per_response, seen_zero_spread / seen,
+        old_logprobs, reference_logprobs,
         advantages,
-    ), place  # fmt: skip
+    ), cursor  # fmt: skip
 
 
-def learn(
-    actors: Actors,
+def update(
+    actors: Components,
     rollout: Rollout,
     groups: Sequence[int],
     optimizer: Optimizer,
@@ -345,7 +353,7 @@ def learn(
 
         old_logprobs, reference_logprobs = rows_of(rollout.old_logprobs), rows_of(rollout.reference_logprobs)
         if first:
-            worst = ratio.check_first(
+            worst = first_ratio.check_first(
                 actors.policy, batch, logprobs.detach(), old_logprobs, config.temperature, config.dtype
             )
             totals["first_ratio"] = torch.maximum(totals.get("first_ratio", torch.ones((), device=device)), worst)
@@ -373,7 +381,7 @@ def learn(
     return {**totals, **optimizer.step(), "updates": 1}
 
 
-def describe(rollout: Rollout, beta: float) -> dict[str, Any]:
+def rollout_metrics(rollout: Rollout, beta: float) -> dict[str, Any]:
     """Figures of a rollout, before anything is learned from it. Formulas: docs/stages/grpo.md."""
     assert rollout.batch.sampler_logprobs is not None
     mismatch = (rollout.old_logprobs - rollout.batch.sampler_logprobs).abs()
@@ -381,11 +389,11 @@ def describe(rollout: Rollout, beta: float) -> dict[str, Any]:
     return {
         "reward": rollout.scores.mean(),
         **{f"reward/{name}": part.mean() for name, part in rollout.score_parts.items()},
-        "kl": rollout.drift.mean(),
+        "kl": rollout.kl_per_response.mean(),
         "beta": beta,
         "length": rollout.sampled.mean(),
         "end_rate": torch.tensor(ended).mean(),
-        "flat_share": rollout.flat_share,
+        "zero_spread_share": rollout.zero_spread_share,
         "reward_spread": rollout.scores.std(-1).mean(),
         **advantage_figures(rollout.advantages, torch.ones_like(rollout.advantages, dtype=torch.bool)),
         "sampler_mismatch": torch.where(rollout.batch.mask, mismatch, 0).max(),

@@ -1,8 +1,8 @@
-"""PPO on a leash: climb the reward, and pay β for every nat of KL from the reference.
+"""PPO with a KL penalty: optimise the reward, and pay β for every nat of KL from the reference.
 
-Sample, score, estimate advantages with a learned value function, take clipped steps. The leash stands in the reward,
-token by token (k1), so that the optimum is π* ∝ π_ref·exp(r/β), and on a problem small enough to enumerate a test
-measures how near this file comes to it.
+Sample, score, estimate advantages with a learned value function, take clipped steps. The KL penalty stands in the
+reward, token by token (k1), so that the optimum is π* ∝ π_ref·exp(r/β), and on a problem small enough to enumerate a
+test measures how near this file comes to it.
 
     kleash ppo --model runs/sft --data prompts.jsonl --reward runs/reward --out runs/ppo --beta 0.05
 
@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import ratio
-from kleash.checks.gates import gate_in
+from kleash.checks import first_ratio
+from kleash.checks.gates import check_parents
 from kleash.data.batch import GroupBatch, collate
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all, end_ids
@@ -36,6 +36,7 @@ from kleash.objectives.advantage import gae, token_rewards
 from kleash.objectives.policy import clipped_surrogate
 from kleash.objectives.reduce import masked_mean, masked_sum, masked_whiten
 from kleash.objectives.value import clipped_value_loss, explained_variance
+from kleash.progress import Progress
 from kleash.rewards.ensemble import EnsembleReward
 from kleash.rewards.learned import LearnedReward
 from kleash.rewards.reward import Reward
@@ -45,7 +46,7 @@ from kleash.stages import rollouts
 from kleash.stages.artifacts import inputs_of, model_card, parameters_held, save_snapshot
 from kleash.stages.rollouts import (
     SHOWN,
-    Watch,
+    RolloutMonitor,
     accumulate,
     advantage_figures,
     build_rewards,
@@ -63,10 +64,9 @@ from kleash.stages.rollouts import (
 from kleash.stages.trainable import make_trainable
 from kleash.stages.training_configs import PPOConfig
 from kleash.training import checkpoint
+from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.ema import Average
 from kleash.training.optim import Optimizer
-from kleash.training.progress import Progress
-from kleash.training.selection import Selection
 from kleash.training.trackers import Trackers, require
 
 FORMULA = {
@@ -89,7 +89,7 @@ class Rollout:
     parts: dict[str, Float[Tensor, " R"]]
     """What the reward is made of, by name; empty where it is one thing."""
     old_logprobs: Float[Tensor, "R T"]
-    drift: Float[Tensor, "R T"]
+    kl_per_token: Float[Tensor, "R T"]
     """k1 of each token."""
     values: Float[Tensor, "R T"]
     advantages: Float[Tensor, "R T"]
@@ -100,8 +100,8 @@ class Rollout:
     @property
     def scored(self) -> tuple[Float[Tensor, "R 1"], dict[str, Float[Tensor, "R 1"]], Float[Tensor, "R 1"]]:
         """Scores, their parts and the KL of each response, as [P, K]."""
-        drift = kl.per_sequence(self.drift, self.batch.mask[:, 0])
-        return self.scores[:, None], {name: part[:, None] for name, part in self.parts.items()}, drift[:, None]
+        kl_per_token = kl.per_sequence(self.kl_per_token, self.batch.mask[:, 0])
+        return self.scores[:, None], {name: part[:, None] for name, part in self.parts.items()}, kl_per_token[:, None]
 
 
 def run(
@@ -124,12 +124,12 @@ def run(
     folder = RunFolder.open(config.out, stage="ppo", config=config, inputs=inputs_of(config, model=policy))
     if folder.finished:
         return folder
-    gate_in(folder, role="model", parent=config.model, force=config.force)
-    gate_in(folder, role="reward", parent=config.reward, force=config.force)
+    check_parents(folder, role="model", parent=config.model, force=config.force)
+    check_parents(folder, role="reward", parent=config.reward, force=config.force)
     model, tokenizer = policy or load_policy(config.model, device=config.device)
     prompts, held_out = read_prompts(config, model, tokenizer)
     reference = load_reference(config, model)
-    reward, hold_out, gold = build_rewards(config, tokenizer, reward)
+    reward, validation_reward, gold = build_rewards(config, tokenizer, reward)
     critic = _critic(model, reward, config)
     make_trainable(model, config)
     make_trainable(critic.decoder, config)
@@ -141,11 +141,14 @@ def run(
         temperature=config.temperature,
         end_ids=end_ids(tokenizer),
     )
-    actors = Actors(config, model, tokenizer, reference, reward, sampler, hold_out, gold, critic=critic)
+    actors = Components(config, model, tokenizer, reference, reward, sampler, validation_reward, gold, critic=critic)
     steps = config.steps(len(prompts))
     folder.note("formulas", **FORMULA)
     folder.note(
-        "models", **parameters_held(policy=model, reference=reference, reward=reward, value=critic, hold_out=hold_out)
+        "models",
+        **parameters_held(
+            policy=model, reference=reference, reward=reward, value=critic, validation_reward=validation_reward
+        ),
     )
 
     updates = steps * config.inner_epochs * config.minibatches
@@ -161,8 +164,10 @@ def run(
     state = checkpoint.restore(folder, parts)
     beta = state.get("beta", config.beta)
     done = state["step"]
-    selection = Selection(folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure"))
-    watch = Watch(actors, folder, state)
+    selection = BestCheckpoint(
+        folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure")
+    )
+    watch = RolloutMonitor(actors, folder, state)
 
     def keep(step: int) -> None:
         checkpoint.save(folder, step, parts, keep=config.keep_states, beta=beta, **selection.numbers, **watch.numbers)
@@ -174,14 +179,14 @@ def run(
             step = done + 1
             rows = batch_at(step - 1, len(prompts), config.batch_size, config.seed)
             rollout = collect(actors, [prompts[row] for row in rows], beta=beta, step=step)
-            metrics = describe(rollout, beta) | watch.see(step, rollout.groups, *rollout.scored)
+            metrics = rollout_metrics(rollout, beta) | watch.see(step, rollout.groups, *rollout.scored)
             for epoch in range(config.inner_epochs):
                 for part in minibatches(config, len(rows), step, epoch):
                     first = not metrics.get("updates")
                     extra = _pretraining_batch(config, pretraining, optimizer.taken)
-                    update = learn(actors, rollout, part, optimizer, value_optimizer, extra=extra, first=first)
+                    figures = update(actors, rollout, part, optimizer, value_optimizer, extra=extra, first=first)
                     average.update(model)
-                    accumulate(metrics, update, 1 / (config.inner_epochs * config.minibatches))
+                    accumulate(metrics, figures, 1 / (config.inner_epochs * config.minibatches))
             if config.target_kl is not None:
                 beta = kl.adapt_beta(
                     beta, float(metrics["kl"]), target=config.target_kl, horizon=config.kl_horizon, samples=len(rows)
@@ -210,7 +215,7 @@ def run(
 
 
 @dataclass(frozen=True)
-class Actors(rollouts.Actors):
+class Components(rollouts.Components):
     """Who takes part in a run, the value network with them."""
 
     config: PPOConfig
@@ -218,7 +223,7 @@ class Actors(rollouts.Actors):
 
 
 @torch.no_grad()
-def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, beta: float, step: int) -> Rollout:
+def collect(actors: Components, prompts: Sequence[EncodedGroup], *, beta: float, step: int) -> Rollout:
     """Sample a response for each prompt, score it, and work out what was better than expected."""
     config = actors.config
     seed = derive_seed(config.seed, "rollout", step)
@@ -226,25 +231,25 @@ def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, beta: float, ste
     mask, scores = batch.mask[:, 0], scores[:, 0]
     parts = {name: part[:, 0] for name, part in score_parts.items()}
     old_logprobs = rollout_logprobs(actors, batch)[:, 0]
-    drift = kl.k1(old_logprobs, rollouts.reference_logprobs(actors, batch)[:, 0])
+    kl_per_token = kl.k1(old_logprobs, rollouts.reference_logprobs(actors, batch)[:, 0])
     state_values = in_parts(actors, batch, lambda part: values(actors.critic, part))[:, 0]
 
-    shaped = scores if config.reward_clip is None else scores.clamp(-config.reward_clip, config.reward_clip)
+    penalised_scores = scores if config.reward_clip is None else scores.clamp(-config.reward_clip, config.reward_clip)
     if config.missing_eos_score is not None:
-        ended = torch.tensor([group.responses[0].finished for group in groups], device=shaped.device)
-        shaped = torch.where(ended, shaped, config.missing_eos_score)
-    rewards = token_rewards(shaped, drift, beta=beta, mask=mask)
+        ended = torch.tensor([group.responses[0].finished for group in groups], device=penalised_scores.device)
+        penalised_scores = torch.where(ended, penalised_scores, config.missing_eos_score)
+    rewards = token_rewards(penalised_scores, kl_per_token, beta=beta, mask=mask)
     if config.whiten_rewards:
         rewards = masked_whiten(rewards, mask, shift_mean=False)
     advantages, returns = gae(rewards, state_values, gamma=config.gamma, lam=config.lam, mask=mask)
     raw = advantage_figures(advantages, mask)
     if config.whiten_advantages:
         advantages = masked_whiten(advantages, mask)
-    return Rollout(batch, groups, scores, parts, old_logprobs, drift, state_values, advantages, returns, raw)
+    return Rollout(batch, groups, scores, parts, old_logprobs, kl_per_token, state_values, advantages, returns, raw)
 
 
-def learn(
-    actors: Actors,
+def update(
+    actors: Components,
     rollout: Rollout,
     rows: Sequence[int],
     optimizer: Optimizer,
@@ -283,7 +288,7 @@ def learn(
         if first:
             totals["first_ratio"] = torch.maximum(
                 totals.get("first_ratio", torch.ones((), device=device)),
-                ratio.check_first(
+                first_ratio.check_first(
                     actors.policy, batch, logprobs.detach(), old_logprobs, config.temperature, config.dtype
                 ),
             )
@@ -316,7 +321,7 @@ def learn(
     return {**totals, **taken, "updates": 1}
 
 
-def describe(rollout: Rollout, beta: float) -> dict[str, Any]:
+def rollout_metrics(rollout: Rollout, beta: float) -> dict[str, Any]:
     """Figures of a rollout, before anything is learned from it. Formulas: docs/stages/ppo.md."""
     mask = rollout.batch.mask[:, 0]
     assert rollout.batch.sampler_logprobs is not None
@@ -324,7 +329,7 @@ def describe(rollout: Rollout, beta: float) -> dict[str, Any]:
     return {
         "reward": rollout.scores.mean(),
         **{f"reward/{name}": part.mean() for name, part in rollout.parts.items()},
-        "kl": kl.per_sequence(rollout.drift, mask).mean(),
+        "kl": kl.per_sequence(rollout.kl_per_token, mask).mean(),
         "beta": beta,
         "length": mask.sum(-1).float().mean(),
         "end_rate": torch.tensor([float(group.responses[0].finished) for group in rollout.groups]).mean(),
@@ -335,7 +340,7 @@ def describe(rollout: Rollout, beta: float) -> dict[str, Any]:
     }
 
 
-def _keep_up(actors: Actors, groups: Sequence[EncodedGroup], optimizer: Optimizer) -> Tensor:
+def _keep_up(actors: Components, groups: Sequence[EncodedGroup], optimizer: Optimizer) -> Tensor:
     """Add the gradient of −coefficient · log-likelihood a token of some demonstrations (PPO-ptx)."""
     tokens = sum(sum(response.mask) for group in groups for response in group.responses)
     total = torch.zeros((), device=actors.policy.device)

@@ -21,18 +21,19 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import outcomes, preconditions
-from kleash.checks.gates import gate_in, gate_out
+from kleash.checks import data_checks, outcome_checks
+from kleash.checks.gates import check_parents, record_checks
 from kleash.data.batch import GroupBatch, collate
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Preference, Ranking
 from kleash.data.split import comparison, demonstration, imitated, read_split, read_usable
-from kleash.evals.preference import preference_report
+from kleash.evals.preference_report import preference_report
 from kleash.models.forward import check_forward, head_scores
 from kleash.models.load import autocast, context_length, new_reward_model, save_model
 from kleash.models.lora import merge_lora
 from kleash.objectives.bradley_terry import pair_loss, ranking_loss
+from kleash.progress import Progress
 from kleash.rewards.learned import score_encoded
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import RunFolder, derive_seed
@@ -42,9 +43,8 @@ from kleash.stages.reward_report import held_out_rewards, pairs_of
 from kleash.stages.trainable import make_trainable
 from kleash.stages.training_configs import RewardConfig
 from kleash.training import checkpoint
+from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.optim import Optimizer
-from kleash.training.progress import Progress
-from kleash.training.selection import Selection
 from kleash.training.trackers import Trackers, require
 
 logger = logging.getLogger("kleash")
@@ -72,7 +72,7 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     folder = RunFolder.open(config.out, stage="reward", config=config, inputs=inputs_of(config, model=reward))
     if folder.finished:
         return folder
-    gate_in(folder, role="model", parent=config.model, force=config.force)
+    check_parents(folder, role="model", parent=config.model, force=config.force)
     model, tokenizer = reward or new_reward_model(
         config.model, seed=config.seed, heads=config.heads, device=config.device
     )
@@ -90,7 +90,9 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
     parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
     state = checkpoint.restore(folder, parts)
-    selection = Selection(folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure"))
+    selection = BestCheckpoint(
+        folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure")
+    )
     rewards: list[list[float]] | None = None
     with Progress(steps, "reward", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
         for step in range(state["step"] + 1, steps + 1):
@@ -120,10 +122,10 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
         results["report"] = whole_report(model, tokenizer, train, held_out, rewards, config, gold) | {
             "distance": distances
         }
-        origin = None  # a live reward model may speak another language than `config.model`
+        on_policy_check = None  # a live reward model may speak another language than `config.model`
         if reward is None:
-            origin = preconditions.origin(config.model, train, device=config.device, dtype=config.dtype)
-        verdict(folder, results["report"], origin)
+            on_policy_check = data_checks.on_policy_check(config.model, train, device=config.device, dtype=config.dtype)
+        verdict(folder, results["report"], on_policy_check)
     save_model(folder.path, model, tokenizer, model_card(folder, summary(results.get("report"))))
     fitted.save(folder.path)
     return folder.finish(**results)
@@ -266,9 +268,11 @@ def start_samples(
     )  # fmt: skip
 
 
-def verdict(folder: RunFolder, figures: dict[str, Any], origin: outcomes.Origin | None = None) -> None:
+def verdict(
+    folder: RunFolder, figures: dict[str, Any], on_policy_check: outcome_checks.SampledBy | None = None
+) -> None:
     """The gate out, on the report and on whose samples the training responses are."""
-    gate_out(folder, checks=outcomes.reward_model(figures, origin=origin))
+    record_checks(folder, checks=outcome_checks.reward_model(figures, on_policy_check=on_policy_check))
 
 
 def _accuracy(figures: dict[str, Any]) -> str:

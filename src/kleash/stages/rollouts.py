@@ -13,9 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import monitors, outcomes
-from kleash.checks.gates import gate_out
-from kleash.checks.stopping import EarlyStopping
+from kleash.checks import monitors, outcome_checks
+from kleash.checks.gates import record_checks
 from kleash.data.batch import GroupBatch
 from kleash.data.batching import by_size
 from kleash.data.chat import encode_all, end_ids
@@ -27,11 +26,12 @@ from kleash.models.load import autocast, context_length, freeze, frozen_copy, lo
 from kleash.models.lora import lora_off
 from kleash.objectives import kl
 from kleash.objectives.reduce import masked_mean
-from kleash.rewards.ensemble import HOLD_OUT
+from kleash.rewards.ensemble import VALIDATION
 from kleash.rewards.reward import Parts, Reward, build_reward, explain
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
+from kleash.stopping.rule import Plateau
 from kleash.training.settings import RolloutConfig
 
 logger = logging.getLogger("kleash")
@@ -41,7 +41,7 @@ SHOWN = ("reward", "kl", "entropy", "length", "eval_reward")
 
 
 @dataclass(frozen=True)
-class Actors:
+class Components:
     """Who takes part in a run, passed around together."""
 
     config: RolloutConfig
@@ -51,14 +51,14 @@ class Actors:
     """With adapters: the policy itself, asked with them switched off."""
     reward: Reward
     sampler: LocalSampler
-    hold_out: Reward | None = None
-    """Watched and never climbed."""
+    validation_reward: Reward | None = None
+    """Watched and never optimised."""
     gold: Reward | None = None
     """What is truly wanted, on held-out prompts."""
 
 
 def sample(
-    actors: Actors, prompts: Sequence[EncodedGroup], *, group_size: int, seed: int
+    actors: Components, prompts: Sequence[EncodedGroup], *, group_size: int, seed: int
 ) -> tuple[GroupBatch, list[Group], Float[Tensor, "P K"], Parts]:
     """Sample K responses to each prompt and score them: the sum, and by name what it is made of."""
     with autocast(actors.config.dtype, actors.policy.device):
@@ -68,26 +68,26 @@ def sample(
     return batch, groups, scores.to(actors.policy.device), score_parts
 
 
-def logprobs_under(actors: Actors, model: PreTrainedModel, batch: GroupBatch) -> Float[Tensor, "P K T"]:
+def logprobs_under(actors: Components, model: PreTrainedModel, batch: GroupBatch) -> Float[Tensor, "P K T"]:
     """Log-probability of each token under a model, without gradient; 0 where masked."""
     temperature = actors.config.temperature
     return in_parts(actors, batch, lambda part: response_logprobs(model, part, temperature=temperature)[0])
 
 
-def reference_logprobs(actors: Actors, batch: GroupBatch) -> Float[Tensor, "P K T"]:
+def reference_logprobs(actors: Components, batch: GroupBatch) -> Float[Tensor, "P K T"]:
     """Log-probability of each token under the reference: a frozen copy, or the policy without its adapters."""
     with lora_off(actors.reference):
         return logprobs_under(actors, actors.reference, batch)
 
 
 def load_reference(config: RolloutConfig, policy: PreTrainedModel) -> PreTrainedModel:
-    """What the leash is tied to: to be called before the policy is changed, adapters included."""
+    """The reference of the KL penalty: to be called before the policy is changed, adapters included."""
     if config.reference is not None:
         return freeze(load_policy(config.reference, device=config.device)[0])
     return policy if config.lora_rank is not None else frozen_copy(policy)
 
 
-def rollout_logprobs(actors: Actors, batch: GroupBatch) -> Float[Tensor, "P K T"]:
+def rollout_logprobs(actors: Components, batch: GroupBatch) -> Float[Tensor, "P K T"]:
     """The trainer's log-probabilities of what was just sampled.
 
     In float32 the sampler's numbers are the trainer's; else they are computed again.
@@ -100,7 +100,7 @@ def rollout_logprobs(actors: Actors, batch: GroupBatch) -> Float[Tensor, "P K T"
 
 @torch.no_grad()
 def in_parts(
-    actors: Actors, batch: GroupBatch, compute: Callable[[GroupBatch], Float[Tensor, "P K T"]]
+    actors: Components, batch: GroupBatch, compute: Callable[[GroupBatch], Float[Tensor, "P K T"]]
 ) -> Float[Tensor, "P K T"]:
     """Compute something of each token, in micro-batches by length; 0 where masked."""
     out = torch.zeros(batch.mask.shape, device=actors.policy.device)
@@ -130,30 +130,32 @@ def minibatches(config: RolloutConfig, rows: int, step: int, epoch: int) -> Iter
 def build_rewards(
     config: RolloutConfig, tokenizer: PreTrainedTokenizerBase, live: Reward | None
 ) -> tuple[Reward, Reward | None, Reward | None]:
-    """What is climbed (or `live` in its place), what is watched, and what is wanted."""
+    """What is optimised (or `live` in its place), what is watched, and what is wanted."""
     settings: dict[str, Any] = {
         "policy_tokenizer": tokenizer, "device": config.device, "dtype": config.dtype,
         "micro_batch_tokens": config.micro_batch_tokens,
     }  # fmt: skip
-    left = Path(config.reward) / HOLD_OUT
-    hold_out = config.hold_out or (str(left) if left.is_dir() else None)
-    if config.criterion == "validation" and hold_out is None:
-        raise ConfigError("criterion validation needs a hold-out reward; give --hold-out, or a --reward that has one")
+    left = Path(config.reward) / VALIDATION
+    validation_reward = config.hold_out or (str(left) if left.is_dir() else None)
+    if config.criterion == "validation" and validation_reward is None:
+        raise ConfigError(
+            "criterion validation needs a validation reward; give --hold-out, or a --reward that has one"
+        )
     return (
         live or build_reward(config.reward, **settings),
-        build_reward(hold_out, **settings) if hold_out else None,
+        build_reward(validation_reward, **settings) if validation_reward else None,
         build_reward(config.gold, **settings) if config.gold else None,
     )
 
 
-class Watch:
-    """Watches the rollouts of a run: figures beside what is climbed, a few responses to look at, early stopping."""
+class RolloutMonitor:
+    """Watches the rollouts of a run: figures beside what is optimised, a few responses to look at, early stopping."""
 
-    def __init__(self, actors: Actors, folder: RunFolder, state: Mapping[str, Any]) -> None:
+    def __init__(self, actors: Components, folder: RunFolder, state: Mapping[str, Any]) -> None:
         """Start, or go on from a checkpoint's state."""
         self.actors, self.folder = actors, folder
         self.kls = [row["kl"] for row in folder.metrics() if row.get("kl") is not None][-2:]
-        self.stopping = EarlyStopping(**state.get("early_stopping", {}))
+        self.stopping = Plateau(**state.get("early_stopping", {}))
 
     def see(
         self,
@@ -161,14 +163,14 @@ class Watch:
         groups: Sequence[Group],
         scores: Float[Tensor, "P K"],
         parts: Parts,
-        drift: Float[Tensor, "P K"],
+        kl_per_response: Float[Tensor, "P K"],
     ) -> dict[str, Any]:
         """Take in a rollout: its figures for metrics.jsonl, and a few responses for rollouts.jsonl."""
         actors = self.actors
-        figures = monitors.watch(groups, scores, parts=parts, hold_out=actors.hold_out)
-        self.kls = [*self.kls[-2:], float(drift.mean())]
+        figures = monitors.watch(groups, scores, parts=parts, validation_reward=actors.validation_reward)
+        self.kls = [*self.kls[-2:], float(kl_per_response.mean())]
         self.stopping.see_kl(self.kls[-1], actors.config.kl_budget)
-        self.folder.append("rollouts.jsonl", monitors.shown(step, groups, scores, drift))
+        self.folder.append("rollouts.jsonl", monitors.shown(step, groups, scores, kl_per_response))
         return {**figures, "kl_acceleration": monitors.acceleration(self.kls)}
 
     def measured(self, metrics: Mapping[str, Any], beta: float) -> float:
@@ -177,7 +179,7 @@ class Watch:
         if config.criterion == "objective":
             figure = metrics["eval_reward"] - beta * metrics["eval_kl"]
         else:
-            figure = metrics["eval_gold" if config.criterion == "gold" else "eval_hold_out"]
+            figure = metrics["eval_gold" if config.criterion == "gold" else "eval_validation_reward"]
         self.stopping.see_figure(figure, config.patience, config.criterion)
         return -figure
 
@@ -192,14 +194,16 @@ class Watch:
         return {"early_stopping": asdict(self.stopping)}
 
 
-def evaluate(actors: Actors, prompts: Sequence[EncodedGroup], folder: RunFolder, step: int) -> dict[str, float]:
+def evaluate(actors: Components, prompts: Sequence[EncodedGroup], folder: RunFolder, step: int) -> dict[str, float]:
     """Sample the held-out prompts afresh, with the same streams at every step, and write the responses down."""
     seed = derive_seed(actors.config.seed, "evaluation")
     batch, groups, scores, parts = sample(actors, prompts, group_size=1, seed=seed)
     assert batch.sampler_logprobs is not None
     reference = reference_logprobs(actors, batch)
-    drift = kl.per_sequence(kl.k1(batch.sampler_logprobs, reference), batch.mask)
-    beside = {name: other(groups) for name in ("gold", "hold_out") if (other := getattr(actors, name)) is not None}
+    kl_per_response = kl.per_sequence(kl.k1(batch.sampler_logprobs, reference), batch.mask)
+    beside = {
+        name: other(groups) for name in ("gold", "validation_reward") if (other := getattr(actors, name)) is not None
+    }
     rows = [
         {
             "step": step,
@@ -212,7 +216,7 @@ def evaluate(actors: Actors, prompts: Sequence[EncodedGroup], folder: RunFolder,
             **group.columns,
         }
         for place, (group, score, nats) in enumerate(
-            zip(groups, scores[:, 0].tolist(), drift[:, 0].tolist(), strict=True)
+            zip(groups, scores[:, 0].tolist(), kl_per_response[:, 0].tolist(), strict=True)
         )
     ]
     folder.append("samples.jsonl", rows)
@@ -221,7 +225,7 @@ def evaluate(actors: Actors, prompts: Sequence[EncodedGroup], folder: RunFolder,
         "eval_reward": scores,
         **{f"eval_reward/{name}": part for name, part in parts.items()},
         **{f"eval_{name}": values for name, values in beside.items()},
-        "eval_kl": drift,
+        "eval_kl": kl_per_response,
         "eval_length": batch.mask.sum(-1).float(),
     }
     return {"eval_end_rate": ended, **{name: float(figures.mean()) for name, figures in means.items()}}
@@ -272,7 +276,7 @@ def accumulate(totals: dict[str, Any], figures: Mapping[str, Any], weight: float
 def verdict(folder: RunFolder, *, advice: str) -> None:
     """The gate out of a policy, from what its rollouts were like."""
     kl_budget = folder.record["config"].get("kl_budget")
-    gate_out(folder, checks=outcomes.policy(folder.metrics(), kl_budget=kl_budget, advice=advice))
+    record_checks(folder, checks=outcome_checks.policy(folder.metrics(), kl_budget=kl_budget, advice=advice))
 
 
 def summary(folder: RunFolder) -> str:

@@ -20,14 +20,14 @@ from torch import Tensor
 from kleash.data.formats import read_rows, write_rows
 from kleash.data.group import Group, Preference, Ranking
 from kleash.errors import DataError
-from kleash.evals.policy import mean_se
+from kleash.evals.policy_stats import mean_se
+from kleash.progress import Progress
 from kleash.rewards.checks import VERDICTS
 from kleash.rewards.composition import content_of
 from kleash.rewards.reward import Reward, build_reward, explain
 from kleash.run import fingerprint
 from kleash.stages.data_configs import ScoreConfig
 from kleash.stages.files import finish, finished
-from kleash.training.progress import Progress
 
 logger = logging.getLogger("kleash")
 

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: imitate demonstrations.
 
 The first link of the chain: it makes the policy coherent and on-task, and its result is both the launch point of the
-policy and the anchor that the leash is tied to.
+policy and the reference of the KL penalty.
 
     kleash sft --model base/ --data demonstrations.jsonl --out runs/sft
 
@@ -17,9 +17,9 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import outcomes
-from kleash.checks.gates import Check, gate_in, gate_out
-from kleash.checks.samples import describe, prompt_effect, responses_of, sample, usual_length
+from kleash.checks import outcome_checks
+from kleash.checks.gates import Check, check_parents, record_checks
+from kleash.checks.sample_stats import describe, prompt_effect, responses_of, sample, usual_length
 from kleash.data.batch import collate
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all
@@ -29,14 +29,14 @@ from kleash.models.forward import check_forward, response_logprobs
 from kleash.models.load import autocast, context_length, load_policy, save_model
 from kleash.models.lora import merge_lora
 from kleash.objectives.reduce import masked_sum
+from kleash.progress import Progress
 from kleash.run import RunFolder
 from kleash.stages.artifacts import inputs_of, model_card
 from kleash.stages.trainable import make_trainable
 from kleash.stages.training_configs import SFTConfig
 from kleash.training import checkpoint
+from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.optim import Optimizer
-from kleash.training.progress import Progress
-from kleash.training.selection import Selection
 from kleash.training.trackers import Trackers, require
 
 logger = logging.getLogger("kleash")
@@ -67,7 +67,7 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     folder = RunFolder.open(config.out, stage="sft", config=config, inputs=inputs_of(config, model=policy))
     if folder.finished:
         return folder
-    gate_in(folder, role="model", parent=config.model, force=config.force)
+    check_parents(folder, role="model", parent=config.model, force=config.force)
     model, tokenizer = policy or load_policy(config.model, device=config.device)
     make_trainable(model, config)
     train, held_out = _demonstrations(config, model, tokenizer)
@@ -78,7 +78,9 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
     parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
     state = checkpoint.restore(folder, parts)
-    selection = Selection(folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure"))
+    selection = BestCheckpoint(
+        folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure")
+    )
     after = math.nan
     before = state.get("before", evaluate(model, held_out, config) if held_out else math.nan)
     with Progress(steps, "sft", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
@@ -98,7 +100,7 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     chosen = selection.take(model, steps)
     if held_out and (chosen != steps or math.isnan(after)):
         after = evaluate(model, held_out, config)
-    gate_out(folder, checks=_checks(model, tokenizer, train, held_out, before, after, config))
+    record_checks(folder, checks=_checks(model, tokenizer, train, held_out, before, after, config))
     merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, f"Held-out loss {after:.4f} nats a token."))
     return folder.finish(eval_loss_before=before, eval_loss=after, step=chosen, rows=len(train))
@@ -140,7 +142,7 @@ def _checks(
         limit = usual_length(train, most=config.gate_max_new_tokens)
         drawn = sample(model, tokenizer, prompts, limit=limit, seed=config.seed, dtype=config.dtype)
         unsampled = "no held-out prompt leaves room for a response"
-    return outcomes.sft(
+    return outcome_checks.sft(
         before=before,
         after=after,
         rows=len(held_out),
