@@ -71,6 +71,7 @@ TESTS = {
     "stages/dpo.py": "stages/test_dpo.py",
     "stages/ppo.py": "stages/test_ppo.py",
     "stages/grpo.py": "stages/test_grpo.py",
+    "stages/training_configs.py": "stages/test_grpo.py",
     "stages/rollouts.py": "stages/test_ppo.py stages/test_grpo.py",
 }
 """The fast tests of each file, in the order in which they are run."""
@@ -411,6 +412,8 @@ FAULTS: dict[str, list[Fault | Absent]] = {
         Fault("overlong", "sign", "length is rewarded", "return scores - ((batch.lengths", "return scores + ((batch.lengths"),
         Fault("overlong", "mask", "who ended is left out", "batch.without(~_ended(groups, batch))", "batch.without(_ended(groups, batch))"),
         Fault("resample_zero_spread", "mask", "groups with a spread are replaced", "else (~is_zero_spread).nonzero()", "else is_zero_spread.nonzero()"),
+    ],
+    "stages/training_configs.py": [
         Fault("preset grpo", "divisor", "no deviation", '"advantage": "standardised", "normalisation": "sequence"', '"advantage": "centred", "normalisation": "sequence"'),
         Fault("preset grpo", "divisor", "mean of tokens", '"advantage": "standardised", "normalisation": "sequence"', '"advantage": "standardised", "normalisation": "token"'),
         Fault("preset grpo", "where", "KL penalty in the reward", '"kl_in": "loss-k3", "beta": 0.04', '"kl_in": "reward", "beta": 0.04'),

@@ -316,5 +316,5 @@ def test_a_learning_curve_that_cannot_be_drawn_is_refused_before_training(
 
 
 def test_gold_without_best_of_is_refused(base: Path, comparisons: Path) -> None:
-    with pytest.raises(ConfigError, match="gold measures what is chosen of best_of samples; give best_of too"):
+    with pytest.raises(ConfigError, match="gold scores what is chosen from best_of samples; give 'best_of' too"):
         config(base, comparisons, gold="ended")

@@ -11,13 +11,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.chat.messages import ChatReply, ChatRequest
+from kleash.config import MODEL
+from kleash.content import content_hash
 from kleash.data.batch import collate
 from kleash.data.chat import encode_prompt, end_ids
 from kleash.data.group import Content, EncodedGroup, EncodedResponse, Group
 from kleash.errors import DataError
 from kleash.models.forward import response_logprobs
 from kleash.models.load import autocast, context_length, load_policy
-from kleash.run import fingerprint
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
 
@@ -59,7 +60,7 @@ class LocalChat:
             ModelError: there is no such model.
         """
         live, tokenizer = load_policy(model, device=device)
-        identity = {"sha256 of model": fingerprint(model)["sha256"], "dtype": dtype}
+        identity = {"sha256 of model": content_hash(model, MODEL), "dtype": dtype}
         name = model.rstrip("/").rsplit("/", 1)[-1]
         return cls(live, tokenizer, name=name, identity=identity, block=block, dtype=dtype)
 

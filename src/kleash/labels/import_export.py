@@ -19,12 +19,13 @@ from jaxtyping import Float
 from scipy import optimize
 from scipy.special import expit, logsumexp, roots_hermitenorm
 
+from kleash.content import file_hash
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, Scores, chosen_first
 from kleash.errors import DataError
+from kleash.io import write_json
 from kleash.labels.labeller import LabelResult
 from kleash.labels.store import Store, Vote
-from kleash.run import sha256_of, write_json
 
 Ties = Literal["half", "davidson", "drop"]
 
@@ -104,7 +105,7 @@ def export_labels(
     for name, groups in rows.items():
         if groups:
             write_groups(groups, out / f"{name}.jsonl")
-            files[f"{name}.jsonl"] = {"rows": len(groups), "sha256": sha256_of(out / f"{name}.jsonl")}
+            files[f"{name}.jsonl"] = {"rows": len(groups), "sha256": file_hash(out / f"{name}.jsonl")}
     everyone = [vote for votes in by_task.values() for vote in votes]
     manifest = {
         "until": until,

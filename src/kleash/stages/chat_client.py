@@ -11,8 +11,8 @@ from kleash.chat.messages import Chat
 from kleash.errors import GateError
 from kleash.evals.preference_report import wilson
 from kleash.labels.open_store import open_store
+from kleash.outputs import beside
 from kleash.stages.data_configs import ChatClientConfig
-from kleash.stages.files import beside
 
 if TYPE_CHECKING:
     from kleash.labels.store import Store

@@ -25,11 +25,11 @@ from kleash.evals.judging import Report, share
 from kleash.evals.refusals import refusal_report
 from kleash.labels.constitution import Constitution
 from kleash.labels.judge_prompts import critique_request, revision_request, turns_of
+from kleash.outputs import finish, identity_of, is_done
 from kleash.progress import Progress
-from kleash.run import derive_seed, fingerprint
+from kleash.run import derive_seed
 from kleash.stages.chat_client import GROUPS_AT_ONCE, chat_client, stop_above
 from kleash.stages.data_configs import ReviseConfig
-from kleash.stages.files import finish, finished
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,8 @@ def run(config: ReviseConfig, *, chat: Chat | None = None) -> Path:
         DataError: the file holds something else.
     """
     constitution = Constitution.load(config.constitution)
-    identity = config.identity()
-    identity["sha256 of constitution"] = fingerprint(Constitution.find(config.constitution))["sha256"]
-    if finished(config.out, identity):
+    identity = identity_of("revise", config)
+    if is_done(config.out, identity):
         return config.out
     mixed_in = read_usable(config.mix_in, demonstration) if config.mix_in else []
     prompts = [

@@ -23,7 +23,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import data_checks
-from kleash.checks.gates import check_parents
+from kleash.checks.open_run import open_run
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import EncodedGroup, Group
@@ -35,8 +35,8 @@ from kleash.rewards.ensemble import VALIDATION, EnsembleReward, write_ensemble
 from kleash.rewards.learned import LearnedReward
 from kleash.run import RunFolder, derive_seed, write_text
 from kleash.stages import reward_model, reward_report
-from kleash.stages.artifacts import inputs_of, model_card
 from kleash.stages.training_configs import EnsembleConfig, RewardConfig
+from kleash.training.model_folder import model_card
 
 logger = logging.getLogger("kleash")
 
@@ -60,10 +60,9 @@ def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedToke
         return reward_model.run(_single(config), reward=reward)
     if reward is not None:
         raise ConfigError("a live reward model is a single one; leave out members and validation_share, or the model")
-    folder = RunFolder.open(config.out, stage="reward", config=config, inputs=inputs_of(config))
+    folder = open_run("reward", config)
     if folder.finished:
         return folder
-    check_parents(folder, role="model", parent=config.model, force=config.force)
     files = _split(config, folder)
     if config.validation_share:
         held = _member(config, folder.path / VALIDATION, files, data="validation")
