@@ -12,12 +12,13 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from kleash.data.batch import GroupBatch, collate
 from kleash.data.group import EncodedGroup, EncodedResponse, Group
+from kleash.io import read_jsonl
 from kleash.models import reference
 from kleash.models.forward import response_logprobs
 from kleash.models.load import load_policy, load_reward_model
 from kleash.models.lora import add_lora, lora_off, merge_lora
 from kleash.rollout.rollout_log import read_rollout
-from kleash.run import read_jsonl, read_record
+from kleash.run import read_record
 from kleash.stages import dpo, grpo, ppo, reward_model, sft
 
 

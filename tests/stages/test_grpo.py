@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM
 
 from kleash.data.group import EncodedGroup, Group
 from kleash.errors import ConfigError, TrainingError
+from kleash.io import read_jsonl
 from kleash.models.compute import Compute
 from kleash.models.inference import batch_logprobs, split_to_fit
 from kleash.models.load import load_policy
 from kleash.models.reference import Reference
 from kleash.rollout import Components, Rollout, Rollouts, read_prompts
-from kleash.run import read_jsonl
 from kleash.sampling.local import LocalSampler
 from kleash.stages import grpo
 from kleash.stopping import zero_spread

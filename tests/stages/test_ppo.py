@@ -17,6 +17,7 @@ from kleash.data.batch import collate
 from kleash.data.batching import batch_at
 from kleash.data.group import EncodedGroup, EncodedResponse, Group
 from kleash.errors import ConfigError, TrainingError
+from kleash.io import read_jsonl
 from kleash.models import forward
 from kleash.models.compute import Compute
 from kleash.models.heads import ValueModel, values
@@ -26,7 +27,7 @@ from kleash.rewards.reward import build_reward
 from kleash.rollout import Components, Rollout, merge, minibatches, read_prompts
 from kleash.rollout.components import build_critic
 from kleash.rollout.rollout import measured, sample_scored
-from kleash.run import derive_seed, read_jsonl
+from kleash.run import derive_seed
 from kleash.sampling.local import LocalSampler
 from kleash.stages import ppo, reward_model
 from kleash.training.actor_critic import ActorCritic

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups
 from kleash.errors import DataError, GateError
+from kleash.io import read_jsonl
 from kleash.models.load import load_policy
-from kleash.run import read_jsonl, read_record
+from kleash.run import read_record
 from kleash.stages import sft
 from kleash.training.optim import Optimizer
 

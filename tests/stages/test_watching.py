@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from kleash.errors import ConfigError
-from kleash.run import RunFolder, read_jsonl
+from kleash.io import read_jsonl
+from kleash.run import RunFolder
 from kleash.stages import grpo, ppo
 from kleash.stages.reward_ensemble import EnsembleConfig
 from kleash.stages.reward_ensemble import run as learn_reward
