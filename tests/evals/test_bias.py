@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit
 
 from kleash.evals.bias import FEATURES, bias_report, excess_slope, holm
-from kleash.evals.estimates import as_json
+from kleash.evals.report_values import as_json
 
 
 def occurrences(name: str, text: str) -> int:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import expit, xlogy
 
-from kleash.evals.estimates import as_json
 from kleash.evals.noise import disagreement, lapse_model
+from kleash.evals.report_values import as_json
 
 
 def draw(lapse: float, slope: float, n: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray, float]:

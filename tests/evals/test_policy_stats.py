@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from kleash.errors import DataError
-from kleash.evals.estimates import as_json
 from kleash.evals.policy_stats import diversity, kl_figures, mean_se
+from kleash.evals.report_values import as_json
 
 
 def test_mean_and_standard_error_by_hand():

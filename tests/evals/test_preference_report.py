@@ -9,8 +9,8 @@ import torch
 from scipy import stats
 
 from kleash.errors import DataError
-from kleash.evals.estimates import as_json
 from kleash.evals.preference_report import ceiling_bounds, preference_report, sign_test, wilson
+from kleash.evals.report_values import as_json
 
 
 def random_pairs(n: int, seed: int = 0):

@@ -12,12 +12,12 @@ import numpy as np
 
 from kleash.evals.best_of_n_curve import best_of_k
 from kleash.evals.bias import bias_report
-from kleash.evals.estimates import as_json
 from kleash.evals.learning_curve import learning_curve
 from kleash.evals.noise import lapse_model
 from kleash.evals.policy_stats import mean_se
 from kleash.evals.preference_report import preference_report
 from kleash.evals.probes import PROBES, probe_report
+from kleash.evals.report_values import as_json
 from kleash.evals.strata import quartiles, strata_report
 
 PROMPTS = {

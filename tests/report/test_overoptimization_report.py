@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from kleash.errors import InputError
-from kleash.evals.estimates import as_json
 from kleash.evals.overoptimization import (
     GRID,
     KLCurve,
@@ -20,6 +19,8 @@ from kleash.evals.overoptimization import (
     in_words,
     law_gain,
 )
+from kleash.evals.report_values import as_json
+from kleash.outputs import SCHEMA
 from kleash.report.overoptimization_report import story, write_page
 from tests.report.test_figures import is_affine, points
 from tests.report.test_html import HOSTILE, Page
@@ -53,9 +54,10 @@ def record(
     }  # fmt: skip
     words = {name: in_words(analysis) for name, analysis in analyses.items()}
     return {
-        "stage": "overopt", "status": "finished", "config": {"gold": text, "seed": 0}, "versions": {"python": "3"},
+        "schema": SCHEMA, "stage": "overopt", "status": "finished", "config": {"gold": text, "seed": 0},
+        "versions": {"python": "3"},
         "gates": {"in (proxy)": {"passed": False, "finding": text, "forced": True}},
-        "results": {"curves": curves, "words": words},
+        "results": {"roads": curves, "words": words},
     }, shown  # fmt: skip
 
 
@@ -98,7 +100,7 @@ def test_the_curve_stands_at_its_distances_and_its_marks_at_its_points(
     turned: tuple[str, Path, dict[str, Any]],
 ) -> None:
     page, _, made = turned
-    curve = made["results"]["curves"]["checkpoints"]
+    curve = made["results"]["roads"]["checkpoints"]
     for quantity in ("gold", "proxy"):
         drawn = points(page, f"kl-curves-checkpoints-{quantity}")
         assert is_affine(drawn[:, 0], [row["distance"]["value"] for row in curve["points"]])
@@ -120,7 +122,7 @@ def test_the_picture_is_a_file_of_its_own_with_its_colours(turned: tuple[str, Pa
 def test_a_run_that_did_not_turn_and_best_of_n_alone_have_their_page_too(tmp_path: Path) -> None:
     made = record(turns=False)
     assert "Gold has not turned yet" in written(tmp_path / "rises", made)
-    made[0]["results"]["curves"]["checkpoints"] |= {"fit": None, "early_fit": None}
+    made[0]["results"]["roads"]["checkpoints"] |= {"fit": None, "early_fit": None}
     made[0]["results"]["words"]["checkpoints"]["law"] = "The law cannot be fitted."
     assert "The law cannot be fitted." in written(tmp_path / "no-law", made)
     page = written(tmp_path / "pools", record("best-of-n"))

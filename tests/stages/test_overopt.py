@@ -12,9 +12,10 @@ from kleash.cli import _run
 from kleash.data.group import Group
 from kleash.errors import ConfigError, GateError, InputError
 from kleash.evals.overoptimization import analyse, checkpoints_curve, choosing_prompts
-from kleash.lab.world import World, gold
+from kleash.io import read_jsonl
+from kleash.lab.world.small_world import World, gold
 from kleash.models.load import load_policy
-from kleash.run import read_jsonl
+from kleash.outputs import SCHEMA
 from kleash.stages import overopt, ppo
 
 
@@ -34,7 +35,7 @@ def trained(base: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrained
     for step in (2, 4, 6, 8):
         folder = run / "snapshots" / f"step-{step:06d}"
         with torch.no_grad():
-            tiny_model.lm_head.weight[tiny_tokenizer.convert_tokens_to_ids("z")] += 0.15
+            tiny_model.lm_head.weight[tiny_tokenizer.convert_tokens_to_ids("z")] += 0.3
         tiny_model.save_pretrained(folder)
         tiny_tokenizer.save_pretrained(folder)
     (run / "metrics.jsonl").write_text("".join(json.dumps({"step": s, "kl": 0.1 * s}) + "\n" for s in range(1, 9)))
@@ -42,9 +43,8 @@ def trained(base: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrained
         "model": str(base), "reference": None, "reward": "count:z", "eval_data": str(prompts), "temperature": 0.9,
         "max_new_tokens": 8,
     }  # fmt: skip
-    (run / "run.json").write_text(
-        json.dumps({"stage": "ppo", "status": "finished", "config": config, "gates": {}, "results": {"step": 8}})
-    )
+    record = {"stage": "ppo", "status": "finished", "config": config, "gates": {}, "results": {"step": 8}}
+    (run / "run.json").write_text(json.dumps({"schema": SCHEMA, **record}))
     return run
 
 
@@ -76,7 +76,7 @@ def test_a_run_and_its_pools_are_measured_and_analysed(trained: Path, prompts: P
     assert all(halves[row["prompt"]] == row["half"] for row in rows) and set(halves.values()) == {"choose", "report"}
     assert folder.record["config"]["temperature"] == 0.9 and folder.record["config"]["max_new_tokens"] == 8
 
-    curves = folder.record["results"]["curves"]
+    curves = folder.record["results"]["roads"]
     assert [point["point"] for point in curves["best-of-n"]["points"]] == [1, 2, 4]
     run = curves["checkpoints"]
     report = [row for row in rows if row["curve"] == "checkpoints" and row["step"] == 8 and row["half"] == "report"]
@@ -159,7 +159,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_files(
 def test_best_of_n_needs_no_run(base: Path, prompts: Path) -> None:
     settings = {"model": str(base), "data": str(prompts), "gold": "g", "out": base.parent / "o", "max_new_tokens": 6}
     folder = measured(overopt.OveroptConfig.make(settings | {"best_of": 4}))
-    assert list(folder.record["results"]["curves"]) == ["best-of-n"]
+    assert list(folder.record["results"]["roads"]) == ["best-of-n"]
     shown = json.loads((folder.path / "shown.json").read_text())
     for entry in shown["prompts"]:
         assert entry["after"]["proxy"] >= entry["before"]["proxy"], "the best of more is no worse to what chooses"
@@ -185,7 +185,7 @@ def test_a_reward_that_failed_its_gate_is_refused_unless_forced(trained: Path, b
     failed = tmp_path / "failed"
     failed.mkdir()
     gates = {"out": {"passed": False, "finding": "no better than a coin", "advice": "get more data"}}
-    (failed / "run.json").write_text(json.dumps({"gates": gates}))
+    (failed / "run.json").write_text(json.dumps({"schema": SCHEMA, "gates": gates}))
     with pytest.raises(GateError, match=r"gold .* failed its own gate: no better than a coin"):
         overopt.run(config(trained, gold=str(failed)), proxy=count("z"))
     forced = config(trained, proxy=str(failed), force=True, out=tmp_path / "forced")
@@ -211,7 +211,7 @@ def test_the_command_says_the_verdict_and_draws_the_page(
     assert (trained.parent / "o" / "report.html").exists() and (trained.parent / "o" / "curve.svg").exists()
     assert _run([*words, "--points", "3", "--best-of", "4", "--json"]) == 0
     results = json.loads(capsys.readouterr().out)["results"]
-    assert set(results["curves"]) == {"checkpoints", "best-of-n"} and set(results["words"]["checkpoints"]) == {
+    assert set(results["roads"]) == {"checkpoints", "best-of-n"} and set(results["words"]["checkpoints"]) == {
         "peak_test",
         "recommended",
         "law",
@@ -226,7 +226,7 @@ def test_snapshots_of_a_real_run_are_found(base: Path, prompts: Path) -> None:
     }  # fmt: skip
     ppo.run(ppo.PPOConfig.make(values), reward=count("z"))
     folder = measured(config(base.parent / "ppo", out=base.parent / "oo", best_of=0))
-    assert [point["point"] for point in folder.record["results"]["curves"]["checkpoints"]["points"]] == [0, 2, 3]
+    assert [point["point"] for point in folder.record["results"]["roads"]["checkpoints"]["points"]] == [0, 2, 3]
 
 
 def test_the_worlds_gold_is_a_reward_of_the_command_line() -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-from kleash.run import sha256_of
+from kleash.content import folder_hash
 
 LOOK = "look at the rows with `kleash inspect`"
 
@@ -80,4 +80,4 @@ def verdict(checks: Sequence[Check]) -> Verdict:
 
 def changed(path: Path, earlier: Verdict) -> bool:
     """Whether a folder is no longer the one that a verdict is about; a verdict without a hash is taken at its word."""
-    return earlier.get("sha256") not in (None, sha256_of(path))
+    return earlier.get("sha256") not in (None, folder_hash(path))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from kleash.checks.sample_stats import excess_nll
 from kleash.data.group import EncodedGroup, Group, Preference
 from kleash.evals.preference_report import ceiling_bounds, sign_test
 from kleash.models.load import load_policy
-from kleash.run import read_record, sha256_of
+from kleash.run import parent_of
 
 FEW_PAIRS = 2000
 """Below so many comparisons a reward model is near chance (Gao et al. 2022, arXiv:2210.10760)."""
@@ -83,16 +82,11 @@ def on_policy_excess(model: str, groups: Sequence[EncodedGroup], *, device: str,
     """
     chosen = groups[:: max(1, len(groups) // ROWS)][:ROWS]
     excess = excess_nll(load_policy(model, device=device)[0], chosen, dtype=dtype)
-    origin = ((read_record(Path(model)) or {}).get("inputs") or {}).get("model") if Path(model).is_dir() else None
-    if origin is None or not _still_there(origin):
+    path = parent_of(Path(model), "model")
+    if path is None:
         return OnPolicyExcess(excess)
-    parent = excess_nll(load_policy(origin["path"], device=device)[0], chosen, dtype=dtype)
-    return OnPolicyExcess(excess, parent, origin["path"])
-
-
-def _still_there(fingerprint: dict[str, Any]) -> bool:
-    path = Path(fingerprint["path"])
-    return path.is_dir() and sha256_of(path) == fingerprint["sha256"]
+    parent = excess_nll(load_policy(path, device=device)[0], chosen, dtype=dtype)
+    return OnPolicyExcess(excess, parent, str(path))
 
 
 def _count(pairs: Sequence[Group], rows: int) -> Check:

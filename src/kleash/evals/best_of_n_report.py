@@ -9,8 +9,8 @@ import numpy as np
 
 from kleash.data.group import Group
 from kleash.evals.best_of_n_curve import best_of_k, kl_bound, kl_of_best_of_k
-from kleash.evals.estimates import MeanSE
 from kleash.evals.policy_stats import mean_se
+from kleash.evals.report_values import MeanSE
 
 
 @dataclass(frozen=True)

@@ -1,47 +1,72 @@
-"""Figures with their uncertainty, as they stand in reports, and reports as JSON."""
+"""Estimates with their uncertainty: a share with its interval, a mean and a slope with their standard errors."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, TypedDict
+from typing import Any
+
+import numpy as np
+
+from kleash.evals.policy_stats import mean_se
+from kleash.evals.preference_report import wilson
 
 
-class MeanSE(TypedDict):
-    """A mean over independent units."""
+@dataclass(frozen=True)
+class Share:
+    """A share of pairs."""
+
+    share: float
+    """Hits / pairs."""
+    low: float
+    """Lower end of Wilson's 95 % interval."""
+    high: float
+    """Upper end."""
+    pairs: int
+    """At least 1."""
+
+    @classmethod
+    def of(cls, hits: Any) -> Share:
+        """From one value a pair: 1 for a hit, 0 for none, one half for a tie.
+
+        Args:
+            hits: of at least one pair.
+        """
+        values = np.asarray(hits, dtype=np.float64)
+        low, high = wilson(float(values.sum()), len(values))
+        return cls(float(values.mean()), low, high, len(values))
+
+
+def share(hits: Any) -> Share | None:
+    """As `Share.of`; None where there are no pairs."""
+    return Share.of(hits) if len(hits) else None
+
+
+def share_json(value: Share | None) -> dict[str, Any]:
+    """A share as files have it: without pairs its numbers are null."""
+    return {"share": None, "low": None, "high": None, "pairs": 0} if value is None else asdict(value)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over pairs."""
 
     mean: float | None
-    """Mean; None over no values."""
+    """None without pairs."""
     se: float | None
-    """Standard deviation (n − 1) / √n; None below two values."""
+    """Standard error of the mean, s / √N; None with fewer than two pairs."""
+
+    @classmethod
+    def of(cls, values: Any) -> Mean:
+        """From one value a pair."""
+        result = mean_se(values)
+        return cls(result["mean"], result["se"])
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % interval; None is infinite."""
+class Slope:
+    """A slope of a regression through the origin."""
 
     value: float | None
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
-class PairedMean:
-    """A mean over prompts with its standard error and 95 % interval (Student's t)."""
-
-    mean: float
-    se: float
-    low: float
-    high: float
-
-
-def as_json(report: Any) -> dict[str, Any]:
-    """A report, with the reports in it, as run.json holds it: objects, lists, numbers, text, null."""
-    plain: dict[str, Any] = _lists(asdict(report))
-    return plain
-
-
-def _lists(value: Any) -> Any:
-    """The value with every tuple as a list, as it comes back from JSON."""
-    if isinstance(value, dict):
-        return {key: _lists(entry) for key, entry in value.items()}
-    return [_lists(entry) for entry in value] if isinstance(value, list | tuple) else value
+    """None where there is nothing to regress on."""
+    se: float | None
+    """Its standard error."""

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from kleash.evals.estimates import MeanSE
+from kleash.evals.report_values import MeanSE
 
 NOTHING = 0.01
 """A gain in accuracy that surely is below this is called none."""

@@ -13,8 +13,8 @@ from jaxtyping import Float, Real
 from scipy import optimize, stats
 from scipy.special import expit, xlogy
 
-from kleash.evals.estimates import Estimate
 from kleash.evals.preference_report import wilson
+from kleash.evals.report_values import Estimate
 
 Bounds = tuple[float, float]
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
 from kleash.errors import DataError
-from kleash.evals.estimates import MeanSE
+from kleash.evals.report_values import MeanSE
 
 Array = np.ndarray | Tensor
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float
 
 from kleash.data.group import Group, Response
-from kleash.evals.estimates import MeanSE
 from kleash.evals.policy_stats import mean_se
 from kleash.evals.preference_report import wilson
+from kleash.evals.report_values import MeanSE
 
 PROBES = (
     "repeated",

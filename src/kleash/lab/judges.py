@@ -133,8 +133,7 @@ class SmallJudge:
         for group, each, side in zip(groups, *self.by_principle(groups), strict=True):
             weights, one = self._weights(group)
             probability, effect = float(weights @ each), float(weights @ side)
-            state: Literal["tie", "verdict"] = "tie" if probability == 0.5 else "verdict"
-            verdicts.append(LabelResult(state, self.name, probability, principle=one, order_effect=effect))
+            verdicts.append(LabelResult.of(probability, self.name, principle=one, order_effect=effect))
         return verdicts
 
     def by_principle(self, groups: Sequence[Group]) -> tuple[Float[Tensor, "P M"], Float[Tensor, "P M"]]:

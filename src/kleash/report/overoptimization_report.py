@@ -15,9 +15,10 @@ from markupsafe import Markup
 
 from kleash.errors import InputError
 from kleash.evals.overoptimization import point_name
+from kleash.io import write_text
 from kleash.report import figures
 from kleash.report.html import environment
-from kleash.run import read_record, write_text
+from kleash.run import read_record
 
 LABELS = {"checkpoints": "the run", "best-of-n": "best of n"}
 
@@ -34,7 +35,7 @@ def write_page(folder: Path) -> Path:
     record = read_record(folder)
     if record is None or record["stage"] != "overopt" or record["status"] != "finished":
         raise InputError(f"{folder} is no finished `kleash overopt`; run it to its end first")
-    svg = figures.kl_curves(record["results"]["curves"], LABELS)
+    svg = figures.kl_curves(record["results"]["roads"], LABELS)
     shown = json.loads((folder / "shown.json").read_text())
     write_text(folder / "curve.svg", _standalone(svg))
     page = folder / "report.html"
@@ -49,7 +50,7 @@ def story(results: Mapping[str, Any]) -> str:
         results: of run.json.
     """
     blocks = []
-    for name, analysis in results["curves"].items():
+    for name, analysis in results["roads"].items():
         lines = [*results["words"][name].values(), ""]
         lines.append(f"{LABELS[name]:12}  {'√KL':>6}  {'gold':>14}  {'proxy':>14}  {'chosen as best':>14}")
         for row in analysis["points"]:
@@ -72,7 +73,7 @@ def _context(record: Mapping[str, Any], shown: Mapping[str, Any], svg: str) -> d
             "marks": [_marks(analysis, row["point"]) for row in analysis["points"]],
             "names": [point_name(analysis["source"], row["point"]) for row in analysis["points"]],
         }
-        for name, analysis in results["curves"].items()
+        for name, analysis in results["roads"].items()
     }
     main = next(iter(curves.values()))
     return {

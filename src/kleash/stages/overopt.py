@@ -28,7 +28,6 @@ from kleash.data.group import EncodedGroup, Group, Response
 from kleash.data.split import prompt_only, read_usable
 from kleash.errors import ConfigError, InputError
 from kleash.evals.best_of_n_report import one_score_a_text
-from kleash.evals.estimates import as_json
 from kleash.evals.overoptimization import (
     Analysis,
     KLCurve,
@@ -43,25 +42,17 @@ from kleash.evals.overoptimization import (
     point_name,
     spaced_checkpoints,
 )
+from kleash.evals.report_values import as_json
 from kleash.evals.skipped import Skipped, or_skip
+from kleash.io import read_jsonl, write_json, write_text
 from kleash.models.compute import Compute
 from kleash.models.inference import batch_logprobs
 from kleash.models.load import context_length, freeze, load_policy
 from kleash.models.reference import Reference
 from kleash.objectives import kl
 from kleash.progress import Progress
-from kleash.rewards.composition import content_of
 from kleash.rewards.reward import Reward, build_reward
-from kleash.run import (
-    Fingerprints,
-    RunFolder,
-    derive_seed,
-    fingerprint,
-    read_jsonl,
-    read_record,
-    write_json,
-    write_text,
-)
+from kleash.run import RunFolder, derive_seed, read_record
 from kleash.sampling.sampler import build_sampler, sample_groups
 from kleash.stages.data_configs import OveroptConfig
 from kleash.stages.score import score_groups
@@ -119,7 +110,7 @@ def run(config: OveroptConfig, *, proxy: Reward | None = None, gold: Reward | No
         GateError: the proxy or the gold reward failed its own checks.
     """
     config = _completed_from_run(config, live_proxy=proxy is not None)
-    folder = RunFolder.open(config.out, stage="overopt", config=config, inputs=_inputs(config))
+    folder = RunFolder.open(config.out, stage="overopt", config=config)
     if folder.finished:
         return folder
     for role, live in (("proxy", proxy), ("gold", gold)):
@@ -216,7 +207,7 @@ def _conclude(
         words["checkpoints"] |= _caution(rows, analyses["checkpoints"].recommended.point)
     main = next(iter(analyses.values()))
     write_json(folder.path / "shown.json", shown_samples(rows, main, measuring, seed=seed))
-    return folder.finish(curves={source: as_json(analysis) for source, analysis in analyses.items()}, words=words)
+    return folder.finish(roads={source: as_json(analysis) for source, analysis in analyses.items()}, words=words)
 
 
 def _caution(rows: Sequence[Row], point: int) -> dict[str, str]:
@@ -316,11 +307,6 @@ def _record(run: Path) -> dict[str, Any]:
     if record is None:
         raise InputError(f"{run} holds no run.json; give the folder of a ppo, grpo or dpo run")
     return record
-
-
-def _inputs(config: OveroptConfig) -> Fingerprints:
-    inputs = {name: fingerprint(value) for name in ("run", "model", "data") if (value := getattr(config, name))}
-    return inputs | {name: content_of(value) for name in ("proxy", "gold") if (value := getattr(config, name))}
 
 
 def _points(config: OveroptConfig) -> list[Point]:

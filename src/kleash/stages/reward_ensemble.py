@@ -30,8 +30,8 @@ from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import EncodedGroup, Group
 from kleash.data.split import comparison, hold_out, read_split
 from kleash.errors import ConfigError
-from kleash.evals.estimates import as_json
 from kleash.evals.preference_report import PreferenceReport
+from kleash.evals.report_values import as_json
 from kleash.io import write_text
 from kleash.models.average import average_weights
 from kleash.models.load import load_reward_model, load_tokenizer, new_reward_model, save_model

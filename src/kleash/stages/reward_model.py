@@ -42,9 +42,9 @@ from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Preference, Ranking
 from kleash.data.split import comparison, demonstration, imitated, read_split, read_usable
-from kleash.evals.estimates import as_json
 from kleash.evals.learning_curve import LearningCurve
 from kleash.evals.preference_report import UNKNOWN, PreferenceReport
+from kleash.evals.report_values import as_json
 from kleash.evals.skipped import Skipped, or_skip
 from kleash.models.forward import check_forward, head_scores
 from kleash.models.load import autocast, context_length, load_reward_model, new_reward_model, save_model
@@ -54,10 +54,10 @@ from kleash.objectives.bradley_terry import pair_loss, ranking_loss
 from kleash.rewards.learned import score_encoded
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import RunFolder, derive_seed
-from kleash.stages.artifacts import model_card
 from kleash.stages.training_configs import RewardConfig
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop, State
+from kleash.training.model_folder import model_card
 from kleash.training.optim import Optimizer
 
 logger = logging.getLogger("kleash")

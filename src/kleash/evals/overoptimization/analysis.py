@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from kleash.evals.estimates import Estimate, PairedMean
 from kleash.evals.overoptimization.curve import KLCurve, Source, distances
 from kleash.evals.overoptimization.law import (
     LawFit,
@@ -23,6 +22,7 @@ from kleash.evals.overoptimization.law import (
     resampled_means,
     standard_error,
 )
+from kleash.evals.report_values import Estimate, PairedMean
 
 EARLY = 0.7
 """Share of the way to the peak up to which the second fit looks: what the law would have said before gold fell."""

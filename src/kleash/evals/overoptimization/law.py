@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
-from kleash.evals.estimates import Estimate, PairedMean
 from kleash.evals.overoptimization.curve import KLCurve, Source, distances
+from kleash.evals.report_values import Estimate, PairedMean
 
 FORMULA: Mapping[Source, str] = {"checkpoints": "R(d) = d (α − β′ ln d)", "best-of-n": "R(d) = d (α − β′ d)"}
 LEVEL = 0.95

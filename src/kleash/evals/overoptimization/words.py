@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from kleash.evals.estimates import Estimate, PairedMean
 from kleash.evals.overoptimization.analysis import EARLY, Analysis
 from kleash.evals.overoptimization.curve import point_name
 from kleash.evals.overoptimization.law import LEVEL, LawFit
+from kleash.evals.report_values import Estimate, PairedMean
 
 ONE_TEXT = 0.5
 """Share of responses to different prompts that may be one text before gold is doubted."""

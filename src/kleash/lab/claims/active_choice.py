@@ -23,14 +23,15 @@ from kleash.data.batch import collate
 from kleash.data.batching import batch_at
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup
+from kleash.io import write_json
 from kleash.lab import experiment
 from kleash.lab.experiment import Bench
-from kleash.labels.active_selection import By, choose, uncertainty_of
+from kleash.labels.active_selection import By, select_pairs, uncertainty_of
 from kleash.models.forward import response_scores
 from kleash.models.load import load_tokenizer, new_reward_model
 from kleash.objectives.bradley_terry import pair_loss
 from kleash.rewards.learned import score_encoded
-from kleash.run import derive_seed, write_json
+from kleash.run import derive_seed
 from kleash.training.optim import Optimizer
 
 WAYS = ("random", "uncertainty", "disagreement")
@@ -69,7 +70,7 @@ def learn(prepared: Bench, way: str, noise: float) -> dict[str, float]:
         if budget > len(chosen):
             left = sorted(set(range(len(pool))) - set(chosen))
             uncertainties = uncertainties_of(members, [pool[row] for row in left], way)
-            best, audit = choose(uncertainties, budget - len(chosen), audit_share=AUDIT_SHARE, seed=prepared.seed)
+            best, audit = select_pairs(uncertainties, budget - len(chosen), audit_share=AUDIT_SHARE, seed=prepared.seed)
             chosen += [left[index] for index in (*best, *audit)]
         known = [pool[row] for row in chosen]
         members = [fit(start, known, labels[chosen], derive_seed(prepared.seed, member)) for member in range(MEMBERS)]
