@@ -153,19 +153,19 @@ def language_model_checks(
         labeller: a reward that stands in for a labeller.
     """
     chat = tokenizer.chat_template is not None
-    asked = list(groups) or prompts(chat=chat)
-    taught = [imitated(group) for group in asked if demonstration(group) is None]
-    encoded = encode_all([Group(group.prompt, columns=group.columns) for group in asked], tokenizer)[0]
+    rows_to_ask = list(groups) or prompts(chat=chat)
+    demonstrations = [imitated(group) for group in rows_to_ask if demonstration(group) is None]
+    encoded = encode_all([Group(group.prompt, columns=group.columns) for group in rows_to_ask], tokenizer)[0]
     finite = _finite(model, encoded[0])
     if not finite.passed:
         return [finite]
-    answers = encode_all(taught, tokenizer, max_length=context_length(model))[0] if taught else []
+    answers = encode_all(demonstrations, tokenizer, max_length=context_length(model))[0] if demonstrations else []
     data = describe(responses_of(answers), tokenizer) if answers else None
     distinct = list({group.prompt_ids: group for group in encoded}.values())
-    drawn = sample(model, tokenizer, distinct, limit=usual_length(answers, most=LIMIT), seed=0)
+    sampled_groups = sample(model, tokenizer, distinct, limit=usual_length(answers, most=LIMIT), seed=0)
     checks = [answer("samples", None, "no prompt leaves room for a response")]
-    if drawn is not None:
-        sampled, samples = drawn
+    if sampled_groups is not None:
+        sampled, samples = sampled_groups
         checks = [*sft_checks.sampled(samples, data, chat=chat or data is not None), sft_checks.not_empty(samples)]
         if labeller is not None:
             checks.append(sft_checks.agrees(agreement(labeller, sampled)))
@@ -268,10 +268,10 @@ def reward_model_checks(
 
 def _canned(tokenizer: PreTrainedTokenizerBase) -> list[Group]:
     answers = ("Yes, gladly.", "I do not know.", "No.", "That depends on what you mean by it, and on whom you ask.")
-    asked = prompts(chat=tokenizer.chat_template is not None)
+    rows_to_ask = prompts(chat=tokenizer.chat_template is not None)
     return [
         Group(group.prompt, (Response(answers[row % 4]), Response(answers[(row + 1 + row // 4 % 3) % 4])))
-        for row, group in enumerate(asked)
+        for row, group in enumerate(rows_to_ask)
     ]
 
 

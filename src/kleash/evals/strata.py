@@ -70,9 +70,9 @@ def strata_report(hits: Float[np.ndarray, " P"], strata: Mapping[str, Sequence[s
     for name, of_pair in strata.items():
         values = np.array(of_pair, dtype=object)
         sizes = {value: int((values == value).sum()) for value in dict.fromkeys(of_pair)}
-        shown = sorted((value for value, size in sizes.items() if size >= FEWEST), key=_place)
-        if len(shown) >= 2:
-            rows.append(_partition(name, {value: hits[values == value] for value in shown}))
+        large = sorted((value for value, size in sizes.items() if size >= FEWEST), key=_place)
+        if len(large) >= 2:
+            rows.append(_partition(name, {value: hits[values == value] for value in large}))
     return [replace(row, p_holm=p_holm) for row, p_holm in zip(rows, holm([row.p_value for row in rows]), strict=True)]
 
 

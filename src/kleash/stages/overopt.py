@@ -170,11 +170,11 @@ def measure(point: Point, policy: PreTrainedModel, measuring: Measuring) -> list
 def _kl(batch: GroupBatch, policy: PreTrainedModel, measuring: Measuring, *, exact: bool) -> np.ndarray:
     """k1 of each response, summed over its tokens, in nats: [P, K]."""
     settings: dict[str, Any] = {"temperature": measuring.temperature, "compute": measuring.compute}
-    own = batch.sampler_logprobs if exact else None
-    if own is None:
-        own = batch_logprobs(policy, batch, **settings)
+    policy_logprobs = batch.sampler_logprobs if exact else None
+    if policy_logprobs is None:
+        policy_logprobs = batch_logprobs(policy, batch, **settings)
     reference = Reference(measuring.start).logprobs(batch, **settings)
-    return kl.per_sequence(kl.k1(own, reference), batch.mask).cpu().double().numpy()
+    return kl.per_sequence(kl.k1(policy_logprobs, reference), batch.mask).cpu().double().numpy()
 
 
 def curves_of(rows: Sequence[Mapping[str, Any]]) -> dict[Source, KLCurve]:

@@ -32,7 +32,7 @@ class KLCurve:
 
     def of(self, prompts: Bool[np.ndarray, " P"]) -> KLCurve:
         """The same curve measured on some of the prompts."""
-        names = tuple(name for name, kept in zip(self.prompts, prompts, strict=True) if kept)
+        names = tuple(name for name, included in zip(self.prompts, prompts, strict=True) if included)
         return replace(
             self, prompts=names, gold=self.gold[:, prompts], proxy=self.proxy[:, prompts], kl=self.kl[:, prompts]
         )
@@ -81,8 +81,8 @@ def best_of_n_kl_curve(
     points = tuple(sorted({*(2**power for power in range(size.bit_length())), size}))
     columns = np.array(points) - 1
     values = (best_of_k(gold, chosen_by=proxy), best_of_k(proxy, chosen_by=proxy), kl_of_best_of_k(proxy))
-    taken = [np.asarray(array, dtype=np.float64)[:, columns].T for array in values]
-    return KLCurve("best-of-n", points, tuple(prompts), *taken)
+    indices = [np.asarray(array, dtype=np.float64)[:, columns].T for array in values]
+    return KLCurve("best-of-n", points, tuple(prompts), *indices)
 
 
 def choosing_prompts(prompts: Iterable[str], *, share: float, seed: int) -> Bool[np.ndarray, " P"]:
@@ -106,12 +106,16 @@ def spaced_checkpoints(steps: Sequence[int], kl: Mapping[int, float], count: int
     """
     if len(steps) <= count:
         return list(steps)
-    known = {0: 0.0, **dict(sorted(kl.items()))}
-    at = distances(np.interp(steps, list(known), list(known.values()))) if kl else np.array(steps, dtype=np.float64)
-    taken = {0, len(steps) - 1}
+    kl_by_step = {0: 0.0, **dict(sorted(kl.items()))}
+    at = (
+        distances(np.interp(steps, list(kl_by_step), list(kl_by_step.values())))
+        if kl
+        else np.array(steps, dtype=np.float64)
+    )
+    indices = {0, len(steps) - 1}
     for target in np.linspace(at[0], at.max(), count)[1:-1]:
-        taken.add(min(set(range(len(steps))) - taken, key=lambda index: (abs(at[index] - target), index)))
-    return [steps[index] for index in sorted(taken)]
+        indices.add(min(set(range(len(steps))) - indices, key=lambda index: (abs(at[index] - target), index)))
+    return [steps[index] for index in sorted(indices)]
 
 
 def name_of(prompt: Any) -> str:

@@ -219,9 +219,9 @@ def _lack_of_fit(
     p_value = None
     if prompts > free + 1:
         spread = np.cov(rest).reshape(free, free)
-        left = rest.mean(1)
+        residual = rest.mean(1)
         if np.linalg.matrix_rank(spread) == free:
-            t2 = prompts * float(left @ np.linalg.solve(spread, left))
+            t2 = prompts * float(residual @ np.linalg.solve(spread, residual))
             p_value = float(stats.f.sf(t2 * (prompts - free) / (free * (prompts - 1)), free, prompts - free))
     return float(miss.max()), p_value
 
