@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from kleash.errors import ConfigError
 from kleash.io import read_jsonl
+from kleash.rollout.rollout_log import logged_steps, read_rollout
 from kleash.run import RunFolder
 from kleash.stages import grpo, ppo
 from kleash.stages.reward_ensemble import EnsembleConfig
@@ -74,9 +75,22 @@ def test_every_step_is_watched_and_some_of_its_responses_are_kept(stage: str, ba
         assert row["truncated"] == pytest.approx(1 - row["end_rate"], abs=1e-6)
     kls = [row["kl"] for row in rows]
     assert rows[2]["kl_acceleration"] == pytest.approx(kls[2] - 2 * kls[1] + kls[0], abs=1e-6)
-    samples = read_jsonl(folder.path / "rollouts.jsonl")
-    assert {row["step"] for row in samples} == {1, 2, 3}
-    assert all(row["score"] == row["response"].count("z") for row in samples)
+    assert logged_steps(folder.path) == [1, 2, 3]
+    for step in (1, 2, 3):
+        samples = read_rollout(folder.path, step)
+        assert len(samples) == 8
+        for row in samples:
+            assert row["score"] == row["text"].count("z") and row["version"] == step - 1
+            tokens = [len(row[name]) for name in ("ids", "mask", "turn", "policy_logprobs", "advantages")]
+            assert len(set(tokens)) == 1
+            shift = sum(row["policy_logprobs"]) - sum(row["reference_logprobs"])
+            assert row["kl"] == pytest.approx(shift, abs=1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_responses_are_kept_where_none_are_asked_for(stage: str, base: Path, prompts: Path) -> None:
+    folder = train(stage, base, prompts, log_rollouts=0)
+    assert logged_steps(folder.path) == []
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -152,7 +166,7 @@ def test_the_validation_reward_of_a_reward_folder_is_taken_without_being_named(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"criterion": "gold"}, "needs 'gold'"),
+        ({"criterion": "gold"}, "needs the gold reward; give 'gold' too"),
         ({"patience": 2, "eval_every": None}, "give 'eval_every'"),
         ({"criterion": "validation"}, "needs a validation reward"),
     ],
