@@ -48,18 +48,18 @@ def test_the_demo_leaves_a_report_and_every_figure(out: Path) -> None:
     assert len(story(summary).splitlines()) <= 10
 
 
-def test_every_road_begins_at_the_sft_model_and_says_what_it_held(out: Path) -> None:
+def test_every_method_begins_at_the_sft_model_and_says_what_it_held(out: Path) -> None:
     summary = json.loads((out / "summary.json").read_text())
-    held = {name: list(road["models"]) for name, road in summary["roads"].items()}
+    held = {name: list(method["models"]) for name, method in summary["roads"].items()}
     assert held == {
-        "ppo": ["policy", "reference", "reward", "value", "hold_out"],
+        "ppo": ["policy", "reference", "reward", "value", "validation_reward"],
         "grpo": ["policy", "reference", "reward"],
         "dpo": ["policy"],
     }
     start = summary["curves"]["ppo"][0]
-    for name, road in summary["roads"].items():
-        assert road["curve"][0] == start and len(road["curve"]) >= 2, name
-        assert road["seconds"] > 0 and road["peak_memory"] > 1e8
+    for name, method in summary["roads"].items():
+        assert method["curve"][0] == start and len(method["curve"]) >= 2, name
+        assert method["seconds"] > 0 and method["peak_memory"] > 1e8
         tested = [row for row in read_jsonl(out / name / "samples.jsonl") if row["split"] == "test"]
         assert {row["prompt"] for row in tested} == {
             row["prompt"] for row in read_jsonl(out / "ppo" / "samples.jsonl") if row["split"] == "test"
@@ -73,9 +73,9 @@ def test_the_peak_is_chosen_on_prompts_that_are_not_reported(out: Path) -> None:
     assert choose and test and not (choose & test) and not ((choose | test) & trained)
 
 
-def test_the_unleashed_arm_has_no_leash_and_is_otherwise_the_same(out: Path) -> None:
-    leashed, free = ((read_record(out / name) or {})["config"] for name in ("ppo", "ppo-no-leash"))
-    assert {key for key in leashed if leashed[key] != free[key]} == {"beta", "out"}
+def test_the_arm_without_penalty_has_no_kl_penalty_and_is_otherwise_the_same(out: Path) -> None:
+    with_penalty, free = ((read_record(out / name) or {})["config"] for name in ("ppo", "ppo-no-leash"))
+    assert {key for key in with_penalty if with_penalty[key] != free[key]} == {"beta", "out"}
     assert free["beta"] == 0
 
 
@@ -87,9 +87,9 @@ def test_run_again_it_does_nothing_but_write_the_report(out: Path) -> None:
     assert again["policies"] == summary["policies"]
 
 
-def test_all_roads_add_best_of_n_online_dpo_and_rlaif(out: Path) -> None:
+def test_all_methods_add_best_of_n_online_dpo_and_rlaif(out: Path) -> None:
     before = (out / "summary.json").read_text()
-    summary = demo.run(out, size=SMALL, all_roads=True)
+    summary = demo.run(out, size=SMALL, all_methods=True)
     assert list(summary["roads"]) == ["ppo", "grpo", "dpo", "best-of-n", "online-dpo", "rlaif"]
     best = summary["roads"]["best-of-n"]
     assert [point["step"] for point in best["curve"]] == [1, 2, 4, 8, 16]
@@ -99,7 +99,7 @@ def test_all_roads_add_best_of_n_online_dpo_and_rlaif(out: Path) -> None:
     assert [point["step"] for point in rounds] == [0, 1, 2, 3]
     assert "online DPO" in (out / "report.html").read_text()
     last = read_record(out / "online-dpo" / "round-3") or {}
-    assert last["config"]["reference"] == str(out / "sft"), "one leash holds all rounds"
+    assert last["config"]["reference"] == str(out / "sft"), "one KL penalty holds all rounds"
     judged = list(read_groups(out / "rlaif" / "labels.jsonl"))
     assert len(judged) == len(list(read_groups(out / "data" / "comparisons.jsonl")))
     assert all(isinstance(row.label, Preference) and row.label.annotator == "judge-3" for row in judged)

@@ -10,10 +10,11 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from kleash.data.group import Group, Response
-from kleash.feedback.constitution import Constitution
-from kleash.lab import bench, judges, pretrain
+from kleash.lab import experiment, judges
 from kleash.lab.judges import OVERALL, SMALL, SmallJudge
-from kleash.lab.world import World
+from kleash.lab.world import pretrain
+from kleash.lab.world.small_world import World
+from kleash.labels.constitution import Constitution
 from kleash.models.load import freeze, save_model
 
 
@@ -39,7 +40,7 @@ def pairs(world) -> list[Group]:
 
 @pytest.fixture(scope="module")
 def judge(world, base) -> SmallJudge:
-    model, tokenizer = judges.pupil(world, base, seed=0)
+    model, tokenizer = judges.untrained_judge(world, base, seed=0)
     return SmallJudge(freeze(model), tokenizer, constitution=Constitution.load(SMALL))
 
 
@@ -142,12 +143,12 @@ def test_an_average_is_of_all_principles_and_a_draw_is_of_one(judge, pairs):
 
 
 @pytest.mark.slow
-def test_schooling_is_the_same_for_the_same_seed_and_is_not_done_twice(world, base, tmp_path, pairs):
-    folders = {name: judges.school(world, base, tmp_path / name, seed=seed, qualities=(2, 4))
+def test_training_judges_is_the_same_for_the_same_seed_and_is_not_done_twice(world, base, tmp_path, pairs):
+    folders = {name: judges.train_judges(world, base, tmp_path / name, seed=seed, qualities=(2, 4))
                for name, seed in (("one", 1), ("again", 1), ("other", 2))}  # fmt: skip
     written = folders["one"][0] / "model.safetensors"
     before = written.stat().st_mtime_ns
-    assert judges.school(world, base, tmp_path / "one", seed=1, qualities=(2, 4)) == folders["one"]
+    assert judges.train_judges(world, base, tmp_path / "one", seed=1, qualities=(2, 4)) == folders["one"]
     assert written.stat().st_mtime_ns == before
     told = {
         name: [[verdict.probability for verdict in SmallJudge.load(folder).compare(pairs)] for folder in own]
@@ -166,11 +167,11 @@ def test_a_judge_that_has_read_more_judges_better(world, tmp_path):
         Group(group.prompt, judges.written(world, group.prompt_text, rng)[1:])
         for group in world.prompts(500, "test")
     ]  # fmt: skip
-    lead = bench.gold_lead(world, asked)
+    lead = experiment.gold_lead(world, asked)
     found = []
-    for folder in judges.school(world, base, tmp_path / "judges"):
+    for folder in judges.train_judges(world, base, tmp_path / "judges"):
         p = [verdict.probability - 0.5 for verdict in SmallJudge.load(folder).compare(asked)]
-        found.append(bench.accuracy(torch.tensor(p, dtype=torch.float64).numpy(), lead))
+        found.append(experiment.accuracy(torch.tensor(p, dtype=torch.float64).numpy(), lead))
     assert len(found) >= 5
     assert all(after > before - 0.03 for before, after in pairwise(found)), found
     assert found[-1] > found[0] + 0.1 and found[-1] > 0.65, found

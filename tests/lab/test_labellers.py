@@ -8,9 +8,9 @@ import pytest
 
 from kleash.data.group import Group, Preference, Response
 from kleash.errors import InputError
-from kleash.lab import language
 from kleash.lab.labellers import Labellers, People
-from kleash.lab.world import World
+from kleash.lab.world import language
+from kleash.lab.world.small_world import World
 
 PROMPT = "what does the otter eat ?"
 
@@ -57,9 +57,9 @@ def test_the_biased_prefer_gushing_and_the_others_do_not(world):
     assert world.perceived(PROMPT, gushing, bias=0) < world.perceived(PROMPT, modest, bias=0)
     between = [world.perceived(PROMPT, gushing, bias=bias) for bias in (0.0, 0.25, 0.5, 1.0)]
     assert between[2] == pytest.approx((between[0] + between[3]) / 2)
-    _, sober = Labellers(world, biased_share=0).compare(PROMPT, gushing, modest)
-    _, charmed = Labellers(world, biased_share=1).compare(PROMPT, gushing, modest)
-    assert sober < 0.1 and charmed > 0.9
+    _, unbiased = Labellers(world, biased_share=0).compare(PROMPT, gushing, modest)
+    _, biased = Labellers(world, biased_share=1).compare(PROMPT, gushing, modest)
+    assert unbiased < 0.1 and biased > 0.9
 
 
 def test_more_courtesy_is_always_more_to_the_biased(world):

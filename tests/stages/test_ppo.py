@@ -242,13 +242,13 @@ def test_F10_every_coefficient_changes_the_update(base: Path, prompts: Path) -> 
 def test_F10_beta_changes_the_advantages(base: Path, prompts: Path) -> None:
     settings = config(base, prompts, whiten_advantages=False)
     parts, rows = components(settings, base)
-    leashed, free = (rollout_of(parts, rows[:8], settings, beta=beta) for beta in (1.0, 0.0))
-    torch.testing.assert_close(leashed.scores, free.scores)
-    assert float(leashed.kl_per_token.abs().max()) > 1e-3
-    assert not torch.allclose(column(leashed.batch.advantages), column(free.batch.advantages))
+    with_penalty, free = (rollout_of(parts, rows[:8], settings, beta=beta) for beta in (1.0, 0.0))
+    torch.testing.assert_close(with_penalty.scores, free.scores)
+    assert float(with_penalty.kl_per_token.abs().max()) > 1e-3
+    assert not torch.allclose(column(with_penalty.batch.advantages), column(free.batch.advantages))
 
 
-def test_the_leash_is_k1_per_token_and_the_score_stands_on_the_last_one(base: Path, prompts: Path) -> None:
+def test_the_kl_penalty_is_k1_per_token_and_the_score_stands_on_the_last_one(base: Path, prompts: Path) -> None:
     settings = config(base, prompts, whiten_advantages=False, lam=1.0, gamma=1.0)
     parts, rows = components(settings, base)
     rollout = rollout_of(parts, rows[:8], settings, beta=0.3)
@@ -370,7 +370,7 @@ def test_F3_padding_that_is_the_end_token_changes_nothing(
         assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
 
 
-def test_a_reward_is_climbed(base: Path, prompts: Path) -> None:
+def test_a_reward_is_optimised(base: Path, prompts: Path) -> None:
     folder = ppo.run(
         config(base, prompts, max_steps=25, batch_size=32, learning_rate=5e-3, beta=0.0, eval_every=25), reward=CountZ()
     )
@@ -380,7 +380,7 @@ def test_a_reward_is_climbed(base: Path, prompts: Path) -> None:
     AutoModelForCausalLM.from_pretrained(folder.path)
 
 
-def test_the_policy_stays_at_the_reference_on_a_short_leash(base: Path, prompts: Path) -> None:
+def test_the_policy_stays_at_the_reference_with_a_large_kl_penalty(base: Path, prompts: Path) -> None:
     long, short = (
         ppo.run(
             config(

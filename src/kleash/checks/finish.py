@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kleash.checks import outcomes
-from kleash.checks.gates import gate_out
+from kleash.checks import outcome_checks
+from kleash.checks.gates import record_checks
 from kleash.models.load import save_model
 from kleash.models.lora import merge_lora
 from kleash.rollout import Components
@@ -43,7 +43,7 @@ def finish_policy(
     merge_lora(parts.policy)
     save_model(folder.path, parts.policy, parts.tokenizer, model_card(folder, _summary(folder)))
     kl_budget = folder.record["config"].get("kl_budget")
-    gate_out(folder, checks=outcomes.policy(folder.metrics(), kl_budget=kl_budget, advice=advice))
+    record_checks(folder, checks=outcome_checks.policy(folder.metrics(), kl_budget=kl_budget, advice=advice))
     near_ties = getattr(parts.sampler, "near_ties", None)
     return folder.finish(step=step, ended=loop.stop or "all rollouts done", near_ties=near_ties, **results)
 

@@ -1,9 +1,9 @@
 """The demo: the whole chain on the small world, base model to report.
 
-base → SFT → sampled pairs, labelled by simulated people → reward model → PPO with a leash and without → the other roads
-(GRPO, DPO) → report. The stages are the ones of the command line, on plain files; only the world, its people and its
-truth are simulated. Gold is computed from what the stages wrote (`samples.jsonl`), so that no stage knows there is a
-truth.
+base → SFT → sampled pairs, labelled by simulated people → reward model → PPO with a KL penalty and without → the other
+methods (GRPO, DPO) → report. The stages are the ones of the command line, on plain files; only the world, its people
+and its truth are simulated. Gold is computed from what the stages wrote (`samples.jsonl`), so that no stage knows there
+is a truth.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import torch
 from kleash.data.chat import encode_all, end_ids
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Response
-from kleash.lab import measure, pretrain, roads
+from kleash.lab import measure, methods
 from kleash.lab.labellers import Labellers
-from kleash.lab.world import World
+from kleash.lab.world import pretrain
+from kleash.lab.world.small_world import World
 from kleash.models.forward import response_logprobs
 from kleash.models.load import load_policy
 from kleash.objectives import kl
@@ -40,7 +41,7 @@ class Size:
     base_tokens: int = 1_400_000
     demonstrations: int = 1500
     pairs: int = 6000
-    hold_out_pairs: int = 1500
+    validation_pairs: int = 1500
     biased_share: float = 0.3
     beta: float = 0.2
     rollouts: int = 50
@@ -53,7 +54,7 @@ class Size:
     judge_steps: int = 600
 
 
-def run(out: Path, *, seed: int = 0, size: Size | None = None, all_roads: bool = False) -> dict[str, Any]:
+def run(out: Path, *, seed: int = 0, size: Size | None = None, all_methods: bool = False) -> dict[str, Any]:
     """Run the chain, or what is left of it, and write `report.html` and `summary.json`.
 
     Args:
@@ -85,20 +86,21 @@ def run(out: Path, *, seed: int = 0, size: Size | None = None, all_roads: bool =
             )
         ),
     )  # fmt: skip
-    for name in ("comparisons", "hold-out"):
+    for name in ("comparisons", "validation"):
         _compare(world, out, size, seed, files, name)
     timed("comparisons", None)
     reward_run = timed("reward", _learn_reward(out, size, seed, files, "reward"))
-    # Of other comparisons: PPO is watched with it and never climbs it.
-    timed("hold-out", _learn_reward(out, size, seed, files, "hold-out"))
+    # Of other comparisons: PPO is watched with it and never optimises it.
+    timed("validation", _learn_reward(out, size, seed, files, "validation"))
     runs = {}
     for name, beta in {"ppo": size.beta, "ppo-no-leash": 0.0}.items():
-        # The unleashed arm is there to fail, so no gate may stop it.
+        # The arm without a KL penalty is there to fail, so no gate may stop it.
         runs[name] = timed(name, ppo.run(ppo_config(out, size, seed, files, name, beta), reward=None))
-    leashed = ppo_config(out, size, seed, files, "ppo", size.beta)
-    way = roads.Way(world, out, leashed, files["comparisons"], size.judge_steps)
+    with_penalty = ppo_config(out, size, seed, files, "ppo", size.beta)
+    setup = methods.DemoSetup(world, out, with_penalty, files["comparisons"], size.judge_steps)
     taken = {
-        name: timed(name, take(way)) for name, take in (roads.ROADS | (roads.MORE_ROADS if all_roads else {})).items()
+        name: timed(name, take(setup))
+        for name, take in (methods.METHODS | (methods.MORE_METHODS if all_methods else {})).items()
     }
     summary = _summarise(world, out, size, seed, runs)
     timed("measuring", None)
@@ -107,7 +109,7 @@ def run(out: Path, *, seed: int = 0, size: Size | None = None, all_roads: bool =
         "beta": size.beta,
         "seconds": round(time.monotonic() - began, 1),
         "stages": seconds,
-        "roads": {"ppo": roads.travelled(way, "ppo"), **taken},
+        "roads": {"ppo": methods.method_result(setup, "ppo"), **taken},
         "reward_model": reward_run.record["results"].get("report"),
         "gates": {
             run.record["stage"] if name not in runs else name: run.record["gates"].get("out")
@@ -122,11 +124,11 @@ def run(out: Path, *, seed: int = 0, size: Size | None = None, all_roads: bool =
 
 def _learn_reward(out: Path, size: Size, seed: int, files: Mapping[str, Path], name: str) -> RunFolder:
     """The reward model of the comparisons, or the one that is held out, from other comparisons and another seed."""
-    held_out = name == "hold-out"
+    held_out = name == "validation"
     return reward_model.run(
         reward_model.RewardConfig(
-            model=str(out / "sft"), data=str(files["hold-out" if held_out else "comparisons"]), out=out / name,
-            seed=derive_seed(seed, name) % 2**31 if held_out else seed, batch_size=64, learning_rate=1e-3,
+            model=str(out / "sft"), data=str(files["validation" if held_out else "comparisons"]), out=out / name,
+            seed=derive_seed(seed, "hold-out") % 2**31 if held_out else seed, batch_size=64, learning_rate=1e-3,
             centre_samples=256, centre_max_new_tokens=size.max_new_tokens, eval_every=20, max_eval_rows=1000,
         )
     )  # fmt: skip
@@ -136,7 +138,7 @@ def ppo_config(out: Path, size: Size, seed: int, files: Mapping[str, Path], name
     """Settings of an arm of PPO, which writes to `out/name`."""
     return ppo.PPOConfig(
         model=str(out / "sft"), data=str(files["prompts"]), eval_data=str(files["held_out"]),
-        reward=str(out / "reward"), hold_out=str(out / "hold-out"), out=out / name,
+        reward=str(out / "reward"), hold_out=str(out / "validation"), out=out / name,
         seed=seed, beta=beta, max_steps=size.rollouts,
         batch_size=size.batch_size, inner_epochs=2, minibatches=2, learning_rate=size.ppo_learning_rate,
         value_learning_rate=5e-4, schedule="constant", max_new_tokens=size.max_new_tokens,
@@ -156,11 +158,13 @@ def _write_prompts(world: World, out: Path, size: Size, seed: int) -> dict[str, 
     rows: dict[str, list[Group]] = {
         "demonstrations": world.demonstrations(size.demonstrations, seed=derive_seed(seed, "demonstrations")),
         "to_compare": world.prompts(size.pairs, "train", seed=derive_seed(seed, "comparisons")),
-        "to_hold_out": world.prompts(size.hold_out_pairs, "train", seed=derive_seed(seed, "hold-out comparisons")),
+        "to_validate": world.prompts(size.validation_pairs, "train", seed=derive_seed(seed, "hold-out comparisons")),
         "prompts": world.prompts(2000, "train", seed=derive_seed(seed, "prompts")),
         "held_out": held_out,
     }
-    files = {name: data / f"{name}.jsonl" for name in (*rows, "samples", "comparisons", "hold-out-samples", "hold-out")}
+    files = {
+        name: data / f"{name}.jsonl" for name in (*rows, "samples", "comparisons", "validation-samples", "validation")
+    }
     for name, groups in rows.items():
         if not files[name].exists():
             write_groups(groups, files[name])
@@ -173,7 +177,7 @@ def _compare(world: World, out: Path, size: Size, seed: int, files: Mapping[str,
         return
     prompts, samples, purpose = {
         "comparisons": ("to_compare", "samples", "labellers"),
-        "hold-out": ("to_hold_out", "hold-out-samples", "hold-out labellers"),
+        "validation": ("to_validate", "validation-samples", "hold-out labellers"),
     }[name]
     generate.run(
         generate.GenerateConfig(
@@ -231,8 +235,8 @@ def _base_samples(out: Path, size: Size, seed: int, prompts: Iterable[Group]) ->
     groups = decode_groups(batch, [group.source for group in encoded], tokenizer, end_ids(tokenizer))
     with torch.no_grad():
         assert batch.sampler_logprobs is not None
-        drift = kl.k1(batch.sampler_logprobs, response_logprobs(reference, batch)[0])
-    nats = kl.per_sequence(drift, batch.mask)[:, 0].tolist()
+        kl_per_token = kl.k1(batch.sampler_logprobs, response_logprobs(reference, batch)[0])
+    nats = kl.per_sequence(kl_per_token, batch.mask)[:, 0].tolist()
     return [
         {"prompt": g.prompt, "response": g.responses[0].text, "finished": g.responses[0].finished, "score": s, "kl": n}
         for g, s, n in zip(groups, reward(groups)[:, 0].tolist(), nats, strict=True)

@@ -1,4 +1,4 @@
-"""The small world's judges: tiny language models that were taught by texts of judging, and judge as large ones do.
+"""The small world's judges: tiny language models that were trained on texts of judging, and judge as large ones do.
 
 A judge goes on from the world's base model. It judges in two steps, as `kleash judge --chain-of-thought` does: of each
 response it writes a grade by a principle, and with both grades before it answers A or B,
@@ -9,8 +9,8 @@ response it writes a grade by a principle, and with both grades before it answer
 Its verdict is the probability of the answer token A against B, asked in both orders, mean of both. The grades are not
 drawn but summed over, each by its probability: they are one word, so all that it could have written can be read.
 
-How good a judge is depends on how much it has read: `QUALITIES` are moments of one schooling. What is simulated is what
-it was taught. Its errors are a language model's: it prefers a side, it is unsure where it has read little, and it
+How good a judge is depends on how much it has read: `QUALITIES` are moments of one training. What is simulated is what
+it was trained on. Its errors are a language model's: it prefers a side, it is unsure where it has read little, and it
 learns last whether a claim is true.
 """
 
@@ -32,9 +32,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 
 from kleash.data.batch import collate
 from kleash.data.group import EncodedGroup, EncodedResponse, Group, Response
-from kleash.feedback.constitution import Constitution, Principle
-from kleash.feedback.labeller import Verdict
-from kleash.lab.world import END, PAD, UNKNOWN, Style, World
+from kleash.lab.world.small_world import END, PAD, UNKNOWN, Style, World
+from kleash.labels.constitution import Constitution, Principle
+from kleash.labels.labeller import LabelResult
 from kleash.models.forward import projection, response_states
 from kleash.models.load import freeze, load_policy, save_model
 from kleash.run import derive_seed
@@ -47,7 +47,7 @@ OVERALL = Constitution(name="overall", principles=(Principle(name="better", text
 """One principle, and it is gold itself."""
 
 QUALITIES = (25, 75, 150, 300, 600)
-"""Steps of schooling, for each of the five qualities."""
+"""Steps of training, for each of the five qualities."""
 
 TEMPERATURE = 0.4
 """P(A) in the texts: σ of the difference in worth over this."""
@@ -90,7 +90,7 @@ class SmallJudge:
     """A `Labeller`.
 
     Args:
-        model, tokenizer: of a folder that `school` wrote.
+        model, tokenizer: of a folder that `train_judges` wrote.
         constitution: what to compare by.
         principles: one drawn for each pair, by weight, or all of them, averaged by weight.
         name: what its verdicts are signed with.
@@ -125,7 +125,7 @@ class SmallJudge:
             freeze(model), tokenizer, constitution=constitution, principles=principles, name=folder.name, seed=seed
         )
 
-    def compare(self, groups: Sequence[Group]) -> list[Verdict]:
+    def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
         """See `Labeller`."""
         if not groups:
             return []
@@ -134,7 +134,7 @@ class SmallJudge:
             weights, one = self._weights(group)
             probability, effect = float(weights @ each), float(weights @ side)
             state: Literal["tie", "verdict"] = "tie" if probability == 0.5 else "verdict"
-            verdicts.append(Verdict(state, self.name, probability, principle=one, order_effect=effect))
+            verdicts.append(LabelResult(state, self.name, probability, principle=one, order_effect=effect))
         return verdicts
 
     def by_principle(self, groups: Sequence[Group]) -> tuple[Float[Tensor, "P M"], Float[Tensor, "P M"]]:
@@ -209,11 +209,13 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> tuple[in
     return tuple(known.get(word, known[UNKNOWN]) for word in words)
 
 
-# --- schooling -------------------------------------------------------------------------------------------------------
+# --- training --------------------------------------------------------------------------------------------------------
 
 
-def school(world: World, base: Path, out: Path, *, seed: int = 0, qualities: Sequence[int] = QUALITIES) -> list[Path]:
-    """Teach a judge and keep it at each quality, or find what is kept.
+def train_judges(
+    world: World, base: Path, out: Path, *, seed: int = 0, qualities: Sequence[int] = QUALITIES
+) -> list[Path]:
+    """Train a judge and keep it at each quality, or find what is kept.
 
     Args:
         world: whose answers it reads.
@@ -228,7 +230,7 @@ def school(world: World, base: Path, out: Path, *, seed: int = 0, qualities: Seq
     folders = {steps: out / f"judge-{steps}" for steps in qualities}
     if all((folder / "config.json").exists() for folder in folders.values()):
         return list(folders.values())
-    model, tokenizer = pupil(world, base, seed=seed)
+    model, tokenizer = untrained_judge(world, base, seed=seed)
     steps = qualities[-1]
     optimizer = Optimizer(model, steps=steps, learning_rate=2e-3, warmup_steps=20, weight_decay=0.01)
     rng = random.Random(f"{world.seed}/judging/{seed}")
@@ -237,20 +239,18 @@ def school(world: World, base: Path, out: Path, *, seed: int = 0, qualities: Seq
     for step in range(1, steps + 1):
         pairs = [written(world, prompt, rng) for prompt in prompts[(step - 1) * PAIRS : step * PAIRS]]
         claims = [claimed(world, prompt, rng) for prompt in rng.choices(checked, k=CLAIMS)]
-        optimizer.backward(lesson(world, model, tokenizer, pairs, claims))
+        optimizer.backward(training_text_loss(world, model, tokenizer, pairs, claims))
         optimizer.step()
         if step in folders:
             folders[step].mkdir(parents=True, exist_ok=True)
-            save_model(
-                folders[step], model, tokenizer, f"A judge of the small world after {step} steps of schooling.\n"
-            )
+            save_model(folders[step], model, tokenizer, f"A judge of the small world after {step} steps of training.\n")
     return list(folders.values())
 
 
-def pupil(world: World, base: Path, *, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def untrained_judge(world: World, base: Path, *, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model with the words of judging added, which mean nothing yet."""
     model, _ = load_policy(base)
-    said = " ".join([*SIDES, *GRADES, ANSWER, *(principle.text for principle in taught())]).split()
+    said = " ".join([*SIDES, *GRADES, ANSWER, *(principle.text for principle in trained_principles())]).split()
     words = [*world.vocabulary, *dict.fromkeys(word for word in said if word not in world.vocabulary)]
     known = len(world.vocabulary)
     embedding = model.resize_token_embeddings(len(words), mean_resizing=False)
@@ -265,12 +265,12 @@ def pupil(world: World, base: Path, *, seed: int) -> tuple[PreTrainedModel, PreT
     )
 
 
-def taught() -> tuple[Principle, ...]:
-    """The principles that judges are taught."""
+def trained_principles() -> tuple[Principle, ...]:
+    """The principles that judges are trained on."""
     return (*OVERALL.principles, *Constitution.load(SMALL).principles)
 
 
-def lesson(
+def training_text_loss(
     world: World,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -285,7 +285,7 @@ def lesson(
         pairs: prompts with two answers; each is graded, and their grades compared, by every principle.
         claims: prompts with one answer, which is graded by its truth: that is the hardest to learn.
     """
-    principles = taught()
+    principles = trained_principles()
 
     def graded_loss(rows: Sequence[tuple[str, Response]], texts: Sequence[str], words: list[list[str]]) -> Tensor:
         told = endings(model, tokenizer, [judged(*row) for row in rows], [graded(text) for text in texts])

@@ -1,7 +1,7 @@
 """People, simulated: they compare two responses by Bradley–Terry on what they perceive.
 
-What they perceive is not the truth. None of them can check every fact, and some are charmed by courtesy and length. So
-a reward model that learns their choices perfectly has learnt their blind spots too. Since the probability of each
+What they perceive is not the truth. None of them can check every fact, and some are biased towards courtesy and length.
+So a reward model that learns their choices perfectly has learnt their blind spots too. Since the probability of each
 choice is known, so is the best accuracy any reward model could have (the noise ceiling).
 """
 
@@ -14,8 +14,8 @@ from itertools import combinations
 
 from kleash.data.group import Group, Preference, Response
 from kleash.errors import InputError
-from kleash.feedback.labeller import Verdict
-from kleash.lab.world import World
+from kleash.lab.world.small_world import World
+from kleash.labels.labeller import LabelResult
 from kleash.run import derive_seed
 
 
@@ -103,14 +103,14 @@ class Labellers:
     ) -> tuple[int, int, float]:
         rng = random.Random(f"{self.seed}/{key}")
         annotator = rng.randrange(self.count)
-        sober, charmed = (_sigmoid((x - y) / self.temperature) for x, y in zip(a, b, strict=True))
+        unbiased, biased = (_sigmoid((x - y) / self.temperature) for x, y in zip(a, b, strict=True))
         share = self.biased / self.count
-        choice = int(rng.random() >= (charmed if annotator < self.biased else sober))
-        return annotator, choice, share * charmed + (1 - share) * sober
+        choice = int(rng.random() >= (biased if annotator < self.biased else unbiased))
+        return annotator, choice, share * biased + (1 - share) * unbiased
 
 
 class People:
-    """The pool as a `kleash.feedback.labeller.Labeller`.
+    """The pool as a `kleash.labels.labeller.Labeller`.
 
     Args:
         pool: who is asked.
@@ -122,7 +122,7 @@ class People:
         self.pool, self.everyone = pool, everyone
         self.name = "everyone" if everyone else "people"
 
-    def compare(self, groups: Sequence[Group]) -> list[Verdict]:
+    def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
         """See `Labeller`; the same pair, whenever it is asked, has the same answer of the same person."""
         verdicts = []
         for group in groups:
@@ -130,9 +130,9 @@ class People:
             seen = (self.pool._perceptions(prompt, a), self.pool._perceptions(prompt, b))
             annotator, choice, share = self.pool._vote(*seen, derive_seed(prompt, a.text, b.text))
             if self.everyone:
-                verdicts.append(Verdict("tie" if share == 0.5 else "verdict", self.name, probability=share))
+                verdicts.append(LabelResult("tie" if share == 0.5 else "verdict", self.name, probability=share))
             else:
-                verdicts.append(Verdict("verdict", f"labeller-{annotator}", probability=float(choice == 0)))
+                verdicts.append(LabelResult("verdict", f"labeller-{annotator}", probability=float(choice == 0)))
         return verdicts
 
 

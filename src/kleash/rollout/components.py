@@ -69,7 +69,9 @@ def build_components(
     if validation_reward is None and beside is not None and beside.is_dir():
         validation_reward = str(beside)
     if needs_validation and validation_reward is None:
-        raise ConfigError("criterion validation needs a validation reward; give --hold-out, or a --reward that has one")
+        raise ConfigError(
+            "criterion validation needs a validation reward; give --hold-out, or a --reward that has one"
+        )
 
     def build(name: str) -> Reward:
         return build_reward(

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import outcomes
+from kleash.checks import outcome_checks
 from kleash.checks.after_training import after_training
-from kleash.checks.gates import Check, gate_out
+from kleash.checks.gates import Check, record_checks
 from kleash.checks.open_run import open_run
-from kleash.checks.samples import describe, prompt_effect, responses_of, sample, usual_length
+from kleash.checks.sample_stats import describe, prompt_effect, responses_of, sample, usual_length
 from kleash.data.batch import collate
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.group import EncodedGroup
@@ -144,7 +144,7 @@ def check(
         limit = usual_length(train, most=config.gate_max_new_tokens)
         drawn = sample(model, tokenizer, prompts, limit=limit, seed=config.seed, dtype=config.dtype)
         unsampled = "no held-out prompt leaves room for a response"
-    checks: list[Check] = outcomes.sft(
+    checks: list[Check] = outcome_checks.sft(
         before=before,
         after=after,
         rows=len(held_out),
@@ -153,7 +153,7 @@ def check(
         demonstrations=describe(responses_of(train), tokenizer),
         unsampled=unsampled,
     )
-    gate_out(folder, checks=checks)
+    record_checks(folder, checks=checks)
 
 
 def read_demonstrations(
