@@ -210,7 +210,7 @@ def test_generate_adds_responses_beside_the_columns(base: Path, prompts: Path, t
 def test_generate_does_not_write_over_what_is_there(
     base: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fails(capsys, 2, "is there already", "generate", "--model", base, "--data", prompts, "--out", prompts)
+    fails(capsys, 2, "exists and was written", "generate", "--model", base, "--data", prompts, "--out", prompts)
 
 
 def test_a_reward_that_is_nothing_is_one_line(base: Path, prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:

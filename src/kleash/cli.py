@@ -212,13 +212,16 @@ def _command(commands: Any, name: str, help_text: str, run: Callable[[argparse.N
 
 def _add_fields(command: _Parser, config: Any) -> None:
     """An option for each field of a config, its docstring as help."""
+    from kleash.rewards.verifiers import verifiers
+
     command.description = f"{command.description}\n\n{textwrap.fill(' '.join((config.__doc__ or '').split()), 100)}"
     command.add_argument(
         "--config", type=Path, metavar="FILE", help="YAML of the options below; options given here win"
     )
     for name, field in config.model_fields.items():
         option = SHORT.get(name, "--" + name.replace("_", "-"))
-        text = " ".join((field.description or "").split()).replace("%", "%%")
+        text = " ".join((field.description or "").split()).replace("{verifiers}", ", ".join(verifiers()))
+        text = text.replace("%", "%%")
         default = "" if field.is_required() else f" (default: {_shown(field.default)})"
         settings: dict[str, Any] = {"dest": f"field:{name}", "default": None, "help": text + default}
         if field.annotation is bool:

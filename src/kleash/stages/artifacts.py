@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.models.load import save_model
 from kleash.models.lora import merged_copy
-from kleash.rewards.composition import content_of
+from kleash.rewards.build import content_of
 from kleash.run import RunFolder, fingerprint
 from kleash.training.checkpoint import weights
 from kleash.training.settings import StageConfig

@@ -74,6 +74,6 @@ def _labeller(config: AskConfig) -> Labeller | None:
     if config.labeller == "people":
         return None
     from kleash.labels.reward_labeller import RewardLabeller
-    from kleash.rewards.reward import build_reward
+    from kleash.rewards.build import build_reward
 
     return RewardLabeller(build_reward(config.labeller), name=config.labeller, temperature=config.temperature)

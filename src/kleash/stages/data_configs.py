@@ -39,8 +39,8 @@ class ScoreConfig(Config):
     """Score responses that are there already."""
 
     reward: str
-    """What scores: a reward model's folder, `module:function` with TRL's signature, a verifier (number, math, exact,
-    regex, json-schema), or a .yaml composition."""
+    """What scores: a reward model's folder, `module:function` with TRL's signature, a .yaml composition,
+    or a verifier ({verifiers})."""
     data: str
     """Rows with responses: a .jsonl, .jsonl.gz, .json or .parquet file, a saved `datasets` folder, or a hub name."""
     out: Path
@@ -55,8 +55,8 @@ class BestOfNConfig(GenerateConfig):
     """Sample n responses a prompt and keep the one that the reward likes best."""
 
     reward: str
-    """What chooses: a reward model's folder, `module:function` with TRL's signature, a verifier (number, math, exact,
-    regex, json-schema), or a .yaml composition."""
+    """What chooses: a reward model's folder, `module:function` with TRL's signature, a .yaml composition,
+    or a verifier ({verifiers})."""
     n: int = Field(16, ge=2)
     """Responses to a prompt, of which one is kept. What fewer would give is estimated from the same pool."""
     gold: str | None = None

@@ -29,13 +29,14 @@ from kleash.data.group import EncodedGroup, Group, Response
 from kleash.data.split import prompt_only, read_usable
 from kleash.errors import ConfigError, InputError
 from kleash.evals import overoptimization
+from kleash.models.compute import Compute
 from kleash.models.forward import response_logprobs
 from kleash.models.inference import micro_batches
 from kleash.models.load import autocast, context_length, freeze, load_policy
 from kleash.objectives import kl
 from kleash.progress import Progress
-from kleash.rewards.composition import content_of
-from kleash.rewards.reward import Reward, build_reward
+from kleash.rewards.build import build_reward, content_of
+from kleash.rewards.reward import Reward
 from kleash.run import (
     Fingerprints,
     RunFolder,
@@ -90,7 +91,7 @@ def run(config: OveroptConfig, *, proxy: Reward | None = None, gold: Reward | No
     start, tokenizer = load_policy(config.model, device=config.device)
     prompts = _read_prompts(config, start, tokenizer)
     build: Callable[[str], Reward] = lambda name: build_reward(  # noqa: E731
-        name, policy_tokenizer=tokenizer, device=config.device, dtype=config.dtype
+        name, policy_tokenizer=tokenizer, compute=Compute(config.device, config.dtype)
     )
     scorers = Scorers(proxy or build(str(config.proxy)), gold or build(config.gold))
     names = [overoptimization.name_of(prompt.source.prompt) for prompt in prompts]

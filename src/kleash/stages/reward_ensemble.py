@@ -30,6 +30,7 @@ from kleash.data.group import EncodedGroup, Group
 from kleash.data.split import comparison, hold_out, read_split
 from kleash.errors import ConfigError
 from kleash.models.average import average_weights
+from kleash.models.compute import Compute
 from kleash.models.load import load_reward_model, load_tokenizer, new_reward_model, save_model
 from kleash.rewards.ensemble import VALIDATION, EnsembleReward, write_ensemble
 from kleash.rewards.learned import LearnedReward
@@ -162,7 +163,7 @@ def _ensemble(
     config: EnsembleConfig, folder: RunFolder, members: Sequence[RunFolder], files: Files
 ) -> dict[str, Any] | None:
     """Bind the members together in the folder, and return the report on what they score as one."""
-    loaded = [LearnedReward.load(member.path, device=config.device, dtype=config.dtype) for member in members]
+    loaded = [LearnedReward.load(member.path, compute=Compute(config.device, config.dtype)) for member in members]
     reward = EnsembleReward(loaded, combine=config.combine, variance_penalty=config.variance_penalty)
     train, held_out = (_encoded(config, files[name], loaded[0].tokenizer) for name in ("reward", "held-out"))
     report = None

@@ -30,13 +30,15 @@ from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Preference, Ranking
 from kleash.data.split import comparison, demonstration, imitated, read_split, read_usable
 from kleash.evals.preference_report import preference_report
+from kleash.models.compute import Compute
 from kleash.models.forward import check_forward, head_scores
 from kleash.models.load import autocast, context_length, new_reward_model, save_model
 from kleash.models.lora import merge_lora
 from kleash.models.trainable import make_trainable
 from kleash.objectives.bradley_terry import pair_loss, ranking_loss
+from kleash.rewards.build import build_reward
 from kleash.rewards.learned import score_encoded
-from kleash.rewards.reward import Reward, build_reward
+from kleash.rewards.reward import Reward
 from kleash.run import RunFolder, derive_seed
 from kleash.stages import reward_report
 from kleash.stages.artifacts import model_card
@@ -77,7 +79,7 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
         model.config.kleash_heads = {"combine": config.combine, "variance_penalty": config.variance_penalty}
     make_trainable(model, **config.adapter_settings())
     train, held_out = _comparisons(config, model, tokenizer)
-    gold = None if config.gold is None else build_reward(config.gold, device=config.device, dtype=config.dtype)
+    gold = None if config.gold is None else build_reward(config.gold, compute=Compute(config.device, config.dtype))
     if config.learning_curve:
         reward_report.check_rows(train, held_out, live=reward is not None)
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
@@ -237,7 +239,10 @@ def centre(
     model.config.kleash_offset = 0.0
     sizes = {len(group.responses) for group in groups}
     scores = [
-        score_encoded(model, [g for g in groups if len(g.responses) == size], dtype=config.dtype) for size in sizes
+        score_encoded(
+            model, [g for g in groups if len(g.responses) == size], compute=Compute(config.device, config.dtype)
+        )
+        for size in sizes
     ]
     model.config.kleash_offset = float(torch.cat([score.flatten() for score in scores]).double().mean())
     return samples, on

@@ -29,6 +29,7 @@ from kleash.evals.noise import disagreement, lapse_model
 from kleash.evals.preference_report import ceiling_bounds
 from kleash.evals.probes import probe_groups, probe_report
 from kleash.evals.strata import quartiles, strata_report
+from kleash.models.compute import Compute
 from kleash.models.load import autocast, context_length, load_policy, load_reward_model
 from kleash.rewards.feature_range import FeatureRange
 from kleash.rewards.learned import LearnedReward, features_encoded, score_encoded
@@ -36,7 +37,7 @@ from kleash.rewards.reward import Reward
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
-from kleash.stages.best_of_n import curve
+from kleash.stages.best_of_n import BestOfPoint, curve
 from kleash.training.settings import TrainingConfig
 
 PROBED = 200
@@ -118,7 +119,7 @@ def held_out_rewards(
     rewards: list[list[float]] = [[]] * len(held_out)
     for size in sorted({len(group.responses) for group in held_out}):
         rows = [row for row, group in enumerate(held_out) if len(group.responses) == size]
-        scores = score_encoded(model, [held_out[row] for row in rows], **_computing(config))
+        scores = score_encoded(model, [held_out[row] for row in rows], compute=_compute(config))
         for row, own in zip(rows, scores.tolist(), strict=True):
             rewards[row] = own
     return rewards
@@ -206,7 +207,7 @@ def probes(
             encoded.append(encode(group, tokenizer, max_length=config.max_length or context_length(model)))
         except DataError:  # a template or tokenizer may make nothing of half a response, say: no reason to end the run
             continue
-    return probe_report(score_encoded(model, encoded, **_computing(config)).double().numpy()) if encoded else []
+    return probe_report(score_encoded(model, encoded, compute=_compute(config)).double().numpy()) if encoded else []
 
 
 def feature_range(
@@ -253,12 +254,12 @@ def best_of_curve(
     n: int,
     max_new_tokens: int,
     gold: Reward | None,
-) -> list[dict[str, Any]]:
+) -> list[BestOfPoint]:
     """What the best of k ≤ n samples of `config.model` is worth to this reward, and to another one if there is one."""
     prompts = _some(held_out, POOLS, POOLS, config, "best of n")
     pool = sample(tokenizer, prompts, config, group_size=n, max_new_tokens=max_new_tokens, purpose="best of n")
     groups = [group.source for group in pool]
-    reward = LearnedReward(model, tokenizer, policy_tokenizer=tokenizer, **_computing(config))
+    reward = LearnedReward(model, tokenizer, policy_tokenizer=tokenizer, compute=_compute(config))
     return curve(groups, reward(groups).tolist(), gold(groups).tolist() if gold is not None else None)
 
 
@@ -362,7 +363,7 @@ def _features(model: PreTrainedModel, groups: Sequence[EncodedGroup], config: Tr
     """Features of all responses, whatever the groups' K."""
     sizes = sorted({len(group.responses) for group in groups})
     parts = [
-        features_encoded(model, [g for g in groups if len(g.responses) == size], **_computing(config)).flatten(0, 1)
+        features_encoded(model, [g for g in groups if len(g.responses) == size], compute=_compute(config)).flatten(0, 1)
         for size in sizes
     ]
     return torch.cat(parts)
@@ -383,5 +384,5 @@ def _best(group: Group) -> int | None:
     return group.label.ranks.index(min(group.label.ranks)) if isinstance(group.label, Ranking) else None
 
 
-def _computing(config: TrainingConfig) -> dict[str, Any]:
-    return {"dtype": config.dtype, "micro_batch_tokens": config.micro_batch_tokens}
+def _compute(config: TrainingConfig) -> Compute:
+    return Compute(config.device, config.dtype, config.micro_batch_tokens)

@@ -116,8 +116,8 @@ class RolloutConfig(TrainingConfig):
     """What every stage that learns from its own samples is told besides."""
 
     reward: str
-    """What to optimise: a reward model's folder, `module:function` with TRL's signature, a verifier (number, math,
-    exact, regex, json-schema), or a .yaml composition."""
+    """What to optimise: a reward model's folder, `module:function` with TRL's signature, a .yaml composition,
+    or a verifier ({verifiers})."""
     reference: str | None = None
     """The reference of the KL penalty; null is `model` as it starts."""
     beta: float = Field(0.05, ge=0)
