@@ -76,15 +76,15 @@ def test_a_pool_that_was_sampled_before_an_interruption_is_not_sampled_again(
     assert not (base.parent / "best.jsonl").exists()
     sampled = [row["responses"] for row in read_jsonl(base.parent / "best.pool.jsonl")]
 
-    monkeypatch.setattr(best_of_n.generate, "LocalSampler", None)  # sampling again would fail
+    monkeypatch.setattr(best_of_n.generate, "build_sampler", None)  # sampling again would fail
     write = best_of_n.write_groups
 
-    def write_the_pool_alone(groups: Any, path: Path) -> int:
+    def write_only_the_pool(groups: Any, path: Path) -> int:
         if path.name == "best.jsonl":
             raise KeyboardInterrupt
         return write(groups, path)
 
-    monkeypatch.setattr(best_of_n, "write_groups", write_the_pool_alone)
+    monkeypatch.setattr(best_of_n, "write_groups", write_only_the_pool)
     with pytest.raises(KeyboardInterrupt):
         best_of_n.run(config(base, prompts), reward=letters)
     monkeypatch.setattr(best_of_n, "write_groups", write)

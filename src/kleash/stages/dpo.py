@@ -43,7 +43,8 @@ from kleash.models.lora import merged_copy
 from kleash.models.reference import Reference, kept_logprobs
 from kleash.models.trainable import make_trainable
 from kleash.objectives import LOSSES, implicit_rewards, kl, masked_sum, plackett_luce_loss
-from kleash.rewards.reward import Reward, build_reward
+from kleash.rewards.build import build_reward
+from kleash.rewards.reward import Reward
 from kleash.rollout.rollout import with_logprobs
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.sampler import build_sampler, sample_groups

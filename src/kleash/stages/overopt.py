@@ -51,7 +51,8 @@ from kleash.models.load import context_length, freeze, load_policy
 from kleash.models.reference import Reference
 from kleash.objectives import kl
 from kleash.progress import Progress
-from kleash.rewards.reward import Reward, build_reward
+from kleash.rewards.build import build_reward
+from kleash.rewards.reward import Reward
 from kleash.run import RunFolder, derive_seed, read_record
 from kleash.sampling.sampler import build_sampler, sample_groups
 from kleash.stages.data_configs import OveroptConfig
@@ -344,7 +345,7 @@ def _measuring(config: OveroptConfig, proxy: Reward | None, gold: Reward | None)
     start, tokenizer = load_policy(config.model, device=config.device)
 
     def build(name: str | None) -> Reward:
-        return build_reward(str(name), policy_tokenizer=tokenizer, device=config.device, dtype=config.dtype)
+        return build_reward(str(name), policy_tokenizer=tokenizer, compute=Compute(config.device, config.dtype))
 
     context = context_length(start)
     room = None if context is None else context - config.max_new_tokens

@@ -34,6 +34,7 @@ from kleash.evals.preference_report import PreferenceReport
 from kleash.evals.report_values import as_json
 from kleash.io import write_text
 from kleash.models.average import average_weights
+from kleash.models.compute import Compute
 from kleash.models.load import load_reward_model, load_tokenizer, new_reward_model, save_model
 from kleash.rewards.ensemble import VALIDATION, EnsembleReward, write_ensemble
 from kleash.rewards.learned import LearnedReward
@@ -154,7 +155,8 @@ def _one(
     if files["centre"].stat().st_size:
         changes["centre_data"] = str(files["centre"])
     settings = _single(config, **changes)
-    samples, _ = reward_model.centre(model, tokenizer, train, settings)
+    samples = reward_model.centring_samples(tokenizer, train, settings)
+    reward_model.centre(model, samples or train, settings.compute)
     compute = settings.compute
     rewards = held_out_rewards(model, held_out, compute=compute) if held_out else None
     figures = None if rewards is None else preference_figures(held_out, rewards, train)
@@ -169,7 +171,7 @@ def _ensemble(
     config: EnsembleConfig, folder: RunFolder, members: Sequence[RunFolder], files: Files
 ) -> PreferenceReport | None:
     """Bind the members together in the folder, and return the report on what they score as one."""
-    loaded = [LearnedReward.load(member.path, device=config.device, dtype=config.dtype) for member in members]
+    loaded = [LearnedReward.load(member.path, compute=Compute(config.device, config.dtype)) for member in members]
     reward = EnsembleReward(loaded, combine=config.combine, variance_penalty=config.variance_penalty)
     train, held_out = (_encoded(config, files[name], loaded[0].tokenizer) for name in ("reward", "held-out"))
     report = None

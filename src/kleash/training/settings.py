@@ -123,8 +123,8 @@ class RolloutConfig(TrainingConfig):
     NOT_IDENTITY: ClassVar[frozenset[str]] = TrainingConfig.NOT_IDENTITY | {"log_rollouts"}
 
     reward: RewardRef
-    """Reward to train against: a reward model's folder, `module:function` with TRL's signature, a verifier (number,
-    math, exact, regex, json-schema), or a .yaml composition."""
+    """Reward to train against: a reward model's folder, `module:function` with TRL's signature, a
+    verifier ({verifiers}), or a .yaml composition."""
     reference: ModelRef | None = None
     """Model that the KL penalty is measured from; null is `model` as it starts."""
     beta: float = Field(0.05, ge=0)
