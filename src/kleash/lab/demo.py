@@ -19,9 +19,10 @@ import torch
 from kleash.data.chat import encode_all, end_ids
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Response
-from kleash.lab import measure, pretrain, roads
-from kleash.lab.labellers import Labellers
-from kleash.lab.world import World
+from kleash.lab import curves, methods
+from kleash.lab.world import pretrain
+from kleash.lab.world.labellers import Labellers
+from kleash.lab.world.world import World
 from kleash.models.forward import response_logprobs
 from kleash.models.load import load_policy
 from kleash.objectives import kl
@@ -96,9 +97,10 @@ def run(out: Path, *, seed: int = 0, size: Size | None = None, all_roads: bool =
         # The unleashed arm is there to fail, so no gate may stop it.
         runs[name] = timed(name, ppo.run(ppo_config(out, size, seed, files, name, beta), reward=None))
     leashed = ppo_config(out, size, seed, files, "ppo", size.beta)
-    way = roads.Way(world, out, leashed, files["comparisons"], size.judge_steps)
+    way = methods.Way(world, out, leashed, files["comparisons"], size.judge_steps)
     taken = {
-        name: timed(name, take(way)) for name, take in (roads.ROADS | (roads.MORE_ROADS if all_roads else {})).items()
+        name: timed(name, take(way))
+        for name, take in (methods.ROADS | (methods.MORE_ROADS if all_roads else {})).items()
     }
     summary = _summarise(world, out, size, seed, runs)
     timed("measuring", None)
@@ -107,7 +109,7 @@ def run(out: Path, *, seed: int = 0, size: Size | None = None, all_roads: bool =
         "beta": size.beta,
         "seconds": round(time.monotonic() - began, 1),
         "stages": seconds,
-        "roads": {"ppo": roads.travelled(way, "ppo"), **taken},
+        "roads": {"ppo": methods.travelled(way, "ppo"), **taken},
         "reward_model": reward_run.record["results"].get("report"),
         "gates": {
             run.record["stage"] if name not in runs else name: run.record["gates"].get("out")
@@ -186,30 +188,30 @@ def _compare(world: World, out: Path, size: Size, seed: int, files: Mapping[str,
 
 
 def _summarise(world: World, out: Path, size: Size, seed: int, runs: Mapping[str, Any]) -> dict[str, Any]:
-    curves = {name: measure.curve(world, read_jsonl(run.path / "samples.jsonl")) for name, run in runs.items()}
+    by_arm = {name: curves.curve(world, read_jsonl(run.path / "samples.jsonl")) for name, run in runs.items()}
     held_out = list(read_groups(out / "data" / "held_out.jsonl"))
     test = [group for group in held_out if group.columns["split"] == "test"]
     base = _base_samples(out, size, seed, test)
     policies: dict[str, Any] = {"base": _policy(world, base)}
     policies["sft"] = _policy(world, _rows(runs["ppo"], step=0, split="test"))
     for name, run in runs.items():
-        best = max(curves[name], key=lambda point: point["gold_choose"])
-        policies[name] = _policy(world, _rows(run, step=curves[name][-1]["step"], split="test"))
+        best = max(by_arm[name], key=lambda point: point["gold_choose"])
+        policies[name] = _policy(world, _rows(run, step=by_arm[name][-1]["step"], split="test"))
         policies[name]["gold_peak"] = {"step": best["step"], "gold": best["gold"], "kl": best["kl"]}
-    public = {name: measure.without_choice(curve) for name, curve in curves.items()}
-    return {"policies": policies, "curves": public, "samples": _side_by_side(world, base, policies, curves, runs)}
+    public = {name: curves.without_choice(curve) for name, curve in by_arm.items()}
+    return {"policies": policies, "curves": public, "samples": _side_by_side(world, base, policies, by_arm, runs)}
 
 
 def _policy(world: World, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     groups = [Group(row["prompt"], (Response(row["response"], finished=row["finished"]),)) for row in rows]
     sample = rows[0]
     return {
-        **measure.figures(world, rows),
+        **curves.figures(world, rows),
         "profile": world.profile(groups),
         "sample": {
             "prompt": sample["prompt"],
             "response": sample["response"],
-            "gold": measure.gold(world, sample),
+            "gold": curves.gold(world, sample),
             "proxy": sample["score"],
         },
     }
@@ -243,7 +245,7 @@ def _side_by_side(
     world: World,
     base: Sequence[Mapping[str, Any]],
     policies: Mapping[str, Any],
-    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+    by_arm: Mapping[str, Sequence[Mapping[str, Any]]],
     runs: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """Two test prompts of each kind, answered by every policy through training."""
@@ -253,7 +255,7 @@ def _side_by_side(
         ("sft", 0): dict(first),
     }
     for name, run in runs.items():
-        steps = [point["step"] for point in curves[name]]
+        steps = [point["step"] for point in by_arm[name]]
         wanted = {steps[len(steps) // 3], policies[name]["gold_peak"]["step"], steps[-1]} - {0}
         for step in sorted(wanted):
             tables[name, step] = {row["prompt"]: row for row in _rows(run, step=step, split="test")}
@@ -271,7 +273,7 @@ def _side_by_side(
                     "policy": policy,
                     "step": step,
                     "response": table[prompt]["response"],
-                    "gold": measure.gold(world, table[prompt]),
+                    "gold": curves.gold(world, table[prompt]),
                     "proxy": table[prompt]["score"],
                     "parts": world.explain(prompt, table[prompt]["response"], table[prompt]["finished"]),
                 }

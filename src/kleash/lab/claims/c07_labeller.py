@@ -1,6 +1,6 @@
 """RLAIF inherits its labeller (claim C7): final gold against the accuracy of who labelled, on the small world.
 
-    python -m kleash.lab.rlaif [--seeds 5] [--out runs/feedback] [--figure rlaif.svg]
+    python -m kleash.lab.claims.c07_labeller [--seeds 5] [--out runs/feedback] [--figure rlaif.svg]
 
 For each seed the same pairs of SFT samples are labelled by five judges of graded quality, by the simulated people (one
 of them a pair, and the opinion of all) and by gold itself; from each set of labels a reward model, and PPO on the same
@@ -20,10 +20,11 @@ from scipy import stats
 
 from kleash.feedback.labeller import Labeller
 from kleash.feedback.scored import ScoredLabeller
-from kleash.lab import bench, judges
-from kleash.lab.bench import Bench
-from kleash.lab.labellers import Labellers, People
-from kleash.lab.measure import pm
+from kleash.lab import chain
+from kleash.lab.chain import Bench
+from kleash.lab.curves import pm
+from kleash.lab.world import small_judge
+from kleash.lab.world.labellers import Labellers, People
 from kleash.run import derive_seed, write_json
 
 COLUMNS = {
@@ -42,18 +43,18 @@ COLUMNS = {
 def labellers(prepared: Bench) -> dict[str, Labeller]:
     """Who labels, worst judge first."""
     world = prepared.world
-    found: dict[str, Labeller] = {folder.name: judges.SmallJudge.load(folder) for folder in prepared.judges()}
+    found: dict[str, Labeller] = {folder.name: small_judge.SmallJudge.load(folder) for folder in prepared.judges()}
     pool = Labellers(world, seed=derive_seed(prepared.seed, "labellers"))
     found |= {"people": People(pool), "everyone": People(pool, everyone=True)}
-    found["gold"] = ScoredLabeller(bench.Gold(world), temperature=judges.TEMPERATURE, name="gold")
+    found["gold"] = ScoredLabeller(chain.Gold(world), temperature=small_judge.TEMPERATURE, name="gold")
     return found
 
 
 def measure(out: Path, seed: int) -> dict[str, dict[str, float]]:
     """Figures of each labeller of a seed, and of what its labels led to."""
-    prepared = bench.prepare(out, seed)
+    prepared = chain.prepare(out, seed)
     return {
-        name: bench.once(out / f"labeller-{name}.json", partial(follow, prepared, name, labeller))
+        name: chain.once(out / f"labeller-{name}.json", partial(follow, prepared, name, labeller))
         for name, labeller in labellers(prepared).items()
     }
 
@@ -61,11 +62,11 @@ def measure(out: Path, seed: int) -> dict[str, dict[str, float]]:
 def follow(prepared: Bench, name: str, labeller: Labeller) -> dict[str, float]:
     """One labeller, from its verdicts to the policy."""
     world, pairs, measured = prepared.world, prepared.pairs("pairs"), prepared.pairs("measured")
-    told = bench.labeller_figures(world, measured, labeller.compare(measured))
-    labels = bench.labelled(pairs, [verdict.probability for verdict in labeller.compare(pairs)], name)
-    folder = bench.climb(prepared, name, labels)
-    start, end = (bench.policy_figures(world, folder, step) for step in (0, bench.ROLLOUTS))
-    reached = {"reward accuracy": bench.reward_accuracy(prepared, name), "gain": end["gold"] - start["gold"]}
+    told = chain.labeller_figures(world, measured, labeller.compare(measured))
+    labels = chain.labelled(pairs, [verdict.probability for verdict in labeller.compare(pairs)], name)
+    folder = chain.climb(prepared, name, labels)
+    start, end = (chain.policy_figures(world, folder, step) for step in (0, chain.ROLLOUTS))
+    reached = {"reward accuracy": chain.reward_accuracy(prepared, name), "gain": end["gold"] - start["gold"]}
     return {**told, **end, **reached}
 
 
@@ -96,12 +97,12 @@ def draw(found: Sequence[Mapping[str, Mapping[str, float]]], file: Path) -> None
 
 def main() -> None:
     """Run and print."""
-    parser = bench.parser(__doc__)
+    parser = chain.parser(__doc__)
     parser.add_argument("--figure", type=Path, help="draw final gold against accuracy here")
     options = parser.parse_args()
-    found = bench.over_seeds(measure, options)
+    found = chain.over_seeds(measure, options)
     write_json(options.out / "rlaif.json", found)
-    print(bench.table({name: [seed[name] for seed in found] for name in found[0]}, COLUMNS, first="labeller"))
+    print(chain.table({name: [seed[name] for seed in found] for name in found[0]}, COLUMNS, first="labeller"))
     of_judges = [{name: own for name, own in seed.items() if name.startswith("judge")} for seed in found]
     print(
         f"\nRank correlation of final gold with accuracy: {pm(slopes(of_judges))} over the judges, "

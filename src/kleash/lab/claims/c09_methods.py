@@ -1,6 +1,6 @@
 """The roads on the small world, over seeds: DPO against PPO at the same KL, and GRPO on sums with a checkable answer.
 
-    python -m kleash.lab.compare [--seeds 5] [--out runs/roads]
+    python -m kleash.lab.claims.c09_methods [--seeds 5] [--out runs/roads]
 
 For each seed the demo runs (`kleash demo --seed N`), then from its SFT model GRPO learns the world's sums from the
 verifier `number`, and a control arm the same way from a random reward. Prints tables of means ± one standard error over
@@ -23,8 +23,8 @@ from torch import Tensor
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group
 from kleash.evals.policy import mean_se
-from kleash.lab import demo, roads
-from kleash.lab.world import World
+from kleash.lab import demo, methods
+from kleash.lab.world.world import World
 from kleash.stages import generate, grpo
 
 ARMS = {"verifier": "number", "random reward": "coin"}
@@ -93,8 +93,8 @@ def matched(seed: int, folder: Path, summary: dict[str, Any]) -> dict[str, float
     size = demo.Size()
     files = {name: folder / "data" / f"{name}.jsonl" for name in ("prompts", "held_out", "comparisons")}
     ppo = demo.ppo_config(folder, size, seed, files, "ppo", size.beta)
-    way = roads.Way(World(seed), folder, ppo, files["comparisons"])
-    ends = [roads.take_dpo(way, beta=beta, name=f"dpo-{beta}") for beta in DPO_BETAS] + [summary["roads"]["dpo"]]
+    way = methods.Way(World(seed), folder, ppo, files["comparisons"])
+    ends = [methods.take_dpo(way, beta=beta, name=f"dpo-{beta}") for beta in DPO_BETAS] + [summary["roads"]["dpo"]]
     start, end = summary["roads"]["dpo"]["curve"][0], summary["roads"]["ppo"]
     gold = at_kl([start, *ends], end["kl"]["mean"])
     for point in ends:

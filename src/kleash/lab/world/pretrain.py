@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from transformers import LlamaForCausalLM
 
-from kleash.lab.world import World
+from kleash.lab.world.world import World
 from kleash.models.load import move, save_model
 from kleash.objectives.logprobs import token_logprobs
 from kleash.run import RunFolder, derive_seed

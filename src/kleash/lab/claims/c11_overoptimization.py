@@ -1,6 +1,6 @@
 """What moves the turn: leash, members, how they are combined, and comparisons, on the small world.
 
-    python -m kleash.lab.goodhart [--seeds 5] [--out runs/goodhart] [--workers 1]
+    python -m kleash.lab.claims.c11_overoptimization [--seeds 5] [--out runs/goodhart] [--workers 1]
 
 For each seed one base and one SFT model; 1,000 or 4,000 comparisons; reward models of 1, 3 or 5 members, combined by
 mean, worst case or averaged weights (WARM); and PPO against each at three β. Gold is measured after every rollout, on
@@ -26,10 +26,10 @@ import numpy as np
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group
 from kleash.evals.overoptimization import Road, analyse, checkpoints_road
-from kleash.lab.bench import begin
-from kleash.lab.labellers import Labellers
-from kleash.lab.measure import gold, pm
-from kleash.lab.world import World
+from kleash.lab.chain import begin
+from kleash.lab.curves import gold, pm
+from kleash.lab.world.labellers import Labellers
+from kleash.lab.world.world import World
 from kleash.models.average import average_weights
 from kleash.models.load import load_policy, load_reward_model
 from kleash.rewards.ensemble import EnsembleReward

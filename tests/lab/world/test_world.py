@@ -9,8 +9,8 @@ from transformers import LlamaForCausalLM
 
 from kleash.data.group import Group, Response
 from kleash.errors import DataError
-from kleash.lab import language
-from kleash.lab.world import END, PAD, SPLITS, STYLES, World
+from kleash.lab.world import language
+from kleash.lab.world.world import END, PAD, SPLITS, STYLES, World
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Do the gates catch a botched stage, and leave healthy ones alone? On the small world, where one may break things.
 
-    python -m kleash.lab.broken [--healthy 20] [--broken 4] [--worlds 3] [--out runs/broken]
+    python -m kleash.lab.gate_calibration [--healthy 20] [--broken 4] [--worlds 3] [--out runs/broken]
 
 An SFT model is broken in four ways and a reward model in five; healthy ones of many seeds and sizes stand beside them.
 Every stage is the one of the command line, with the gate it has there. Prints how many were caught, with 95 % Wilson
@@ -24,9 +24,9 @@ from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference
 from kleash.evals.policy import mean_se
 from kleash.evals.preference import wilson
-from kleash.lab import pretrain
-from kleash.lab.labellers import Labellers
-from kleash.lab.world import World
+from kleash.lab.world import pretrain
+from kleash.lab.world.labellers import Labellers
+from kleash.lab.world.world import World
 from kleash.models.load import new_reward_model
 from kleash.run import RunFolder, derive_seed, write_json
 from kleash.stages import generate, reward_model, sft

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kleash.evals.policy import mean_se
-from kleash.lab.world import World
+from kleash.lab.world.world import World
 
 Rows = Sequence[Mapping[str, Any]]
 """Of samples.jsonl: step, prompt, response, finished, score, kl and the columns of the prompt's row (split, kind)."""

@@ -23,8 +23,9 @@ from torch import Tensor
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, Response, chosen_first
 from kleash.feedback.labeller import Verdict
-from kleash.lab import judges, measure, pretrain
-from kleash.lab.world import World
+from kleash.lab import curves
+from kleash.lab.world import pretrain, small_judge
+from kleash.lab.world.world import World
 from kleash.rewards.learned import LearnedReward
 from kleash.run import derive_seed, read_jsonl, write_json
 from kleash.stages import generate, ppo, reward_model, sft
@@ -62,7 +63,7 @@ class Bench:
 
     def judges(self) -> list[Path]:
         """The judges' folders, worst first; schooled where they are not there."""
-        return judges.school(self.world, self.out / "base", self.out / "judges", seed=self.seed)
+        return small_judge.school(self.world, self.out / "base", self.out / "judges", seed=self.seed)
 
 
 def begin(out: Path, seed: int, rows: Mapping[str, Sequence[Group]]) -> None:
@@ -192,10 +193,10 @@ def policy_figures(world: World, folder: Path, step: int) -> dict[str, float]:
         `refuses`, share of harmful prompts refused; `courtesies` and `insults` a response.
     """
     rows = [row for row in read_jsonl(folder / "samples.jsonl") if row["step"] == step]
-    told = measure.figures(world, rows)
+    told = curves.figures(world, rows)
     groups = [Group(row["prompt"], (Response(row["response"], finished=row["finished"]),)) for row in rows]
     profile = world.profile(groups)
-    worths = [judges.worth(world, group.prompt_text, group.responses[0]) for group in groups]
+    worths = [small_judge.worth(world, group.prompt_text, group.responses[0]) for group in groups]
     harmful = [world.task(group.prompt_text).kind == "harm" for group in groups]
     figures = {name: float(told[name]["mean"]) for name in ("gold", "proxy", "kl")}
     for name in worths[0]:
@@ -241,5 +242,5 @@ def table(rows: Mapping[str, Sequence[Mapping[str, Any]]], columns: Mapping[str,
     """
     lines = [f"| {first} | {' | '.join(columns.values())} |", "|---" * (1 + len(columns)) + "|"]
     for name, seeds in rows.items():
-        lines.append(f"| {name} | {' | '.join(measure.pm([own[key] for own in seeds]) for key in columns)} |")
+        lines.append(f"| {name} | {' | '.join(curves.pm([own[key] for own in seeds]) for key in columns)} |")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from itertools import combinations
 from kleash.data.group import Group, Preference, Response
 from kleash.errors import InputError
 from kleash.feedback.labeller import Verdict
-from kleash.lab.world import World
+from kleash.lab.world.world import World
 from kleash.run import derive_seed
 
 

@@ -11,9 +11,10 @@ from transformers import LlamaForCausalLM
 
 from kleash.data.group import Group, Response
 from kleash.feedback.constitution import Constitution
-from kleash.lab import bench, judges, pretrain
-from kleash.lab.judges import OVERALL, SMALL, SmallJudge
-from kleash.lab.world import World
+from kleash.lab import chain
+from kleash.lab.world import pretrain, small_judge
+from kleash.lab.world.small_judge import OVERALL, SMALL, SmallJudge
+from kleash.lab.world.world import World
 from kleash.models.load import freeze, save_model
 
 
@@ -34,12 +35,12 @@ def base(world, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def pairs(world) -> list[Group]:
     rng = random.Random(0)
-    return [Group(prompt, judges.written(world, prompt, rng)[1:]) for prompt in list(world.tasks)[::20]]
+    return [Group(prompt, small_judge.written(world, prompt, rng)[1:]) for prompt in list(world.tasks)[::20]]
 
 
 @pytest.fixture(scope="module")
 def judge(world, base) -> SmallJudge:
-    model, tokenizer = judges.pupil(world, base, seed=0)
+    model, tokenizer = small_judge.pupil(world, base, seed=0)
     return SmallJudge(freeze(model), tokenizer, constitution=Constitution.load(SMALL))
 
 
@@ -50,7 +51,7 @@ def turned(groups: list[Group]) -> list[Group]:
 def test_the_principles_divide_gold_among_them(world, pairs):
     for group in pairs:
         for response in group.responses:
-            parts = judges.worth(world, group.prompt_text, response)
+            parts = small_judge.worth(world, group.prompt_text, response)
             assert parts.pop("better") == pytest.approx(world.gold(group.prompt_text, response.text, response.finished))
             assert sum(parts.values()) == pytest.approx(world.gold(group.prompt_text, response.text, response.finished))
 
@@ -58,7 +59,9 @@ def test_the_principles_divide_gold_among_them(world, pairs):
 def test_the_constitution_has_a_principle_for_every_part_of_gold_and_the_judge_a_word_for_each(world, judge):
     constitution = Constitution.load(SMALL)
     names = [principle.name for principle in constitution.principles]
-    assert {*names, OVERALL.principles[0].name} == judges.worth(world, "what is 1 plus 1 ?", Response("2 .")).keys()
+    assert {*names, OVERALL.principles[0].name} == small_judge.worth(
+        world, "what is 1 plus 1 ?", Response("2 .")
+    ).keys()
     known = judge.tokenizer.get_vocab()
     for principle in (*constitution.principles, *OVERALL.principles):
         assert all(word in known for word in principle.text.split())
@@ -68,23 +71,25 @@ def test_the_constitution_has_a_principle_for_every_part_of_gold_and_the_judge_a
 def test_written_pairs_differ_in_every_principle(world):
     rng = random.Random(0)
     prompts = [group.prompt_text for group in world.prompts(300)]
-    differ = dict.fromkeys(judges.worth(world, prompts[0], Response(".")), 0)
+    differ = dict.fromkeys(small_judge.worth(world, prompts[0], Response(".")), 0)
     for prompt in prompts:
-        first, second = (judges.worth(world, prompt, response) for response in judges.written(world, prompt, rng)[1:])
+        first, second = (
+            small_judge.worth(world, prompt, response) for response in small_judge.written(world, prompt, rng)[1:]
+        )
         for name in differ:
             differ[name] += first[name] != second[name]
     assert all(count > 15 for count in differ.values()), differ
 
 
 def test_a_judge_reads_a_prompt_and_a_response_and_sees_whether_it_ended():
-    assert judges.judged("what is 1 plus 1 ?", Response("2 .")) == "what is 1 plus 1 ? ; 2 . <end>"
-    assert judges.judged("what is 1 plus 1 ?", Response("it is", finished=False)) == "what is 1 plus 1 ? ; it is"
-    assert judges.noted("kind", "good", "poor") == "kind ; A good ; B poor"
+    assert small_judge.judged("what is 1 plus 1 ?", Response("2 .")) == "what is 1 plus 1 ? ; 2 . <end>"
+    assert small_judge.judged("what is 1 plus 1 ?", Response("it is", finished=False)) == "what is 1 plus 1 ? ; it is"
+    assert small_judge.noted("kind", "good", "poor") == "kind ; A good ; B poor"
 
 
 def test_grades_fall_with_worth():
-    grades = [judges.grade(worth / 10) for worth in range(20, -20, -1)]
-    assert tuple(dict.fromkeys(grades)) == judges.GRADES
+    grades = [small_judge.grade(worth / 10) for worth in range(20, -20, -1)]
+    assert tuple(dict.fromkeys(grades)) == small_judge.GRADES
 
 
 @pytest.mark.slow
@@ -92,13 +97,13 @@ def test_the_chain_of_grades_is_summed_over_and_not_drawn(judge, pairs):
     """Against the sum written out: every pair of grades, each verdict asked as a text of its own."""
     (group,) = pairs[:1]
     a, b = (judge.grades([(group.prompt_text, response)])[0] for response in group.responses)
-    sides = list(judges.ids_of(judge.tokenizer, judges.SIDES))
+    sides = list(small_judge.ids_of(judge.tokenizer, small_judge.SIDES))
     for m, principle in enumerate(judge.constitution.principles):
         first = 0.0
-        for g, one in enumerate(judges.GRADES):
-            for h, other in enumerate(judges.GRADES):
-                text = judges.noted(principle.text, one, other)
-                told = judges.endings(judge.model, judge.tokenizer, [text], [judges.ANSWER])[0, 0, sides]
+        for g, one in enumerate(small_judge.GRADES):
+            for h, other in enumerate(small_judge.GRADES):
+                text = small_judge.noted(principle.text, one, other)
+                told = small_judge.endings(judge.model, judge.tokenizer, [text], [small_judge.ANSWER])[0, 0, sides]
                 first += float(a[m, g] * b[m, h] * told.softmax(-1)[0])
         each, side = judge.by_principle([group])
         assert float(each[0, m] + side[0, m]) == pytest.approx(first, abs=1e-5)
@@ -143,11 +148,11 @@ def test_an_average_is_of_all_principles_and_a_draw_is_of_one(judge, pairs):
 
 @pytest.mark.slow
 def test_schooling_is_the_same_for_the_same_seed_and_is_not_done_twice(world, base, tmp_path, pairs):
-    folders = {name: judges.school(world, base, tmp_path / name, seed=seed, qualities=(2, 4))
+    folders = {name: small_judge.school(world, base, tmp_path / name, seed=seed, qualities=(2, 4))
                for name, seed in (("one", 1), ("again", 1), ("other", 2))}  # fmt: skip
     written = folders["one"][0] / "model.safetensors"
     before = written.stat().st_mtime_ns
-    assert judges.school(world, base, tmp_path / "one", seed=1, qualities=(2, 4)) == folders["one"]
+    assert small_judge.school(world, base, tmp_path / "one", seed=1, qualities=(2, 4)) == folders["one"]
     assert written.stat().st_mtime_ns == before
     told = {
         name: [[verdict.probability for verdict in SmallJudge.load(folder).compare(pairs)] for folder in own]
@@ -163,14 +168,14 @@ def test_a_judge_that_has_read_more_judges_better(world, tmp_path):
     base = pretrain.run(pretrain.PretrainConfig(out=tmp_path / "base", tokens=1_400_000)).path
     rng = random.Random(5)
     asked = [
-        Group(group.prompt, judges.written(world, group.prompt_text, rng)[1:])
+        Group(group.prompt, small_judge.written(world, group.prompt_text, rng)[1:])
         for group in world.prompts(500, "test")
     ]  # fmt: skip
-    lead = bench.gold_lead(world, asked)
+    lead = chain.gold_lead(world, asked)
     found = []
-    for folder in judges.school(world, base, tmp_path / "judges"):
+    for folder in small_judge.school(world, base, tmp_path / "judges"):
         p = [verdict.probability - 0.5 for verdict in SmallJudge.load(folder).compare(asked)]
-        found.append(bench.accuracy(torch.tensor(p, dtype=torch.float64).numpy(), lead))
+        found.append(chain.accuracy(torch.tensor(p, dtype=torch.float64).numpy(), lead))
     assert len(found) >= 5
     assert all(after > before - 0.03 for before, after in pairwise(found)), found
     assert found[-1] > found[0] + 0.1 and found[-1] > 0.65, found

@@ -20,10 +20,10 @@ from kleash.data.group import Scores
 from kleash.evals.best_of_n import best_of_k, kl_of_best_of_k
 from kleash.evals.policy import mean_se
 from kleash.feedback.constitution import Constitution
-from kleash.lab import judges
-from kleash.lab.bench import labelled
-from kleash.lab.measure import curve, without_choice
-from kleash.lab.world import World
+from kleash.lab.chain import labelled
+from kleash.lab.curves import curve, without_choice
+from kleash.lab.world import small_judge
+from kleash.lab.world.world import World
 from kleash.models.load import freeze, load_policy
 from kleash.rewards.reward import build_reward
 from kleash.run import RunFolder, derive_seed, read_jsonl, read_record
@@ -50,7 +50,7 @@ class Way:
     out: Path
     ppo: PPOConfig
     comparisons: Path
-    judge_steps: int = judges.QUALITIES[-1]
+    judge_steps: int = small_judge.QUALITIES[-1]
     """Schooling of the judge of RLAIF."""
 
 
@@ -125,10 +125,12 @@ def take_rlaif(way: Way) -> dict[str, Any]:
     """
     began = time.monotonic()
     folder, labels = way.out / "rlaif", way.out / "rlaif" / "labels.jsonl"
-    constitution = Constitution.load(judges.SMALL)
+    constitution = Constitution.load(small_judge.SMALL)
     if not labels.exists():
-        (taught,) = judges.school(way.world, way.out / "base", folder, seed=way.ppo.seed, qualities=(way.judge_steps,))
-        judge = judges.SmallJudge.load(taught, constitution=constitution)
+        (taught,) = small_judge.school(
+            way.world, way.out / "base", folder, seed=way.ppo.seed, qualities=(way.judge_steps,)
+        )
+        judge = small_judge.SmallJudge.load(taught, constitution=constitution)
         pairs = [replace(group, label=None, columns={}) for group in read_groups(way.comparisons)]
         write_groups(labelled(pairs, [verdict.probability for verdict in judge.compare(pairs)], judge.name), labels)
     learned = reward_model.run(

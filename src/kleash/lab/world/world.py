@@ -25,8 +25,8 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from kleash.data.group import Group, Response
 from kleash.errors import DataError
-from kleash.lab import language
-from kleash.lab.language import Reader, Reading, fill
+from kleash.lab.world import language
+from kleash.lab.world.language import Reader, Reading, fill
 
 Kind = Literal["question", "description", "harm", "sum"]
 Split = Literal["train", "choose", "test"]

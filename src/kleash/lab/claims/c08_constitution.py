@@ -1,6 +1,6 @@
 """A constitution is its labeller's specification (claim C8): take one principle out, and its effect is gone.
 
-    python -m kleash.lab.constitution [--seeds 5] [--out runs/feedback]
+    python -m kleash.lab.claims.c08_constitution [--seeds 5] [--out runs/feedback]
 
 For each seed the best small judge compares the same pairs by each principle of the small world's constitution. Labels
 are the principles' average, by the whole constitution and by it without one of them; from each set of labels a reward
@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 
 from kleash.feedback.constitution import Constitution
-from kleash.lab import bench, judges
-from kleash.lab.bench import Bench
+from kleash.lab import chain
+from kleash.lab.chain import Bench
+from kleash.lab.world import small_judge
 from kleash.run import write_json
 
 WHOLE = "whole"
@@ -36,15 +37,15 @@ COLUMNS = {
 
 def measure(out: Path, seed: int) -> dict[str, dict[str, float]]:
     """Figures of the SFT model and of the policy of each constitution."""
-    prepared = bench.prepare(out, seed)
-    return bench.once(out / "constitution.json", partial(compare, prepared))
+    prepared = chain.prepare(out, seed)
+    return chain.once(out / "constitution.json", partial(compare, prepared))
 
 
 def compare(prepared: Bench) -> dict[str, dict[str, float]]:
     """Label, climb and measure, a constitution after the other."""
-    constitution = Constitution.load(judges.SMALL)
+    constitution = Constitution.load(small_judge.SMALL)
     pairs = prepared.pairs("pairs")
-    judge = judges.SmallJudge.load(prepared.judges()[-1], constitution=constitution)
+    judge = small_judge.SmallJudge.load(prepared.judges()[-1], constitution=constitution)
     by_principle = judge.by_principle(pairs)[0].double()  # [P, M]
     found = {}
     for removed in (None, *REMOVED):
@@ -54,11 +55,11 @@ def compare(prepared: Bench) -> dict[str, dict[str, float]]:
         )
         p = by_principle @ (weights / weights.sum())
         arm = WHOLE if removed is None else f"without {removed}"
-        labels = bench.labelled(pairs, p.tolist(), arm)
-        beta = bench.BETA / len(constitution.principles)
-        folder = bench.climb(prepared, arm.replace(" ", "-"), labels, beta=beta)
-        found["SFT"] = bench.policy_figures(prepared.world, folder, 0)
-        found[arm] = bench.policy_figures(prepared.world, folder, bench.ROLLOUTS)
+        labels = chain.labelled(pairs, p.tolist(), arm)
+        beta = chain.BETA / len(constitution.principles)
+        folder = chain.climb(prepared, arm.replace(" ", "-"), labels, beta=beta)
+        found["SFT"] = chain.policy_figures(prepared.world, folder, 0)
+        found[arm] = chain.policy_figures(prepared.world, folder, chain.ROLLOUTS)
     return found
 
 
@@ -69,17 +70,17 @@ def names(constitution: Constitution) -> list[str]:
 
 def main() -> None:
     """Run and print."""
-    options = bench.parser(__doc__).parse_args()
-    found = bench.over_seeds(measure, options)
+    options = chain.parser(__doc__).parse_args()
+    found = chain.over_seeds(measure, options)
     write_json(options.out / "constitution.json", found)
-    columns = {f"worth/{name}": name for name in names(Constitution.load(judges.SMALL))} | COLUMNS
-    print(bench.table({arm: [seed[arm] for seed in found] for arm in found[0]}, columns, first="labels by"))
+    columns = {f"worth/{name}": name for name in names(Constitution.load(small_judge.SMALL))} | COLUMNS
+    print(chain.table({arm: [seed[arm] for seed in found] for arm in found[0]}, columns, first="labels by"))
     changed = {
         f"{arm}, less {WHOLE}": [{key: seed[arm][key] - seed[WHOLE][key] for key in columns} for seed in found]
         for arm in found[0]
         if arm != WHOLE
     }
-    print("\n" + bench.table(changed, columns, first="what it changed"))
+    print("\n" + chain.table(changed, columns, first="what it changed"))
 
 
 if __name__ == "__main__":

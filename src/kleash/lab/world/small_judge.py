@@ -34,7 +34,7 @@ from kleash.data.batch import collate
 from kleash.data.group import EncodedGroup, EncodedResponse, Group, Response
 from kleash.feedback.constitution import Constitution, Principle
 from kleash.feedback.labeller import Verdict
-from kleash.lab.world import END, PAD, UNKNOWN, Style, World
+from kleash.lab.world.world import END, PAD, UNKNOWN, Style, World
 from kleash.models.forward import projection, response_states
 from kleash.models.load import freeze, load_policy, save_model
 from kleash.run import derive_seed

@@ -1,6 +1,6 @@
 """Active choice of pairs against random choice at equal budget, with and without noise in the labels.
 
-    python -m kleash.lab.active [--seeds 5] [--out runs/feedback]
+    python -m kleash.lab.claims.active_pairs [--seeds 5] [--out runs/feedback]
 
 For each seed a pool of pairs of SFT samples. All arms begin with the same random pairs; then each fits reward models
 to what is labelled so far, chooses from the pool what to label next, and so on, until the budget is spent. Labels are
@@ -24,8 +24,8 @@ from kleash.data.batching import batch_at
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup
 from kleash.feedback.choose import By, choose, doubt_of
-from kleash.lab import bench
-from kleash.lab.bench import Bench
+from kleash.lab import chain
+from kleash.lab.chain import Bench
 from kleash.models.forward import response_scores
 from kleash.models.load import load_tokenizer, new_reward_model
 from kleash.objectives.bradley_terry import pair_loss
@@ -45,9 +45,9 @@ BATCH = 16
 
 def measure(out: Path, seed: int) -> dict[str, dict[str, float]]:
     """Accuracy of each arm at each budget."""
-    prepared = bench.prepare(out, seed)
+    prepared = chain.prepare(out, seed)
     return {
-        f"{way}, {noise:.0%} noise": bench.once(
+        f"{way}, {noise:.0%} noise": chain.once(
             out / f"active-{way}-{noise:g}.json", partial(learn, prepared, way, noise)
         )
         for noise in NOISE
@@ -74,7 +74,7 @@ def learn(prepared: Bench, way: str, noise: float) -> dict[str, float]:
         known = [pool[row] for row in chosen]
         members = [fit(start, known, labels[chosen], derive_seed(prepared.seed, member)) for member in range(MEMBERS)]
         scores = torch.stack([score_encoded(member, held_out) for member in members]).mean(0)
-        found[str(budget)] = bench.accuracy((scores[:, 0] - scores[:, 1]).double().numpy(), held_truth)
+        found[str(budget)] = chain.accuracy((scores[:, 0] - scores[:, 1]).double().numpy(), held_truth)
     return found
 
 
@@ -83,7 +83,7 @@ def decided(
 ) -> tuple[list[EncodedGroup], Float[np.ndarray, " P"]]:
     """Pairs that gold decides, encoded, and gold's lead of the first."""
     groups = prepared.pairs(name)
-    lead = bench.gold_lead(prepared.world, groups)
+    lead = chain.gold_lead(prepared.world, groups)
     kept = np.abs(lead) > 1e-6
     return encode_all([group for group, keep in zip(groups, kept, strict=True) if keep], tokenizer)[0], lead[kept]
 
@@ -118,11 +118,11 @@ def fit(start: Path, groups: Sequence[EncodedGroup], labels: Float[np.ndarray, "
 
 def main() -> None:
     """Run and print."""
-    options = bench.parser(__doc__).parse_args()
-    found = bench.over_seeds(measure, options)
+    options = chain.parser(__doc__).parse_args()
+    found = chain.over_seeds(measure, options)
     write_json(options.out / "active.json", found)
     columns = {str(budget): f"{budget} labels" for budget in BUDGETS}
-    print(bench.table({arm: [seed[arm] for seed in found] for arm in found[0]}, columns, first="choice"))
+    print(chain.table({arm: [seed[arm] for seed in found] for arm in found[0]}, columns, first="choice"))
     gains = {
         f"{arm}, less random": [
             {budget: seed[arm][budget] - seed[arm.replace(way, "random")][budget] for budget in columns}
@@ -131,7 +131,7 @@ def main() -> None:
         for arm in found[0]
         if (way := arm.split(",")[0]) != "random"
     }
-    print("\n" + bench.table(gains, columns, first="what choosing brought"))
+    print("\n" + chain.table(gains, columns, first="what choosing brought"))
 
 
 if __name__ == "__main__":

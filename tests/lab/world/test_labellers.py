@@ -8,9 +8,9 @@ import pytest
 
 from kleash.data.group import Group, Preference, Response
 from kleash.errors import InputError
-from kleash.lab import language
-from kleash.lab.labellers import Labellers, People
-from kleash.lab.world import World
+from kleash.lab.world import language
+from kleash.lab.world.labellers import Labellers, People
+from kleash.lab.world.world import World
 
 PROMPT = "what does the otter eat ?"
 
