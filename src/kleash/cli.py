@@ -307,7 +307,7 @@ def _demo(command: argparse.Namespace) -> None:
     from kleash.lab.demo import run
     from kleash.report.html import roads_table, story
 
-    summary = run(command.out, seed=command.seed, all_roads=command.all_roads)
+    summary = run(command.out, seed=command.seed, all_methods=command.all_roads)
     print(json.dumps(summary) if command.json else f"{story(summary)}\n\n{roads_table(summary)}")
     print(command.out / "report.html", file=sys.stderr if command.json else sys.stdout)
 

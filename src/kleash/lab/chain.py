@@ -1,19 +1,14 @@
-"""What the experiments with labellers share: a prepared world, and the way from labels to a measured policy.
+"""The chain that experiments share: a prepared seed, and the way from labels to a measured policy.
 
-Prepared once for each seed: base and SFT model, pairs that the SFT model sampled, others to measure on, prompts, and
-the judges. From labels of the pairs: a reward model, PPO on the leash, and what became of gold.
+A prepared seed has a base and an SFT model, pairs of the SFT model's responses to label, other pairs to evaluate on,
+prompts, and small judges. From labels of the pairs come a reward model and a policy, trained by PPO with a KL penalty.
 """
 
 from __future__ import annotations
 
-import json
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,22 +16,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kleash.data.formats import read_groups, write_groups
-from kleash.data.group import Group, Preference, Response, chosen_first
+from kleash.data.group import Group, Preference, chosen_first
 from kleash.feedback.labeller import Verdict
 from kleash.lab import curves
-from kleash.lab.world import pretrain, small_judge
-from kleash.lab.world.world import World
+from kleash.lab.world import World, pretrain, small_judge
 from kleash.rewards.learned import LearnedReward
-from kleash.run import derive_seed, read_jsonl, write_json
+from kleash.run import derive_seed
 from kleash.stages import generate, ppo, reward_model, sft
 
-T = TypeVar("T")
-
 PAIRS = 1600
-"""Pairs that are labelled, each of two samples of the SFT model."""
+"""Pairs to label, each of two samples of the SFT model."""
 
-MEASURED = 600
-"""Pairs of other samples, on which labellers and reward models are held against gold."""
+EVALUATION_PAIRS = 600
+"""Pairs of other samples, on which labellers and reward models are compared with gold."""
 
 TEST_PROMPTS = 256
 ROLLOUTS = 20
@@ -45,10 +37,10 @@ MAX_NEW_TOKENS = 40
 
 
 @dataclass(frozen=True)
-class Bench:
-    """A prepared seed."""
+class PreparedSeed:
+    """The folder of a seed, prepared."""
 
-    out: Path
+    folder: Path
     seed: int
 
     @property
@@ -57,55 +49,68 @@ class Bench:
         return World(self.seed)
 
     def pairs(self, name: str) -> list[Group]:
-        """`pairs` to label or those to be `measured` on; without those that a row of text could not hold."""
-        groups = read_groups(self.out / "data" / f"{name}-samples.jsonl")
+        """The pairs to label (`pairs`) or to evaluate on (`measured`), without those with an empty response."""
+        groups = read_groups(self.folder / "data" / f"{name}-samples.jsonl")
         return [group for group in groups if all(response.text for response in group.responses)]
 
     def judges(self) -> list[Path]:
-        """The judges' folders, worst first; schooled where they are not there."""
-        return small_judge.school(self.world, self.out / "base", self.out / "judges", seed=self.seed)
+        """The folders of the judges, worst first; they are trained if they do not exist."""
+        folder = self.folder / "judges"
+        return small_judge.train_judges(self.world, self.folder / "base", folder, seed=self.seed)
 
 
-def begin(out: Path, seed: int, rows: Mapping[str, Sequence[Group]]) -> None:
-    """Base model, SFT model and files of a seed; of the rows `demonstrations` are imitated."""
-    data = out / "data"
+def prepare_models(folder: Path, seed: int, rows: Mapping[str, Sequence[Group]]) -> None:
+    """Write a seed's data files and train its base and SFT model.
+
+    Args:
+        folder: the seed's.
+        seed: of the world and the models.
+        rows: of each data file, by name; the SFT model imitates `demonstrations`.
+    """
+    data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
-    base = pretrain.run(pretrain.PretrainConfig(out=out / "base", seed=seed, tokens=1_400_000))
+    base = pretrain.run(pretrain.PretrainConfig(out=folder / "base", seed=seed, tokens=1_400_000))
     for name, groups in rows.items():
         if not (data / f"{name}.jsonl").exists():
             write_groups(groups, data / f"{name}.jsonl")
     sft.run(
         sft.SFTConfig(
-            model=str(base.path), data=str(data / "demonstrations.jsonl"), out=out / "sft", seed=seed, epochs=2,
+            model=str(base.path), data=str(data / "demonstrations.jsonl"), out=folder / "sft", seed=seed, epochs=2,
             batch_size=32, learning_rate=1e-3, force=True,
         )
     )  # fmt: skip
 
 
-def prepare(out: Path, seed: int) -> Bench:
-    """Base, SFT, prompts and pairs of a seed."""
-    world, bench, data = World(seed), Bench(out, seed), out / "data"
+def sample_pairs(folder: Path, seed: int, name: str) -> Path:
+    """Sample two responses of the SFT model to each prompt of `data/NAME.jsonl`; returns the file of the samples."""
+    data = folder / "data"
+    return generate.run(
+        generate.GenerateConfig(
+            model=str(folder / "sft"), data=str(data / f"{name}.jsonl"), out=data / f"{name}-samples.jsonl", n=2,
+            seed=derive_seed(seed, name) % 2**31, max_new_tokens=MAX_NEW_TOKENS, rows_at_once=512,
+        )
+    )  # fmt: skip
+
+
+def prepare(folder: Path, seed: int) -> PreparedSeed:
+    """Prepare a seed: models, prompts, pairs and judges."""
+    world, prepared = World(seed), PreparedSeed(folder, seed)
     rows = {
         "demonstrations": world.demonstrations(1500, seed=derive_seed(seed, "demonstrations")),
         "pairs": world.prompts(PAIRS, "train", seed=derive_seed(seed, "comparisons")),
-        "measured": world.prompts(MEASURED, "train", seed=derive_seed(seed, "measured comparisons")),
+        "measured": world.prompts(EVALUATION_PAIRS, "train", seed=derive_seed(seed, "measured comparisons")),
         "prompts": world.prompts(2000, "train", seed=derive_seed(seed, "prompts")),
         "test": world.prompts(TEST_PROMPTS, "test", seed=derive_seed(seed, "test")),
     }
-    begin(out, seed, rows)
+    prepare_models(folder, seed, rows)
     for name in ("pairs", "measured"):
-        generate.run(
-            generate.GenerateConfig(
-                model=str(out / "sft"), data=str(data / f"{name}.jsonl"), out=data / f"{name}-samples.jsonl", n=2,
-                seed=derive_seed(seed, name) % 2**31, max_new_tokens=MAX_NEW_TOKENS, rows_at_once=512,
-            )
-        )  # fmt: skip
-    bench.judges()
-    return bench
+        sample_pairs(folder, seed, name)
+    prepared.judges()
+    return prepared
 
 
-def labelled(groups: Sequence[Group], probabilities: Sequence[float | None], annotator: str) -> list[Group]:
-    """Pairs with soft labels, the likelier better response first; without those that have no label."""
+def with_labels(groups: Sequence[Group], probabilities: Sequence[float | None], annotator: str) -> list[Group]:
+    """Pairs with soft labels, the likelier better response first; a pair without a label is left out."""
     return [
         chosen_first(replace(group, label=Preference(p, annotator)))
         for group, p in zip(groups, probabilities, strict=True)
@@ -113,134 +118,119 @@ def labelled(groups: Sequence[Group], probabilities: Sequence[float | None], ann
     ]
 
 
-def gold_lead(world: World, groups: Sequence[Group]) -> Float[np.ndarray, " P"]:
-    """Gold of the first response less gold of the second."""
-    worth = [[world.gold(g.prompt_text, r.text, r.finished) for r in g.responses] for g in groups]
-    return np.array(worth) @ np.array([1.0, -1.0])
+def train_policy(prepared: PreparedSeed, name: str, labels: Sequence[Group], *, beta: float = BETA) -> Path:
+    """From labels to a policy: train a reward model on them, and PPO against it with a KL penalty.
 
-
-def accuracy(lead: Float[np.ndarray, " P"], gold: Float[np.ndarray, " P"]) -> float:
-    """Share of the pairs that gold decides in which another lead has gold's sign; no lead is half a hit."""
-    decided = np.abs(gold) > 1e-6
-    return float((0.5 + 0.5 * np.sign(lead) * np.sign(gold))[decided].mean())
-
-
-def labeller_figures(world: World, groups: Sequence[Group], verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """Of a labeller that answered everything: accuracy, how sure it is, and what the order of the two does to it.
+    Args:
+        prepared: the seed.
+        name: of the arm; the folders are `reward-NAME` and `ppo-NAME`.
+        labels: pairs with labels.
+        beta: of the KL penalty.
 
     Returns:
-        `accuracy` against gold, on the pairs that gold decides; `sure`, mean of |P − ½|; `first`, the mean advantage of
-        what is shown first, in probability, and `order`, its mean size on a pair; both 0 for who sees no order.
+        PPO's folder.
     """
-    p = np.array([verdict.probability for verdict in verdicts], dtype=np.float64)
-    order = np.array([verdict.order_effect or 0.0 for verdict in verdicts])
-    return {
-        "accuracy": accuracy(p - 0.5, gold_lead(world, groups)),
-        "sure": float(np.abs(p - 0.5).mean()),
-        "first": float(order.mean()),
-        "order": float(np.abs(order).mean()),
-    }
+    folder, data = prepared.folder, prepared.folder / "data"
+    file = data / f"labels-{name}.jsonl"
+    if not file.exists():
+        write_groups(labels, file)
+    reward_model.run(
+        reward_model.RewardConfig(
+            model=str(folder / "sft"), data=str(file), out=folder / f"reward-{name}", seed=prepared.seed,
+            batch_size=32, learning_rate=1e-3, centre_samples=256, centre_max_new_tokens=MAX_NEW_TOKENS,
+            max_eval_rows=100, force=True,
+        )
+    )  # fmt: skip
+    ppo.run(
+        ppo.PPOConfig(
+            model=str(folder / "sft"), data=str(data / "prompts.jsonl"), eval_data=str(data / "test.jsonl"),
+            reward=str(folder / f"reward-{name}"), out=folder / f"ppo-{name}", seed=prepared.seed, beta=beta,
+            max_steps=ROLLOUTS, batch_size=64, inner_epochs=2, minibatches=2, learning_rate=1.5e-4,
+            value_learning_rate=5e-4, schedule="constant", max_new_tokens=MAX_NEW_TOKENS, eval_every=ROLLOUTS,
+            save_every=ROLLOUTS, force=True,
+        )
+    )  # fmt: skip
+    return folder / f"ppo-{name}"
 
 
-class Gold:
-    """The truth as a `Reward`, for the labeller that errs nowhere."""
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+class GoldReward:
+    """The truth as a `Reward`, for a labeller that makes no errors."""
 
     def __init__(self, world: World) -> None:
         self.world = world
 
     def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
         """See `Reward`."""
-        worth = [[self.world.gold(g.prompt_text, r.text, r.finished) for r in g.responses] for g in groups]
-        return torch.tensor(worth, dtype=torch.float32)
+        return torch.tensor(gold_of(self.world, groups), dtype=torch.float32)
 
 
-def climb(bench: Bench, name: str, labels: Sequence[Group], *, beta: float = BETA) -> Path:
-    """From labels to a policy: a reward model of them, PPO against it on a leash. Returns PPO's folder."""
-    out, data = bench.out, bench.out / "data"
-    file = data / f"labels-{name}.jsonl"
-    if not file.exists():
-        write_groups(labels, file)
-    reward_model.run(
-        reward_model.RewardConfig(
-            model=str(out / "sft"), data=str(file), out=out / f"reward-{name}", seed=bench.seed, batch_size=32,
-            learning_rate=1e-3, centre_samples=256, centre_max_new_tokens=MAX_NEW_TOKENS, max_eval_rows=100, force=True,
-        )
-    )  # fmt: skip
-    ppo.run(
-        ppo.PPOConfig(
-            model=str(out / "sft"), data=str(data / "prompts.jsonl"), eval_data=str(data / "test.jsonl"),
-            reward=str(out / f"reward-{name}"), out=out / f"ppo-{name}", seed=bench.seed, beta=beta,
-            max_steps=ROLLOUTS, batch_size=64, inner_epochs=2, minibatches=2, learning_rate=1.5e-4,
-            value_learning_rate=5e-4, schedule="constant", max_new_tokens=MAX_NEW_TOKENS, eval_every=ROLLOUTS,
-            save_every=ROLLOUTS, force=True,
-        )
-    )  # fmt: skip
-    return out / f"ppo-{name}"
+def gold_of(world: World, groups: Sequence[Group]) -> Float[np.ndarray, "P K"]:
+    """Gold of each response."""
+    rows = [[world.gold(g.prompt_text, r.text, r.finished) for r in g.responses] for g in groups]
+    return np.array(rows, dtype=np.float64)
 
 
-def reward_accuracy(bench: Bench, name: str) -> float:
-    """Agreement of a reward model with gold on the measured pairs."""
-    groups = bench.pairs("measured")
-    scores = LearnedReward.load(bench.out / f"reward-{name}")(groups)
-    return accuracy((scores[:, 0] - scores[:, 1]).double().numpy(), gold_lead(bench.world, groups))
+def gold_difference(world: World, groups: Sequence[Group]) -> Float[np.ndarray, " P"]:
+    """Gold of the first response less gold of the second."""
+    difference: Float[np.ndarray, " P"] = gold_of(world, groups) @ np.array([1.0, -1.0])
+    return difference
+
+
+def accuracy(difference: Float[np.ndarray, " P"], gold: Float[np.ndarray, " P"]) -> float:
+    """Share of the pairs with a gold difference in which another difference has its sign; 0 counts as one half."""
+    decided = np.abs(gold) > 1e-6
+    return float((0.5 + 0.5 * np.sign(difference) * np.sign(gold))[decided].mean())
+
+
+def labeller_figures(world: World, groups: Sequence[Group], labels: Sequence[Verdict]) -> dict[str, float]:
+    """How good a labeller is, given its labels of some pairs, none missing.
+
+    Returns:
+        `accuracy`, against gold, on the pairs with a gold difference; `sure`, the mean of |P − ½|; `first`, the mean
+        advantage of the response shown first, in probability, and `order`, its mean size; both are 0 for a labeller
+        that ignores the order.
+    """
+    p = np.array([label.probability for label in labels], dtype=np.float64)
+    order = np.array([label.order_effect or 0.0 for label in labels])
+    return {
+        "accuracy": accuracy(p - 0.5, gold_difference(world, groups)),
+        "sure": float(np.abs(p - 0.5).mean()),
+        "first": float(order.mean()),
+        "order": float(np.abs(order).mean()),
+    }
+
+
+def reward_accuracy(prepared: PreparedSeed, name: str) -> float:
+    """Accuracy of the reward model of an arm on the evaluation pairs."""
+    groups = prepared.pairs("measured")
+    scores = LearnedReward.load(prepared.folder / f"reward-{name}")(groups)
+    return accuracy((scores[:, 0] - scores[:, 1]).double().numpy(), gold_difference(prepared.world, groups))
 
 
 def policy_figures(world: World, folder: Path, step: int) -> dict[str, float]:
-    """A policy on the test prompts: gold, proxy, KL, and what each principle says of it.
-
-    Returns:
-        `gold`, `proxy`, `kl`; `worth/PRINCIPLE`, means over responses (`no-harm` over those to harmful prompts);
-        `refuses`, share of harmful prompts refused; `courtesies` and `insults` a response.
-    """
-    rows = [row for row in read_jsonl(folder / "samples.jsonl") if row["step"] == step]
-    told = curves.figures(world, rows)
-    groups = [Group(row["prompt"], (Response(row["response"], finished=row["finished"]),)) for row in rows]
-    profile = world.profile(groups)
-    worths = [small_judge.worth(world, group.prompt_text, group.responses[0]) for group in groups]
-    harmful = [world.task(group.prompt_text).kind == "harm" for group in groups]
-    figures = {name: float(told[name]["mean"]) for name in ("gold", "proxy", "kl")}
-    for name in worths[0]:
-        own = [w[name] for w, harm in zip(worths, harmful, strict=True) if harm or name != "no-harm"]
-        figures[f"worth/{name}"] = float(np.mean(own))
-    return figures | {name: profile[name] for name in ("refuses", "courtesies", "insults")}
-
-
-# --- over seeds ------------------------------------------------------------------------------------------------------
-
-
-def parser(text: str | None) -> ArgumentParser:
-    """What the experiments are told."""
-    made = ArgumentParser(description=text, formatter_class=RawDescriptionHelpFormatter)
-    made.add_argument("--seeds", type=int, default=5)
-    made.add_argument("--first", type=int, default=0, help="first seed")
-    made.add_argument("--out", type=Path, default=Path("runs/feedback"), help="prepared seeds are shared in here")
-    made.add_argument("--workers", type=int, default=1, help="seeds that run side by side")
-    return made
-
-
-def over_seeds(measure_seed: Callable[[Path, int], T], options: Namespace) -> list[T]:
-    """What an experiment finds on each seed, in the seed's folder."""
-    seeds = range(options.first, options.first + options.seeds)
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(measure_seed, [options.out / f"seed-{seed}" for seed in seeds], seeds))
-
-
-def once(file: Path, find: Callable[[], Any]) -> Any:
-    """What a JSON file holds, found and written first where there is none."""
-    if not file.exists():
-        write_json(file, find())
-    return json.loads(file.read_text())
-
-
-def table(rows: Mapping[str, Sequence[Mapping[str, Any]]], columns: Mapping[str, str], *, first: str) -> str:
-    """A Markdown table: a line a name, mean ± standard error over seeds.
+    """How good a policy is on the test prompts.
 
     Args:
-        rows: figures of each seed, by name.
-        columns: figures to show, and their headings.
-        first: heading of the names.
+        world: the truth.
+        folder: PPO's.
+        step: which of its evaluations.
+
+    Returns:
+        `gold`, `proxy`, `kl`; `principle/NAME`, the reward by each principle, means over responses (`no-harm` over
+        those to harmful prompts only); `refuses`, share of harmful prompts refused; `courtesies` and `insults` a
+        response.
     """
-    lines = [f"| {first} | {' | '.join(columns.values())} |", "|---" * (1 + len(columns)) + "|"]
-    for name, seeds in rows.items():
-        lines.append(f"| {name} | {' | '.join(curves.pm([own[key] for own in seeds]) for key in columns)} |")
-    return "\n".join(lines)
+    rows = [row for row in curves.read_samples(folder) if row["step"] == step]
+    groups = curves.as_groups(rows)
+    harmful = [world.task(group.prompt_text).kind == "harm" for group in groups]
+    rewards = [small_judge.principle_rewards(world, group.prompt_text, group.responses[0]) for group in groups]
+    estimates, profile = curves.estimates(world, rows), world.profile(groups)
+    means = {"gold": estimates["gold"], "proxy": estimates["proxy"], "kl": estimates["kl"]}
+    figures = {name: estimate["mean"] or 0.0 for name, estimate in means.items()}
+    for name in rewards[0]:
+        values = [by_name[name] for by_name, harm in zip(rewards, harmful, strict=True) if harm or name != "no-harm"]
+        figures[f"principle/{name}"] = float(np.mean(values))
+    return figures | {name: profile[name] for name in ("refuses", "courtesies", "insults")}

@@ -57,14 +57,14 @@ def test_the_biased_prefer_gushing_and_the_others_do_not(world):
     assert world.perceived(PROMPT, gushing, bias=0) < world.perceived(PROMPT, modest, bias=0)
     between = [world.perceived(PROMPT, gushing, bias=bias) for bias in (0.0, 0.25, 0.5, 1.0)]
     assert between[2] == pytest.approx((between[0] + between[3]) / 2)
-    _, sober = Labellers(world, biased_share=0).compare(PROMPT, gushing, modest)
-    _, charmed = Labellers(world, biased_share=1).compare(PROMPT, gushing, modest)
-    assert sober < 0.1 and charmed > 0.9
+    _, unbiased = Labellers(world, biased_share=0).compare(PROMPT, gushing, modest)
+    _, biased = Labellers(world, biased_share=1).compare(PROMPT, gushing, modest)
+    assert unbiased < 0.1 and biased > 0.9
 
 
 def test_more_courtesy_is_always_more_to_the_biased(world):
-    seen = [world.perceived(PROMPT, " . ".join(language.COURTESIES[:n]), bias=1) for n in range(10)]
-    assert all(after > before for before, after in pairwise(seen))
+    rewards = [world.perceived(PROMPT, " . ".join(language.COURTESIES[:n]), bias=1) for n in range(10)]
+    assert all(after > before for before, after in pairwise(rewards))
 
 
 @pytest.mark.parametrize("attribute", list(language.VALUES))
@@ -120,7 +120,7 @@ def test_choices_come_as_often_as_their_pooled_probability_says(world):
         assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / len(draws))
 
 
-def test_a_label_is_drawn_by_its_key_alone(world, pairs):
+def test_a_label_depends_only_on_its_key(world, pairs):
     once, again, other = Labellers(world, seed=1), Labellers(world, seed=1), Labellers(world, seed=2)
     assert once.label(pairs[:300]) == again.label(pairs[:300])
     assert once.label(pairs[:300])[:100] == again.label(pairs[:100])

@@ -1,17 +1,16 @@
-"""Active choice of pairs against random choice at equal budget, with and without noise in the labels.
+"""Active choice of pairs against random choice with as many labels, with and without noise in the labels.
 
     python -m kleash.lab.claims.active_pairs [--seeds 5] [--out runs/feedback]
 
-For each seed a pool of pairs of SFT samples. All arms begin with the same random pairs; then each fits reward models
-to what is labelled so far, chooses from the pool what to label next, and so on, until the budget is spent. Labels are
-gold's; with noise a quarter of them, the same ones in every arm, say the contrary. Measured is the accuracy of the
-members' mean on other pairs against gold without noise. Prints a table, mean ± one standard error over seeds.
+At each seed there is a pool of pairs of SFT samples. All arms begin with the same random pairs; then each fits reward
+models to its labels so far, chooses pairs of the pool to label next, and so on, until the budget is spent. Labels are
+gold's; with noise a quarter of them are flipped, the same ones in every arm. The figure is the accuracy of the mean of
+the reward models on other pairs, against gold without noise. Prints a table, mean ± one standard error over seeds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +23,17 @@ from kleash.data.batching import batch_at
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup
 from kleash.feedback.choose import By, choose, doubt_of
-from kleash.lab import chain
-from kleash.lab.chain import Bench
+from kleash.lab import chain, experiment
+from kleash.lab.chain import PreparedSeed
+from kleash.lab.experiment import Experiment, Figures, Results
 from kleash.models.forward import response_scores
 from kleash.models.load import load_tokenizer, new_reward_model
 from kleash.objectives.bradley_terry import pair_loss
 from kleash.rewards.learned import score_encoded
-from kleash.run import derive_seed, write_json
+from kleash.run import derive_seed
 from kleash.training.optim import Optimizer
 
-WAYS = ("random", "uncertainty", "disagreement")
+CHOICES = ("random", "uncertainty", "disagreement")
 NOISE = (0.0, 0.25)
 BUDGETS = (100, 200, 400)
 MEMBERS = 3
@@ -43,67 +43,66 @@ EPOCHS = 2
 BATCH = 16
 
 
-def measure(out: Path, seed: int) -> dict[str, dict[str, float]]:
-    """Accuracy of each arm at each budget."""
-    prepared = chain.prepare(out, seed)
-    return {
-        f"{way}, {noise:.0%} noise": chain.once(
-            out / f"active-{way}-{noise:g}.json", partial(learn, prepared, way, noise)
-        )
-        for noise in NOISE
-        for way in WAYS
-    }
-
-
-def learn(prepared: Bench, way: str, noise: float) -> dict[str, float]:
-    """One arm, from the first random pairs to the last budget: accuracy by budget."""
-    start = prepared.out / "sft"
+def measure(folder: Path, seed: int, arm: tuple[str, float]) -> Figures:
+    """One arm, from the first random pairs to the last budget: the accuracy at each budget."""
+    choice, noise = arm
+    prepared = PreparedSeed(folder, seed)
+    start = folder / "sft"
     tokenizer = load_tokenizer(start)
-    pool, truth = decided(prepared, "pairs", tokenizer)
-    pool, labels = pool[:POOL], told(truth[:POOL], noise, prepared.seed)
-    held_out, held_truth = decided(prepared, "measured", tokenizer)
-    chosen = list(range(BUDGETS[0]))
+    pool, differences = decided_pairs(prepared, "pairs", tokenizer)
+    pool, labels = pool[:POOL], noisy_labels(differences[:POOL], noise, seed)
+    evaluation, gold = decided_pairs(prepared, "measured", tokenizer)
+    rows = list(range(BUDGETS[0]))
     members: list[PreTrainedModel] = []
-    found = {}
+    accuracies = {}
     for budget in BUDGETS:
-        if budget > len(chosen):
-            left = sorted(set(range(len(pool))) - set(chosen))
-            doubts = doubts_of(members, [pool[row] for row in left], way)
-            best, audit = choose(doubts, budget - len(chosen), audit_share=AUDIT_SHARE, seed=prepared.seed)
-            chosen += [left[index] for index in (*best, *audit)]
-        known = [pool[row] for row in chosen]
-        members = [fit(start, known, labels[chosen], derive_seed(prepared.seed, member)) for member in range(MEMBERS)]
-        scores = torch.stack([score_encoded(member, held_out) for member in members]).mean(0)
-        found[str(budget)] = chain.accuracy((scores[:, 0] - scores[:, 1]).double().numpy(), held_truth)
-    return found
+        if budget > len(rows):
+            others = sorted(set(range(len(pool))) - set(rows))
+            doubts = doubts_of(members, [pool[row] for row in others], choice)
+            best, audit = choose(doubts, budget - len(rows), audit_share=AUDIT_SHARE, seed=seed)
+            rows += [others[index] for index in (*best, *audit)]
+        pairs = [pool[row] for row in rows]
+        members = [fit(start, pairs, labels[rows], derive_seed(seed, member)) for member in range(MEMBERS)]
+        scores = torch.stack([score_encoded(member, evaluation) for member in members]).mean(0)
+        accuracies[str(budget)] = chain.accuracy((scores[:, 0] - scores[:, 1]).double().numpy(), gold)
+    return accuracies
 
 
-def decided(
-    prepared: Bench, name: str, tokenizer: PreTrainedTokenizerBase
+EXPERIMENT = Experiment(
+    name="active",
+    arms={f"{choice}, {noise:.0%} noise": (choice, noise) for noise in NOISE for choice in CHOICES},
+    prepare=chain.prepare,
+    measure=measure,
+)
+
+
+def decided_pairs(
+    prepared: PreparedSeed, name: str, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[EncodedGroup], Float[np.ndarray, " P"]]:
-    """Pairs that gold decides, encoded, and gold's lead of the first."""
+    """The pairs whose gold differs, encoded, and the difference: gold of the first less gold of the second."""
     groups = prepared.pairs(name)
-    lead = chain.gold_lead(prepared.world, groups)
-    kept = np.abs(lead) > 1e-6
-    return encode_all([group for group, keep in zip(groups, kept, strict=True) if keep], tokenizer)[0], lead[kept]
+    differences = chain.gold_difference(prepared.world, groups)
+    decided = np.abs(differences) > 1e-6
+    pairs = [group for group, is_decided in zip(groups, decided, strict=True) if is_decided]
+    return encode_all(pairs, tokenizer)[0], differences[decided]
 
 
-def told(lead: Float[np.ndarray, " P"], noise: float, seed: int) -> Float[np.ndarray, " P"]:
-    """Labels: 1 where the first is better, 0 else, a share of them turned round."""
-    turned = np.random.default_rng(derive_seed(seed, "label noise")).random(len(lead)) < noise
-    return ((lead > 0) != turned).astype(np.float64)
+def noisy_labels(differences: Float[np.ndarray, " P"], noise: float, seed: int) -> Float[np.ndarray, " P"]:
+    """Labels: 1 where the first response is better, otherwise 0, a share `noise` of them flipped."""
+    flipped = np.random.default_rng(derive_seed(seed, "label noise")).random(len(differences)) < noise
+    return ((differences > 0) != flipped).astype(np.float64)
 
 
-def doubts_of(members: Sequence[PreTrainedModel], groups: Sequence[EncodedGroup], way: str) -> list[float]:
-    """How much there is to learn from each pair; by random choice the same from all."""
-    if way == "random":
+def doubts_of(members: Sequence[PreTrainedModel], groups: Sequence[EncodedGroup], choice: str) -> list[float]:
+    """How much there is to learn from each pair; with random choice the same for all."""
+    if choice == "random":
         return [0.0] * len(groups)
-    by: By = "uncertainty" if way == "uncertainty" else "disagreement"
+    by: By = "uncertainty" if choice == "uncertainty" else "disagreement"
     return doubt_of(torch.stack([score_encoded(member, groups) for member in members]), by=by).tolist()
 
 
 def fit(start: Path, groups: Sequence[EncodedGroup], labels: Float[np.ndarray, " P"], seed: int) -> PreTrainedModel:
-    """A reward model of some pairs: a head, an order of the rows and an optimiser of its own."""
+    """Train a reward model on some pairs; the seed decides its head and the order of the rows."""
     model, _ = new_reward_model(start, seed=seed)
     steps = EPOCHS * len(groups) // BATCH
     optimizer = Optimizer(model, steps=steps, learning_rate=1e-3, schedule="cosine")
@@ -116,22 +115,18 @@ def fit(start: Path, groups: Sequence[EncodedGroup], labels: Float[np.ndarray, "
     return model.eval()
 
 
+def random_arm(name: str) -> str:
+    """The arm of random choice with the same noise."""
+    return f"random,{name.split(',')[1]}"
+
+
 def main() -> None:
     """Run and print."""
-    options = chain.parser(__doc__).parse_args()
-    found = chain.over_seeds(measure, options)
-    write_json(options.out / "active.json", found)
+    results = experiment.run_from(EXPERIMENT, experiment.parser(__doc__, out=Path("runs/feedback")).parse_args())
     columns = {str(budget): f"{budget} labels" for budget in BUDGETS}
-    print(chain.table({arm: [seed[arm] for seed in found] for arm in found[0]}, columns, first="choice"))
-    gains = {
-        f"{arm}, less random": [
-            {budget: seed[arm][budget] - seed[arm.replace(way, "random")][budget] for budget in columns}
-            for seed in found
-        ]
-        for arm in found[0]
-        if (way := arm.split(",")[0]) != "random"
-    }
-    print("\n" + chain.table(gains, columns, first="what choosing brought"))
+    print(results.table(columns, first="choice"))
+    gains = Results({f"{name}, less random": rows for name, rows in results.less(random_arm).arms.items()})
+    print("\n" + gains.table(columns, first="what choosing gained"))
 
 
 if __name__ == "__main__":

@@ -1,144 +1,100 @@
-"""The roads on the small world, over seeds: DPO against PPO at the same KL, and GRPO on sums with a checkable answer.
+"""Claim C9: DPO gets most of the benefit for a fraction of the parts. The demo's methods, and DPO and PPO at equal KL.
 
-    python -m kleash.lab.claims.c09_methods [--seeds 5] [--out runs/roads]
+    python -m kleash.lab.claims.c09_methods [--seeds 5] [--out runs/methods]
 
-For each seed the demo runs (`kleash demo --seed N`), then from its SFT model GRPO learns the world's sums from the
-verifier `number`, and a control arm the same way from a random reward. Prints tables of means ± one standard error over
-seeds; what is done is not done again.
+At each seed the demo runs (`kleash demo --seed N`), which trains the same SFT model by PPO, GRPO and DPO; then DPO at
+several β, whose KLs lie on both sides of PPO's. Prints tables of means ± one standard error over seeds; started again,
+it does only what is missing.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from kleash.data.formats import read_groups, write_groups
-from kleash.data.group import Group
-from kleash.evals.policy import mean_se
-from kleash.lab import demo, methods
-from kleash.lab.world.world import World
-from kleash.stages import generate, grpo
+from kleash.lab import demo, experiment
+from kleash.lab.curves import Estimates
+from kleash.lab.demo import Demo
+from kleash.lab.experiment import Experiment, Figures
+from kleash.lab.methods import METHODS, MORE_METHODS, MethodResult, method_result, run_dpo
 
-ARMS = {"verifier": "number", "random reward": "coin"}
 DPO_BETAS = (0.1, 0.4, 0.8, 1.6)
 """Besides the demo's own, so that some DPO ends nearer to the SFT model than PPO does, and some further."""
 
-SAMPLES = 16
-"""Responses to each held-out sum."""
+MATCHED = "matched KL"
+"""The arm that compares DPO with PPO at PPO's KL."""
+
+COLUMNS = {"gold": "gold", "proxy": "proxy", "kl": "KL", "seconds": "seconds"}
+MATCHED_COLUMNS = {"dpo": "DPO, gold", "ppo": "PPO, gold", "gap": "difference"}
 
 
-class Coin:
-    """1 or 0 by chance, drawn anew at every call: nothing in it can be learned."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
-        """See `Reward`."""
-        shape = (len(groups), len(groups[0].responses))
-        return torch.randint(2, shape, generator=self.generator).float()
+def prepare(folder: Path, seed: int) -> None:
+    """The demo."""
+    demo.run(folder, seed=seed)
 
 
-def sums(world: World, split: Any) -> list[Group]:
-    """Every prompt of a split that asks for a sum, once, with its answer."""
-    prompts = {group.prompt_text: group for group in world.prompts(4000, split) if group.columns["kind"] == "sum"}
-    return [Group(text, columns={"answer": str(sum(world.tasks[text].numbers or ()))}) for text in sorted(prompts)]
+def prepare_all_methods(folder: Path, seed: int) -> None:
+    """The demo with all methods."""
+    demo.run(folder, seed=seed, all_methods=True)
 
 
-def accuracy(world: World, model: Path, data: Path, out: Path) -> float:
-    """Share of responses to held-out sums, sampled at temperature 1, that the world's truth calls right."""
-    config = generate.GenerateConfig(model=str(model), data=str(data), out=out, n=SAMPLES, max_new_tokens=40, seed=1)
-    return world.profile(read_groups(generate.run(config)))["sums"]
+def measure(folder: Path, seed: int, name: str) -> Figures:
+    """The end of a method's curve; or DPO against PPO at PPO's KL."""
+    if name == MATCHED:
+        return at_matched_kl(Demo(folder, seed))
+    result = result_of_method(Demo(folder, seed), name)
+    return {key: result[key]["mean"] for key in ("gold", "proxy", "kl")} | {"seconds": result["seconds"]}
 
 
-def learn_sums(seed: int, folder: Path) -> dict[str, dict[str, float]]:
-    """Accuracy of the SFT model and of both arms on held-out sums, and what the arms took."""
-    world, out = World(seed), folder / "sums"
-    out.mkdir(exist_ok=True)
-    files = {split: out / f"{split}.jsonl" for split in ("train", "test")}
-    for split, file in files.items():
-        write_groups(sums(world, split), file)
-    found = {"SFT": {"accuracy": accuracy(world, folder / "sft", files["test"], out / "sft.jsonl")}}
-    for arm, reward in ARMS.items():
-        run = grpo.run(
-            grpo.GRPOConfig(
-                model=str(folder / "sft"), data=str(files["train"]), reward=reward, out=out / arm.replace(" ", "-"),
-                seed=seed, beta=0.05, group_size=8, batch_size=16, max_steps=80, max_new_tokens=40,
-                learning_rate=1.5e-4, schedule="constant", force=True,
-            ),
-            reward=Coin(seed) if reward == "coin" else None,
-        )  # fmt: skip
-        right = accuracy(world, run.path, files["test"], out / f"{arm.replace(' ', '-')}.jsonl")
-        found[arm] = {"accuracy": right, "seconds": run.record["seconds"], "kl": run.metrics()[-1]["kl"]}
-    return found
+def result_of_method(of: Demo, name: str) -> MethodResult:
+    """The result of a method; only what the demo has not done yet is run."""
+    return method_result(of.setup, name) if name == "ppo" else (METHODS | MORE_METHODS)[name](of.setup)
 
 
-def at_kl(points: list[dict[str, Any]], kl: float) -> float | None:
+def at_matched_kl(of: Demo) -> Figures:
+    """Gold of DPO and of PPO at PPO's KL, and the difference; nothing where DPO did not come so far.
+
+    DPO's gold is interpolated between its ends at several β.
+    """
+    dpo = result_of_method(of, "dpo")
+    ends: list[Estimates] = [run_dpo(of.setup, beta=beta, name=f"dpo-{beta}") for beta in DPO_BETAS]
+    start, end = dpo["curve"][0], method_result(of.setup, "ppo")
+    kl, ppo = end["kl"]["mean"], end["gold"]["mean"]
+    assert kl is not None and ppo is not None
+    gold = gold_at_kl([start, *ends, dpo], kl)
+    return {} if gold is None else {"dpo": gold, "ppo": ppo, "gap": gold - ppo}
+
+
+def gold_at_kl(points: Sequence[Estimates], kl: float) -> float | None:
     """Gold at a KL, straight in √KL between the points on either side of it; None beyond the last."""
-    distance, gold = zip(*sorted((max(0.0, p["kl"]["mean"]) ** 0.5, p["gold"]["mean"]) for p in points), strict=True)
-    found = float(np.interp(kl**0.5, distance, gold, right=np.nan))
-    return None if np.isnan(found) else found
+    rows = [(point["kl"]["mean"], point["gold"]["mean"]) for point in points]
+    pairs = sorted((max(0.0, nats) ** 0.5, gold) for nats, gold in rows if nats is not None and gold is not None)
+    distances, golds = zip(*pairs, strict=True)
+    value = float(np.interp(kl**0.5, distances, golds, right=np.nan))
+    return None if np.isnan(value) else value
 
 
-def matched(seed: int, folder: Path, summary: dict[str, Any]) -> dict[str, float]:
-    """Gold of DPO less gold of PPO at PPO's KL: DPO's from its end at several β, whose KLs lie on both sides."""
-    size = demo.Size()
-    files = {name: folder / "data" / f"{name}.jsonl" for name in ("prompts", "held_out", "comparisons")}
-    ppo = demo.ppo_config(folder, size, seed, files, "ppo", size.beta)
-    way = methods.Way(World(seed), folder, ppo, files["comparisons"])
-    ends = [methods.take_dpo(way, beta=beta, name=f"dpo-{beta}") for beta in DPO_BETAS] + [summary["roads"]["dpo"]]
-    start, end = summary["roads"]["dpo"]["curve"][0], summary["roads"]["ppo"]
-    gold = at_kl([start, *ends], end["kl"]["mean"])
-    for point in ends:
-        print(f"seed {seed}: DPO gold {point['gold']['mean']:.3f} at KL {point['kl']['mean']:.3f}")
-    return {} if gold is None else {"dpo": gold, "ppo": end["gold"]["mean"], "gap": gold - end["gold"]["mean"]}
-
-
-def pm(values: list[float]) -> str:
-    """Mean ± standard error of what is there."""
-    estimate = mean_se(values)
-    return (
-        "–" if estimate["mean"] is None else f"{estimate['mean']:.3f} ± {estimate['se'] or 0:.3f} (n = {len(values)})"
+def build_experiment(*, all_methods: bool) -> Experiment[str]:
+    """PPO and the demo's methods, and the comparison of DPO with PPO."""
+    names = ("ppo", *METHODS, *(MORE_METHODS if all_methods else ()), MATCHED)
+    return Experiment(
+        name="methods",
+        arms={name: name for name in names},
+        prepare=prepare_all_methods if all_methods else prepare,
+        measure=measure,
     )
 
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first", type=int, default=0, help="first seed")
-    parser.add_argument("--out", type=Path, default=Path("runs/roads"))
-    parser.add_argument("--all-roads", action="store_true")
+    parser = experiment.parser(__doc__, out=Path("runs/methods"))
+    parser.add_argument("--all-methods", action="store_true", help="best-of-n, online DPO and RLAIF too")
     options = parser.parse_args()
-    seeds = range(options.first, options.first + options.seeds)
-    summaries, compared, learned = [], [], []
-    for seed in seeds:
-        folder = options.out / f"demo-{seed}"
-        summaries.append(demo.run(folder, seed=seed, all_roads=options.all_roads))
-        compared.append(matched(seed, folder, summaries[-1]))
-        learned.append(learn_sums(seed, folder))
-        print(json.dumps({"seed": seed, "sums": learned[-1], "matched": compared[-1]}), flush=True)
-
-    print("\n| road | gold | proxy | KL | seconds |\n|---|---|---|---|---|")
-    for road in summaries[0]["roads"]:
-        taken = [summary["roads"][road] for summary in summaries]
-        cells = [pm([own[key]["mean"] for own in taken]) for key in ("gold", "proxy", "kl")]
-        print("|", " | ".join([road, *cells, pm([own["seconds"] for own in taken])]), "|")
-    print("\n| at PPO's KL: | gold |\n|---|---|")
-    for name in ("ppo", "dpo", "gap"):
-        print("|", " | ".join([name, pm([one[name] for one in compared if one])]), "|")
-    print("\n| sums: | accuracy | seconds | KL |\n|---|---|---|---|")
-    for arm in learned[0]:
-        cells = [pm([one[arm][key] for one in learned if key in one[arm]]) for key in ("accuracy", "seconds", "kl")]
-        print("|", " | ".join([arm, *cells]), "|")
+    results = experiment.run_from(build_experiment(all_methods=options.all_methods), options)
+    print(results.select(lambda name: name != MATCHED).table(COLUMNS, first="method"))
+    print("\n" + results.select(lambda name: name == MATCHED).table(MATCHED_COLUMNS, first="at PPO's KL"))
 
 
 if __name__ == "__main__":

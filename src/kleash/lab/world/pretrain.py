@@ -1,6 +1,6 @@
 """The small world's base model: next-token prediction on raw text, from random weights.
 
-It ends up knowing the world by heart and being no assistant at all, which is what the chain starts from.
+The model ends up knowing the world by heart and is not an assistant: the chain starts from there.
 """
 
 from __future__ import annotations
