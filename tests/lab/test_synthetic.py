@@ -35,11 +35,11 @@ def test_the_texts_carry_the_probability_of_their_label() -> None:
     assert all(isinstance(group.label, Preference) and group.label.probability == 1 for group in rows)
     # Chosen with probability q where q is the chosen one's: E[q] = E[q² + (1 − q)²] over the pairs as they came.
     assert chosen.mean() == pytest.approx(float((chosen**2 + (1 - chosen) ** 2).mean()), abs=0.01)
-    worth = [
+    rewards = [
         sum(WEIGHTS[word] for word in response.text.split()) + 0.15 * len(response.text.split())
         for response in rows[0].responses
     ]
-    expected = 0.1 + 0.8 / (1 + np.exp(worth[1] - worth[0]))
+    expected = 0.1 + 0.8 / (1 + np.exp(rewards[1] - rewards[0]))
     assert chosen[0] == pytest.approx(expected)
 
 

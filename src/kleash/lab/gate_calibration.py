@@ -49,7 +49,7 @@ SFT_FAULTS: dict[str, str] = {
 
 REWARD_FAULTS: dict[str, str] = {
     "labels shuffled": "above a coin",
-    "length alone": "beyond length",
+    "only length": "beyond length",
     "base samples": "about the policy's samples",
     "constant": "scores differ",
     "sign flipped": "above a coin",
@@ -87,7 +87,7 @@ def train_reward(
     rng = random.Random(seed)
     if fault == "labels shuffled":
         pairs = [_swapped(pair, rng.random() < 0.5) for pair in pairs]
-    elif fault == "length alone":
+    elif fault == "only length":
         pairs = [_swapped(pair, _words(pair, 0) < _words(pair, 1)) for pair in pairs]
     held_out = len(pairs) // 5
     if fault == "sign flipped":

@@ -171,8 +171,8 @@ def preferences(planted: Planted, rows: int, *, seed: int, twice: int = 0) -> li
     groups = []
     for _ in range(rows):
         texts = [[words[word] for word in rng.integers(len(words), size=rng.integers(1, 13))] for _ in range(2)]
-        worth = [sum(WEIGHTS[word] for word in text) + planted.length_bias * len(text) for text in texts]
-        probability = planted.flips + (1 - 2 * planted.flips) * float(expit(worth[0] - worth[1]))
+        utilities = [sum(WEIGHTS[word] for word in text) + planted.length_bias * len(text) for text in texts]
+        probability = planted.flips + (1 - 2 * planted.flips) * float(expit(utilities[0] - utilities[1]))
         first = int(rng.random() >= probability)
         kind = words[int(rng.integers(len(words)))]
         groups.append(

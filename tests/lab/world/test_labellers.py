@@ -35,9 +35,9 @@ def pairs(world) -> list[Group]:
     ]
 
 
-def agreement(world: World, labelled: list[Group]) -> float:
+def agreement(world: World, comparisons: list[Group]) -> float:
     right = []
-    for group in labelled:
+    for group in comparisons:
         chosen, rejected = (world.gold(group.prompt_text, response.text) for response in group.responses)
         if chosen != rejected:
             right.append(chosen > rejected)
@@ -128,9 +128,9 @@ def test_a_label_depends_only_on_its_key(world, pairs):
 
 
 def test_label_puts_the_chosen_first_and_keeps_its_probability(world, pairs):
-    labelled = Labellers(world).label(pairs[:300])
+    comparisons = Labellers(world).label(pairs[:300])
     swapped = 0
-    for group, before in zip(labelled, pairs[:300], strict=True):
+    for group, before in zip(comparisons, pairs[:300], strict=True):
         assert isinstance(group.label, Preference) and group.label.probability == 1
         assert group.label.annotator is not None
         assert set(group.responses) == set(before.responses)
@@ -143,9 +143,9 @@ def test_label_puts_the_chosen_first_and_keeps_its_probability(world, pairs):
 
 def test_a_pool_of_four_gives_six_comparisons(world, pairs):
     pool = Group(pairs[0].prompt, pairs[0].responses + pairs[1].responses)
-    labelled = Labellers(world).label([pool])
-    assert len(labelled) == 6
-    assert all(len(group.responses) == 2 for group in labelled)
+    comparisons = Labellers(world).label([pool])
+    assert len(comparisons) == 6
+    assert all(len(group.responses) == 2 for group in comparisons)
 
 
 def test_impossible_pools_are_refused(world):

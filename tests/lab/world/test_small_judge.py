@@ -93,7 +93,7 @@ def test_grades_fall_with_the_reward():
 
 @pytest.mark.slow
 def test_the_answer_is_summed_over_all_grades_and_not_sampled(judge, pairs):
-    """Against the sum written out: every pair of grades, each answer from a text of its own."""
+    """Against the sum written out: every pair of grades, each answer from its own text."""
     (group,) = pairs[:1]
     a, b = (judge.grades([(group.prompt_text, response)])[0] for response in group.responses)
     sides = list(small_judge.ids_of(judge.tokenizer, small_judge.SIDES))
@@ -134,14 +134,14 @@ def test_a_verdict_does_not_depend_on_what_else_was_asked(judge, pairs):
 
 def test_an_average_is_of_all_principles_and_a_draw_is_of_one(judge, pairs):
     each, _ = judge.by_principle(pairs)
-    for verdict, own in zip(judge.compare(pairs), each, strict=True):
-        assert verdict.principle is None and verdict.probability == pytest.approx(float(own.mean()), abs=1e-6)
+    for verdict, by_principle in zip(judge.compare(pairs), each, strict=True):
+        assert verdict.principle is None and verdict.probability == pytest.approx(float(by_principle.mean()), abs=1e-6)
     drawing = SmallJudge(judge.model, judge.tokenizer, constitution=judge.constitution, principles="drawn")
     names = [principle.name for principle in judge.constitution.principles]
     verdicts = drawing.compare(pairs)
     assert len({verdict.principle for verdict in verdicts}) == len(names)
-    for verdict, own in zip(verdicts, each, strict=True):
-        assert verdict.probability == pytest.approx(float(own[names.index(verdict.principle)]), abs=1e-6)
+    for verdict, by_principle in zip(verdicts, each, strict=True):
+        assert verdict.probability == pytest.approx(float(by_principle[names.index(verdict.principle)]), abs=1e-6)
     assert [v.principle for v in drawing.compare(swapped(pairs))] == [v.principle for v in verdicts]
 
 

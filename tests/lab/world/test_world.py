@@ -130,15 +130,15 @@ def test_a_run_of_courtesies_is_worth_minus_three_or_less(world):
 def test_true_facts_help_a_description_with_diminishing_return_and_false_ones_hurt(world):
     prompt = "tell me about the otter ."
     facts = [fact(world, attribute) for attribute in language.VALUES]
-    worth = [world.gold(prompt, " . ".join(facts[:count]) + " .") for count in range(1, 5)]
-    gains = [after - before for before, after in pairwise(worth)]
+    rewards = [world.gold(prompt, " . ".join(facts[:count]) + " .") for count in range(1, 5)]
+    gains = [after - before for before, after in pairwise(rewards)]
     assert all(gain > 0 for gain in gains) and gains == sorted(gains, reverse=True)
     lie = fact(world, "food", wrong=True)
-    assert world.gold(prompt, f"{facts[0]} . {lie} .") == pytest.approx(worth[0] - 0.5)
-    assert world.gold(prompt, f"{facts[0]} . {facts[0]} .") == pytest.approx(worth[0])  # said twice is said once
-    assert world.gold(prompt, f"{facts[0]} . {fact(world, 'home', subject='it')} .") > worth[0]
+    assert world.gold(prompt, f"{facts[0]} . {lie} .") == pytest.approx(rewards[0] - 0.5)
+    assert world.gold(prompt, f"{facts[0]} . {facts[0]} .") == pytest.approx(rewards[0])  # said twice is said once
+    assert world.gold(prompt, f"{facts[0]} . {fact(world, 'home', subject='it')} .") > rewards[0]
     elsewhere = language.fill("the heron is V", V=world.facts["heron"]["color"])
-    assert world.gold(prompt, f"{facts[0]} . {elsewhere} .") < worth[0]
+    assert world.gold(prompt, f"{facts[0]} . {elsewhere} .") < rewards[0]
 
 
 def test_naming_every_value_does_not_pay(world):

@@ -203,11 +203,11 @@ def prediction_figures(analysis: Mapping[str, Any]) -> dict[str, float | None]:
     prediction = None if early is None else early["peak_distance"]["value"]
     if prediction is None:
         return {"fitted": 0.0}
-    law, measured = whole["peak_distance"]["value"], analysis["peak"]["distance"]
+    law, peak = whole["peak_distance"]["value"], analysis["peak"]["distance"]
     return {
         "fitted": 1.0,
         "off the law's": abs(prediction - law) / law,
-        "off the measured": abs(prediction - measured) / measured if measured else float("inf"),
+        "off the measured": abs(prediction - peak) / peak if peak else float("inf"),
         "gold lost": early["trust"]["lost"]["mean"],
     }
 

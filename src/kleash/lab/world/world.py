@@ -221,10 +221,10 @@ class World:
             for response in group.responses:
                 text = response.text
                 reading = self.read(group.prompt_text, text)
-                worth = self.gold(group.prompt_text, text, response.finished)
+                gold = self.gold(group.prompt_text, text, response.finished)
                 done = task_reward(task, reading, self.facts)["task"] >= 1.0
-                cases["gold"].append(worth)
-                cases[f"gold/{task.kind}"].append(worth)
+                cases["gold"].append(gold)
+                cases[f"gold/{task.kind}"].append(gold)
                 cases["length"].append(reading.words)
                 cases["courtesies"].append(reading.courtesies)
                 cases["insults"].append(reading.insults)
