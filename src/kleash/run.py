@@ -36,7 +36,7 @@ Fingerprints = Mapping[str, Mapping[str, str]]
 """What a run was made from: role → {"path", "sha256"}."""
 
 # Where and how often things are written changes nothing about the result, so a run may go on with other values.
-NOT_IDENTITY = frozenset({"out", "force", "trackers", "save_every", "keep", "device", "config"})
+NOT_IDENTITY = frozenset({"out", "force", "trackers", "save_every", "keep_states", "device", "config"})
 
 
 class RunFolder:

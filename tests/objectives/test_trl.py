@@ -310,7 +310,7 @@ def test_advantages_losses_and_k3_of_groups_are_those_of_trl(
     assert 0 < metrics["clip_fraction"].sum() < mask.sum()
     weights = token_weights(mask, normalisation, longest=LONGEST)
     leash = kl.k3(now, fixed, mask=mask)
-    # TRL's default since DeepSeek-V3.2 (arXiv:2512.02556); ours is the GRPO paper's, and `loss-corrected` another mend.
+    # TRL's default since DeepSeek-V3.2 (arXiv:2512.02556); ours is the GRPO paper's, and `loss-k2-response` another.
     weighed_leash = leash * (now - old).exp() if weighed else leash
     ours = (weights * (loss + beta * weighed_leash)).sum()
     assert ours.item() == pytest.approx(float(theirs), abs=1e-5)

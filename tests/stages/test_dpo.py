@@ -319,7 +319,7 @@ def test_another_reference_changes_the_loss_and_its_failed_gate_is_heeded(base: 
 def test_resumed_it_ends_with_the_same_weights_and_figures(
     base: Path, comparisons: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"max_steps": 12, "eval_every": 3, "kl_every": 4, "save_every": 2, "choose": "best"}
+    settings = {"max_steps": 12, "eval_every": 3, "kl_every": 4, "save_every": 2, "keep_weights": "best"}
     whole = dpo.run(config(base, comparisons, out=base.parent / "whole", **settings)).path
     stopped = base.parent / "stopped"
     save = checkpoint.save

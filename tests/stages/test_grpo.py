@@ -61,13 +61,13 @@ def config(base: Path, data: Path, **changes: object) -> grpo.GRPOConfig:
 def test_presets_are_the_published_values_and_what_is_given_wins() -> None:
     required = {"model": "m", "data": "d", "reward": "r", "out": "o"}
     made = {name: grpo.GRPOConfig.make(required | {"preset": name}) for name in PRESETS}
-    assert (made["grpo"].group_size, made["grpo"].beta, made["grpo"].leash) == (64, 0.04, "loss-k3")
-    assert (made["dapo"].clip, made["dapo"].clip_high, made["dapo"].replace_flat) == (0.2, 0.28, True)
+    assert (made["grpo"].group_size, made["grpo"].beta, made["grpo"].kl_in) == (64, 0.04, "loss-k3")
+    assert (made["dapo"].clip, made["dapo"].clip_high, made["dapo"].resample_zero_spread) == (0.2, 0.28, True)
     assert {name: (preset.advantage, preset.normalisation) for name, preset in made.items()} == {
         "grpo": ("standardised", "sequence"), "dr-grpo": ("centred", "constant"), "dapo": ("standardised", "token"),
         "rloo": ("leave-one-out", "constant"),
     }  # fmt: skip
-    assert all(preset.leash == "reward" for name, preset in made.items() if name != "grpo")
+    assert all(preset.kl_in == "reward" for name, preset in made.items() if name != "grpo")
     assert grpo.GRPOConfig.make(required | {"preset": "grpo", "beta": 0.3}).beta == 0.3
 
 
@@ -107,12 +107,12 @@ def update(cast: grpo.Actors, rollout: grpo.Rollout, groups: Sequence[int]) -> T
 
 
 @pytest.mark.parametrize(
-    ("normalisation", "leash"), [("token", "reward"), ("sequence", "loss-k3"), ("constant", "loss-corrected")]
+    ("normalisation", "kl_in"), [("token", "reward"), ("sequence", "loss-k3"), ("constant", "loss-k2-response")]
 )
 def test_F1_the_gradient_is_the_same_for_any_number_of_micro_batches(
-    normalisation: str, leash: str, base: Path, prompts: Path
+    normalisation: str, kl_in: str, base: Path, prompts: Path
 ) -> None:
-    changes = {"normalisation": normalisation, "leash": leash, "beta": 0.3}
+    changes = {"normalisation": normalisation, "kl_in": kl_in, "beta": 0.3}
     whole = gradient(config(base, prompts, micro_batch_tokens=10_000, **changes), base)
     for tokens in (1, 25):  # a response alone, half a group
         split = gradient(config(base, prompts, micro_batch_tokens=tokens, **changes), base)
@@ -120,14 +120,14 @@ def test_F1_the_gradient_is_the_same_for_any_number_of_micro_batches(
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [10_000, 25])
-@pytest.mark.parametrize("leash", ["reward", "loss-k3", "loss-corrected"])
+@pytest.mark.parametrize("kl_in", ["reward", "loss-k3", "loss-k2-response"])
 @pytest.mark.parametrize("normalisation", ["token", "sequence", "constant"])
 def test_an_update_on_some_groups_has_the_gradient_of_its_formula(
-    normalisation: str, leash: str, micro_batch_tokens: int, base: Path, prompts: Path
+    normalisation: str, kl_in: str, micro_batch_tokens: int, base: Path, prompts: Path
 ) -> None:
     """A response at a time through plain `transformers`, after the weights have moved, of another engine's samples."""
     settings = config(
-        base, prompts, normalisation=normalisation, leash=leash, beta=0.3, clip=0.1, clip_high=0.15, temperature=0.8,
+        base, prompts, normalisation=normalisation, kl_in=kl_in, beta=0.3, clip=0.1, clip_high=0.15, temperature=0.8,
         micro_batch_tokens=micro_batch_tokens, max_new_tokens=7,
     )  # fmt: skip
     cast, prompts_of = actors(settings, base)
@@ -151,9 +151,9 @@ def test_an_update_on_some_groups_has_the_gradient_of_its_formula(
         held += int(((ratio < 0.9) | (ratio > 1.15)).sum())
         loss = -math.exp(0.4) * torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.15) * advantage)
         drift = logprobs - fixed
-        if leash == "loss-k3":
+        if kl_in == "loss-k3":
             loss = loss + 0.3 * ((-drift).exp() - 1 + drift)
-        if leash == "loss-corrected":
+        if kl_in == "loss-k2-response":
             loss = loss + 0.3 * drift * drift.sum() / 2
         divisor = {"token": tokens, "sequence": len(rows) * len(response), "constant": len(rows) * 7}[normalisation]
         total = total + loss.sum() / divisor
@@ -165,7 +165,7 @@ def test_an_update_on_some_groups_has_the_gradient_of_its_formula(
 def test_F10_every_coefficient_changes_the_update(base: Path, prompts: Path) -> None:
     plain = gradient(config(base, prompts), base)
     for changes in [
-        {"beta": 0.5}, {"leash": "loss-k3"}, {"leash": "loss-corrected"}, {"advantage": "centred"},
+        {"beta": 0.5}, {"kl_in": "loss-k3"}, {"kl_in": "loss-k2-response"}, {"advantage": "centred"},
         {"advantage": "standardised"}, {"normalisation": "token"}, {"normalisation": "sequence"}, {"clip": 0.01},
         {"clip_high": 0.01}, {"overlong": "mask"}, {"overlong": "penalise"}, {"temperature": 0.5}, {"group_size": 3},
     ]:  # fmt: skip
@@ -204,9 +204,9 @@ def test_the_leash_in_the_reward_is_summed_over_a_response_before_the_group_is_c
     torch.testing.assert_close(rollout.advantages.reshape(4, 4), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("leash", ["loss-k3", "loss-corrected"])
-def test_the_leash_in_the_loss_leaves_the_advantages_to_the_scores(leash: str, base: Path, prompts: Path) -> None:
-    cast, rows = actors(config(base, prompts, beta=0.5, advantage="centred", leash=leash), base)
+@pytest.mark.parametrize("kl_in", ["loss-k3", "loss-k2-response"])
+def test_the_leash_in_the_loss_leaves_the_advantages_to_the_scores(kl_in: str, base: Path, prompts: Path) -> None:
+    cast, rows = actors(config(base, prompts, beta=0.5, advantage="centred", kl_in=kl_in), base)
     rollout, _ = grpo.collect(cast, rows, place=0, step=1)
     expected = rollout.scores - rollout.scores.mean(-1, keepdim=True)
     torch.testing.assert_close(rollout.advantages.reshape(4, 4), expected, rtol=1e-5, atol=1e-6)
@@ -251,7 +251,7 @@ def test_groups_of_zero_spread_are_replaced_by_other_prompts(base: Path, prompts
             )
 
     for replacing in (False, True):
-        cast, rows = actors(config(base, prompts, replace_flat=replacing, batch_size=8), base, Some())
+        cast, rows = actors(config(base, prompts, resample_zero_spread=replacing, batch_size=8), base, Some())
         rollout, place = grpo.collect(cast, rows, place=0, step=1)
         odd = [group.columns["number"] % 2 for group in rollout.groups]
         assert len(odd) == 8 and (sum(odd) == 0) == replacing
@@ -293,12 +293,12 @@ def test_a_reward_is_climbed_and_the_formula_is_written_down(preset: str, base: 
     assert {"prompt", "response", "finished", "score", "kl", "number"} <= samples[0].keys()
 
 
-@pytest.mark.parametrize("leash", ["reward", "loss-k3", "loss-corrected"])
-def test_the_policy_stays_near_the_reference_on_a_short_leash(leash: str, base: Path, prompts: Path) -> None:
+@pytest.mark.parametrize("kl_in", ["reward", "loss-k3", "loss-k2-response"])
+def test_the_policy_stays_near_the_reference_on_a_short_leash(kl_in: str, base: Path, prompts: Path) -> None:
     long, short = (
         grpo.run(
             config(
-                base, prompts, max_steps=12, batch_size=4, group_size=8, learning_rate=3e-3, beta=beta, leash=leash,
+                base, prompts, max_steps=12, batch_size=4, group_size=8, learning_rate=3e-3, beta=beta, kl_in=kl_in,
                 out=base.parent / str(beta),
             ),
             reward=CountZ(),
@@ -411,7 +411,8 @@ def test_F11_interrupted_and_run_again_it_ends_with_the_same_weights(preset: str
 
     def settings(out: str) -> grpo.GRPOConfig:
         return config(
-            base, prompts, preset=preset, max_steps=6, save_every=2, eval_every=2, choose="best", out=base.parent / out,
+            base, prompts, preset=preset, max_steps=6, save_every=2, eval_every=2, keep_weights="best",
+            out=base.parent / out,
             warmup_steps=0, learning_rate=3e-3, batch_size=4, group_size=4,
         )  # fmt: skip
 
@@ -432,7 +433,7 @@ def test_F11_interrupted_and_run_again_it_ends_with_the_same_weights(preset: str
     [
         ({"minibatches": 9}, r"minibatches \(9\) cannot be more than batch_size \(4\)"),
         ({"group_size": 1}, "'group_size' is 1, but should be greater than or equal to 2"),
-        ({"leash": "k3"}, "'leash' is 'k3'"),
+        ({"kl_in": "k3"}, "'kl_in' is 'k3'"),
         ({"num_generations": 8}, "unknown key 'num_generations'"),
     ],
 )

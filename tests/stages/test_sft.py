@@ -95,7 +95,15 @@ def test_a_finished_run_is_not_run_again(base: Path, demonstrations: Path) -> No
 def test_choosing_the_best_keeps_the_weights_of_the_least_held_out_loss(base: Path, demonstrations: Path) -> None:
     # A rate this high overshoots, so that the best is not the last.
     chosen = sft.run(
-        config(base, demonstrations, max_steps=30, learning_rate=0.3, schedule="constant", eval_every=3, choose="best")
+        config(
+            base,
+            demonstrations,
+            max_steps=30,
+            learning_rate=0.3,
+            schedule="constant",
+            eval_every=3,
+            keep_weights="best",
+        )
     )
     losses = {row["step"]: row["eval_loss"] for row in chosen.metrics() if "eval_loss" in row}
     best = min(losses, key=lambda step: losses[step])

@@ -74,7 +74,7 @@ def test_gold_is_measured_on_held_out_prompts_and_changes_no_weight(stage: str, 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_checkpoint_that_is_best_by_gold_is_kept(stage: str, base: Path, prompts: Path) -> None:
-    folder = climb(stage, base, prompts, gold="letters:no_z", criterion="gold", choose="best", max_steps=6)
+    folder = climb(stage, base, prompts, gold="letters:no_z", criterion="gold", keep_weights="best", max_steps=6)
     measured = {row["step"]: row["eval_gold"] for row in folder.metrics() if row["step"] > 0}
     assert folder.record["results"]["step"] == max(measured, key=lambda step: measured[step])
 
@@ -110,10 +110,11 @@ def test_the_hold_out_of_a_reward_folder_is_taken_without_being_named(base: Path
     reward = learn_reward(
         EnsembleConfig.make(
             {"model": str(base), "data": str(write("pairs.jsonl", pairs)), "out": base.parent / "reward",
-             "max_steps": 3, "hold_out_share": 0.3, "centre_samples": 8, "centre_max_new_tokens": 4}
+             "max_steps": 3, "validation_share": 0.3, "centre_samples": 8, "centre_max_new_tokens": 4}
         )
     )  # fmt: skip
-    folder = climb("ppo", base, prompts, reward=str(reward.path), max_steps=2, criterion="hold-out", choose="best")
+    folder = climb("ppo", base, prompts, reward=str(reward.path), max_steps=2, criterion="validation",
+                   keep_weights="best")  # fmt: skip
     assert all("hold_out" in row and "distance" in row for row in folder.metrics() if row["step"] > 0)
     assert "hold_out" in folder.record["models"]
 
@@ -123,7 +124,7 @@ def test_the_hold_out_of_a_reward_folder_is_taken_without_being_named(base: Path
     [
         ({"criterion": "gold"}, "needs 'gold'"),
         ({"patience": 2, "eval_every": None}, "give 'eval_every'"),
-        ({"criterion": "hold-out"}, "needs a hold-out reward"),
+        ({"criterion": "validation"}, "needs a hold-out reward"),
     ],
 )
 def test_what_cannot_be_measured_cannot_be_gone_by(

@@ -19,7 +19,8 @@ from kleash.errors import DataError
 class GroupBatch:
     """Groups in training. K is the same for all; prompts are padded on the left, responses on the right.
 
-    Masks and not token ids say what is real, so a pad token that equals the end token changes nothing (F3).
+    Masks and not token ids say what is real, so a pad token that equals the end token changes nothing (F3). What stands
+    beside the tokens is 0 where `mask` is False, and moves with them whenever groups are selected, split or joined.
     """
 
     prompt_ids: Int[Tensor, "P S"]
@@ -31,9 +32,19 @@ class GroupBatch:
     mask: Bool[Tensor, "P K T"]
     """True where the policy chose the token: what a loss runs over. A subset of `response_attention`."""
     sampler_logprobs: Float[Tensor, "P K T"] | None = None
-    """log π_sampler of each token at the sampling temperature; 0 where `mask` is False."""
+    """log π_sampler of each token, at the sampling temperature."""
+    old_logprobs: Float[Tensor, "P K T"] | None = None
+    """log π_old of each token: the trainer's own numbers for what was sampled, at the sampling temperature."""
+    reference_logprobs: Float[Tensor, "P K T"] | None = None
+    """log π_ref of each token, at the same temperature."""
+    values: Float[Tensor, "P K T"] | None = None
+    """What the value network expected before each token."""
+    returns: Float[Tensor, "P K T"] | None = None
+    """What came of each token: the value network's target."""
+    advantages: Float[Tensor, "P K T"] | None = None
+    """What the policy gradient weighs each token by."""
     version: int | None = None
-    """Which policy sampled: the optimiser step it had reached."""
+    """Which policy sampled: how many optimiser steps or rollouts it had learned from."""
 
     @property
     def shape(self) -> tuple[int, int, int]:

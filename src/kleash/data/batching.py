@@ -89,12 +89,18 @@ def order(rows: int, *, seed: int, epoch: int) -> list[int]:
 def batch_at(step: int, rows: int, batch_size: int, seed: int) -> list[int]:
     """The rows of a step, from 0: the data cycled without end, reshuffled each time.
 
-    A position is a number and no state, so that a run goes on where it was stopped, and every row comes once before any
-    comes again (F11). A batch may hold the end of one epoch and the beginning of the next.
+    A batch may hold the end of one epoch and the beginning of the next.
     """
-    return [
-        _order(rows, seed, place // rows)[place % rows] for place in range(step * batch_size, (step + 1) * batch_size)
-    ]
+    return rows_at(step * batch_size, batch_size, rows, seed)
+
+
+def rows_at(cursor: int, count: int, rows: int, seed: int) -> list[int]:
+    """The next `count` rows after `cursor` of them: the data cycled without end, reshuffled each time.
+
+    A position is a number, so that a run goes on where it was stopped, and every row comes once before any comes again
+    (F11).
+    """
+    return [_order(rows, seed, index // rows)[index % rows] for index in range(cursor, cursor + count)]
 
 
 @lru_cache(maxsize=4)

@@ -9,7 +9,7 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,8 +25,6 @@ from transformers.utils import logging as transformers_logging
 
 from kleash.errors import ModelError
 from kleash.run import derive_seed, write_folder
-
-DType = Literal["float32", "bfloat16"]
 
 PAD_TOKEN = "<|pad|>"
 

@@ -16,8 +16,8 @@ from threading import Condition, Event
 from typing import Any, Protocol, runtime_checkable
 
 from kleash.errors import GateError, MachineError
+from kleash.progress import Progress
 from kleash.sampling.chat import Answer, Chat, Question, TryAgain
-from kleash.training.progress import Progress
 
 ATTEMPTS = 6
 FIRST_WAIT = 0.5

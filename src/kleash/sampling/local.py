@@ -21,9 +21,10 @@ from transformers.cache_utils import DynamicLayer
 from kleash.data import chat
 from kleash.data.batch import GroupBatch
 from kleash.errors import DataError, ModelError
+from kleash.models.compute import DType
 from kleash.models.forward import find_decoder, plain_attention, projection, prompt_positions, run_decoder
-from kleash.models.load import context_length
-from kleash.training.progress import Progress
+from kleash.models.load import autocast, context_length
+from kleash.progress import Progress
 
 NEAR_TIE = 1e-6
 """How close a draw may come to a boundary before rounding could have decided it."""
@@ -48,8 +49,10 @@ class LocalSampler:
         temperature: divides the logits; 0 takes the likeliest token.
         end_ids: tokens that end a response; None: those of `kleash.data.chat.end_ids`.
         max_rows: responses sampled at once.
+        dtype: what to compute in.
 
     Attributes:
+        exact: whether `sampler_logprobs` are the trainer's numbers: in float32, where both compute the same.
         near_ties: draws within `NEAR_TIE` of a boundary so far.
         tokens_sampled: tokens of all responses so far.
 
@@ -66,6 +69,7 @@ class LocalSampler:
         temperature: float = 1.0,
         end_ids: Sequence[int] | None = None,
         max_rows: int = 256,
+        dtype: DType = "float32",
     ) -> None:
         self.end_ids = tuple(chat.end_ids(tokenizer) if end_ids is None else end_ids)
         if not self.end_ids:
@@ -75,6 +79,8 @@ class LocalSampler:
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.max_rows = max_rows
+        self.dtype = dtype
+        self.exact = dtype == "float32"
         self.near_ties = 0
         self.tokens_sampled = 0
 
@@ -111,7 +117,7 @@ class LocalSampler:
         training = self.model.training
         self.model.eval()  # dropout would sample from another policy (F7)
         try:
-            with Progress(len(prompts) * group_size, "sample") as progress:
+            with Progress(len(prompts) * group_size, "sample") as progress, autocast(self.dtype, device):
                 for rows, siblings in self._blocks(prompts, group_size):
                     prompt_ids, prompt_attention = _pad_left([prompts[row] for row in rows], self.pad_id, device)
                     draws = torch.from_numpy(uniforms[rows, siblings].reshape(-1, self.max_new_tokens)).to(device)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.data.batch import GroupBatch
-from kleash.data.group import Group, Response
+from kleash.data.group import EncodedGroup, Group, Response
+from kleash.models.compute import DType
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Draws K responses to each of P prompts.
 
@@ -20,6 +22,8 @@ class Sampler(Protocol):
 
     end_ids: tuple[int, ...]
     """Tokens that end a response."""
+    exact: bool
+    """Whether `sampler_logprobs` are the trainer's own numbers, so that nobody has to compute them again."""
 
     def __call__(
         self,
@@ -50,6 +54,47 @@ class Sampler(Protocol):
         ...
 
 
+def build_sampler(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    max_rows: int = 256,
+    dtype: DType = "float32",
+) -> Sampler:
+    """The engine that samples from a model.
+
+    Args:
+        model: a causal language model.
+        tokenizer: gives the end tokens and the padding.
+        max_new_tokens: longest response, end token included.
+        temperature: divides the logits; 0 takes the likeliest token.
+        max_rows: responses sampled at once.
+        dtype: what to compute in.
+    """
+    from kleash.sampling.local import LocalSampler  # here, so that the protocol can be read without an engine
+
+    return LocalSampler(
+        model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, max_rows=max_rows, dtype=dtype
+    )
+
+
+def sample_groups(
+    sampler: Sampler,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[EncodedGroup],
+    *,
+    group_size: int,
+    seed: int,
+    version: int | None = None,
+) -> tuple[GroupBatch, list[Group]]:
+    """Sample K responses to each prompt, as tensors and as groups whose text is decoded where someone reads it."""
+    ids = [prompt.prompt_ids for prompt in prompts]
+    batch = sampler(ids, group_size=group_size, seed=seed, version=version)
+    return batch, decode_groups(batch, [prompt.source for prompt in prompts], tokenizer, sampler.end_ids)
+
+
 def decode_groups(
     batch: GroupBatch, prompts: Sequence[Group], tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]
 ) -> list[Group]:
@@ -68,8 +113,8 @@ def decode_groups(
         return str(tokenizer.decode(list(text), skip_special_tokens=True))
 
     def response(ids: list[int], attention: list[bool]) -> Response:
-        kept = tuple(token for token, real in zip(ids, attention, strict=True) if real)
-        return Response(ids=kept, finished=bool(kept) and kept[-1] in ends, decode=decode)
+        tokens = tuple(token for token, real in zip(ids, attention, strict=True) if real)
+        return Response(ids=tokens, finished=bool(tokens) and tokens[-1] in ends, decode=decode)
 
     rows = zip(prompts, batch.response_ids.tolist(), batch.response_attention.tolist(), strict=True)
     return [

@@ -13,8 +13,8 @@ from kleash.models.load import save_model
 from kleash.models.lora import merged_copy
 from kleash.rewards.composition import content_of
 from kleash.run import RunFolder, fingerprint
-from kleash.stages.settings import StageConfig
 from kleash.training.checkpoint import weights
+from kleash.training.settings import StageConfig
 
 REWARDS = ("reward", "hold_out", "gold")
 """Fields of stage configs that name a reward."""

@@ -14,38 +14,16 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
-from pydantic import Field
-
-from kleash.config import Config
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, chosen_first
 from kleash.errors import DataError
 from kleash.feedback.labeller import Labeller
 from kleash.feedback.opening import opened
 from kleash.run import fingerprint
+from kleash.stages.data_configs import AskConfig
 from kleash.stages.files import finish, finished
 
 logger = logging.getLogger("kleash")
-
-
-class AskConfig(Config):
-    """Ask for the better of two responses."""
-
-    data: str
-    """Rows with two or more responses, as `kleash generate -n 2` writes them: all their pairs are asked."""
-    store: str
-    """Where labels are kept: an SQLite file, or a PostgreSQL URL."""
-    out: Path
-    """Preferences to write: .jsonl, .jsonl.gz, .json or .parquet."""
-    labeller: str = "people"
-    """`people`, through `kleash label` on the same store; or a reward (a reward model's folder, `module:function`, a
-    verifier, a .yaml composition) that stands for one."""
-    temperature: float = Field(1.0, gt=0)
-    """Of a reward's choice: P(a ≻ b) = σ((r(a) − r(b)) / temperature)."""
-    votes: int = Field(1, ge=1)
-    """People that each pair waits for."""
-    budget: int | None = Field(None, ge=0)
-    """Pairs that may be asked in all, those already in the store included; null: all of them."""
 
 
 def run(config: AskConfig) -> Path:

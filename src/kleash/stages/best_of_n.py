@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.data.formats import read_groups, write_groups
@@ -25,21 +24,10 @@ from kleash.rewards.composition import content_of
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import fingerprint
 from kleash.stages import generate
+from kleash.stages.data_configs import BestOfNConfig
 from kleash.stages.files import beside, finish, finished
 from kleash.stages.generate import GenerateConfig
 from kleash.stages.score import describe, score_groups
-
-
-class BestOfNConfig(GenerateConfig):
-    """Sample n responses a prompt and keep the one that the reward likes best."""
-
-    reward: str
-    """What chooses: a reward model's folder, `module:function` with TRL's signature, a verifier (number, math, exact,
-    regex, json-schema), or a .yaml composition."""
-    n: int = Field(16, ge=2)
-    """Responses to a prompt, of which one is kept. What fewer would give is estimated from the same pool."""
-    gold: str | None = None
-    """Another reward, in the same words, that measures what is chosen and chooses nothing."""
 
 
 def run(

@@ -16,11 +16,10 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,17 +48,17 @@ from kleash.objectives.preference import (
     smoothed_dpo_loss,
 )
 from kleash.objectives.reduce import masked_sum
+from kleash.progress import Progress
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import RunFolder, derive_seed, write_folder
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
 from kleash.stages.artifacts import inputs_of, model_card, parameters_held, save_snapshot
 from kleash.stages.reward_model import pairs_of, rewards_report
-from kleash.stages.settings import TrainingConfig
 from kleash.stages.trainable import make_trainable
+from kleash.stages.training_configs import DPOConfig
 from kleash.training import checkpoint
 from kleash.training.optim import Optimizer
-from kleash.training.progress import Progress
 from kleash.training.selection import Selection
 from kleash.training.trackers import Trackers, require
 
@@ -86,73 +85,6 @@ FORMULA = {
     "length-normalised": "− p log σ(h) − (1 − p) log σ(−h), h = β (log-ratio(y_0)/|y_0| − log-ratio(y_1)/|y_1|)",
 }
 """Of one pair; log-ratio(y) = log π(y|x) − log π_ref(y|x), summed over the tokens of y. The step's loss is the mean."""
-
-PUBLISHED_BETA = {"simpo": 2.0, "length-normalised": 5.0}
-"""Meng et al. 2024 (arXiv:2405.14734), Lambert et al. 2024 (arXiv:2411.15124): they divide by the length."""
-
-
-class DPOConfig(TrainingConfig):
-    """DPO and its kin. Defaults: Rafailov et al. 2023 (arXiv:2305.18290), B, and its code, unless a field says."""
-
-    loss: Literal["sigmoid", "smoothed", "robust", "ipo", "simpo", "length-normalised"] = "sigmoid"
-    """What is made of a comparison: DPO; labels taken to be noisy (smoothed), or corrected for it (robust); a margin
-    that ends (ipo); mean log-probability a token, without reference (simpo) or with (length-normalised). Rankings of
-    more than two responses need sigmoid."""
-    beta: float = Field(0.1, gt=0)
-    """Price of one nat of KL from the reference. Large: never leaves it. Towards 0: the labels are followed, whatever
-    it takes. Not given it is 2 for simpo and 5 for length-normalised, as published: they divide by the length."""
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """ε, the share of labels taken to be flipped: needed by smoothed and robust, and of no other loss."""
-    gamma_ratio: float = Field(0.5, ge=0)
-    """γ/β of simpo: how far the chosen response's mean log-probability must lead (arXiv:2405.14734)."""
-    sft_coefficient: float = Field(0.0, ge=0)
-    """Weight of −log π(chosen) a token, which keeps the chosen response likely (Pang et al. 2024, arXiv:2404.19733,
-    took 1)."""
-    reference: str | None = None
-    """What the leash is tied to; null is `model` as it starts."""
-    batch_size: int = Field(64, ge=1)
-    """Prompts in one optimiser step, each with its pair or ranking."""
-    learning_rate: float = Field(5e-7, ge=0)
-    """Peak learning rate; the paper took 1e-6 with RMSprop. Small models bear 100 times as much."""
-    kl_every: int | None = Field(None, ge=1)
-    """Steps between measurements of the KL to the reference, on fresh responses to held-out prompts; null measures at
-    the end alone."""
-    kl_samples: int = Field(128, ge=0)
-    """At most so many responses are sampled for it, shared out among the held-out prompts; 0 never measures it."""
-    max_new_tokens: int = Field(64, ge=1)
-    """Longest of those responses, in tokens."""
-    snapshot_every: int | None = Field(None, ge=1)
-    """Steps between weights kept under snapshots/, to be measured later; null keeps none."""
-    hold_out: str | None = None
-    """A reward that those responses are scored with and that nothing is learned from: a folder, a verifier, …"""
-    gold: str | None = None
-    """What is truly wanted, where it can be computed: likewise."""
-
-    def kl_due(self, step: int, steps: int) -> bool:
-        """Whether the KL is to be measured after `step` steps of `steps`."""
-        if self.loss == "simpo" or self.kl_samples == 0:
-            return False
-        return step == steps or (self.kl_every is not None and step % self.kl_every == 0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _take_published_beta(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("loss") in PUBLISHED_BETA:
-            return {"beta": PUBLISHED_BETA[given["loss"]], **given}
-        return given
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> DPOConfig:
-        noisy = self.loss in ("smoothed", "robust")
-        if noisy and self.label_smoothing == 0:
-            raise ValueError(f"loss {self.loss} needs label_smoothing, the share of flipped labels; 0.1, say")
-        if not noisy and self.label_smoothing > 0:
-            raise ValueError(f"loss {self.loss} has no label_smoothing; take loss smoothed or robust")
-        if self.loss != "simpo" and "gamma_ratio" in self.model_fields_set:
-            raise ValueError(f"loss {self.loss} has no gamma_ratio; it belongs to loss simpo")
-        if self.loss == "simpo" and self.reference is not None:
-            raise ValueError("loss simpo has no reference; leave it out")
-        return self
 
 
 def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> RunFolder:
@@ -185,7 +117,7 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
     parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
     state = checkpoint.restore(folder, parts)
-    selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
+    selection = Selection(folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure"))
     beside = {name: build_reward(given) for name in ("hold_out", "gold") if (given := getattr(config, name))}
     figures: dict[str, Any] | None = None
     drift: MeanSE | None = None
@@ -207,9 +139,9 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
             trackers.log(step, row)
             progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})
             if step % config.save_interval(steps) == 0 and step < steps:
-                checkpoint.save(folder, step, parts, keep=config.keep, **selection.numbers)
+                checkpoint.save(folder, step, parts, keep=config.keep_states, **selection.numbers)
 
-    checkpoint.save(folder, steps, parts, keep=config.keep, **selection.numbers)
+    checkpoint.save(folder, steps, parts, keep=config.keep_states, **selection.numbers)
     chosen = selection.take(model, steps)
     results: dict[str, Any] = {"step": chosen, "rows": len(train)}
     if held_out:

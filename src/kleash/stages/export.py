@@ -10,32 +10,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
 
-from pydantic import Field
-
-from kleash.config import Config
 from kleash.errors import DataError
 from kleash.feedback.opening import opened
-
-
-class ExportConfig(Config):
-    """Write labels as files that every stage reads."""
-
-    store: str
-    """Where the labels are: an SQLite file, or a PostgreSQL URL."""
-    out: Path
-    """Folder to write."""
-    ties: Literal["half", "davidson", "drop"] = "half"
-    """A tie is one half; or ties are modelled (Davidson 1970), which needs pairs with two votes; or left out."""
-    each: Literal["pair", "vote"] = "pair"
-    """A row a pair, its votes one soft probability; or a row a vote, with its annotator, principle and reason."""
-    test_share: float = Field(0.0, ge=0, lt=1)
-    """Share of prompts that go into `test.jsonl`, by hash of the prompt: they stay there as labels come in."""
-    until: int | None = Field(None, ge=1)
-    """Last vote to know, an earlier export's `until`; null: all votes so far."""
-    seed: int = 0
-    """Of the split."""
+from kleash.stages.data_configs import ExportConfig
 
 
 def run(config: ExportConfig) -> Path:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.data.chat import encode_prompt, end_ids
@@ -23,32 +22,15 @@ from kleash.data.group import Group
 from kleash.data.split import prompt_only, read_usable
 from kleash.errors import DataError
 from kleash.models.load import autocast, context_length, load_policy
+from kleash.progress import Progress
 from kleash.run import derive_seed, fingerprint, write_text
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
-from kleash.stages.settings import StageConfig
-from kleash.training.progress import Progress
+from kleash.stages.data_configs import GenerateConfig
 
 logger = logging.getLogger("kleash")
 
 NOT_IDENTITY = {"out", "device", "rows_at_once"}
-
-
-class GenerateConfig(StageConfig):
-    """Sample responses."""
-
-    out: Path
-    """File to write: .jsonl, .jsonl.gz, .json or .parquet."""
-    n: int = Field(1, ge=1)
-    """Responses to a prompt."""
-    temperature: float = Field(1.0, ge=0)
-    """Divides the logits; 0 takes the likeliest token."""
-    max_new_tokens: int = Field(64, ge=1)
-    """Longest response, in tokens."""
-    max_rows: int | None = Field(None, ge=1)
-    """At most so many prompts of the data."""
-    rows_at_once: int = Field(256, ge=1)
-    """Responses that are sampled together. Changes memory and speed, not the responses."""
 
 
 def run(config: GenerateConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> Path:

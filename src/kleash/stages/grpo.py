@@ -13,13 +13,12 @@ Left out: a value network (that is `kleash ppo`); ratios of whole responses (GSP
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -36,7 +35,8 @@ from kleash.models.lora import merge_lora
 from kleash.objectives import kl
 from kleash.objectives.advantage import group_centred, group_standardised, leave_one_out
 from kleash.objectives.policy import clipped_surrogate, truncated_importance
-from kleash.objectives.reduce import Normalisation, masked_sum, token_weights
+from kleash.objectives.reduce import masked_sum, token_weights
+from kleash.progress import Progress
 from kleash.rewards.reward import Reward
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
@@ -44,7 +44,6 @@ from kleash.stages import rollouts
 from kleash.stages.artifacts import inputs_of, model_card, parameters_held, save_snapshot
 from kleash.stages.rollouts import (
     SHOWN,
-    RolloutConfig,
     Watch,
     accumulate,
     advantage_figures,
@@ -60,9 +59,9 @@ from kleash.stages.rollouts import (
     verdict,
 )
 from kleash.stages.trainable import make_trainable
+from kleash.stages.training_configs import GRPOConfig
 from kleash.training import checkpoint
 from kleash.training.optim import Optimizer
-from kleash.training.progress import Progress
 from kleash.training.selection import Selection
 from kleash.training.trackers import Trackers, require
 
@@ -84,71 +83,6 @@ WEIGHTS = {
     "constant": "Σ over tokens / (responses · max_new_tokens)",
 }
 
-PRESETS: dict[str, dict[str, Any]] = {
-    # Shao et al. 2024 (arXiv:2402.03300) §4.2: 1,024 samples a rollout, one update.
-    "grpo": {
-        "advantage": "standardised", "normalisation": "sequence", "leash": "loss-k3", "beta": 0.04, "clip": 0.2,
-        "group_size": 64, "batch_size": 16, "learning_rate": 1e-6, "max_new_tokens": 1024,
-    },
-    # Liu et al. 2025 (arXiv:2503.20783) and the released qwen2.5-math-7b.sh: no deviation, no length, no leash.
-    "dr-grpo": {
-        "advantage": "centred", "normalisation": "constant", "leash": "reward", "beta": 0.0, "clip": 0.2,
-        "group_size": 8, "batch_size": 128, "minibatches": 8, "learning_rate": 1e-6, "schedule": "constant",
-        "max_new_tokens": 3000,
-    },
-    # Ahmadian et al. 2024 (arXiv:2402.14740): REINFORCE on whole responses: one update, so no clip at work.
-    "rloo": {
-        "advantage": "leave-one-out", "normalisation": "constant", "leash": "reward", "beta": 0.03, "group_size": 4,
-        "learning_rate": 1e-6,
-    },
-    # Yu et al. 2025 (arXiv:2503.14476) §4.1 and the released run_dapo_qwen2.5_32b.sh.
-    "dapo": {
-        "advantage": "standardised", "normalisation": "token", "beta": 0.0, "clip": 0.2, "clip_high": 0.28,
-        "replace_flat": True, "overlong": "penalise", "group_size": 16, "batch_size": 512, "minibatches": 16,
-        "learning_rate": 1e-6, "schedule": "constant", "warmup_steps": 320, "weight_decay": 0.1,
-    },
-}  # fmt: skip
-
-
-class GRPOConfig(RolloutConfig):
-    """GRPO, Dr. GRPO, RLOO, DAPO. Without a preset: the exact gradient of reward less leash, in expectation."""
-
-    preset: Literal["grpo", "dr-grpo", "rloo", "dapo"] | None = None
-    """A published set of values for everything not given."""
-    batch_size: int = Field(16, ge=1)
-    """Prompts in a rollout, each with `group_size` responses."""
-    group_size: int = Field(8, ge=2)
-    """Responses sampled for a prompt. The others are a response's baseline, so at least 2."""
-    leash: Literal["reward", "loss-k3", "loss-corrected"] = "reward"
-    """Where β acts. reward: each response's score loses β for each of its nats, before the advantage. loss-k3: as the
-    GRPO paper has it, whose gradient is that of the forward KL. loss-corrected: as a loss with the reverse KL's."""
-    advantage: Literal["leave-one-out", "centred", "standardised"] = "leave-one-out"
-    """A score less the mean of the others' (RLOO), less the group's mean (Dr. GRPO), or that by the group's standard
-    deviation (GRPO), which weighs all groups alike."""
-    normalisation: Normalisation = "constant"
-    """What the sum over tokens is divided by. token: the step's tokens (DAPO). sequence: each response's own, then the
-    responses (GRPO). constant: responses times `max_new_tokens` (Dr. GRPO), the one that keeps lengths honest."""
-    clip_high: float | None = Field(None, gt=0)
-    """How far the ratio may move up; null is `clip`."""
-    overlong: Literal["keep", "mask", "penalise"] = "keep"
-    """What becomes of responses that are cut off: nothing; no gradient; or, for all that end in the last fifth of
-    `max_new_tokens`, a penalty that rises to 1 (DAPO)."""
-    replace_flat: bool = False
-    """Replace groups whose responses all have one score by groups of other prompts (DAPO's dynamic sampling)."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _take_preset(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("preset") in PRESETS:
-            return {**PRESETS[given["preset"]], **given}
-        return given
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> GRPOConfig:
-        if self.minibatches > self.batch_size:
-            raise ValueError(f"minibatches ({self.minibatches}) cannot be more than batch_size ({self.batch_size})")
-        return self
-
 
 def formulas(config: GRPOConfig) -> dict[str, str]:
     """What the settings come to, as it is computed: goes to run.json (F2)."""
@@ -156,11 +90,11 @@ def formulas(config: GRPOConfig) -> dict[str, str]:
     leash = {
         "reward": "",
         "loss-k3": " + β (π_ref/π − 1 − log(π_ref/π))",
-        "loss-corrected": " + β ½ d_t Σ_t d_t, d_t = log(π/π_ref)",
-    }[config.leash]
+        "loss-k2-response": " + β ½ d_t Σ_t d_t, d_t = log(π/π_ref)",
+    }[config.kl_in]
     high = config.clip if config.clip_high is None else config.clip_high
     formula = {
-        "reward of a response": f"R = {score} − β Σ_t log(π_old/π_ref)" if config.leash == "reward" else f"R = {score}",
+        "reward of a response": f"R = {score} − β Σ_t log(π_old/π_ref)" if config.kl_in == "reward" else f"R = {score}",
         "advantage": ADVANTAGES[config.advantage][1],
         "loss of a token": f"− w min(ρ A, clip(ρ, {1 - config.clip:g}, {1 + high:g}) A){leash}",
         "importance": "ρ = π/π_old, w = min(π_old/π_sampler, 2)",
@@ -264,12 +198,12 @@ def run(
     state = checkpoint.restore(folder, parts)
     done, place = state["step"], state.get("place", 0)  # place: prompts taken so far
     stopping = Stopping(**state.get("stopping", {}))
-    selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
+    selection = Selection(folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure"))
     watch = Watch(actors, folder, state)
 
     def keep(step: int) -> None:
         numbers = {"place": place, "stopping": asdict(stopping), **selection.numbers, **watch.numbers}
-        checkpoint.save(folder, step, parts, keep=config.keep, **numbers)
+        checkpoint.save(folder, step, parts, keep=config.keep_states, **numbers)
 
     if done == 0 and held_out and config.eval_every:
         folder.log(0, evaluate(actors, held_out, folder, 0))
@@ -327,7 +261,7 @@ def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, place: int, step
     kept: list[tuple[GroupBatch, list[Group], Tensor]] = []
     kept_parts: list[dict[str, Tensor]] = []
     wanted, seen, seen_flat = config.batch_size, 0, 0
-    for attempt in range(REPLACING_ROUNDS if config.replace_flat else 1):
+    for attempt in range(REPLACING_ROUNDS if config.resample_zero_spread else 1):
         rows = [batch_at(at, len(prompts), 1, config.seed)[0] for at in range(place, place + wanted)]
         place += wanted
         name = ("rollout", step) if attempt == 0 else ("rollout", step, attempt)
@@ -336,7 +270,7 @@ def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, place: int, step
         )
         dull = flat(_shape(config, scores, batch))
         seen, seen_flat = seen + len(groups), seen_flat + int(dull.sum())
-        last = attempt + 1 == REPLACING_ROUNDS or not config.replace_flat
+        last = attempt + 1 == REPLACING_ROUNDS or not config.resample_zero_spread
         use = torch.arange(len(groups), device=dull.device) if last else (~dull).nonzero().squeeze(1)
         if len(use):
             kept.append((batch.select(use), [groups[index] for index in use.tolist()], scores[use]))
@@ -354,7 +288,7 @@ def collect(actors: Actors, prompts: Sequence[EncodedGroup], *, place: int, step
     old_logprobs = rollout_logprobs(actors, batch)
     reference_logprobs = rollouts.reference_logprobs(actors, batch)
     drift = kl.per_sequence(kl.k1(old_logprobs, reference_logprobs), batch.mask).reshape(scores.shape)
-    compared = shaped - config.beta * drift if config.leash == "reward" else shaped
+    compared = shaped - config.beta * drift if config.kl_in == "reward" else shaped
     advantages = ADVANTAGES[config.advantage][0](compared).reshape(batch.shape[:2])
     lengths = batch.mask.sum(-1).float()
     if config.overlong == "mask":
@@ -423,14 +357,14 @@ def learn(
         )
         weight = rows_of(weights)
         policy_loss = (weight * importance * loss).sum()
-        leash_loss = torch.zeros((), device=device)
-        if config.leash != "reward":
-            estimator = kl.k3 if config.leash == "loss-k3" else kl.k2_of_responses
-            leash_loss = config.beta * (weight * estimator(logprobs, reference_logprobs, mask=mask)).sum()
-        optimizer.backward(policy_loss + leash_loss)
+        kl_loss = torch.zeros((), device=device)
+        if config.kl_in != "reward":
+            estimator = kl.k3 if config.kl_in == "loss-k3" else kl.k2_of_responses
+            kl_loss = config.beta * (weight * estimator(logprobs, reference_logprobs, mask=mask)).sum()
+        optimizer.backward(policy_loss + kl_loss)
         sums = {
             "policy_loss": policy_loss.detach(),
-            "leash_loss": leash_loss.detach(),
+            "kl_loss": kl_loss.detach(),
             "entropy": masked_sum(entropy, mask) / tokens,
             "clip_fraction": surrogate["clip_fraction"].sum() / tokens,
             "approx_kl": surrogate["approx_kl"].sum() / tokens,

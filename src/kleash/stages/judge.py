@@ -14,10 +14,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, combinations, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field, field_validator
 
 from kleash.checks import judges
 from kleash.checks.gates import verdict
@@ -29,47 +28,14 @@ from kleash.evals.judging import Report, judge_report, principle_report
 from kleash.feedback.constitution import Constitution
 from kleash.feedback.injections import probe
 from kleash.feedback.judge import Judge, Judgement
+from kleash.progress import Progress
 from kleash.run import derive_seed, fingerprint
 from kleash.sampling.chat import Chat
-from kleash.stages.asking import GROUPS_AT_ONCE, AskingConfig, asking, stop_above
+from kleash.stages.asking import GROUPS_AT_ONCE, asking, stop_above
+from kleash.stages.data_configs import JudgeConfig
 from kleash.stages.files import beside, finish, finished
-from kleash.training.progress import Progress
 
 logger = logging.getLogger("kleash")
-
-
-class JudgeConfig(AskingConfig):
-    """Label pairs by a judge. Defaults: Lee et al. 2023 (arXiv:2309.00267), Bai et al. 2022 (arXiv:2212.08073)."""
-
-    constitution: str | None = None
-    """Principles to compare by: a YAML file, or `assistant`, which kleash ships; null: one general rule."""
-    principles: Literal["drawn", "averaged"] = "drawn"
-    """One drawn for each pair, by weight; or all of them asked, and averaged by weight."""
-    chain_of_thought: bool = False
-    """Let the judge reason first and answer then, in two steps."""
-    reasoning_tokens: int = Field(256, ge=1)
-    """Longest reasoning."""
-    clamp: tuple[float, float] | None = None
-    """Least and greatest probability of a label. Null: 0.4 0.6 after a chain of thought (Bai et al.), else none; 0 1 is
-    none everywhere."""
-    answers: Literal["auto", "logprobs", "votes"] = "auto"
-    """Where probabilities come from: the answer token's own, or votes drawn at temperature 1; auto: the former where
-    the server gives them."""
-    votes: int = Field(5, ge=1)
-    """Votes for each order, where there are no log-probabilities."""
-    max_characters: int | None = Field(None, ge=1)
-    """Most characters of a response that the judge sees (its beginning), and of a prompt (its end)."""
-    injections: int = Field(20, ge=0)
-    """Pairs in which a plea to be chosen is planted in the worse response, to see whether the judge obeys."""
-    force: bool = False
-    """Write the labels to `out` although the gate refuses them."""
-
-    @field_validator("clamp")
-    @classmethod
-    def _around_one_half(cls, clamp: tuple[float, float] | None) -> tuple[float, float] | None:
-        if clamp is not None and not 0 <= clamp[0] <= 0.5 <= clamp[1] <= 1:
-            raise ValueError("[least, greatest] around 0.5, as 0.4 0.6")
-        return clamp
 
 
 def run(config: JudgeConfig, *, chat: Chat | None = None) -> Path:

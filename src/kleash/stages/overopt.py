@@ -17,11 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks.gates import gate_in
-from kleash.config import Config
 from kleash.data.batch import GroupBatch
 from kleash.data.chat import encode_all, end_ids
 from kleash.data.formats import to_row
@@ -31,8 +29,9 @@ from kleash.errors import ConfigError, InputError
 from kleash.evals import overoptimization as oo
 from kleash.evals.attribution import leave_one_out
 from kleash.models.forward import response_logprobs
-from kleash.models.load import DType, autocast, context_length, freeze, load_policy
+from kleash.models.load import autocast, context_length, freeze, load_policy
 from kleash.objectives import kl
+from kleash.progress import Progress
 from kleash.rewards.composition import content_of
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import (
@@ -48,9 +47,9 @@ from kleash.run import (
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
 from kleash.stages.best_of_n import one_score_a_text
+from kleash.stages.data_configs import OveroptConfig
 from kleash.stages.rollouts import parts_of
 from kleash.stages.score import score_groups
-from kleash.training.progress import Progress
 
 logger = logging.getLogger("kleash")
 
@@ -59,44 +58,6 @@ Row = dict[str, Any]
 SHOWN_BY_RULE, SHOWN_AT_RANDOM = 4, 2
 """Prompts whose samples before and after are shown: those with the most proxy gained for gold lost, and others."""
 TOKENS_AT_ONCE = 8192
-
-
-class OveroptConfig(Config):
-    """Measure overoptimization. What is left out is taken from the run: start, proxy, prompts, how to sample."""
-
-    run: Path | None = None
-    """Folder of a ppo, grpo or dpo run that kept snapshots (--snapshot-every); null measures best-of-n alone."""
-    model: str | None = None
-    """Where distances start: a folder or a hub name; null is the run's reference, or the model it started from."""
-    proxy: str | None = None
-    """What was climbed, and what best-of-n chooses by: a reward model's folder, `module:function`, a verifier, or a
-    .yaml composition; null is the run's reward."""
-    gold: str
-    """What is wanted, in the same words: a better reward than the proxy, which nothing was trained on."""
-    data: str | None = None
-    """Prompts, none of them trained on; null is the run's `eval_data`. A prompt that occurs again is asked once."""
-    out: Path
-    """Folder to write to; the same command run again goes on with what it finds there."""
-    points: int = Field(10, ge=2)
-    """Checkpoints to measure, besides the start."""
-    best_of: int = Field(0, ge=0)
-    """Responses in a pool of best-of-n from the start; 0 leaves that road out."""
-    samples: int = Field(4, ge=1)
-    """Responses to a prompt at each checkpoint."""
-    choose_share: float = Field(0.5, gt=0, lt=1)
-    """Share of the prompts that choose the peak, the law and what to ship; the others report."""
-    max_new_tokens: int | None = Field(None, ge=1)
-    """Longest response, in tokens; null is the run's."""
-    temperature: float | None = Field(None, gt=0)
-    """Divides the logits; null is the run's, else 1."""
-    seed: int = 0
-    """Same seed, same machine: the same numbers, bit for bit."""
-    dtype: DType = "float32"
-    """What to compute in."""
-    device: str = "auto"
-    """`cpu`, `cuda`, …; auto takes a GPU where there is one."""
-    force: bool = False
-    """Go on although the proxy or the gold reward failed its own gate."""
 
 
 def run(config: OveroptConfig, *, proxy: Reward | None = None, gold: Reward | None = None) -> RunFolder:

@@ -11,13 +11,12 @@ Left out: one backbone for policy and value (the value network starts from the r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -37,6 +36,7 @@ from kleash.objectives.advantage import gae, token_rewards
 from kleash.objectives.policy import clipped_surrogate
 from kleash.objectives.reduce import masked_mean, masked_sum, masked_whiten
 from kleash.objectives.value import clipped_value_loss, explained_variance
+from kleash.progress import Progress
 from kleash.rewards.ensemble import EnsembleReward
 from kleash.rewards.learned import LearnedReward
 from kleash.rewards.reward import Reward
@@ -46,7 +46,6 @@ from kleash.stages import rollouts
 from kleash.stages.artifacts import inputs_of, model_card, parameters_held, save_snapshot
 from kleash.stages.rollouts import (
     SHOWN,
-    RolloutConfig,
     Watch,
     accumulate,
     advantage_figures,
@@ -63,10 +62,10 @@ from kleash.stages.rollouts import (
     verdict,
 )
 from kleash.stages.trainable import make_trainable
+from kleash.stages.training_configs import PPOConfig
 from kleash.training import checkpoint
 from kleash.training.ema import Average
 from kleash.training.optim import Optimizer
-from kleash.training.progress import Progress
 from kleash.training.selection import Selection
 from kleash.training.trackers import Trackers, require
 
@@ -76,78 +75,6 @@ FORMULA = {
     "policy loss": "− min(ρ A, clip(ρ, 1 ± clip) A), mean over the minibatch's tokens",
     "value loss": "value_coefficient · ½ max((V − R)², (clip(V, V_old ± value_clip) − R)²), mean over the same",
 }
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # Ouyang et al. 2022 (arXiv:2203.02155), appendix C.4. The pretraining mix needs pretraining_data.
-    "instructgpt": {
-        "beta": 0.02, "batch_size": 512, "minibatches": 8, "inner_epochs": 1, "temperature": 1.0, "clip": 0.2,
-        "gamma": 1.0, "lam": 0.95, "learning_rate": 9.65e-6, "value_learning_rate": 9e-6, "schedule": "constant",
-        "ema_decay": 0.992,
-    },
-    # Huang et al. 2024 (arXiv:2403.17031), tables of hyper-parameters.
-    "n-plus": {
-        "beta": 0.05, "batch_size": 512, "minibatches": 1, "inner_epochs": 4, "temperature": 0.7, "clip": 0.2,
-        "gamma": 1.0, "lam": 0.95, "learning_rate": 3e-6, "schedule": "linear", "adam_eps": 1e-5,
-        "value_coefficient": 0.1, "value_clip": 0.2, "missing_eos_score": -1.0,
-    },
-}  # fmt: skip
-
-
-class PPOConfig(RolloutConfig):
-    """PPO. Defaults: N+ (Huang et al. 2024, arXiv:2403.17031), but for what changes the objective, which is off."""
-
-    preset: Literal["instructgpt", "n-plus"] | None = None
-    """A published set of values for everything not given: `instructgpt` or `n-plus`."""
-    target_kl: float | None = Field(None, gt=0)
-    """Nats a response that `beta` is steered to (Ziegler et al. 2019, arXiv:1909.08593, §2.2); null keeps it fixed."""
-    kl_horizon: float = Field(10_000, gt=0)
-    """Responses over which that steering acts; needs `target_kl`."""
-    batch_size: int = Field(64, ge=1)
-    """Prompts in a rollout, each with one response."""
-    inner_epochs: int = Field(4, ge=1)
-    """Passes over a rollout, reshuffled each."""
-    gamma: float = Field(1.0, ge=0, le=1)
-    """Discount a token; below 1 the optimum is no longer π*."""
-    lam: float = Field(0.95, ge=0, le=1)
-    """λ of GAE: 1 trusts returns, 0 trusts the value network."""
-    whiten_advantages: bool = True
-    """Advantages of a rollout to mean 0 and variance 1."""
-    value_learning_rate: float | None = Field(None, ge=0)
-    """Peak rate of the value network; null is `learning_rate`."""
-    value_coefficient: float = Field(0.1, gt=0)
-    """Weight of the value loss. The value network has its own Adam, so this acts through clipping and ε alone."""
-    value_clip: float | None = Field(0.2, gt=0)
-    """How far a value may move from the rollout's, in units of reward; null leaves it free."""
-    value_init: Literal["reward", "policy"] = "reward"
-    """Where the value network starts: the reward model (of several the first) where it reads the policy's ids, else the
-    policy."""
-    missing_eos_score: float | None = None
-    """Score of a response that did not end, in place of its reward; null scores it like any other."""
-    whiten_rewards: bool = False
-    """Token rewards to variance 1, mean kept. Changes the objective (and shortens responses: N+)."""
-    reward_clip: float | None = Field(None, gt=0)
-    """Scores are cut to ± this. Changes the objective."""
-    ema_decay: float | None = Field(None, gt=0, lt=1)
-    """End with an exponential moving average of the weights; InstructGPT took 0.992. Null: the weights themselves."""
-    pretraining_data: str | None = None
-    """Demonstrations or text whose likelihood is kept up (PPO-ptx of InstructGPT)."""
-    pretraining_coefficient: float = Field(27.8, gt=0)
-    """Weight of that likelihood; needs `pretraining_data`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _take_preset(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("preset") in PRESETS:
-            return {**PRESETS[given["preset"]], **given}
-        return given
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> PPOConfig:
-        if self.minibatches > self.batch_size:
-            raise ValueError(f"minibatches ({self.minibatches}) cannot be more than batch_size ({self.batch_size})")
-        if self.target_kl is not None and self.beta == 0:
-            raise ValueError("target_kl steers beta by factors, so beta must start above 0")
-        return self
 
 
 @dataclass(frozen=True)
@@ -234,11 +161,11 @@ def run(
     state = checkpoint.restore(folder, parts)
     beta = state.get("beta", config.beta)
     done = state["step"]
-    selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
+    selection = Selection(folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure"))
     watch = Watch(actors, folder, state)
 
     def keep(step: int) -> None:
-        checkpoint.save(folder, step, parts, keep=config.keep, beta=beta, **selection.numbers, **watch.numbers)
+        checkpoint.save(folder, step, parts, keep=config.keep_states, beta=beta, **selection.numbers, **watch.numbers)
 
     if done == 0 and held_out and config.eval_every:
         folder.log(0, evaluate(actors, held_out, folder, 0))
@@ -273,7 +200,7 @@ def run(
 
     keep(done)
     chosen = selection.take(model, done)
-    if config.choose == "last":
+    if config.keep_weights == "last":
         average.take(model)
     verdict(folder, advice="raise --max-new-tokens if they are good, --beta or --missing-eos-score if they run on")
     merge_lora(model)

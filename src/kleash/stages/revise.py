@@ -15,8 +15,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Message, Response
 from kleash.data.split import demonstration, read_usable
@@ -24,27 +22,14 @@ from kleash.evals.evasiveness import refusal_report
 from kleash.evals.judging import Report, share
 from kleash.feedback.constitution import Constitution
 from kleash.feedback.prompts import critique_request, revision_request, turns_of
+from kleash.progress import Progress
 from kleash.run import derive_seed, fingerprint
 from kleash.sampling.asking import Asking
 from kleash.sampling.chat import Answer, Chat, Question
 from kleash.sampling.quoting import conversation
-from kleash.stages.asking import GROUPS_AT_ONCE, AskingConfig, asking, stop_above
+from kleash.stages.asking import GROUPS_AT_ONCE, asking, stop_above
+from kleash.stages.data_configs import ReviseConfig
 from kleash.stages.files import finish, finished
-from kleash.training.progress import Progress
-
-
-class ReviseConfig(AskingConfig):
-    """Critiques and revisions by a constitution. Defaults: Bai et al. 2022, section 3, but for the rounds."""
-
-    constitution: str
-    """Principles to criticise by: a YAML file, or `assistant`, which kleash ships."""
-    rounds: int = Field(1, ge=1)
-    """Critiques and revisions of each response, each by a principle of its own. Bai et al. took 4, of which the first
-    did most."""
-    temperature: float = Field(1.0, ge=0)
-    """Of responses, critiques and revisions."""
-    max_new_tokens: int = Field(256, ge=1)
-    """Longest response, critique or revision, in tokens."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ things wrong, so that their disagreement (`spread`) shows where the score is not
 harder to please by accident. What all have wrong (what labellers got wrong, say) stays. A hold-out member has seen none
 of the comparisons that the reward was made of: a policy whose reward climbs while the hold-out falls is being fooled.
 
-    kleash reward --model runs/sft --data pairs.jsonl --out runs/reward --members 5 --hold-out-share 0.2
+    kleash reward --model runs/sft --data pairs.jsonl --out runs/reward --members 5 --validation-share 0.2
 
 One model, one head and no hold-out is `reward_model` itself.
 """
@@ -18,7 +18,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import preconditions
@@ -35,36 +34,14 @@ from kleash.rewards.learned import LearnedReward
 from kleash.run import RunFolder, derive_seed, write_text
 from kleash.stages import reward_model, reward_report
 from kleash.stages.artifacts import inputs_of, model_card
-from kleash.stages.reward_model import RewardConfig
+from kleash.stages.training_configs import EnsembleConfig, RewardConfig
 
 logger = logging.getLogger("kleash")
 
 Files = Mapping[str, Path]
 
-OWN = ("members", "average_weights", "hold_out_share")
+OWN = ("members", "average_weights", "validation_share")
 """Fields that the run of a single model does not have."""
-
-
-class EnsembleConfig(RewardConfig):
-    """Learn a reward from comparisons. Defaults: Ouyang et al. 2022 (arXiv:2203.02155), C.2, unless a field says."""
-
-    members: int = Field(1, ge=1)
-    """Reward models to train on the same comparisons, each from a seed of its own; `out` then holds an ensemble, whose
-    score is what `combine` says. Five is what Coste et al. 2023 (arXiv:2310.02743) took."""
-    average_weights: bool = False
-    """Members start from one head, and `out` is a single model of their mean weights (WARM: Ramé et al. 2024,
-    arXiv:2401.12187), for the price of one at scoring. Needs members ≥ 2."""
-    hold_out_share: float = Field(0.0, ge=0, lt=1)
-    """Share of the comparisons, by prompt, that go to a reward model of their own under hold-out/, which is measured
-    beside the reward while a policy climbs, and never climbed."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> EnsembleConfig:
-        if self.average_weights and self.members < 2:
-            raise ValueError("average_weights needs 'members' of 2 or more")
-        if self.members > 1 and self.heads > 1:
-            raise ValueError("members of several 'heads' each are not supported; give 'members' or 'heads'")
-        return self
 
 
 def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> RunFolder:
@@ -77,16 +54,16 @@ def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedToke
     Returns:
         The finished run. The report in its run.json is of what the folder scores as: ensemble, average or single model.
     """
-    if config.members == 1 and not config.hold_out_share:
+    if config.members == 1 and not config.validation_share:
         return reward_model.run(_single(config), reward=reward)
     if reward is not None:
-        raise ConfigError("a live reward model is a single one; take members 1 and no hold_out_share, or give no model")
+        raise ConfigError("a live reward model is a single one; leave out members and validation_share, or the model")
     folder = RunFolder.open(config.out, stage="reward", config=config, inputs=inputs_of(config))
     if folder.finished:
         return folder
     gate_in(folder, role="model", parent=config.model, force=config.force)
     files = _split(config, folder)
-    if config.hold_out_share:
+    if config.validation_share:
         held = _member(config, folder.path / HOLD_OUT, files, data="hold-out")
         folder.note("hold_out", **(held.record["results"].get("report") or {}))
     members = [_member(config, folder.path / name, files) for name in _names(config)]
@@ -114,7 +91,7 @@ def _split(config: EnsembleConfig, folder: RunFolder) -> dict[str, Path]:
     """Write which comparisons the reward, the hold-out and the measuring have, no prompt on two sides, and the samples
     that all are centred on.
     """
-    names = ("reward", "held-out", "centre", *(["hold-out"] if config.hold_out_share else []))
+    names = ("reward", "held-out", "centre", *(["hold-out"] if config.validation_share else []))
     files = {name: folder.path / "comparisons" / f"{name}.jsonl" for name in names}
     if all(file.exists() for file in files.values()):
         return files
@@ -122,9 +99,9 @@ def _split(config: EnsembleConfig, folder: RunFolder) -> dict[str, Path]:
         config.data, config.eval_data, seed=config.seed, usable=comparison, max_eval_rows=config.max_eval_rows
     )
     rows: dict[str, Sequence[Group]] = {"reward": train, "held-out": measured}
-    if config.hold_out_share:
+    if config.validation_share:
         rows["reward"], rows["hold-out"] = hold_out(
-            train, seed=derive_seed(config.seed, "hold-out member"), share=config.hold_out_share
+            train, seed=derive_seed(config.seed, "hold-out member"), share=config.validation_share
         )
     rows["centre"] = _centred_on(config, rows["reward"])
     files["reward"].parent.mkdir(exist_ok=True)

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -34,18 +33,17 @@ from kleash.models.forward import check_forward, head_scores
 from kleash.models.load import autocast, context_length, new_reward_model, save_model
 from kleash.models.lora import merge_lora
 from kleash.objectives.bradley_terry import pair_loss, ranking_loss
-from kleash.objectives.ensemble import Combine
+from kleash.progress import Progress
 from kleash.rewards.learned import score_encoded
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import RunFolder, derive_seed
 from kleash.stages import reward_report
 from kleash.stages.artifacts import inputs_of, model_card
 from kleash.stages.reward_report import held_out_rewards, pairs_of
-from kleash.stages.settings import TrainingConfig
 from kleash.stages.trainable import make_trainable
+from kleash.stages.training_configs import RewardConfig
 from kleash.training import checkpoint
 from kleash.training.optim import Optimizer
-from kleash.training.progress import Progress
 from kleash.training.selection import Selection
 from kleash.training.trackers import Trackers, require
 
@@ -58,51 +56,6 @@ FORMULA = (
     "loss = mean over prompts of mean over pairs of − p log σ(r_a − r_b − m) − (1 − p) log σ(r_b − r_a + m)"
     " + centring · (r_a + r_b)²"
 )
-
-
-class RewardConfig(TrainingConfig):
-    """Learn a reward from comparisons. Defaults: Ouyang et al. 2022 (arXiv:2203.02155), C.2, unless a field says."""
-
-    batch_size: int = Field(64, ge=1)
-    """Prompts in one optimiser step, each with all pairs of its K responses."""
-    learning_rate: float = Field(9e-6, ge=0)
-    """Peak learning rate; N+ (arXiv:2403.17031) took 3e-6."""
-    schedule: str = Field("cosine", pattern="^(linear|cosine|constant)$")  # type: ignore[assignment]
-    """How the rate falls: cosine to a tenth as InstructGPT, linear to 0, or constant."""
-    margin: float = Field(0.0, ge=0)
-    """m: the chosen response's score has to lead by this much (Touvron et al. 2023, arXiv:2307.09288, eq. 2)."""
-    centring: float = Field(0.0, ge=0)
-    """Coefficient of (r_a + r_b)², which keeps scores near zero while training (Eisenstein et al. 2023,
-    arXiv:2312.09244). The final shift to mean zero is done in any case."""
-    heads: int = Field(1, ge=1)
-    """Heads on one trunk: an ensemble for the price of one model. Each learns from a half of the comparisons of its
-    own, counted twice (double-or-nothing bootstrap: Owen and Eckles 2012, Annals of Applied Statistics 6, 895), and the
-    trunk from all."""
-    combine: Combine = "mean"
-    """What several heads or members say together: their mean, the worst of them, or mean − λ·variance (Coste et al.
-    2023, arXiv:2310.02743, eq. 3–5)."""
-    variance_penalty: float = Field(0.5, ge=0)
-    """λ of `mean-variance`."""
-    centre_data: str | None = None
-    """Rows with one response whose mean score becomes zero; null samples them from `model`."""
-    centre_samples: int = Field(128, ge=0)
-    """How many responses to sample for the centring; 0 takes the training responses instead."""
-    centre_max_new_tokens: int = Field(64, ge=1)
-    """Longest of those samples, and of those of `best_of`, in tokens."""
-    best_of: int = Field(0, ge=0)
-    """Sample so many responses of `model` to held-out prompts and report what the best of k is worth, for k up to this;
-    0 does not."""
-    gold: str | None = None
-    """With `best_of`: another reward, in the words of `--reward`, that measures what is chosen and chooses nothing."""
-    learning_curve: bool = False
-    """Train on an eighth, a quarter and half of the rows as well and report what twice the labels would bring; takes
-    nearly as long again."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> RewardConfig:
-        if self.gold is not None and not self.best_of:
-            raise ValueError("gold measures what is chosen of best_of samples; give best_of too, or leave gold out")
-        return self
 
 
 def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> RunFolder:
@@ -137,7 +90,7 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
     parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
     state = checkpoint.restore(folder, parts)
-    selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
+    selection = Selection(folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure"))
     rewards: list[list[float]] | None = None
     with Progress(steps, "reward", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
         for step in range(state["step"] + 1, steps + 1):
@@ -152,9 +105,9 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
             trackers.log(step, row)
             progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})
             if step % config.save_interval(steps) == 0 and step < steps:
-                checkpoint.save(folder, step, parts, keep=config.keep, **selection.numbers)
+                checkpoint.save(folder, step, parts, keep=config.keep_states, **selection.numbers)
 
-    checkpoint.save(folder, steps, parts, keep=config.keep, **selection.numbers)
+    checkpoint.save(folder, steps, parts, keep=config.keep_states, **selection.numbers)
     chosen = selection.take(model, steps)
     if held_out and (rewards is None or chosen != steps):
         rewards = held_out_rewards(model, held_out, config)

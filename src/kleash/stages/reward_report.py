@@ -37,7 +37,7 @@ from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
 from kleash.stages.best_of_n import curve
-from kleash.stages.settings import TrainingConfig
+from kleash.training.settings import TrainingConfig
 
 PROBED = 200
 """Most prompts whose chosen response is probed; one in twenty of the training rows where these are fewer."""

@@ -6,11 +6,10 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -33,57 +32,12 @@ from kleash.rewards.reward import Parts, Reward, build_reward, explain
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
-from kleash.stages.settings import TrainingConfig
+from kleash.training.settings import RolloutConfig
 
 logger = logging.getLogger("kleash")
 
 SHOWN = ("reward", "kl", "entropy", "length", "eval_reward")
 """Figures of the progress bar."""
-
-
-class RolloutConfig(TrainingConfig):
-    """What every stage that learns from its own samples is told besides."""
-
-    reward: str
-    """What to climb: a reward model's folder, `module:function` with TRL's signature, a verifier (number, math, exact,
-    regex, json-schema), or a .yaml composition."""
-    reference: str | None = None
-    """What the leash is tied to; null is `model` as it starts."""
-    beta: float = Field(0.05, ge=0)
-    """Price of one nat of KL from the reference, in units of reward. 0: no leash, and the policy ends in the reward's
-    blind spots. Large: it never leaves the reference. Published: 0.02 (InstructGPT), 0.05 (N+)."""
-    max_new_tokens: int = Field(64, ge=1)
-    """Longest response, in tokens."""
-    temperature: float = Field(1.0, gt=0)
-    """Divides the logits, in sampling and in training alike."""
-    inner_epochs: int = Field(1, ge=1)
-    """Passes over a rollout, reshuffled each."""
-    minibatches: int = Field(1, ge=1)
-    """Optimiser steps in a pass."""
-    clip: float = Field(0.2, gt=0)
-    """How far the ratio may move before its gain stops to count."""
-    snapshot_every: int | None = Field(None, ge=1)
-    """Rollouts between weights kept under snapshots/, to be measured later; null keeps none."""
-    hold_out: str | None = None
-    """A reward that is watched and never climbed: a reward model on other labels, best of all. Null takes the one that
-    `kleash reward --hold-out-share` left in the folder of `reward`, where there is one."""
-    gold: str | None = None
-    """What is truly wanted, where it can be computed: a reward, in the same words, that scores the held-out responses
-    wherever they are measured, and is never climbed."""
-    criterion: Literal["objective", "gold", "hold-out"] = "objective"
-    """What `choose` best and `patience` go by, on held-out prompts: reward − β·KL, gold, or the hold-out reward."""
-    kl_budget: float | None = Field(None, gt=0)
-    """Nats a response: the run ends with the rollout whose KL is beyond it."""
-    patience: int | None = Field(None, ge=1)
-    """The run ends after so many measurements (`eval_every`) in a row that did not better the criterion's best."""
-
-    @model_validator(mode="after")
-    def _measures_what_it_goes_by(self) -> RolloutConfig:
-        if self.criterion == "gold" and self.gold is None:
-            raise ValueError("criterion gold needs 'gold', the reward that measures it")
-        if self.patience is not None and self.eval_every is None:
-            raise ValueError("patience counts measurements; give 'eval_every' as well")
-        return self
 
 
 @dataclass(frozen=True)
@@ -183,8 +137,8 @@ def build_rewards(
     }  # fmt: skip
     left = Path(config.reward) / HOLD_OUT
     hold_out = config.hold_out or (str(left) if left.is_dir() else None)
-    if config.criterion == "hold-out" and hold_out is None:
-        raise ConfigError("criterion hold-out needs a hold-out reward; give --hold-out, or a --reward that has one")
+    if config.criterion == "validation" and hold_out is None:
+        raise ConfigError("criterion validation needs a hold-out reward; give --hold-out, or a --reward that has one")
     return (
         live or build_reward(config.reward, **settings),
         build_reward(hold_out, **settings) if hold_out else None,

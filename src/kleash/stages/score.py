@@ -17,38 +17,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kleash.config import Config
 from kleash.data.formats import read_rows, write_rows
 from kleash.data.group import Group, Preference, Ranking
 from kleash.errors import DataError
 from kleash.evals.policy import mean_se
-from kleash.models.load import DType
+from kleash.progress import Progress
 from kleash.rewards.checks import VERDICTS
 from kleash.rewards.composition import content_of
 from kleash.rewards.reward import Reward, build_reward, explain
 from kleash.run import fingerprint
+from kleash.stages.data_configs import ScoreConfig
 from kleash.stages.files import finish, finished
-from kleash.training.progress import Progress
 
 logger = logging.getLogger("kleash")
 
 GROUPS_AT_ONCE = 256
-
-
-class ScoreConfig(Config):
-    """Score responses that are there already."""
-
-    reward: str
-    """What scores: a reward model's folder, `module:function` with TRL's signature, a verifier (number, math, exact,
-    regex, json-schema), or a .yaml composition."""
-    data: str
-    """Rows with responses: a .jsonl, .jsonl.gz, .json or .parquet file, a saved `datasets` folder, or a hub name."""
-    out: Path
-    """File to write: .jsonl, .jsonl.gz, .json or .parquet."""
-    dtype: DType = "float32"
-    """What a reward model computes in."""
-    device: str = "auto"
-    """`cpu`, `cuda`, …; auto takes a GPU where there is one."""
 
 
 def run(config: ScoreConfig, *, reward: Reward | None = None) -> Path:

@@ -15,7 +15,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import outcomes
@@ -30,13 +29,13 @@ from kleash.models.forward import check_forward, response_logprobs
 from kleash.models.load import autocast, context_length, load_policy, save_model
 from kleash.models.lora import merge_lora
 from kleash.objectives.reduce import masked_sum
+from kleash.progress import Progress
 from kleash.run import RunFolder
 from kleash.stages.artifacts import inputs_of, model_card
-from kleash.stages.settings import TrainingConfig
 from kleash.stages.trainable import make_trainable
+from kleash.stages.training_configs import SFTConfig
 from kleash.training import checkpoint
 from kleash.training.optim import Optimizer
-from kleash.training.progress import Progress
 from kleash.training.selection import Selection
 from kleash.training.trackers import Trackers, require
 
@@ -52,20 +51,6 @@ EFFECT_ROWS = 128
 """Held-out rows whose responses are tried after another row's prompt."""
 
 FORMULA = "loss = − Σ log π(y_t | x, y_<t) / (trained tokens of the step)"
-
-
-class SFTConfig(TrainingConfig):
-    """Imitate the responses of `data`. Defaults: N+ (arXiv:2403.17031): one epoch; a batch of 32 as InstructGPT."""
-
-    learning_rate: float = 1e-5
-    """Peak learning rate. InstructGPT took 9.65e-6, N+ 3e-6; small models bear 100 times as much."""
-    response_column: str | None = None
-    """Column that holds the response, where it is none of `response`, `completion`, `messages` (`solution`, say)."""
-    gate_prompts: int = Field(64, ge=0)
-    """Held-out prompts to which the gate out samples two responses each, to see whether they end, loop, differ; 0
-    samples nothing, nor does a model of more than a billion parameters on a CPU."""
-    gate_max_new_tokens: int = Field(128, ge=1)
-    """Longest of those samples in tokens; shorter where nine tenths of the demonstrations are."""
 
 
 def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> RunFolder:
@@ -93,7 +78,7 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
     parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
     state = checkpoint.restore(folder, parts)
-    selection = Selection(folder, config.choose, step=state.get("best_step", 0), least=state.get("best_figure"))
+    selection = Selection(folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure"))
     after = math.nan
     before = state.get("before", evaluate(model, held_out, config) if held_out else math.nan)
     with Progress(steps, "sft", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
@@ -107,9 +92,9 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
             trackers.log(step, row)
             progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})
             if step % config.save_interval(steps) == 0 and step < steps:
-                checkpoint.save(folder, step, parts, keep=config.keep, before=before, **selection.numbers)
+                checkpoint.save(folder, step, parts, keep=config.keep_states, before=before, **selection.numbers)
 
-    checkpoint.save(folder, steps, parts, keep=config.keep, before=before, **selection.numbers)
+    checkpoint.save(folder, steps, parts, keep=config.keep_states, before=before, **selection.numbers)
     chosen = selection.take(model, steps)
     if held_out and (chosen != steps or math.isnan(after)):
         after = evaluate(model, held_out, config)

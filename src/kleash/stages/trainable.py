@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kleash.models.forward import Model
 from kleash.models.lora import add_lora
-from kleash.stages.settings import TrainingConfig
+from kleash.training.settings import TrainingConfig
 
 
 def make_trainable(model: Model, config: TrainingConfig) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Schedule = Literal["linear", "cosine", "constant"]
+from kleash.training.settings import Schedule
 
 
 def learning_rate_at(step: int, steps: int, *, peak: float, schedule: Schedule, warmup_steps: int = 0) -> float:

@@ -12,12 +12,12 @@ from transformers import LlamaForCausalLM
 from kleash.lab.world.world import World
 from kleash.models.load import move, save_model
 from kleash.objectives.logprobs import token_logprobs
+from kleash.progress import Progress
 from kleash.run import RunFolder, derive_seed
 from kleash.stages.artifacts import model_card
-from kleash.stages.settings import StageConfig
 from kleash.training import checkpoint
 from kleash.training.optim import Optimizer
-from kleash.training.progress import Progress
+from kleash.training.settings import StageConfig
 
 
 class PretrainConfig(StageConfig):

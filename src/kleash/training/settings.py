@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kleash.config import Config
-from kleash.models.load import DType
-from kleash.training.optim import Schedule
+from kleash.models.compute import DType
+
+Schedule = Literal["linear", "cosine", "constant"]
 
 
 class StageConfig(Config):
@@ -70,11 +71,11 @@ class TrainingConfig(StageConfig):
     """Steps between measurements on the held-out rows; null measures at the end alone."""
     max_eval_rows: int | None = Field(None, ge=1)
     """At most so many held-out rows are measured."""
-    choose: Literal["best", "last"] = "last"
+    keep_weights: Literal["best", "last"] = "last"
     """Which weights to keep: the last, or those that did best on the held-out rows."""
     save_every: int | None = Field(None, ge=1)
     """Steps between states to go on from after an interruption; null: a tenth of the run."""
-    keep: int = Field(1, ge=1)
+    keep_states: int = Field(1, ge=1)
     """How many of those states stay."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where metrics go besides metrics.jsonl; each needs its extra: pip install 'kleash[tensorboard]'."""
@@ -99,3 +100,49 @@ class TrainingConfig(StageConfig):
         """The settings of `Optimizer`, but for the number of steps."""
         names = ("learning_rate", "schedule", "warmup_steps", "weight_decay", "adam_eps", "max_grad_norm")
         return {name: getattr(self, name) for name in names}
+
+
+class RolloutConfig(TrainingConfig):
+    """What every stage that learns from its own samples is told besides."""
+
+    reward: str
+    """What to climb: a reward model's folder, `module:function` with TRL's signature, a verifier (number, math, exact,
+    regex, json-schema), or a .yaml composition."""
+    reference: str | None = None
+    """What the leash is tied to; null is `model` as it starts."""
+    beta: float = Field(0.05, ge=0)
+    """Price of one nat of KL from the reference, in units of reward. 0: no leash, and the policy ends in the reward's
+    blind spots. Large: it never leaves the reference. Published: 0.02 (InstructGPT), 0.05 (N+)."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Longest response, in tokens."""
+    temperature: float = Field(1.0, gt=0)
+    """Divides the logits, in sampling and in training alike."""
+    inner_epochs: int = Field(1, ge=1)
+    """Passes over a rollout, reshuffled each."""
+    minibatches: int = Field(1, ge=1)
+    """Optimiser steps in a pass."""
+    clip: float = Field(0.2, gt=0)
+    """How far the ratio may move before its gain stops to count."""
+    snapshot_every: int | None = Field(None, ge=1)
+    """Rollouts between weights kept under snapshots/, to be measured later; null keeps none."""
+    hold_out: str | None = None
+    """A reward that is watched and never climbed: a reward model on other labels, best of all. Null takes the one that
+    `kleash reward --validation-share` left in the folder of `reward`, where there is one."""
+    gold: str | None = None
+    """What is truly wanted, where it can be computed: a reward, in the same words, that scores the held-out responses
+    wherever they are measured, and is never climbed."""
+    criterion: Literal["objective", "gold", "validation"] = "objective"
+    """What `keep_weights` best and `patience` go by, on held-out prompts: reward − β·KL, gold, or the
+    hold-out reward."""
+    kl_budget: float | None = Field(None, gt=0)
+    """Nats a response: the run ends with the rollout whose KL is beyond it."""
+    patience: int | None = Field(None, ge=1)
+    """The run ends after so many measurements (`eval_every`) in a row that did not better the criterion's best."""
+
+    @model_validator(mode="after")
+    def _measures_what_it_goes_by(self) -> RolloutConfig:
+        if self.criterion == "gold" and self.gold is None:
+            raise ValueError("criterion gold needs 'gold', the reward that measures it")
+        if self.patience is not None and self.eval_every is None:
+            raise ValueError("patience counts measurements; give 'eval_every' as well")
+        return self

@@ -13,8 +13,8 @@ import termios
 import pytest
 import torch
 
-from kleash.training import progress
-from kleash.training.progress import Progress
+from kleash.progress import Progress
+from kleash import progress
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_work_left_open_does_not_hide_what_comes_after(clock, capsys) -> None:
 
 SCRIPT = """
 import sys, time
-from kleash.training import progress
+from kleash import progress
 progress.SHOW_AFTER = 0.6
 with progress.Progress(2, "short"): pass
 with progress.Progress(4, "PPO") as outer:

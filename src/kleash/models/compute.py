@@ -1,0 +1,22 @@
+"""What a model computes on, in what, and how much at once: three values that always travel together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+DType = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how a forward pass is computed; changes speed and memory (and with bfloat16 the digits), never what is
+    computed.
+    """
+
+    device: str = "auto"
+    """`cpu`, `cuda`, …; auto takes a GPU where there is one."""
+    dtype: DType = "float32"
+    """What activations are computed in; weights and optimiser stay in float32."""
+    micro_batch_tokens: int = 8192
+    """Tokens in memory at once, padding included."""

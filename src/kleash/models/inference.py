@@ -1,0 +1,76 @@
+"""Numbers of each token without gradient, in micro-batches: memory and speed change, the numbers do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kleash.data.batch import GroupBatch, collate
+from kleash.data.batching import by_size, microbatches
+from kleash.data.group import EncodedGroup
+from kleash.models.compute import Compute
+from kleash.models.forward import Model, response_logprobs
+from kleash.models.load import autocast
+from kleash.objectives.reduce import masked_sum
+from kleash.progress import Progress
+
+
+def micro_batches(batch: GroupBatch, rows: Sequence[int], *, max_tokens: int) -> list[list[int]]:
+    """Some groups of a batch, cut into micro-batches of like length."""
+    responses = batch.shape[1]
+    prompts, lengths = batch.prompt_attention.sum(-1).tolist(), batch.lengths.amax(-1).tolist()
+    cuts = by_size([(responses, prompts[row], lengths[row]) for row in rows], max_tokens=max_tokens)
+    return [[rows[index] for index in cut] for cut in cuts]
+
+
+def split_to_fit(batch: GroupBatch, *, max_tokens: int) -> GroupBatch:
+    """The batch with groups cut into parts of so many responses as go through a model together: the largest divisor of
+    K whose rows fit, at least 1.
+    """
+    _, responses, tokens = batch.shape
+    width = batch.prompt_ids.shape[1] + tokens
+    sizes = [size for size in range(1, responses + 1) if responses % size == 0 and size * width <= max_tokens]
+    return batch.split(max(sizes, default=1))
+
+
+@torch.no_grad()
+def in_micro_batches(
+    batch: GroupBatch, function: Callable[[GroupBatch], Float[Tensor, "N J T"]], *, compute: Compute
+) -> Float[Tensor, "P K T"]:
+    """A function of each token, computed in micro-batches; 0 where masked."""
+    parts, device = split_to_fit(batch, max_tokens=compute.micro_batch_tokens), batch.mask.device
+    out = torch.zeros(parts.mask.shape, device=device)
+    for rows in micro_batches(parts, range(len(parts.mask)), max_tokens=compute.micro_batch_tokens):
+        index = torch.tensor(rows, device=device)
+        groups = parts.select(index)
+        with autocast(compute.dtype, device):
+            out[index, :, : groups.shape[2]] = torch.where(groups.mask, function(groups).float(), 0)
+    return out.reshape(batch.mask.shape)
+
+
+def batch_logprobs(
+    model: Model, batch: GroupBatch, *, temperature: float = 1.0, compute: Compute
+) -> Float[Tensor, "P K T"]:
+    """Log π of each token under a model, without gradient; 0 where masked."""
+    return in_micro_batches(
+        batch, lambda groups: response_logprobs(model, groups, temperature=temperature)[0], compute=compute
+    )
+
+
+@torch.no_grad()
+def summed_logprobs(model: Model, groups: Sequence[EncodedGroup], *, compute: Compute) -> list[Float[Tensor, " _"]]:
+    """Log π(y|x) of the responses of each group, summed over their tokens, on the CPU; K may differ between groups."""
+    sums: list[Tensor] = [torch.empty(0)] * len(groups)
+    device = model.device
+    with Progress(len(groups), "log-probabilities") as progress:
+        for rows in microbatches(groups, max_tokens=compute.micro_batch_tokens):
+            batch = collate([groups[row] for row in rows], device=device)
+            with autocast(compute.dtype, device):
+                logprobs, _ = response_logprobs(model, batch)
+            for row, values in zip(rows, masked_sum(logprobs, batch.mask, -1).cpu(), strict=True):
+                sums[row] = values
+            progress.update(progress.step + len(rows))
+    return sums
