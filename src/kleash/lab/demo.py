@@ -16,9 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-import torch
-
-from kleash.data.chat import encode_all, end_ids
+from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group
 from kleash.lab import curves
@@ -27,14 +25,14 @@ from kleash.lab.methods import METHODS, MORE_METHODS, DemoSetup, MethodResult, m
 from kleash.lab.world import World, pretrain
 from kleash.lab.world.labellers import Labellers
 from kleash.lab.world.world import Split
-from kleash.models.forward import response_logprobs
+from kleash.models.compute import Compute
 from kleash.models.load import load_policy
+from kleash.models.reference import reference_of
 from kleash.objectives import kl
 from kleash.report.html import write_report
 from kleash.rewards.learned import LearnedReward
 from kleash.run import RunFolder, derive_seed, versions, write_json
-from kleash.sampling.local import LocalSampler
-from kleash.sampling.sampler import decode_groups
+from kleash.sampling.sampler import build_sampler, sample_groups
 from kleash.stages import generate, ppo, reward_model, sft
 
 
@@ -374,26 +372,23 @@ def sample_base(demo: Demo) -> list[SampleRow]:
     """Base samples on the test prompts, with their proxy and their KL from the SFT model."""
     prompts = [group for group in read_groups(demo.file("held_out")) if group.columns["split"] == "test"]
     model, tokenizer = load_policy(demo.out / "base")
-    reference, _ = load_policy(demo.out / "sft")
     reward = LearnedReward.load(demo.out / "reward", policy_tokenizer=tokenizer)
-    encoded = encode_all(prompts, tokenizer)[0]
-    sampler = LocalSampler(model, tokenizer, max_new_tokens=demo.size.max_new_tokens)
-    seed = derive_seed(demo.seed, "base samples")
-    batch = sampler([group.prompt_ids for group in encoded], group_size=1, seed=seed)
-    groups = decode_groups(batch, [group.source for group in encoded], tokenizer, end_ids(tokenizer))
-    with torch.no_grad():
-        assert batch.sampler_logprobs is not None
-        k1 = kl.k1(batch.sampler_logprobs, response_logprobs(reference, batch)[0])
-    nats = kl.per_sequence(k1, batch.mask)[:, 0].tolist()
+    reference = reference_of(model, str(demo.out / "sft"), device="auto", adapters=False)
+    sampler = build_sampler(model, tokenizer, max_new_tokens=demo.size.max_new_tokens)
+    encoded, seed = encode_all(prompts, tokenizer)[0], derive_seed(demo.seed, "base samples")
+    batch, groups = sample_groups(sampler, tokenizer, encoded, group_size=1, seed=seed)
+    assert batch.sampler_logprobs is not None
+    k1 = kl.k1(batch.sampler_logprobs, reference.logprobs(batch, compute=Compute(micro_batch_tokens=1 << 20)))
+    kls = kl.per_sequence(k1, batch.mask)[:, 0].tolist()
     return [
         {
             "prompt": group.prompt_text,
             "response": group.responses[0].text,
             "finished": group.responses[0].finished,
             "score": score,
-            "kl": nat,
+            "kl": nats,
         }
-        for group, score, nat in zip(groups, reward(groups)[:, 0].tolist(), nats, strict=True)
+        for group, score, nats in zip(groups, reward(groups)[:, 0].tolist(), kls, strict=True)
     ]
 
 
