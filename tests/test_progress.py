@@ -13,8 +13,8 @@ import termios
 import pytest
 import torch
 
-from kleash.progress import Progress
 from kleash import progress
+from kleash.progress import Progress
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ Fingerprints = Mapping[str, Mapping[str, str]]
 """What a run was made from: role → {"path", "sha256"}."""
 
 # Where and how often things are written changes nothing about the result, so a run may go on with other values.
-NOT_IDENTITY = frozenset({"out", "force", "trackers", "save_every", "keep_states", "device", "config"})
+NOT_IDENTITY = frozenset({"out", "force", "trackers", "save_every", "keep_states", "log_rollouts", "device", "config"})
 
 
 class RunFolder:
@@ -111,6 +111,13 @@ class RunFolder:
         """Add values to a section of run.json (`results`, `gates`, `formulas`, …) and write it."""
         self.record.setdefault(section, {}).update(values)
         self.save()
+
+    def once(self, name: str, measure: Callable[[], float]) -> float:
+        """A figure that is measured once, before training, and found again under `results` when the run goes on."""
+        if name not in self.record["results"]:
+            self.note("results", **{name: measure()})
+        value: float = self.record["results"][name]
+        return value
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Append one object to metrics.jsonl and return it."""

@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from kleash.data.batch import GroupBatch, collate
 from kleash.data.group import EncodedGroup, EncodedResponse, Group
+from kleash.models import reference
 from kleash.models.forward import response_logprobs
 from kleash.models.load import load_policy, load_reward_model
 from kleash.models.lora import add_lora, lora_off, merge_lora
 from kleash.run import read_record
-from kleash.stages import dpo, grpo, ppo, reward_model, rollouts, sft
+from kleash.stages import dpo, grpo, ppo, reward_model, sft
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ def test_the_reference_is_the_policy_with_its_adapters_off(
     def no_copy(model: Any) -> Any:
         raise AssertionError("a second model in memory")
 
-    monkeypatch.setattr(rollouts, "frozen_copy", no_copy)
+    monkeypatch.setattr(reference, "frozen_copy", no_copy)
     monkeypatch.setattr(dpo, "frozen_copy", no_copy)
     common = {"model": str(base), "out": tmp_path / "out", "max_steps": 6, "batch_size": 8, "learning_rate": 2e-2}
     common |= {"lora_rank": 4, "max_new_tokens": 6}

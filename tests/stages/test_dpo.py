@@ -12,12 +12,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from kleash.checks.open_run import open_run
 from kleash.cli import _run
 from kleash.data.batch import collate
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups
 from kleash.data.group import EncodedGroup, Group, Preference, Ranking, Response
 from kleash.errors import ConfigError, DataError
+from kleash.models import reference as references_module
 from kleash.models.forward import response_logprobs
 from kleash.models.load import load_policy
 from kleash.run import read_jsonl, read_record
@@ -54,9 +56,8 @@ def gradient(base: Path, data: Path, micro_batch_tokens: int = 1000, **changes: 
     optimizer = Optimizer(model, steps=1, learning_rate=1e-3)
     taken: list[torch.Tensor] = []
     optimizer.step = lambda: taken.append(torch.cat([p.grad.flatten() for p in model.parameters()])) or {}  # type: ignore[method-assign,func-returns-value,union-attr]
-    dpo._step(
-        model, optimizer, groups, references, config(base, data, micro_batch_tokens=micro_batch_tokens, **changes)
-    )
+    settings = config(base, data, micro_batch_tokens=micro_batch_tokens, **changes)
+    dpo.update(model, groups, references, optimizer, settings)
     return taken[0]
 
 
@@ -183,7 +184,7 @@ def test_it_learns_what_was_preferred_and_its_gate_passes(base: Path, comparison
     assert folder.record["gates"]["out"]["passed"]
     report = folder.record["results"]["report"]
     assert 0.5 < report["accuracy_interval"][0] < report["accuracy"]
-    assert folder.record["formulas"]["loss"] == dpo.FORMULA[loss]
+    assert folder.record["formulas"]["loss"] == dpo.LOSSES[loss].formula
     assert (folder.record["results"]["kl"] is None) == (loss == "simpo")
 
 
@@ -228,7 +229,7 @@ def test_the_figures_of_a_step_are_those_of_a_slow_loop(base: Path, comparisons:
         loss = torch.nn.functional.softplus(torch.tensor(-h)).item() - 0.5 * sums[0] / len(group.responses[0].ids)
         for name, value in zip(expected, (loss, *sums), strict=True):
             expected[name] += value / 8
-    found = dpo._step(model, Optimizer(model, steps=1, learning_rate=0.0), groups, references, settings)
+    found = dpo.update(model, groups, references, Optimizer(model, steps=1, learning_rate=0.0), settings)
     assert {name: float(found[name]) for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
@@ -241,7 +242,8 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         loaded.append(str(model))
         return load_policy(model, **settings)
 
-    monkeypatch.setattr(dpo, "load_policy", load)
+    for module in (dpo, references_module):
+        monkeypatch.setattr(module, "load_policy", load)
     return loaded
 
 
@@ -250,11 +252,12 @@ def test_the_reference_is_computed_once_and_kept(
 ) -> None:
     passes: list[int] = []
     computed = dpo.summed_logprobs
-    monkeypatch.setattr(
-        dpo,
-        "summed_logprobs",
-        lambda model, groups, config: passes.append(len(groups)) or computed(model, groups, config),
-    )
+    for module in (dpo, references_module):
+        monkeypatch.setattr(
+            module,
+            "summed_logprobs",
+            lambda model, groups, compute: passes.append(len(groups)) or computed(model, groups, compute=compute),
+        )
     other = sft.run(sft.SFTConfig(model=str(base), data=str(comparisons), out=base.parent / "sft", max_steps=2)).path
     settings = {"reference": str(other), "eval_every": 10, "kl_samples": 0, "force": True}
     save = checkpoint.save
@@ -288,14 +291,14 @@ def test_the_reference_is_read_from_the_file_that_fits_its_content(base: Path, c
     model, tokenizer = load_policy(base)
     groups = encode_all(list(read_groups(comparisons)), tokenizer)[0]
     settings = config(base, comparisons)
-    folder = dpo.RunFolder.open(settings.out, stage="dpo", config=settings, inputs=dpo.inputs_of(settings))
-    found = dpo._reference_logprobs(folder, settings, model, groups)
+    folder = open_run("dpo", settings)
+    found = dpo.reference_logprobs(folder, settings, model, groups)
     plain = [response_logprobs(model, collate([group]))[0].sum(-1)[0].detach() for group in groups]
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-4)
     for others in (groups[:-1], [*groups[1:], groups[0]]):
-        assert len(dpo._reference_logprobs(folder, settings, model, others)) == len(others)
+        assert len(dpo.reference_logprobs(folder, settings, model, others)) == len(others)
         torch.testing.assert_close(
-            dpo._reference_logprobs(folder, settings, model, others)[0], plain[groups.index(others[0])]
+            dpo.reference_logprobs(folder, settings, model, others)[0], plain[groups.index(others[0])]
         )
 
 

@@ -13,13 +13,18 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from kleash.checks.stopping import DEAD_AFTER, SOLVED_AFTER
 from kleash.data.group import EncodedGroup, Group
 from kleash.errors import ConfigError, TrainingError
+from kleash.models.compute import Compute
+from kleash.models.inference import batch_logprobs, split_to_fit
 from kleash.models.load import load_policy
+from kleash.models.reference import Reference
+from kleash.rollout import Components, Rollout, Rollouts, read_prompts
 from kleash.run import read_jsonl
 from kleash.sampling.local import LocalSampler
-from kleash.stages import grpo, rollouts
+from kleash.stages import grpo
+from kleash.stopping import zero_spread
+from kleash.stopping.degenerate import DEAD_AFTER, SOLVED_AFTER
 from kleash.training.optim import Optimizer
 
 PRESETS = ("grpo", "dr-grpo", "rloo", "dapo")
@@ -71,39 +76,64 @@ def test_presets_are_the_published_values_and_what_is_given_wins() -> None:
     assert grpo.GRPOConfig.make(required | {"preset": "grpo", "beta": 0.3}).beta == 0.3
 
 
-def actors(settings: grpo.GRPOConfig, base: Path, reward: Any = None) -> tuple[grpo.Actors, list[EncodedGroup]]:
-    """Everyone who takes part, made as `run` makes them."""
+def components(settings: grpo.GRPOConfig, base: Path, reward: Any = None) -> tuple[Components, list[EncodedGroup]]:
+    """Models, rewards and engines, as `run` makes them, but for a reference that is not the policy."""
     model, tokenizer = load_policy(base)
+    reference = load_policy(base)[0]
     with torch.no_grad():
         model.lm_head.weight[1] += 0.3  # some responses end, some do not
-    prompts, _ = grpo.read_prompts(settings, model, tokenizer)
-    sampler = LocalSampler(model, tokenizer, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)
-    reference = load_policy(base)[0]
-    with torch.no_grad():  # a reference that is not the policy, so that there is a drift
         reference.lm_head.weight.mul_(1.3)
-    return grpo.Actors(settings, model, tokenizer, reference, reward or SumIds(), sampler), prompts
+    sampler = LocalSampler(model, tokenizer, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)
+    parts = Components(
+        model, tokenizer, Reference(reference), sampler, reward or SumIds(),
+        temperature=settings.temperature, compute=settings.compute,
+    )  # fmt: skip
+    return parts, read_prompts(parts, settings.data, settings.eval_data, **settings.prompt_settings())[0]
+
+
+def rollouts_of(parts: Components, prompts: Sequence[EncodedGroup], settings: grpo.GRPOConfig) -> Rollouts:
+    """The rollouts of a run."""
+    return Rollouts(
+        parts, prompts, batch_size=settings.batch_size, group_size=settings.group_size, seed=settings.seed,
+        zero_spread=lambda sampled: zero_spread(grpo.penalised(sampled, settings)),
+        resample=settings.resample_zero_spread,
+    )  # fmt: skip
+
+
+def first_rollout(parts: Components, prompts: Sequence[EncodedGroup], settings: grpo.GRPOConfig) -> Rollout:
+    """The first of them, with advantages."""
+    return grpo.with_advantages(next(rollouts_of(parts, prompts, settings)), settings)
 
 
 def gradient(settings: grpo.GRPOConfig, base: Path, *, spoil: Any = None) -> Tensor:
     """Gradient of one update over a whole rollout, after another update so that the ratio is not 1."""
-    cast, prompts = actors(settings, base)
-    rollout, _ = grpo.collect(cast, prompts, place=0, step=1)
+    parts, prompts = components(settings, base)
+    rollout = first_rollout(parts, prompts, settings)
     with torch.no_grad():
-        cast.policy.lm_head.weight.mul_(1.4)
+        parts.policy.lm_head.weight.mul_(1.4)
     if spoil:
         rollout = spoil(rollout)
-    return update(cast, rollout, range(settings.batch_size))
+    return update(parts, rollout, range(settings.batch_size), settings)
 
 
-def update(cast: grpo.Actors, rollout: grpo.Rollout, groups: Sequence[int]) -> Tensor:
+def update(parts: Components, rollout: Rollout, groups: Sequence[int], settings: grpo.GRPOConfig) -> Tensor:
     """Gradient of one update over some groups of a rollout."""
-    taken: list[Tensor] = []
-    optimizer = Optimizer(cast.policy, steps=1, learning_rate=1e-3)
-    optimizer.step = lambda: {  # type: ignore[method-assign]
-        "grad_norm": taken.append(torch.cat([p.grad.flatten() for p in cast.policy.parameters() if p.grad is not None]))  # type: ignore[func-returns-value]
-    }
-    grpo.learn(cast, rollout, groups, optimizer)
-    return taken[0]
+    gradients: list[Tensor] = []
+    optimizer = Optimizer(parts.policy, steps=1, learning_rate=1e-3)
+
+    def step() -> dict[str, Any]:
+        gradients.append(torch.cat([p.grad.flatten() for p in parts.policy.parameters() if p.grad is not None]))
+        return {"grad_norm": 0.0}
+
+    optimizer.step = step  # type: ignore[method-assign]
+    grpo.update(parts, rollout.batch.select(torch.tensor(list(groups))), optimizer, settings)
+    return gradients[0]
+
+
+def advantages_of(rollout: Rollout) -> Tensor:
+    """[P, K]."""
+    assert rollout.batch.advantages is not None
+    return rollout.batch.advantages[..., 0]
 
 
 @pytest.mark.parametrize(
@@ -130,24 +160,24 @@ def test_an_update_on_some_groups_has_the_gradient_of_its_formula(
         base, prompts, normalisation=normalisation, kl_in=kl_in, beta=0.3, clip=0.1, clip_high=0.15, temperature=0.8,
         micro_batch_tokens=micro_batch_tokens, max_new_tokens=7,
     )  # fmt: skip
-    cast, prompts_of = actors(settings, base)
-    rollout, _ = grpo.collect(cast, prompts_of, place=0, step=1)
+    parts, rows = components(settings, base)
+    rollout = first_rollout(parts, rows, settings)
     assert rollout.batch.sampler_logprobs is not None
     sampled_by = rollout.batch.sampler_logprobs - 0.4
     rollout = replace(rollout, batch=replace(rollout.batch, sampler_logprobs=sampled_by))
     with torch.no_grad():
-        cast.policy.lm_head.weight.mul_(1.4)
+        parts.policy.lm_head.weight.mul_(1.4)
     some, batch = [0, 2, 3], rollout.batch
-    rows = [(row, k) for row in range(batch.shape[0]) if row // rollout.parts in some for k in range(batch.shape[1])]
-    tokens = int(sum(batch.mask[row, k].sum() for row, k in rows))
+    responses = [(row, k) for row in some for k in range(batch.shape[1])]
+    tokens = int(sum(batch.mask[row, k].sum() for row, k in responses))
     total, held = torch.zeros(()), 0
-    for row, k in rows:
+    for row, k in responses:
         prompt = batch.prompt_ids[row][batch.prompt_attention[row]]
         response = batch.response_ids[row, k][batch.mask[row, k]]
         ids, start = torch.cat([prompt, response])[None], len(prompt) - 1
-        logprobs = (cast.policy(ids).logits[0, start:-1] / 0.8).log_softmax(-1).gather(-1, response[:, None])[:, 0]
-        old, fixed = (table[row, k, : len(response)] for table in (rollout.old_logprobs, rollout.reference_logprobs))
-        ratio, advantage = (logprobs - old).exp(), rollout.advantages[row, k]
+        logprobs = (parts.policy(ids).logits[0, start:-1] / 0.8).log_softmax(-1).gather(-1, response[:, None])[:, 0]
+        old, fixed = (table[row, k, : len(response)] for table in (batch.old_logprobs, batch.reference_logprobs))
+        ratio, advantage = (logprobs - old).exp(), advantages_of(rollout)[row, k]
         held += int(((ratio < 0.9) | (ratio > 1.15)).sum())
         loss = -math.exp(0.4) * torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.15) * advantage)
         drift = logprobs - fixed
@@ -155,11 +185,13 @@ def test_an_update_on_some_groups_has_the_gradient_of_its_formula(
             loss = loss + 0.3 * ((-drift).exp() - 1 + drift)
         if kl_in == "loss-k2-response":
             loss = loss + 0.3 * drift * drift.sum() / 2
-        divisor = {"token": tokens, "sequence": len(rows) * len(response), "constant": len(rows) * 7}[normalisation]
+        divisor = {"token": tokens, "sequence": len(responses) * len(response), "constant": len(responses) * 7}[
+            normalisation
+        ]
         total = total + loss.sum() / divisor
-    assert 0 < held < tokens and len(rows) == 3 * settings.group_size
-    expected = torch.cat([g.flatten() for g in torch.autograd.grad(total, list(cast.policy.parameters()))])
-    torch.testing.assert_close(update(cast, rollout, some), expected, rtol=1e-3, atol=1e-6)
+    assert 0 < held < tokens and len(responses) == 3 * settings.group_size
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(total, list(parts.policy.parameters()))])
+    torch.testing.assert_close(update(parts, rollout, some, settings), expected, rtol=1e-3, atol=1e-6)
 
 
 def test_F10_every_coefficient_changes_the_update(base: Path, prompts: Path) -> None:
@@ -180,7 +212,7 @@ def test_another_samplers_tokens_are_weighed_by_the_truncated_importance(base: P
     def shift(by: float) -> Any:
         """The sampler found each token likelier, or less likely, by this than the trainer."""
 
-        def spoil(rollout: grpo.Rollout) -> grpo.Rollout:
+        def spoil(rollout: Rollout) -> Rollout:
             assert rollout.batch.sampler_logprobs is not None
             shifted = replace(rollout.batch, sampler_logprobs=rollout.batch.sampler_logprobs - by)
             return replace(rollout, batch=shifted)
@@ -194,41 +226,42 @@ def test_another_samplers_tokens_are_weighed_by_the_truncated_importance(base: P
 def test_the_leash_in_the_reward_is_summed_over_a_response_before_the_group_is_compared(
     base: Path, prompts: Path
 ) -> None:
-    cast, rows = actors(config(base, prompts, beta=0.5, advantage="centred"), base)
-    rollout, place = grpo.collect(cast, rows, place=0, step=1)
-    assert place == 4
-    drift = (rollout.old_logprobs - rollout.reference_logprobs).sum(-1).reshape(4, 4)
-    torch.testing.assert_close(rollout.drift, drift)
+    settings = config(base, prompts, beta=0.5, advantage="centred")
+    parts, rows = components(settings, base)
+    rollout = first_rollout(parts, rows, settings)
+    drift = (rollout.batch.old_logprobs - rollout.batch.reference_logprobs).sum(-1)
+    torch.testing.assert_close(rollout.kl, drift)
     compared = rollout.scores - 0.5 * drift
     expected = compared - compared.mean(-1, keepdim=True)
-    torch.testing.assert_close(rollout.advantages.reshape(4, 4), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(advantages_of(rollout), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kl_in", ["loss-k3", "loss-k2-response"])
 def test_the_leash_in_the_loss_leaves_the_advantages_to_the_scores(kl_in: str, base: Path, prompts: Path) -> None:
-    cast, rows = actors(config(base, prompts, beta=0.5, advantage="centred", kl_in=kl_in), base)
-    rollout, _ = grpo.collect(cast, rows, place=0, step=1)
+    settings = config(base, prompts, beta=0.5, advantage="centred", kl_in=kl_in)
+    parts, rows = components(settings, base)
+    rollout = first_rollout(parts, rows, settings)
     expected = rollout.scores - rollout.scores.mean(-1, keepdim=True)
-    torch.testing.assert_close(rollout.advantages.reshape(4, 4), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(advantages_of(rollout), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_large_group_goes_through_the_model_in_parts_and_comes_out_whole(base: Path, prompts: Path) -> None:
-    whole, parted = (
-        grpo.collect(*actors(config(base, prompts, micro_batch_tokens=tokens), base), place=0, step=1)[0]
-        for tokens in (10_000, 25)
-    )
-    assert whole.parts == 1 and parted.parts > 1
-    torch.testing.assert_close(parted.drift, whole.drift, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(parted.advantages.flatten(), whole.advantages.flatten(), rtol=1e-4, atol=1e-5)
+    settings = [config(base, prompts, micro_batch_tokens=tokens) for tokens in (10_000, 25)]
+    whole, parted = (first_rollout(*components(each, base), each) for each in settings)
+    sizes = [split_to_fit(whole.batch, max_tokens=each.micro_batch_tokens).shape[1] for each in settings]
+    assert sizes[0] == whole.batch.shape[1] > sizes[1]
+    torch.testing.assert_close(parted.kl, whole.kl, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(advantages_of(parted), advantages_of(whole), rtol=1e-4, atol=1e-5)
 
 
 def test_overlong_responses_are_penalised_over_the_last_fifth_or_left_out(base: Path, prompts: Path) -> None:
     for overlong in ("penalise", "mask"):
-        cast, rows = actors(config(base, prompts, max_new_tokens=10, overlong=overlong), base)
-        rollout, _ = grpo.collect(cast, rows, place=0, step=1)
+        settings = config(base, prompts, max_new_tokens=10, overlong=overlong)
+        parts, rows = components(settings, base)
+        rollout = first_rollout(parts, rows, settings)
         flat = [(group, response) for group in rollout.groups for response in group.responses]
         assert len({response.finished for _, response in flat}) == 2, "both kinds, or this test says nothing"
-        loss = (rollout.scores - rollout.shaped).flatten().tolist()
+        loss = (rollout.scores - grpo.penalised(rollout, settings)).flatten().tolist()
         counts = rollout.batch.mask.any(-1).flatten().tolist()
         for (_, response), penalty, counted in zip(flat, loss, counts, strict=True):
             length = len(response.ids or ())
@@ -251,15 +284,16 @@ def test_groups_of_zero_spread_are_replaced_by_other_prompts(base: Path, prompts
             )
 
     for replacing in (False, True):
-        cast, rows = actors(config(base, prompts, resample_zero_spread=replacing, batch_size=8), base, Some())
-        rollout, place = grpo.collect(cast, rows, place=0, step=1)
+        settings = config(base, prompts, resample_zero_spread=replacing, batch_size=8)
+        parts, rows = components(settings, base, Some())
+        rollouts = rollouts_of(parts, rows, settings)
+        rollout = next(rollouts)
         odd = [group.columns["number"] % 2 for group in rollout.groups]
         assert len(odd) == 8 and (sum(odd) == 0) == replacing
-        assert (place > 8) == replacing and 0 < rollout.flat_share < 1
+        assert (rollouts.cursor > 8) == replacing and 0 < rollout.zero_spread_groups < rollout.sampled_groups
         # what was put together of several draws is still what the sampler drew
-        again = grpo.rollout_logprobs(cast, rollout.batch)
-        computed = rollouts.logprobs_under(cast, cast.policy, rollout.batch)
-        torch.testing.assert_close(again, computed, rtol=1e-4, atol=1e-4)
+        computed = batch_logprobs(parts.policy, rollout.batch, compute=Compute())
+        torch.testing.assert_close(rollout.batch.old_logprobs, computed, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -283,7 +317,7 @@ def test_a_reward_is_climbed_and_the_formula_is_written_down(preset: str, base: 
     assert ("1.28" in written["loss of a token"]) == (preset == "dapo")
     assert ("π_ref/π − 1" in written["loss of a token"]) == (preset == "grpo")
     figures = {
-        "reward", "kl", "entropy", "length", "end_rate", "clip_fraction", "flat_share", "solved_share",
+        "reward", "kl", "entropy", "length", "end_rate", "clip_fraction", "zero_spread_share", "solved_share",
         "sampler_mismatch", "first_ratio", "grad_norm",
     }  # fmt: skip
     assert figures <= rows[-1].keys()
@@ -324,20 +358,23 @@ def test_in_bfloat16_the_trainers_numbers_are_computed_again_and_the_mismatch_is
 
 
 def test_F7_faults_are_caught_and_named_in_groups(base: Path, prompts: Path) -> None:
-    def dropout(cast: grpo.Actors, rollout: grpo.Rollout) -> None:
-        for layer in cast.policy.model.layers:
+    def dropout(parts: Components, rollout: Rollout) -> None:
+        for layer in parts.policy.model.layers:
             layer.self_attn.attention_dropout = 0.5
-        cast.policy.train()
+        parts.policy.train()
 
-    def retokenise(cast: grpo.Actors, rollout: grpo.Rollout) -> None:
+    def retokenise(parts: Components, rollout: Rollout) -> None:
         rollout.batch.response_ids[:, -1, 0] = (rollout.batch.response_ids[:, -1, 0] + 1) % 30
 
     for spoil, message in ((dropout, "dropout is active"), (retokenise, "decoded and tokenised again")):
-        cast, rows = actors(config(base, prompts), base)
-        rollout, _ = grpo.collect(cast, rows, place=0, step=1)
-        spoil(cast, rollout)
+        settings = config(base, prompts)
+        parts, rows = components(settings, base)
+        rollout = first_rollout(parts, rows, settings)
+        spoil(parts, rollout)
         with pytest.raises(TrainingError, match=message):
-            grpo.learn(cast, rollout, range(4), Optimizer(cast.policy, steps=1, learning_rate=1e-3), first=True)
+            grpo.update(
+                parts, rollout.batch, Optimizer(parts.policy, steps=1, learning_rate=1e-3), settings, first=True
+            )
 
 
 @pytest.mark.parametrize(

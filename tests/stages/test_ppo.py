@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,26 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from kleash.checks import ratio
+from kleash.checks import first_ratio
 from kleash.data.batch import collate
-from kleash.data.chat import encode_all
-from kleash.data.formats import read_groups
+from kleash.data.batching import batch_at
 from kleash.data.group import EncodedGroup, EncodedResponse, Group
 from kleash.errors import ConfigError, TrainingError
 from kleash.models import forward
-from kleash.models.heads import ValueModel
+from kleash.models.compute import Compute
+from kleash.models.heads import ValueModel, values
 from kleash.models.load import load_policy
+from kleash.models.reference import Reference
 from kleash.rewards.reward import build_reward
-from kleash.run import read_jsonl
+from kleash.rollout import Components, Rollout, merge, minibatches, read_prompts
+from kleash.rollout.components import build_critic
+from kleash.rollout.rollout import measured, sample_scored
+from kleash.run import derive_seed, read_jsonl
 from kleash.sampling.local import LocalSampler
-from kleash.stages import ppo, reward_model, rollouts
+from kleash.stages import ppo, reward_model
+from kleash.training.ema import Average
 from kleash.training.optim import Optimizer
+from kleash.training.pretraining import PretrainingMix
 
 
 class CountZ:
@@ -43,10 +50,15 @@ def config(base: Path, data: Path, **changes: object) -> ppo.PPOConfig:
 
 
 def test_every_pass_takes_every_row_once_in_an_order_of_its_own(base: Path, prompts: Path) -> None:
-    settings = config(base, prompts, minibatches=3)
-    passes = [list(rollouts.minibatches(settings, 16, step, epoch)) for step in (1, 2) for epoch in (0, 1)]
-    assert all([len(part) for part in parts] == [6, 5, 5] for parts in passes)
-    orders = [[row for part in parts for row in part] for parts in passes]
+    settings = config(base, prompts)
+    parts, rows = components(settings, base)
+    rollout = sampled(parts, rows[:16], settings)
+    numbered = torch.arange(16.0)[:, None, None].expand(rollout.batch.shape)
+    rollout = replace(rollout, batch=replace(rollout.batch, values=numbered))
+    batches = [batch for step in (1, 2) for batch in minibatches(rollout, 3, 2, seed=0, step=step)]
+    steps = [column(batch.values)[:, 0].int().tolist() for batch in batches]
+    assert [len(rows) for rows in steps] == [6, 5, 5] * 4
+    orders = [[row for part in steps[start : start + 3] for row in part] for start in range(0, 12, 3)]
     assert all(sorted(order) == list(range(16)) for order in orders)
     assert len({tuple(order) for order in [*orders, list(range(16))]}) == 5
 
@@ -54,41 +66,70 @@ def test_every_pass_takes_every_row_once_in_an_order_of_its_own(base: Path, prom
 def test_figures_of_a_rollout_are_means_over_its_updates_but_for_counts() -> None:
     totals: dict[str, Any] = {}
     for loss, rate in ((1.0, 0.2), (4.0, 0.1)):
-        rollouts.accumulate(totals, {"policy_loss": loss, "learning_rate": rate, "updates": 1}, 0.5)
+        totals = merge(totals, {"policy_loss": loss, "learning_rate": rate, "updates": 1}, weight=0.5)
     assert totals == {"policy_loss": 2.5, "learning_rate": 0.1, "updates": 2}
 
 
-def actors(settings: ppo.PPOConfig, base: Path, reward: Any = None) -> tuple[ppo.Actors, list[EncodedGroup]]:
-    """Everyone who takes part, made as `run` makes them."""
+def components(settings: ppo.PPOConfig, base: Path, reward: Any = None) -> tuple[Components, list[EncodedGroup]]:
+    """Models, rewards and engines, as `run` makes them, but for a reference that is not the policy."""
     model, tokenizer = load_policy(base)
-    prompts, _ = ppo.read_prompts(settings, model, tokenizer)
-    sampler = LocalSampler(model, tokenizer, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)
-    critic = ValueModel.from_policy(model, seed=0)
     reference = load_policy(base)[0]
-    with torch.no_grad():  # a reference that is not the policy, so that there is a drift
+    with torch.no_grad():
         reference.lm_head.weight.mul_(1.3)
-    return ppo.Actors(settings, model, tokenizer, reference, reward or CountZ(), sampler, critic=critic), prompts
+    sampler = LocalSampler(model, tokenizer, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)
+    parts = Components(
+        model, tokenizer, Reference(reference), sampler, reward or CountZ(),
+        value_model=ValueModel.from_policy(model, seed=0), temperature=settings.temperature, compute=settings.compute,
+    )  # fmt: skip
+    return parts, read_prompts(parts, settings.data, settings.eval_data, **settings.prompt_settings())[0]
+
+
+def sampled(parts: Components, rows: Sequence[EncodedGroup], settings: ppo.PPOConfig) -> Rollout:
+    """A response to each prompt, scored, with the log-probabilities of policy and reference."""
+    return measured(sample_scored(parts, rows, group_size=1, seed=derive_seed(settings.seed, "rollout", 1)), parts)
+
+
+def rollout_of(parts: Components, rows: Sequence[EncodedGroup], settings: ppo.PPOConfig, *, beta: float) -> Rollout:
+    """The same, with advantages."""
+    return ppo.with_advantages(sampled(parts, rows, settings), parts, settings, beta=beta)
+
+
+def column(tensor: Tensor | None) -> Tensor:
+    """A tensor over [P, 1, T] as [R, T]."""
+    assert tensor is not None
+    return tensor[:, 0]
 
 
 def gradients(settings: ppo.PPOConfig, base: Path) -> tuple[Tensor, Tensor]:
     """Gradient of the policy and of the value network in one update over a whole rollout."""
-    cast, prompts = actors(settings, base)
-    return update(cast, ppo.collect(cast, prompts[:8], beta=0.1, step=1), range(8))
+    parts, prompts = components(settings, base)
+    return update(parts, rollout_of(parts, prompts[:8], settings, beta=0.1), range(8), settings)
 
 
-def update(cast: ppo.Actors, rollout: ppo.Rollout, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+def no_mix(parts: Components) -> PretrainingMix:
+    """Nothing mixed in."""
+    return PretrainingMix(
+        None, parts.policy, parts.tokenizer, batch_size=1, coefficient=1.0, max_length=None, seed=0, compute=Compute()
+    )
+
+
+def update(parts: Components, rollout: Rollout, rows: Sequence[int], settings: ppo.PPOConfig) -> tuple[Tensor, Tensor]:
     """Gradient of the policy and of the value network in one update over some rows."""
-    taken: list[Tensor] = []
+    gradients: list[Tensor] = []
 
     def keep(model: torch.nn.Module) -> Optimizer:
         optimizer = Optimizer(model, steps=1, learning_rate=1e-3)
-        optimizer.step = lambda: {  # type: ignore[method-assign]
-            "grad_norm": taken.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))  # type: ignore[func-returns-value]
-        }
+
+        def step() -> dict[str, Any]:
+            gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+            return {"grad_norm": 0.0}
+
+        optimizer.step = step  # type: ignore[method-assign]
         return optimizer
 
-    ppo.learn(cast, rollout, rows, keep(cast.policy), keep(cast.critic))
-    return taken[0], taken[1]
+    optimizers = ppo.Optimizers(keep(parts.policy), keep(parts.critic), Average(parts.policy, None))
+    ppo.update(parts, rollout.batch.select(torch.tensor(list(rows))), optimizers, no_mix(parts), settings)
+    return gradients[0], gradients[1]
 
 
 def test_F1_policy_and_critic_gradients_are_the_same_for_any_number_of_micro_batches(base: Path, prompts: Path) -> None:
@@ -99,25 +140,28 @@ def test_F1_policy_and_critic_gradients_are_the_same_for_any_number_of_micro_bat
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)  # float32: the sampler's numbers are
 
 
-def uneven(settings: ppo.PPOConfig, base: Path) -> tuple[ppo.Actors, list[EncodedGroup]]:
-    """Actors whose responses are of unequal length."""
-    cast, rows = actors(settings, base)
+def uneven(settings: ppo.PPOConfig, base: Path) -> tuple[Components, list[EncodedGroup]]:
+    """Components whose responses are of unequal length."""
+    parts, rows = components(settings, base)
     with torch.no_grad():
-        cast.policy.lm_head.weight[1] += 0.3
-    return cast, rows
+        parts.policy.lm_head.weight[1] += 0.3
+    return parts, rows
 
 
 def test_the_reference_is_asked_at_the_temperature_of_the_samples(base: Path, prompts: Path) -> None:
-    cast, rows = uneven(config(base, prompts, temperature=0.7), base)
-    batch = ppo.collect(cast, rows[:8], beta=0.1, step=1).batch
+    settings = config(base, prompts, temperature=0.7)
+    parts, rows = uneven(settings, base)
+    batch = rollout_of(parts, rows[:8], settings, beta=0.1).batch
     assert not batch.mask.all()
     expected = torch.zeros(batch.shape)
     for row in range(8):
         prompt = batch.prompt_ids[row][batch.prompt_attention[row]]
         response = batch.response_ids[row, 0][batch.mask[row, 0]]
-        logits = cast.reference(torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1].detach()
+        logits = parts.reference.model(torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1].detach()
         expected[row, 0, : len(response)] = (logits / 0.7).log_softmax(-1).gather(-1, response[:, None])[:, 0]
-    torch.testing.assert_close(rollouts.reference_logprobs(cast, batch), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        parts.reference.logprobs(batch, temperature=0.7, compute=Compute()), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [10_000, 1])
@@ -129,22 +173,22 @@ def test_an_update_on_some_rows_has_the_gradients_of_its_formulas(
         base, prompts, temperature=0.8, clip=0.1, value_clip=0.3, value_coefficient=0.7,
         micro_batch_tokens=micro_batch_tokens,
     )  # fmt: skip
-    cast, groups = uneven(settings, base)
-    rollout = ppo.collect(cast, groups[:8], beta=0.1, step=1)
+    parts, groups = uneven(settings, base)
+    rollout = rollout_of(parts, groups[:8], settings, beta=0.1)
     with torch.no_grad():
-        cast.policy.lm_head.weight.mul_(1.4)
-        cast.critic.head.weight.mul_(0.4)  # nearer to the returns, where the clip holds
+        parts.policy.lm_head.weight.mul_(1.4)
+        parts.critic.head.weight.mul_(0.4)  # nearer to the returns, where the clip holds
     some, batch = [0, 3, 5, 6], rollout.batch
     policy_loss, value_loss, tokens, held = torch.zeros(()), torch.zeros(()), 0, 0
     for row in some:
         prompt = batch.prompt_ids[row][batch.prompt_attention[row]]
         response = batch.response_ids[row, 0][batch.mask[row, 0]]
         ids, start = torch.cat([prompt, response])[None], len(prompt) - 1
-        logprobs = (cast.policy(ids).logits[0, start:-1] / 0.8).log_softmax(-1).gather(-1, response[:, None])[:, 0]
-        predicted = cast.critic.head(cast.critic.decoder(ids).last_hidden_state[0, start:-1])[:, 0]
+        logprobs = (parts.policy(ids).logits[0, start:-1] / 0.8).log_softmax(-1).gather(-1, response[:, None])[:, 0]
+        predicted = parts.critic.head(parts.critic.decoder(ids).last_hidden_state[0, start:-1])[:, 0]
         old, advantage, was, target = (
             tensor[row, : len(response)]
-            for tensor in (rollout.old_logprobs, rollout.advantages, rollout.values, rollout.returns)
+            for tensor in map(column, (batch.old_logprobs, batch.advantages, batch.values, batch.returns))
         )
         ratio = (logprobs - old).exp()
         policy_loss = policy_loss - torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.1) * advantage).sum()
@@ -156,28 +200,29 @@ def test_an_update_on_some_rows_has_the_gradients_of_its_formulas(
     assert 0 < held < tokens and len(set(batch.lengths.flatten().tolist())) > 1
     expected = [
         torch.cat([g.flatten() for g in torch.autograd.grad(loss / tokens, list(model.parameters()))])
-        for loss, model in ((policy_loss, cast.policy), (value_loss, cast.critic))
+        for loss, model in ((policy_loss, parts.policy), (value_loss, parts.critic))
     ]
-    for found, wanted in zip(update(cast, rollout, some), expected, strict=True):
+    for found, wanted in zip(update(parts, rollout, some, settings), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-6)
 
 
 def test_whitening_is_over_the_tokens_of_the_rollout_and_of_rewards_keeps_the_mean(base: Path, prompts: Path) -> None:
-    def collect(**changes: object) -> ppo.Rollout:
-        cast, rows = uneven(config(base, prompts, **{"whiten_advantages": False, "lam": 1.0} | changes), base)
-        return ppo.collect(cast, rows[:8], beta=0.3, step=1)
+    def collect(**changes: object) -> Rollout:
+        settings = config(base, prompts, **{"whiten_advantages": False, "lam": 1.0} | changes)
+        parts, rows = uneven(settings, base)
+        return rollout_of(parts, rows[:8], settings, beta=0.3)
 
     plain, mask = collect(), collect().batch.mask[:, 0]
     assert not mask.all()
-    kept = plain.advantages[mask]
+    kept = column(plain.batch.advantages)[mask]
     expected = (kept - kept.mean()) / kept.std(correction=0)
-    white = collect(whiten_advantages=True).advantages
+    white = column(collect(whiten_advantages=True).batch.advantages)
     torch.testing.assert_close(white[mask], expected, rtol=1e-4, atol=1e-5)
     assert not white[~mask].any()
 
-    def rewards(rollout: ppo.Rollout) -> Tensor:  # at γ = λ = 1 a token's reward is what the return falls by
-        after = torch.cat([rollout.returns[:, 1:], torch.zeros(8, 1)], -1)
-        return (rollout.returns - after)[mask]
+    def rewards(rollout: Rollout) -> Tensor:  # at γ = λ = 1 a token's reward is what the return falls by
+        after = torch.cat([column(rollout.batch.returns)[:, 1:], torch.zeros(8, 1)], -1)
+        return (column(rollout.batch.returns) - after)[mask]
 
     kept = rewards(plain)
     expected = (kept - kept.mean()) / kept.std(correction=0) + kept.mean()
@@ -195,25 +240,28 @@ def test_F10_every_coefficient_changes_the_update(base: Path, prompts: Path) -> 
 
 
 def test_F10_beta_changes_the_advantages(base: Path, prompts: Path) -> None:
-    cast, rows = actors(config(base, prompts, whiten_advantages=False), base)
-    leashed, free = (ppo.collect(cast, rows[:8], beta=beta, step=1) for beta in (1.0, 0.0))
+    settings = config(base, prompts, whiten_advantages=False)
+    parts, rows = components(settings, base)
+    leashed, free = (rollout_of(parts, rows[:8], settings, beta=beta) for beta in (1.0, 0.0))
     torch.testing.assert_close(leashed.scores, free.scores)
-    assert float(leashed.drift.abs().max()) > 1e-3
-    assert not torch.allclose(leashed.advantages, free.advantages)
+    assert float(leashed.kl_per_token.abs().max()) > 1e-3
+    assert not torch.allclose(column(leashed.batch.advantages), column(free.batch.advantages))
 
 
 def test_the_leash_is_k1_per_token_and_the_score_stands_on_the_last_one(base: Path, prompts: Path) -> None:
-    cast, rows = actors(config(base, prompts, whiten_advantages=False, lam=1.0, gamma=1.0), base)
-    rollout = ppo.collect(cast, rows[:8], beta=0.3, step=1)
-    reference = rollouts.reference_logprobs(cast, rollout.batch)[:, 0]
-    torch.testing.assert_close(rollout.drift, rollout.old_logprobs - reference)
+    settings = config(base, prompts, whiten_advantages=False, lam=1.0, gamma=1.0)
+    parts, rows = components(settings, base)
+    rollout = rollout_of(parts, rows[:8], settings, beta=0.3)
+    reference = column(parts.reference.logprobs(rollout.batch, compute=Compute()))
+    nats = column(rollout.kl_per_token)
+    torch.testing.assert_close(nats, column(rollout.batch.old_logprobs) - reference)
     for row in range(8):
         length = int(rollout.batch.lengths[row, 0])
         # With γ = λ = 1 the return at t is what is still to come: the score, less β for each nat from t on.
         for t in range(length):
-            expected = float(rollout.scores[row]) - 0.3 * float(rollout.drift[row, t:length].sum())
-            assert float(rollout.returns[row, t]) == pytest.approx(expected, abs=1e-4)
-        assert float(rollout.returns[row, length:].abs().sum()) == 0
+            expected = float(rollout.scores[row]) - 0.3 * float(nats[row, t:length].sum())
+            assert float(column(rollout.batch.returns)[row, t]) == pytest.approx(expected, abs=1e-4)
+        assert float(column(rollout.batch.returns)[row, length:].abs().sum()) == 0
 
 
 def test_F4_a_reward_of_exactly_zero_counts(base: Path, prompts: Path) -> None:
@@ -221,24 +269,27 @@ def test_F4_a_reward_of_exactly_zero_counts(base: Path, prompts: Path) -> None:
         def __call__(self, groups: list[Group]) -> Float[Tensor, "P K"]:
             return torch.zeros(len(groups), 1)
 
-    cast, rows = actors(config(base, prompts, whiten_advantages=False), base, Nothing())
-    rollout = ppo.collect(cast, rows[:8], beta=0.0, step=1)
+    settings = config(base, prompts, whiten_advantages=False)
+    parts, rows = components(settings, base, Nothing())
+    rollout = rollout_of(parts, rows[:8], settings, beta=0.0)
     assert float(rollout.scores.abs().max()) == 0
     mask = rollout.batch.mask[:, 0]
-    assert bool((rollout.advantages[mask].abs() > 0).any()), "a value that expected more is disappointed by 0.0"
+    assert bool((column(rollout.batch.advantages)[mask].abs() > 0).any()), (
+        "a value that expected more is disappointed by 0.0"
+    )
 
 
 def test_F3_the_missing_eos_score_replaces_the_reward_of_what_did_not_end(base: Path, write: Any) -> None:
     # The prompt holds the end token's word: an end in the *prompt* must not count as the response's.
     data = write("ends.jsonl", [{"prompt": "a <end> b"}] * 20)
     settings = config(base, data, missing_eos_score=-7.0, whiten_advantages=False, lam=1.0, max_new_tokens=3)
-    cast, rows = actors(settings, base)
-    rollout = ppo.collect(cast, rows[:16], beta=0.0, step=1)
+    parts, rows = components(settings, base)
+    rollout = rollout_of(parts, rows[:16], settings, beta=0.0)
     ended = [group.responses[0].finished for group in rollout.groups]
     assert sum(ended) > 0 or not all(ended)
     for row, group in enumerate(rollout.groups):
         expected = float(rollout.scores[row]) if group.responses[0].finished else -7.0
-        assert float(rollout.returns[row, 0]) == pytest.approx(expected, abs=1e-5)
+        assert float(column(rollout.batch.returns)[row, 0]) == pytest.approx(expected, abs=1e-5)
 
 
 def test_scores_are_cut_on_both_sides(base: Path, prompts: Path) -> None:
@@ -246,10 +297,11 @@ def test_scores_are_cut_on_both_sides(base: Path, prompts: Path) -> None:
         def __call__(self, groups: list[Group]) -> Float[Tensor, "P K"]:
             return torch.linspace(-3, 3, len(groups))[:, None]
 
-    cast, rows = actors(config(base, prompts, reward_clip=1.5, whiten_advantages=False, lam=1.0), base, Wide())
-    rollout = ppo.collect(cast, rows[:8], beta=0.0, step=1)
-    torch.testing.assert_close(rollout.returns[:, 0], torch.linspace(-3, 3, 8).clamp(-1.5, 1.5))
-    assert rollout.scores.tolist() == pytest.approx(torch.linspace(-3, 3, 8).tolist()), "logged as they were given"
+    settings = config(base, prompts, reward_clip=1.5, whiten_advantages=False, lam=1.0)
+    parts, rows = components(settings, base, Wide())
+    rollout = rollout_of(parts, rows[:8], settings, beta=0.0)
+    torch.testing.assert_close(column(rollout.batch.returns)[:, 0], torch.linspace(-3, 3, 8).clamp(-1.5, 1.5))
+    assert rollout.scores[:, 0].tolist() == pytest.approx(torch.linspace(-3, 3, 8).tolist()), "as given"
 
 
 def test_F7_the_ratio_is_one_before_the_first_update(base: Path, prompts: Path) -> None:
@@ -262,33 +314,35 @@ def test_F7_the_ratio_is_one_before_the_first_update(base: Path, prompts: Path) 
 
 def check(base: Path, prompts: Path, spoil: Any, temperature: float = 1.0) -> None:
     """One rollout and its first update, with a fault planted in between."""
-    cast, rows = actors(config(base, prompts, temperature=temperature), base)
-    rollout = ppo.collect(cast, rows[:8], beta=0.1, step=1)
-    rollout = spoil(cast, rollout) or rollout
-    policy = Optimizer(cast.policy, steps=1, learning_rate=1e-3)
-    ppo.learn(cast, rollout, range(8), policy, Optimizer(cast.critic, steps=1, learning_rate=1e-3), first=True)
+    settings = config(base, prompts, temperature=temperature)
+    parts, rows = components(settings, base)
+    rollout = rollout_of(parts, rows[:8], settings, beta=0.1)
+    rollout = spoil(parts, rollout) or rollout
+    policy, critic = (Optimizer(model, steps=1, learning_rate=1e-3) for model in (parts.policy, parts.critic))
+    optimizers = ppo.Optimizers(policy, critic, Average(parts.policy, None))
+    ppo.update(parts, rollout.batch, optimizers, no_mix(parts), settings, first=True)
 
 
 def test_F7_dropout_is_caught_and_named(base: Path, prompts: Path) -> None:
-    def dropout(cast: ppo.Actors, rollout: ppo.Rollout) -> None:
-        for layer in cast.policy.model.layers:
+    def dropout(parts: Components, rollout: Rollout) -> None:
+        for layer in parts.policy.model.layers:
             layer.self_attn.attention_dropout = 0.5
-        cast.policy.train()
+        parts.policy.train()
 
     with pytest.raises(TrainingError, match="dropout is active in training"):
         check(base, prompts, dropout)
 
 
 def test_F7_a_temperature_missing_in_the_rollout_is_caught_and_named(base: Path, prompts: Path) -> None:
-    def forget(cast: ppo.Actors, rollout: ppo.Rollout) -> None:
-        rollout.old_logprobs[:] = forward.response_logprobs(cast.policy, rollout.batch)[0][:, 0].detach()
+    def forget(parts: Components, rollout: Rollout) -> None:
+        column(rollout.batch.old_logprobs)[:] = forward.response_logprobs(parts.policy, rollout.batch)[0][:, 0].detach()
 
     with pytest.raises(TrainingError, match=r"lack the temperature 0\.5"):
         check(base, prompts, forget, temperature=0.5)
 
 
 def test_F7_ids_that_were_tokenised_again_are_caught(base: Path, prompts: Path) -> None:
-    def retokenise(cast: ppo.Actors, rollout: ppo.Rollout) -> None:
+    def retokenise(parts: Components, rollout: Rollout) -> None:
         rollout.batch.response_ids[:, 0, 0] = (rollout.batch.response_ids[:, 0, 0] + 1) % 30
 
     with pytest.raises(TrainingError, match="decoded and tokenised again"):
@@ -296,12 +350,13 @@ def test_F7_ids_that_were_tokenised_again_are_caught(base: Path, prompts: Path) 
 
 
 def test_F7_the_check_compares_what_was_computed_and_not_a_copy(base: Path, prompts: Path) -> None:
-    cast, rows = actors(config(base, prompts), base)
-    batch = cast.sampler([row.prompt_ids for row in rows[:4]], group_size=1, seed=0)
-    logprobs = forward.response_logprobs(cast.policy, batch)[0][:, 0].detach()
-    assert float(ratio.check_first(cast.policy, batch, logprobs, logprobs, 1.0, "float32")) == 1.0
+    settings = config(base, prompts)
+    parts, rows = components(settings, base)
+    batch = parts.sampler([row.prompt_ids for row in rows[:4]], group_size=1, seed=0)
+    logprobs = forward.response_logprobs(parts.policy, batch)[0][:, 0].detach()
+    assert float(first_ratio.check_first(parts.policy, batch, logprobs, logprobs, 1.0, "float32")) == 1.0
     with pytest.raises(TrainingError):
-        ratio.check_first(cast.policy, batch, logprobs + 0.1, logprobs, 1.0, "float32")
+        first_ratio.check_first(parts.policy, batch, logprobs + 0.1, logprobs, 1.0, "float32")
 
 
 def test_F3_padding_that_is_the_end_token_changes_nothing(
@@ -398,17 +453,22 @@ def test_pretraining_data_keeps_its_likelihood_up(base: Path, prompts: Path, dem
 
 def test_F1_the_gradient_of_pretraining_is_a_mean_over_tokens(base: Path, prompts: Path, demonstrations: Path) -> None:
     for tokens in (10_000, 1):
-        cast, _ = actors(config(base, prompts, pretraining_coefficient=3.0, micro_batch_tokens=tokens), base)
-        groups = encode_all(list(read_groups(demonstrations)), cast.tokenizer)[0][:6]
+        model, tokenizer = load_policy(base)
+        mix = PretrainingMix(
+            str(demonstrations), model, tokenizer, batch_size=6, coefficient=3.0, max_length=None, seed=0,
+            compute=Compute(micro_batch_tokens=tokens),
+        )  # fmt: skip
         total, count = torch.zeros(()), 0
-        for group in groups:
+        for row in batch_at(0, len(mix.rows), 6, derive_seed(0, "pretraining")):
+            group = mix.rows[row]
             ids, start = torch.tensor([[*group.prompt_ids, *group.responses[0].ids]]), len(group.prompt_ids)
-            logprobs = cast.policy(ids).logits[0, start - 1 : -1].log_softmax(-1)
+            logprobs = model(ids).logits[0, start - 1 : -1].log_softmax(-1)
             total = total - logprobs.gather(-1, ids[0, start:, None]).sum()
             count += ids.shape[1] - start
-        expected = torch.autograd.grad(3 * total / count, list(cast.policy.parameters()))
-        ppo._keep_up(cast, groups, Optimizer(cast.policy, steps=1, learning_rate=0.0))
-        for parameter, wanted in zip(cast.policy.parameters(), expected, strict=True):
+        expected = torch.autograd.grad(3 * total / count, list(model.parameters()))
+        loss = mix.backward(Optimizer(model, steps=1, learning_rate=0.0))["pretraining_loss"]
+        assert float(loss) == pytest.approx(float(total.detach() / count), rel=1e-4)
+        for parameter, wanted in zip(model.parameters(), expected, strict=True):
             torch.testing.assert_close(parameter.grad, wanted, rtol=1e-3, atol=1e-6)
 
 
@@ -425,7 +485,7 @@ def test_the_value_network_starts_from_the_reward_model(base: Path, prompts: Pat
     )
     learned = build_reward(str(reward.path), policy_tokenizer=load_policy(base)[1])
     policy, _ = load_policy(base)
-    critic = ppo._critic(policy, learned, config(base, prompts, value_init="reward"))
+    critic = build_critic(policy, learned, "reward", seed=0)
     torch.testing.assert_close(critic.head.weight, learned.model.score.weight)  # type: ignore[attr-defined]
     assert critic.head.weight.data_ptr() != learned.model.score.weight.data_ptr()  # type: ignore[attr-defined]
     folder = ppo.run(config(base, prompts, reward=str(reward.path), value_init="reward", force=True))
@@ -480,5 +540,5 @@ def test_rows_of_one_batch_do_not_touch_each_other(base: Path) -> None:
     ]
     together, alone = collate(rows), [collate([row]) for row in rows]
     for i, row in enumerate(alone):
-        for compute in (lambda b: forward.response_logprobs(model, b)[0], lambda b: ppo.values(critic, b)):
+        for compute in (lambda b: forward.response_logprobs(model, b)[0], lambda b: values(critic, b)):
             torch.testing.assert_close(compute(together)[i, 0, : 5 - i], compute(row)[0, 0], rtol=0, atol=1e-5)

@@ -54,7 +54,8 @@ def gradient(base: Path, data: Path, micro_batch_tokens: int, **changes: object)
     # float64 all the way, so that the comparison is of the algorithm and not of rounding
     original, torch.Tensor.float = torch.Tensor.float, torch.Tensor.double  # type: ignore[method-assign]
     try:
-        reward_model._step(model, optimizer, groups, settings, reward_model.head_weights(settings, range(len(groups))))
+        weights = reward_model.head_weights(settings, range(len(groups)))
+        reward_model.update(model, groups, optimizer, settings, weights)
     finally:
         torch.Tensor.float = original  # type: ignore[method-assign]
     return taken[0]

@@ -29,7 +29,7 @@ def gradient(base: Path, data: Path, micro_batch_tokens: int, padding_side: str 
     optimizer = Optimizer(model, steps=1, learning_rate=1e-3)
     taken: list[torch.Tensor] = []
     optimizer.step = lambda: taken.append(torch.cat([p.grad.flatten() for p in model.parameters()])) or {}  # type: ignore[method-assign,func-returns-value,union-attr]
-    sft._step(model, optimizer, groups, config(base, data, micro_batch_tokens=micro_batch_tokens))
+    sft.update(model, groups, optimizer, config(base, data, micro_batch_tokens=micro_batch_tokens).compute)
     return taken[0]
 
 
@@ -52,7 +52,7 @@ def test_the_loss_is_the_mean_over_tokens_and_not_over_rows(base: Path, demonstr
             count += 1
     for tokens in (10_000, 20):
         settings = config(base, demonstrations, micro_batch_tokens=tokens)
-        assert sft.evaluate(model, groups, settings) == pytest.approx(total / count, rel=1e-5)
+        assert sft.held_out_loss(model, groups, settings.compute) == pytest.approx(total / count, rel=1e-5)
 
 
 def test_the_gradient_is_that_of_the_mean_over_tokens_through_plain_transformers(

@@ -1,7 +1,7 @@
 """What is watched while a policy climbs, and is never part of what it climbs.
 
 An alarm that is used as a reward is optimised away, so nothing here flows back into training. Each figure is written to
-metrics.jsonl beside gold, proxy and KL; a few responses of each step go to rollouts.jsonl. Formulas: docs/metrics.md.
+metrics.jsonl beside gold, proxy and KL. Formulas: docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -18,16 +18,13 @@ from kleash.data.group import Group, Response
 from kleash.evals.policy import diversity
 from kleash.rewards.reward import Parts, Reward
 
-SHOWN_GROUPS = 4
-"""Groups of each step whose responses are kept to be looked at."""
-
 
 def watch(
     groups: Sequence[Group],
     scores: Float[Tensor, "P K"],
     *,
     parts: Parts | None = None,
-    hold_out: Reward | None = None,
+    validation_reward: Reward | None = None,
 ) -> dict[str, float | None]:
     """Figures of fresh responses.
 
@@ -36,10 +33,11 @@ def watch(
         scores: what the reward gave them.
         parts: what the reward told beside the scores: `spread` is the disagreement of an ensemble, `distance` and
             `outside` how far a reward model is from its training.
-        hold_out: a reward that is not climbed.
+        validation_reward: a reward that is only measured.
 
     Returns:
-        What `describe_responses` gives; of the parts the means; `hold_out`, its mean score, and `hold_out_agreement`,
+        What `describe_responses` gives; of the parts the means; `validation_reward`, its mean score, and
+        `validation_reward_agreement`,
         the rank correlation of both rewards over the responses.
     """
     figures: dict[str, float | None] = describe_responses(groups)
@@ -47,9 +45,12 @@ def watch(
         told = [values for name, values in (parts or {}).items() if name.split("/")[-1] == figure]
         if told:
             figures[figure] = float(torch.stack(told).mean())
-    if hold_out is not None:
-        held = hold_out(groups)
-        figures |= {"hold_out": float(held.mean()), "hold_out_agreement": _agreement(scores.cpu(), held)}
+    if validation_reward is not None:
+        validation = validation_reward(groups)
+        figures |= {
+            "validation_reward": float(validation.mean()),
+            "validation_reward_agreement": _agreement(scores.cpu(), validation),
+        }
     return figures
 
 
@@ -72,24 +73,6 @@ def acceleration(history: Sequence[float]) -> float | None:
         return None
     before, last, now = history[-3:]
     return now - 2 * last + before
-
-
-def shown(
-    step: int, groups: Sequence[Group], scores: Float[Tensor, "P K"], drift: Float[Tensor, "P K"]
-) -> list[dict[str, Any]]:
-    """Rows of rollouts.jsonl: the first few groups of a step, a row a response."""
-    return [
-        {
-            "step": step,
-            "prompt": group.prompt,
-            "response": response.text,
-            "finished": response.finished,
-            "score": float(score),
-            "kl": float(nats),
-        }
-        for group, own, drifts in zip(groups[:SHOWN_GROUPS], scores.tolist(), drift.tolist(), strict=False)
-        for response, score, nats in zip(group.responses, own, drifts, strict=True)
-    ]
 
 
 def _tokens(response: Response) -> Sequence[Any]:

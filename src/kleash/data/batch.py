@@ -43,6 +43,8 @@ class GroupBatch:
     """What came of each token: the value network's target."""
     advantages: Float[Tensor, "P K T"] | None = None
     """What the policy gradient weighs each token by."""
+    weights: Float[Tensor, "P K T"] | None = None
+    """What each token counts in the loss of an optimiser step: they sum to 1, or to less where lengths are honest."""
     version: int | None = None
     """Which policy sampled: how many optimiser steps or rollouts it had learned from."""
 

@@ -26,13 +26,10 @@ from kleash.lab.world import World, pretrain
 from kleash.lab.world.labellers import Labellers
 from kleash.lab.world.world import Split
 from kleash.models.compute import Compute
-from kleash.models.load import load_policy
-from kleash.models.reference import reference_of
-from kleash.objectives import kl
 from kleash.report.html import write_report
-from kleash.rewards.learned import LearnedReward
+from kleash.rollout import build_components
+from kleash.rollout.rollout import measured, sample_scored
 from kleash.run import RunFolder, derive_seed, versions, write_json
-from kleash.sampling.sampler import build_sampler, sample_groups
 from kleash.stages import generate, ppo, reward_model, sft
 
 
@@ -371,15 +368,13 @@ def summarise_policy(world: World, rows: Sequence[SampleRow]) -> PolicySummary:
 def sample_base(demo: Demo) -> list[SampleRow]:
     """Base samples on the test prompts, with their proxy and their KL from the SFT model."""
     prompts = [group for group in read_groups(demo.file("held_out")) if group.columns["split"] == "test"]
-    model, tokenizer = load_policy(demo.out / "base")
-    reward = LearnedReward.load(demo.out / "reward", policy_tokenizer=tokenizer)
-    reference = reference_of(model, str(demo.out / "sft"), device="auto", adapters=False)
-    sampler = build_sampler(model, tokenizer, max_new_tokens=demo.size.max_new_tokens)
-    encoded, seed = encode_all(prompts, tokenizer)[0], derive_seed(demo.seed, "base samples")
-    batch, groups = sample_groups(sampler, tokenizer, encoded, group_size=1, seed=seed)
-    assert batch.sampler_logprobs is not None
-    k1 = kl.k1(batch.sampler_logprobs, reference.logprobs(batch, compute=Compute(micro_batch_tokens=1 << 20)))
-    kls = kl.per_sequence(k1, batch.mask)[:, 0].tolist()
+    parts = build_components(
+        str(demo.out / "base"), str(demo.out / "reward"), reference=str(demo.out / "sft"),
+        max_new_tokens=demo.size.max_new_tokens, temperature=1.0, compute=Compute(micro_batch_tokens=1 << 20),
+    )  # fmt: skip
+    encoded, seed = encode_all(prompts, parts.tokenizer)[0], derive_seed(demo.seed, "base samples")
+    rollout = measured(sample_scored(parts, encoded, group_size=1, seed=seed), parts)
+    scores, kls = rollout.scores[:, 0].tolist(), rollout.kl[:, 0].tolist()
     return [
         {
             "prompt": group.prompt_text,
@@ -388,7 +383,7 @@ def sample_base(demo: Demo) -> list[SampleRow]:
             "score": score,
             "kl": nats,
         }
-        for group, score, nats in zip(groups, reward(groups)[:, 0].tolist(), kls, strict=True)
+        for group, score, nats in zip(rollout.groups, scores, kls, strict=True)
     ]
 
 

@@ -14,7 +14,6 @@ from typing import NotRequired
 
 import numpy as np
 
-from kleash.data.chat import end_ids
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Scores
 from kleash.evals.best_of_n import best_of_k, kl_of_best_of_k
@@ -24,13 +23,10 @@ from kleash.lab.chain import gold_of, with_labels
 from kleash.lab.curves import CurvePoint, Estimates, curve, read_samples
 from kleash.lab.world import World
 from kleash.lab.world.small_judge import QUALITIES, SMALL, SmallJudge, train_judges
-from kleash.models.load import freeze, load_policy
-from kleash.rewards.reward import build_reward
+from kleash.rollout import build_components, evaluate, read_prompts
 from kleash.run import RunFolder, derive_seed, read_record
-from kleash.sampling.local import LocalSampler
 from kleash.stages import best_of_n, dpo, generate, grpo, ppo, reward_model, score
 from kleash.stages.ppo import PPOConfig
-from kleash.stages.rollouts import Actors, evaluate, read_prompts
 
 DPO_EVALUATIONS = 6
 """Points of DPO's curve."""
@@ -218,11 +214,12 @@ def evaluate_models(setup: DemoSetup, run: RunFolder, models: Mapping[int, Path]
         return
     start = time.monotonic()
     (run.path / "samples.jsonl").unlink(missing_ok=True)  # of an attempt that was interrupted
-    reference, tokenizer = load_policy(setup.ppo.model)
-    held_out = read_prompts(setup.ppo, reference, tokenizer)[1]
-    reward = build_reward(setup.ppo.reward, policy_tokenizer=tokenizer)
+    settings = setup.ppo
     for step, path in models.items():
-        model = freeze(load_policy(path)[0])
-        sampler = LocalSampler(model, tokenizer, max_new_tokens=setup.ppo.max_new_tokens, end_ids=end_ids(tokenizer))
-        evaluate(Actors(setup.ppo, model, tokenizer, freeze(reference), reward, sampler), held_out, run, step)
+        parts = build_components(
+            str(path), settings.reward, reference=settings.model, max_new_tokens=settings.max_new_tokens,
+            temperature=1.0, compute=settings.compute,
+        )  # fmt: skip
+        _, held_out = read_prompts(parts, settings.data, settings.eval_data, **settings.prompt_settings())
+        evaluate(parts, held_out, run, step, seed=settings.seed)
     run.note("measured", seconds=round(time.monotonic() - start, 3))

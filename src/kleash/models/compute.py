@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 DType = Literal["float32", "bfloat16"]
 
@@ -20,3 +21,9 @@ class Compute:
     """What activations are computed in; weights and optimiser stay in float32."""
     micro_batch_tokens: int = 8192
     """Tokens in memory at once, padding included."""
+
+    def autocast(self, device: Any) -> AbstractContextManager[Any]:
+        """Compute in `dtype` on a `torch.device`; weights and optimiser stay in float32."""
+        from kleash.models.load import autocast  # which imports torch
+
+        return autocast(self.dtype, device)

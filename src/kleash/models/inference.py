@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,6 @@ from kleash.data.batching import by_size, microbatches
 from kleash.data.group import EncodedGroup
 from kleash.models.compute import Compute
 from kleash.models.forward import Model, response_logprobs
-from kleash.models.load import autocast
 from kleash.objectives.reduce import masked_sum
 from kleash.progress import Progress
 
@@ -36,6 +35,16 @@ def split_to_fit(batch: GroupBatch, *, max_tokens: int) -> GroupBatch:
     return batch.split(max(sizes, default=1))
 
 
+def each_micro_batch(batch: GroupBatch, *, max_tokens: int) -> Iterator[GroupBatch]:
+    """A batch piece by piece, each as large as fits; groups without a token that counts are left out, since they have
+    no gradient to give.
+    """
+    parts = split_to_fit(batch, max_tokens=max_tokens)
+    counts = parts.mask.flatten(1).any(-1).tolist()
+    for rows in micro_batches(parts, [row for row, any_token in enumerate(counts) if any_token], max_tokens=max_tokens):
+        yield parts.select(torch.tensor(rows, device=batch.mask.device))
+
+
 @torch.no_grad()
 def in_micro_batches(
     batch: GroupBatch, function: Callable[[GroupBatch], Float[Tensor, "N J T"]], *, compute: Compute
@@ -46,7 +55,7 @@ def in_micro_batches(
     for rows in micro_batches(parts, range(len(parts.mask)), max_tokens=compute.micro_batch_tokens):
         index = torch.tensor(rows, device=device)
         groups = parts.select(index)
-        with autocast(compute.dtype, device):
+        with compute.autocast(device):
             out[index, :, : groups.shape[2]] = torch.where(groups.mask, function(groups).float(), 0)
     return out.reshape(batch.mask.shape)
 
@@ -68,7 +77,7 @@ def summed_logprobs(model: Model, groups: Sequence[EncodedGroup], *, compute: Co
     with Progress(len(groups), "log-probabilities") as progress:
         for rows in microbatches(groups, max_tokens=compute.micro_batch_tokens):
             batch = collate([groups[row] for row in rows], device=device)
-            with autocast(compute.dtype, device):
+            with compute.autocast(device):
                 logprobs, _ = response_logprobs(model, batch)
             for row, values in zip(rows, masked_sum(logprobs, batch.mask, -1).cpu(), strict=True):
                 sums[row] = values

@@ -12,6 +12,8 @@ from kleash.objectives.bradley_terry import pair_loss, ranking_loss
 from kleash.objectives.logprobs import token_logprobs
 from kleash.objectives.policy import clipped_surrogate, truncated_importance
 from kleash.objectives.preference import (
+    LOSSES,
+    PairLoss,
     dpo_loss,
     implicit_rewards,
     ipo_loss,
@@ -25,8 +27,10 @@ from kleash.objectives.reduce import Metrics, Normalisation, masked_mean, masked
 from kleash.objectives.value import clipped_value_loss, explained_variance
 
 __all__ = [
+    "LOSSES",
     "Metrics",
     "Normalisation",
+    "PairLoss",
     "clipped_surrogate",
     "clipped_value_loss",
     "dpo_loss",

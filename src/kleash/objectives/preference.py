@@ -12,6 +12,9 @@ implicit rewards order the pair as the label does, 0 where they reverse it, ½ w
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -241,3 +244,65 @@ def _metrics(rewards: Float[Tensor, "P 2"], p: Float[Tensor, " P"]) -> Metrics:
 def _check_flips(share: float) -> None:
     if not 0 <= share < 0.5:
         raise ValueError(f"label_smoothing {share:g} is a share of flipped labels; it has to lie in [0, ½)")
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """A loss of comparisons, and what a stage has to know of it."""
+
+    function: Callable[..., tuple[Float[Tensor, " P"], Metrics]]
+    formula: str
+    """Of one pair; log-ratio(y) = log π(y|x) − log π_ref(y|x), summed over the tokens of y."""
+    needs_reference: bool = True
+    per_length: bool = False
+    """Its implicit rewards are means over tokens."""
+    options: tuple[str, ...] = ()
+    """Arguments of its own."""
+
+    def __call__(
+        self,
+        policy: Float[Tensor, "P 2"],
+        reference: Float[Tensor, "P 2"],
+        lengths: Int[Tensor, "P 2"],
+        *,
+        p: Float[Tensor, " P"],
+        beta: float,
+        options: Mapping[str, float],
+    ) -> tuple[Float[Tensor, " P"], Metrics]:
+        """The function with what it takes of all that; `options` may hold those of other losses."""
+        tensors = [policy] + [reference] * self.needs_reference + [lengths] * self.per_length
+        return self.function(*tensors, p=p, beta=beta, **{name: options[name] for name in self.options})
+
+
+LOSSES: Mapping[str, PairLoss] = {
+    "sigmoid": PairLoss(
+        dpo_loss,
+        "− p log σ(h) − (1 − p) log σ(−h), h = β (log-ratio(y_0) − log-ratio(y_1));"
+        " rankings: − Σ_k log(exp h_k / Σ_{j ≥ k} exp h_j), h_k = β log-ratio(y_k)",
+    ),
+    "smoothed": PairLoss(
+        smoothed_dpo_loss,
+        "− q log σ(h) − (1 − q) log σ(−h), q = p (1 − ε) + (1 − p) ε, h = β (log-ratio(y_0) − log-ratio(y_1))",
+        options=("label_smoothing",),
+    ),
+    "robust": PairLoss(
+        robust_dpo_loss,
+        "− q log σ(h) − (1 − q) log σ(−h), q = (p − ε)/(1 − 2ε), h = β (log-ratio(y_0) − log-ratio(y_1))",
+        options=("label_smoothing",),
+    ),
+    "ipo": PairLoss(ipo_loss, "p (Δ − 1/2β)² + (1 − p) (Δ + 1/2β)², Δ = log-ratio(y_0) − log-ratio(y_1)"),
+    "simpo": PairLoss(
+        simpo_loss,
+        "− p log σ(h − γ) − (1 − p) log σ(−h − γ), h = β (log π(y_0)/|y_0| − log π(y_1)/|y_1|), γ = gamma_ratio · β",
+        needs_reference=False,
+        per_length=True,
+        options=("gamma",),
+    ),
+    "length-normalised": PairLoss(
+        length_normalised_dpo_loss,
+        "− p log σ(h) − (1 − p) log σ(−h), h = β (log-ratio(y_0)/|y_0| − log-ratio(y_1)/|y_1|)",
+        per_length=True,
+    ),
+}
+"""The losses by the name that `kleash dpo --loss` knows them by. A loss is a function above, a record here, and its
+name in `DPOConfig.loss`."""

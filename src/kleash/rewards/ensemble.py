@@ -3,7 +3,7 @@
 out/
 ensemble.json     the members, by path and hash, and how their scores are combined
 members/0 …       reward models, each a folder that `transformers` loads
-hold-out/         a reward model on labels of its own, which no score is made of (where asked for)
+validation/       a reward model on labels of its own, which no score is made of (where asked for)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kleash.rewards.reward import Parts
 from kleash.run import sha256_of, write_json
 
 FILE = "ensemble.json"
-HOLD_OUT = "hold-out"
+VALIDATION = "validation"
 
 
 class EnsembleReward:

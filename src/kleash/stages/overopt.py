@@ -29,6 +29,7 @@ from kleash.errors import ConfigError, InputError
 from kleash.evals import overoptimization as oo
 from kleash.evals.attribution import leave_one_out
 from kleash.models.forward import response_logprobs
+from kleash.models.inference import micro_batches
 from kleash.models.load import autocast, context_length, freeze, load_policy
 from kleash.objectives import kl
 from kleash.progress import Progress
@@ -48,7 +49,6 @@ from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
 from kleash.stages.best_of_n import one_score_a_text
 from kleash.stages.data_configs import OveroptConfig
-from kleash.stages.rollouts import parts_of
 from kleash.stages.score import score_groups
 
 logger = logging.getLogger("kleash")
@@ -197,7 +197,7 @@ def drift_from(start: PreTrainedModel, policy: PreTrainedModel, batch: GroupBatc
 
     def logprobs(model: PreTrainedModel) -> torch.Tensor:
         out = torch.zeros(batch.mask.shape, device=policy.device)
-        for part in parts_of(batch, range(batch.shape[0]), TOKENS_AT_ONCE):
+        for part in micro_batches(batch, range(batch.shape[0]), max_tokens=TOKENS_AT_ONCE):
             index = torch.tensor(part, device=policy.device)
             groups = batch.select(index)
             with autocast(config.dtype, policy.device):

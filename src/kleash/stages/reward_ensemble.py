@@ -29,7 +29,7 @@ from kleash.data.split import comparison, hold_out, read_split
 from kleash.errors import ConfigError
 from kleash.models.average import average_weights
 from kleash.models.load import load_reward_model, load_tokenizer, new_reward_model, save_model
-from kleash.rewards.ensemble import HOLD_OUT, EnsembleReward, write_ensemble
+from kleash.rewards.ensemble import VALIDATION, EnsembleReward, write_ensemble
 from kleash.rewards.learned import LearnedReward
 from kleash.run import RunFolder, derive_seed, write_text
 from kleash.stages import reward_model, reward_report
@@ -64,7 +64,7 @@ def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedToke
     gate_in(folder, role="model", parent=config.model, force=config.force)
     files = _split(config, folder)
     if config.validation_share:
-        held = _member(config, folder.path / HOLD_OUT, files, data="hold-out")
+        held = _member(config, folder.path / VALIDATION, files, data="hold-out")
         folder.note("hold_out", **(held.record["results"].get("report") or {}))
     members = [_member(config, folder.path / name, files) for name in _names(config)]
     finish = _one if config.members == 1 or config.average_weights else _ensemble

@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import outcomes, preconditions
-from kleash.checks.gates import gate_in, gate_out
+from kleash.checks.gates import gate_out
+from kleash.checks.open_run import open_run
 from kleash.data.batch import GroupBatch, collate
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all
@@ -32,20 +33,18 @@ from kleash.evals.preference import preference_report
 from kleash.models.forward import check_forward, head_scores
 from kleash.models.load import autocast, context_length, new_reward_model, save_model
 from kleash.models.lora import merge_lora
+from kleash.models.trainable import make_trainable
 from kleash.objectives.bradley_terry import pair_loss, ranking_loss
-from kleash.progress import Progress
 from kleash.rewards.learned import score_encoded
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import RunFolder, derive_seed
 from kleash.stages import reward_report
-from kleash.stages.artifacts import inputs_of, model_card
+from kleash.stages.artifacts import model_card
 from kleash.stages.reward_report import held_out_rewards, pairs_of
-from kleash.stages.trainable import make_trainable
 from kleash.stages.training_configs import RewardConfig
-from kleash.training import checkpoint
+from kleash.training.best_checkpoint import BestCheckpoint
+from kleash.training.loop import Loop, State
 from kleash.training.optim import Optimizer
-from kleash.training.selection import Selection
-from kleash.training.trackers import Trackers, require
 
 logger = logging.getLogger("kleash")
 
@@ -68,17 +67,15 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     Returns:
         The finished run; the report on held-out pairs is in run.json under `results`.
     """
-    require(config.trackers)
-    folder = RunFolder.open(config.out, stage="reward", config=config, inputs=inputs_of(config, model=reward))
+    folder = open_run("reward", config, model=reward)
     if folder.finished:
         return folder
-    gate_in(folder, role="model", parent=config.model, force=config.force)
     model, tokenizer = reward or new_reward_model(
         config.model, seed=config.seed, heads=config.heads, device=config.device
     )
     if config.heads > 1:
         model.config.kleash_heads = {"combine": config.combine, "variance_penalty": config.variance_penalty}
-    make_trainable(model, config)
+    make_trainable(model, **config.adapter_settings())
     train, held_out = _comparisons(config, model, tokenizer)
     gold = None if config.gold is None else build_reward(config.gold, device=config.device, dtype=config.dtype)
     if config.learning_curve:
@@ -88,29 +85,19 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     folder.note("formulas", loss=FORMULA)
 
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
-    parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
-    state = checkpoint.restore(folder, parts)
-    selection = Selection(folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure"))
-    rewards: list[list[float]] | None = None
-    with Progress(steps, "reward", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
-        for step in range(state["step"] + 1, steps + 1):
-            rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
-            metrics = _step(model, optimizer, [train[row] for row in rows], config, head_weights(config, rows))
-            if held_out and config.due(step, steps):
-                rewards = held_out_rewards(model, held_out, config)
-                figures = rewards_report(held_out, rewards, train)
-                metrics |= {"eval_accuracy": figures["accuracy"], "eval_log_loss": figures["log_loss"]}
-                selection.offer(model, step, figures["log_loss"])
-            row = folder.log(step, metrics)
-            trackers.log(step, row)
-            progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})
-            if step % config.save_interval(steps) == 0 and step < steps:
-                checkpoint.save(folder, step, parts, keep=config.keep_states, **selection.numbers)
-
-    checkpoint.save(folder, steps, parts, keep=config.keep_states, **selection.numbers)
-    chosen = selection.take(model, steps)
-    if held_out and (rewards is None or chosen != steps):
-        rewards = held_out_rewards(model, held_out, config)
+    best = BestCheckpoint(folder, config.keep_weights)
+    state: State = {"model": model, "optimizer": optimizer, "best": best}
+    loop = Loop(folder, total=steps, state=state, shown=SHOWN, **config.loop_settings())
+    for step in loop:
+        rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
+        metrics = update(model, [train[row] for row in rows], optimizer, config, head_weights(config, rows))
+        if held_out and loop.due_to_evaluate(step):
+            figures = rewards_report(held_out, held_out_rewards(model, held_out, config), train)
+            metrics |= {"eval_accuracy": figures["accuracy"], "eval_log_loss": figures["log_loss"]}
+            best.update(model, step, figures["log_loss"])
+        loop.log(step, metrics)
+    chosen = best.take(model, loop.step)
+    rewards = held_out_rewards(model, held_out, config) if held_out else None
     samples, centred_on = centre(model, tokenizer, train, config)
     merge_lora(model)
     results: dict[str, Any] = {"step": chosen, "rows": len(train), "centred_on": centred_on}
@@ -210,13 +197,14 @@ def group_loss(
     return ranking_loss(scores, ranks, centring=config.centring)
 
 
-def _step(
+def update(
     model: PreTrainedModel,
-    optimizer: Optimizer,
     groups: Sequence[EncodedGroup],
+    optimizer: Optimizer,
     config: RewardConfig,
     weights: Float[Tensor, "P M"],
 ) -> dict[str, Any]:
+    """One optimiser step on some comparisons; `weights` says what each counts for each head."""
     totals: dict[str, Tensor] = {}
     for part in microbatches(groups, max_tokens=config.micro_batch_tokens):
         chosen = [groups[row] for row in part]

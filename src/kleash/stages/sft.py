@@ -1,7 +1,7 @@
-"""Supervised fine-tuning: imitate demonstrations.
+"""SFT: supervised fine-tuning, which imitates demonstrations.
 
-The first link of the chain: it makes the policy coherent and on-task, and its result is both the launch point of the
-policy and the anchor that the leash is tied to.
+The first link of the chain: it makes the policy coherent and on-task. Its result is both where policy training starts
+and the reference that the KL is measured from.
 
     kleash sft --model base/ --data demonstrations.jsonl --out runs/sft
 
@@ -10,36 +10,36 @@ Left out: packing several rows into one (length-sorted micro-batches waste a few
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import outcomes
-from kleash.checks.gates import Check, gate_in, gate_out
+from kleash.checks.after_training import after_training
+from kleash.checks.gates import Check, gate_out
+from kleash.checks.open_run import open_run
 from kleash.checks.samples import describe, prompt_effect, responses_of, sample, usual_length
 from kleash.data.batch import collate
 from kleash.data.batching import batch_at, microbatches
-from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup
-from kleash.data.split import demonstration, imitated, read_split
+from kleash.data.read import read_encoded
+from kleash.data.split import demonstration, imitated
+from kleash.models.compute import Compute
 from kleash.models.forward import check_forward, response_logprobs
-from kleash.models.load import autocast, context_length, load_policy, save_model
+from kleash.models.load import context_length, load_policy, save_model
 from kleash.models.lora import merge_lora
-from kleash.objectives.reduce import masked_sum
+from kleash.models.trainable import make_trainable
+from kleash.objectives import masked_sum
 from kleash.progress import Progress
 from kleash.run import RunFolder
-from kleash.stages.artifacts import inputs_of, model_card
-from kleash.stages.trainable import make_trainable
 from kleash.stages.training_configs import SFTConfig
-from kleash.training import checkpoint
+from kleash.training.best_checkpoint import BestCheckpoint
+from kleash.training.loop import Loop, State
+from kleash.training.model_folder import model_card
 from kleash.training.optim import Optimizer
-from kleash.training.selection import Selection
-from kleash.training.trackers import Trackers, require
-
-logger = logging.getLogger("kleash")
 
 SHOWN = ("loss", "eval_loss")
 """Figures of the progress bar."""
@@ -63,64 +63,68 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     Returns:
         The finished run; run.json holds `eval_loss` (nats a token) before and after.
     """
-    require(config.trackers)
-    folder = RunFolder.open(config.out, stage="sft", config=config, inputs=inputs_of(config, model=policy))
+    folder = open_run("sft", config, model=policy)
     if folder.finished:
         return folder
-    gate_in(folder, role="model", parent=config.model, force=config.force)
     model, tokenizer = policy or load_policy(config.model, device=config.device)
-    make_trainable(model, config)
-    train, held_out = _demonstrations(config, model, tokenizer)
+    make_trainable(model, **config.adapter_settings())
+    train, held_out = read_demonstrations(config, model, tokenizer)
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
+    before = folder.once("eval_loss_before", lambda: held_out_loss(model, held_out, config.compute))
     steps = config.steps(len(train))
-    folder.note("formulas", loss=FORMULA)
-
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
-    parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
-    state = checkpoint.restore(folder, parts)
-    selection = Selection(folder, config.keep_weights, step=state.get("best_step", 0), least=state.get("best_figure"))
-    after = math.nan
-    before = state.get("before", evaluate(model, held_out, config) if held_out else math.nan)
-    with Progress(steps, "sft", start=state["step"]) as progress, Trackers(config.trackers, folder) as trackers:
-        for step in range(state["step"] + 1, steps + 1):
-            rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
-            metrics = _step(model, optimizer, [train[row] for row in rows], config)
-            if held_out and config.due(step, steps):
-                metrics["eval_loss"] = after = evaluate(model, held_out, config)
-                selection.offer(model, step, after)
-            row = folder.log(step, metrics)
-            trackers.log(step, row)
-            progress.update(step, **{name: row[name] for name in SHOWN if row.get(name) is not None})
-            if step % config.save_interval(steps) == 0 and step < steps:
-                checkpoint.save(folder, step, parts, keep=config.keep_states, before=before, **selection.numbers)
-
-    checkpoint.save(folder, steps, parts, keep=config.keep_states, before=before, **selection.numbers)
-    chosen = selection.take(model, steps)
-    if held_out and (chosen != steps or math.isnan(after)):
-        after = evaluate(model, held_out, config)
-    gate_out(folder, checks=_checks(model, tokenizer, train, held_out, before, after, config))
+    best = BestCheckpoint(folder, config.keep_weights)
+    state: State = {"model": model, "optimizer": optimizer, "best": best}
+    loop = Loop(folder, total=steps, state=state, shown=SHOWN, **config.loop_settings())
+    folder.note("formulas", loss=FORMULA)
+    for step in loop:
+        rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
+        metrics = update(model, [train[row] for row in rows], optimizer, config.compute)
+        if held_out and loop.due_to_evaluate(step):
+            metrics["eval_loss"] = held_out_loss(model, held_out, config.compute)
+            best.update(model, step, metrics["eval_loss"])
+        loop.log(step, metrics)
+    last = best.take(model, loop.step)
+    after = best.figures.get(last, math.nan)
     merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, f"Held-out loss {after:.4f} nats a token."))
-    return folder.finish(eval_loss_before=before, eval_loss=after, step=chosen, rows=len(train))
+    after_training(folder, "checks", lambda: check(folder, model, tokenizer, train, held_out, before, after, config))
+    return folder.finish(eval_loss=after, step=last, rows=len(train))
 
 
 @torch.no_grad()
-def evaluate(model: PreTrainedModel, groups: Sequence[EncodedGroup], config: SFTConfig) -> float:
-    """−log π(response | prompt) a token, over all trained tokens of the groups."""
-    total, count, done = 0.0, 0, 0
+def held_out_loss(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: Compute) -> float:
+    """−log π(response | prompt) a token, over all trained tokens of the groups; not a number where there are none."""
+    total, count = 0.0, 0
     with Progress(len(groups), "held-out loss") as progress:
-        for part in microbatches(groups, max_tokens=config.micro_batch_tokens):
+        for part in microbatches(groups, max_tokens=compute.micro_batch_tokens):
             batch = collate([groups[row] for row in part], device=model.device)
-            with autocast(config.dtype, model.device):
+            with compute.autocast(model.device):
                 logprobs, _ = response_logprobs(model, batch)
             total -= float(masked_sum(logprobs, batch.mask))
             count += int(batch.mask.sum())
-            done += len(part)
-            progress.update(done, loss=total / count)
-    return total / count
+            progress.update(progress.step + len(part), loss=total / count)
+    return total / count if count else math.nan
 
 
-def _checks(
+def update(
+    model: PreTrainedModel, groups: Sequence[EncodedGroup], optimizer: Optimizer, compute: Compute
+) -> dict[str, Any]:
+    """One optimiser step on some demonstrations."""
+    tokens = sum(sum(response.mask) for group in groups for response in group.responses)
+    total = torch.zeros((), device=model.device)
+    for part in microbatches(groups, max_tokens=compute.micro_batch_tokens):
+        batch = collate([groups[row] for row in part], device=model.device)
+        with compute.autocast(model.device):
+            logprobs, _ = response_logprobs(model, batch)
+        loss = -masked_sum(logprobs, batch.mask) / tokens
+        optimizer.backward(loss)
+        total += loss.detach()
+    return {"loss": total, "tokens": tokens, **optimizer.step()}
+
+
+def check(
+    folder: RunFolder,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     train: Sequence[EncodedGroup],
@@ -128,7 +132,7 @@ def _checks(
     before: float,
     after: float,
     config: SFTConfig,
-) -> list[Check]:
+) -> None:
     """Has it learnt to answer as the data do, on prompts it has not seen?"""
     prompts = list({group.prompt_ids: group for group in held_out}.values())[: config.gate_prompts]
     drawn, unsampled = None, "there are no held-out prompts"
@@ -140,7 +144,7 @@ def _checks(
         limit = usual_length(train, most=config.gate_max_new_tokens)
         drawn = sample(model, tokenizer, prompts, limit=limit, seed=config.seed, dtype=config.dtype)
         unsampled = "no held-out prompt leaves room for a response"
-    return outcomes.sft(
+    checks: list[Check] = outcomes.sft(
         before=before,
         after=after,
         rows=len(held_out),
@@ -149,33 +153,15 @@ def _checks(
         demonstrations=describe(responses_of(train), tokenizer),
         unsampled=unsampled,
     )
+    gate_out(folder, checks=checks)
 
 
-def _step(
-    model: PreTrainedModel, optimizer: Optimizer, groups: Sequence[EncodedGroup], config: SFTConfig
-) -> dict[str, float | torch.Tensor]:
-    tokens = sum(sum(response.mask) for group in groups for response in group.responses)
-    total = torch.zeros((), device=model.device)
-    for part in microbatches(groups, max_tokens=config.micro_batch_tokens):
-        batch = collate([groups[row] for row in part], device=model.device)
-        with autocast(config.dtype, model.device):
-            logprobs, _ = response_logprobs(model, batch)
-        loss = -masked_sum(logprobs, batch.mask) / tokens
-        optimizer.backward(loss)
-        total += loss.detach()
-    return {"loss": total, "tokens": tokens, **optimizer.step()}
-
-
-def _demonstrations(
+def read_demonstrations(
     config: SFTConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
-    train, held_out = read_split(
-        config.data, config.eval_data, seed=config.seed, usable=demonstration, max_eval_rows=config.max_eval_rows,
-        response_column=config.response_column,
+    """The demonstrations to train on and those held out; of a preference the chosen response."""
+    return read_encoded(
+        config.data, config.eval_data, tokenizer, usable=demonstration,
+        prepare=lambda groups, source: [imitated(group) for group in groups], response_column=config.response_column,
+        max_length=config.max_length or context_length(model), max_eval_rows=config.max_eval_rows, seed=config.seed,
     )  # fmt: skip
-    length = config.max_length or context_length(model)
-    encoded, truncation = encode_all([imitated(group) for group in train], tokenizer, max_length=length)
-    if truncation.message():
-        logger.warning("%s: %s", config.data, truncation.message())
-    rows = [imitated(group) for group in held_out]
-    return encoded, encode_all(rows, tokenizer, max_length=length)[0] if rows else []

@@ -148,6 +148,25 @@ class PPOConfig(RolloutConfig):
     pretraining_coefficient: float = Field(27.8, gt=0)
     """Weight of that likelihood; needs `pretraining_data`."""
 
+    def value_optimizer_settings(self) -> dict[str, Any]:
+        """The settings of the value network's `Optimizer`."""
+        settings = self.optimizer_settings()
+        return settings if self.value_learning_rate is None else settings | {"learning_rate": self.value_learning_rate}
+
+    def mix_settings(self) -> dict[str, Any]:
+        """The settings of `PretrainingMix`."""
+        return {
+            "batch_size": max(1, self.batch_size // self.minibatches),
+            "coefficient": self.pretraining_coefficient,
+            "max_length": self.max_length,
+            "seed": self.seed,
+            "compute": self.compute,
+        }
+
+    def component_settings(self) -> dict[str, Any]:
+        """The settings of `build_components`, a value network among them."""
+        return super().component_settings() | {"value_init": self.value_init}
+
     @model_validator(mode="before")
     @classmethod
     def _take_preset(cls, given: Any) -> Any:

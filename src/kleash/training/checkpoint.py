@@ -1,7 +1,8 @@
-"""The state to go on from: weights, optimisers, position, and whatever numbers a stage holds.
+"""The state to go on from: weights, optimisers, cursors, and the numbers that a stage holds.
 
 Randomness needs no state here: it is derived from (seed, step), so a run that goes on draws what it would have drawn.
-Tensors are stored as safetensors, the rest as JSON; nothing is pickled.
+What has a state says so as in torch (`state_dict`, `load_state_dict`). Tensors are stored as safetensors, the rest as
+JSON; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -10,58 +11,76 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kleash.run import RunFolder, write_folder
-from kleash.training.optim import Optimizer
-
-Parts = Mapping[str, nn.Module | Optimizer | dict[str, Tensor]]
-"""What a checkpoint holds, by name."""
 
 
-def save(folder: RunFolder, step: int, parts: Parts, *, keep: int, **numbers: Any) -> None:
+@runtime_checkable
+class Stateful(Protocol):
+    """What a run has to remember; torch's own protocol, so that modules have it already."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Tensors and JSON values by name."""
+        ...
+
+    def load_state_dict(self, state_dict: Any) -> Any:
+        """Take back what `state_dict` gave."""
+        ...
+
+
+State = dict[str, Stateful]
+"""The parts of a run that have a state, by name."""
+
+
+def save(folder: RunFolder, step: int, state: State, *, keep: int, **numbers: Any) -> None:
     """Write the state after `step` steps and drop older states.
 
     Args:
         folder: the run.
         step: steps done.
-        parts: modules, optimisers and dicts of tensors by name.
+        state: what has a state, by name. Of a module the trained weights are stored.
         keep: how many states stay; the newest ones.
-        numbers: what else the stage needs to go on, as JSON.
+        numbers: what else to store, as JSON.
     """
 
     def fill(path: Path) -> None:
-        for name, part in parts.items():
-            save_file(_tensors(part), path / f"{name}.safetensors")
-        (path / "state.json").write_text(json.dumps({"step": step, **numbers}))
+        values: dict[str, Any] = {}
+        for name, part in state.items():
+            entries = trained_weights(part) if isinstance(part, nn.Module) else part.state_dict()
+            tensors = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
+            values[name] = {key: value for key, value in entries.items() if key not in tensors}
+            if tensors:
+                save_file(tensors, path / f"{name}.safetensors")
+        (path / "state.json").write_text(json.dumps({"step": step, "values": values, **numbers}))
 
     write_folder(folder.checkpoints / f"step-{step:08d}", fill)
     for old in saved(folder)[:-keep]:
         shutil.rmtree(old)
 
 
-def restore(folder: RunFolder, parts: Parts) -> dict[str, Any]:
-    """Load the newest state into modules and optimisers, and rewind the logs to it.
+def restore(folder: RunFolder, state: State) -> dict[str, Any]:
+    """Load the newest state into what has one, and rewind the logs to it.
 
     Returns:
-        The numbers saved with it; `{"step": 0}` for a new run.
+        `step`, and the numbers saved with it; `{"step": 0}` for a new run.
     """
     states = saved(folder)
     if not states:
         folder.rewind(-1)  # rows of step 0 are measured again, too
         return {"step": 0}
-    for name, part in parts.items():
-        tensors = load_file(states[-1] / f"{name}.safetensors")
-        if isinstance(part, Optimizer):
-            part.load(tensors)
-        elif isinstance(part, nn.Module):
+    numbers: dict[str, Any] = json.loads((states[-1] / "state.json").read_text())
+    values = numbers.pop("values")
+    for name, part in state.items():
+        file = states[-1] / f"{name}.safetensors"
+        tensors = load_file(file) if file.exists() else {}
+        if isinstance(part, nn.Module):
             load_weights(part, tensors)
         else:
-            part.update(tensors)
-    numbers: dict[str, Any] = json.loads((states[-1] / "state.json").read_text())
+            part.load_state_dict({**values[name], **tensors})
     folder.rewind(numbers["step"])
     return numbers
 
@@ -74,10 +93,10 @@ def saved(folder: RunFolder) -> list[Path]:
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """A module's tensors, each stored once where weights are tied."""
     tensors: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    pointers: set[int] = set()
     for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() not in seen or tensor.numel() == 0:
-            seen.add(tensor.data_ptr())
+        if tensor.data_ptr() not in pointers or tensor.numel() == 0:
+            pointers.add(tensor.data_ptr())
             tensors[name] = tensor.detach().contiguous()
     return tensors
 
@@ -93,9 +112,3 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     unexpected = model.load_state_dict(tensors, strict=False).unexpected_keys
     if unexpected:
         raise ValueError(f"tensors of another model: {', '.join(unexpected[:3])}")
-
-
-def _tensors(part: nn.Module | Optimizer | dict[str, Tensor]) -> dict[str, Tensor]:
-    if isinstance(part, Optimizer):
-        return part.state()
-    return trained_weights(part) if isinstance(part, nn.Module) else dict(part)

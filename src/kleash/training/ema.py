@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +29,14 @@ class Average:
         for name, parameter in _trained(model):
             if name in self.tensors:
                 parameter.copy_(self.tensors[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The average by parameter name."""
+        return dict(self.tensors)
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Take back what `state_dict` gave."""
+        self.tensors = {name: tensor.to(self.tensors[name].device) for name, tensor in state_dict.items()}
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -7,7 +7,7 @@ count (tokens or groups), then one `step`. The gradient is therefore the same ho
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ class Optimizer:
         )
         self.peak, self.schedule, self.warmup_steps, self.steps = learning_rate, schedule, warmup_steps, steps
         self.max_grad_norm = max_grad_norm
-        self.taken = 0
+        self.steps_taken = 0
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradient; `loss` is its sum divided by the step's count."""
@@ -87,7 +87,7 @@ class Optimizer:
             `learning_rate` and `grad_norm` (before clipping).
         """
         rate = learning_rate_at(
-            self.taken, self.steps, peak=self.peak, schedule=self.schedule, warmup_steps=self.warmup_steps
+            self.steps_taken, self.steps, peak=self.peak, schedule=self.schedule, warmup_steps=self.warmup_steps
         )
         for group in self.adam.param_groups:
             group["lr"] = rate
@@ -95,22 +95,23 @@ class Optimizer:
         norm = nn.utils.clip_grad_norm_(self._with_gradients(), limit)
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
-        self.taken += 1
+        self.steps_taken += 1
         return {"learning_rate": rate, "grad_norm": norm}
 
-    def state(self) -> dict[str, Tensor]:
-        """Moments and counts by parameter name."""
-        tensors: dict[str, Tensor] = {"taken": torch.tensor(self.taken)}
+    def state_dict(self) -> dict[str, Any]:
+        """Steps taken, and Adam's moments by parameter name."""
+        state: dict[str, Any] = {"steps_taken": self.steps_taken}
         for name, parameter in self.parameters.items():
             for key, value in self.adam.state[parameter].items():
-                tensors[f"{name}/{key}"] = value
-        return tensors
+                state[f"{name}/{key}"] = value
+        return state
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `state` gave."""
-        self.taken = int(tensors["taken"])
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.steps_taken = int(state_dict["steps_taken"])
         for name, parameter in self.parameters.items():
-            state = {key.rpartition("/")[2]: value for key, value in tensors.items() if key.rpartition("/")[0] == name}
+            prefix = f"{name}/"
+            state = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
             if state:
                 self.adam.state[parameter] = {
                     key: value.to(parameter.device if key != "step" else value.device) for key, value in state.items()

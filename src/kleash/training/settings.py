@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from kleash.config import Config
-from kleash.models.compute import DType
+from kleash.models.compute import Compute, DType
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -28,6 +28,11 @@ class StageConfig(Config):
     """What to compute in. Weights and optimiser stay in float32; bfloat16 halves the time where the hardware has it."""
     device: str = "auto"
     """`cpu`, `cuda`, …; auto takes a GPU where there is one."""
+
+    @property
+    def compute(self) -> Compute:
+        """Where and how forward passes are computed."""
+        return Compute(self.device, self.dtype, getattr(self, "micro_batch_tokens", Compute().micro_batch_tokens))
 
 
 class TrainingConfig(StageConfig):
@@ -88,18 +93,23 @@ class TrainingConfig(StageConfig):
             return self.max_steps
         return max(1, round(self.epochs * rows / self.batch_size))
 
-    def save_interval(self, steps: int) -> int:
-        """Steps between states to go on from."""
-        return self.save_every or max(1, steps // 10)
-
-    def due(self, step: int, steps: int) -> bool:
-        """Whether the held-out rows are to be measured after `step` steps of `steps`."""
-        return step == steps or (self.eval_every is not None and step % self.eval_every == 0)
-
     def optimizer_settings(self) -> dict[str, Any]:
         """The settings of `Optimizer`, but for the number of steps."""
         names = ("learning_rate", "schedule", "warmup_steps", "weight_decay", "adam_eps", "max_grad_norm")
         return {name: getattr(self, name) for name in names}
+
+    def loop_settings(self) -> dict[str, Any]:
+        """The settings of `Loop`, but for the number of steps."""
+        return {name: getattr(self, name) for name in ("save_every", "keep_states", "eval_every", "trackers")}
+
+    def adapter_settings(self) -> dict[str, Any]:
+        """The settings of `make_trainable`."""
+        return {
+            "rank": self.lora_rank,
+            "alpha": self.lora_alpha,
+            "seed": self.seed,
+            "gradient_checkpointing": self.gradient_checkpointing,
+        }
 
 
 class RolloutConfig(TrainingConfig):
@@ -123,6 +133,8 @@ class RolloutConfig(TrainingConfig):
     """Optimiser steps in a pass."""
     clip: float = Field(0.2, gt=0)
     """How far the ratio may move before its gain stops to count."""
+    log_rollouts: int = Field(8, ge=0)
+    """Responses of each rollout that are kept token by token under rollouts/; 0 keeps none."""
     snapshot_every: int | None = Field(None, ge=1)
     """Rollouts between weights kept under snapshots/, to be measured later; null keeps none."""
     hold_out: str | None = None
@@ -138,6 +150,26 @@ class RolloutConfig(TrainingConfig):
     """Nats a response: the run ends with the rollout whose KL is beyond it."""
     patience: int | None = Field(None, ge=1)
     """The run ends after so many measurements (`eval_every`) in a row that did not better the criterion's best."""
+
+    def component_settings(self) -> dict[str, Any]:
+        """The settings of `build_components`."""
+        return {
+            "reference": self.reference,
+            "validation_reward": self.hold_out,
+            "gold": self.gold,
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "needs_validation": self.criterion == "validation",
+            "lora_rank": self.lora_rank,
+            "lora_alpha": self.lora_alpha,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "seed": self.seed,
+            "compute": self.compute,
+        }
+
+    def prompt_settings(self) -> dict[str, Any]:
+        """The settings of `read_prompts`."""
+        return {name: getattr(self, name) for name in ("max_new_tokens", "max_length", "max_eval_rows", "seed")}
 
     @model_validator(mode="after")
     def _measures_what_it_goes_by(self) -> RolloutConfig:

@@ -51,7 +51,7 @@ def run(config: PretrainConfig) -> RunFolder:
     steps = len(rows) // config.batch_size
 
     optimizer = Optimizer(model, steps=steps, learning_rate=config.learning_rate, warmup_steps=20, weight_decay=0.01)
-    parts: checkpoint.Parts = {"model": model, "optimizer": optimizer}
+    parts: checkpoint.State = {"model": model, "optimizer": optimizer}
     state = checkpoint.restore(folder, parts)
     with Progress(steps, "base model", start=state["step"]) as progress:
         for step in range(state["step"] + 1, steps + 1):

@@ -1,0 +1,53 @@
+"""How a policy-gradient run ends: its weights first, then what its rollouts say of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kleash.checks import outcomes
+from kleash.checks.gates import gate_out
+from kleash.models.load import save_model
+from kleash.models.lora import merge_lora
+from kleash.rollout import Components
+from kleash.run import RunFolder
+from kleash.training.best_checkpoint import BestCheckpoint
+from kleash.training.ema import Average
+from kleash.training.loop import Loop
+from kleash.training.model_folder import model_card
+
+
+def finish_policy(
+    folder: RunFolder,
+    parts: Components,
+    loop: Loop,
+    best: BestCheckpoint,
+    *,
+    average: Average | None = None,
+    advice: str,
+    **results: Any,
+) -> RunFolder:
+    """Take the weights to keep, merge the adapters, write the model, record the checks and mark the run as finished.
+
+    Args:
+        folder: the run.
+        parts: the policy.
+        loop: says where and why the run ended.
+        best: which weights to keep.
+        average: where the last weights are kept: their moving average, if there is one.
+        advice: what to try where responses are cut off.
+        results: more figures for run.json.
+    """
+    step = best.take(parts.policy, loop.step)
+    if average is not None and best.keep_weights == "last":
+        average.take(parts.policy)
+    merge_lora(parts.policy)
+    save_model(folder.path, parts.policy, parts.tokenizer, model_card(folder, _summary(folder)))
+    kl_budget = folder.record["config"].get("kl_budget")
+    gate_out(folder, checks=outcomes.policy(folder.metrics(), kl_budget=kl_budget, advice=advice))
+    near_ties = getattr(parts.sampler, "near_ties", None)
+    return folder.finish(step=step, ended=loop.stop or "all rollouts done", near_ties=near_ties, **results)
+
+
+def _summary(folder: RunFolder) -> str:
+    last = folder.metrics()[-1]
+    return f"Mean reward {last['reward']:.3f} at KL {last['kl']:.2f} nats a response from the reference."

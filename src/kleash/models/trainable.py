@@ -1,0 +1,25 @@
+"""What of a model is trained, and at what price in memory."""
+
+from __future__ import annotations
+
+from kleash.models.forward import Model
+from kleash.models.lora import add_lora
+
+
+def make_trainable(model: Model, *, rank: int | None, alpha: float, seed: int, gradient_checkpointing: bool) -> None:
+    """Put adapters in where they are asked for, and switch gradient checkpointing on.
+
+    Args:
+        model: changed in place.
+        rank: of the adapters; None trains all weights.
+        alpha: scales the adapters' output by alpha / rank.
+        seed: of the adapters' weights.
+        gradient_checkpointing: compute a layer's activations again in the backward pass.
+    """
+    if rank is not None:
+        add_lora(model, rank=rank, alpha=alpha, seed=seed)
+    if gradient_checkpointing:
+        # transformers 5.24 gave it this name, and warns of the old one
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+        model.train()  # checkpointing works only in training mode; dropout is off in any case

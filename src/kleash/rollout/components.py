@@ -1,0 +1,142 @@
+"""The models, rewards and engines of a policy-gradient run, made from their names, and its prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kleash.data.group import EncodedGroup, Group
+from kleash.data.read import read_encoded
+from kleash.data.split import prompt_only
+from kleash.errors import ConfigError
+from kleash.models.compute import Compute
+from kleash.models.heads import ValueModel
+from kleash.models.load import context_length, load_policy
+from kleash.models.reference import reference_of
+from kleash.models.trainable import make_trainable
+from kleash.rewards.ensemble import VALIDATION, EnsembleReward
+from kleash.rewards.learned import LearnedReward
+from kleash.rewards.reward import Reward, build_reward
+from kleash.rollout.rollout import Components
+from kleash.run import derive_seed
+from kleash.sampling.sampler import build_sampler
+
+
+def build_components(
+    policy: str | tuple[PreTrainedModel, PreTrainedTokenizerBase],
+    reward: str | Reward,
+    *,
+    reference: str | None = None,
+    validation_reward: str | None = None,
+    gold: str | None = None,
+    max_new_tokens: int,
+    temperature: float,
+    value_init: Literal["reward", "policy"] | None = None,
+    needs_validation: bool = False,
+    lora_rank: int | None = None,
+    lora_alpha: float = 32.0,
+    gradient_checkpointing: bool = False,
+    seed: int = 0,
+    compute: Compute,
+) -> Components:
+    """Load and build the models, rewards and engines of a run.
+
+    Args:
+        policy: a folder, a hub name, or a live model and tokenizer.
+        reward: what to train against: a name as `build_reward` takes it, or a live reward.
+        reference: what the KL is measured from; None is the policy as it starts.
+        validation_reward: a reward that is only measured; None takes the one that `kleash reward --validation-share`
+            left in the folder of `reward`, where there is one.
+        gold: what is truly wanted: a reward for held-out prompts.
+        max_new_tokens: longest response.
+        temperature: divides the logits, in sampling and in training alike.
+        value_init: where a value network starts: the reward model (of several the first) where it reads the policy's
+            ids, else the policy; None: the method has no value network.
+        needs_validation: the run is judged by the validation reward, so there has to be one.
+        lora_rank, lora_alpha, gradient_checkpointing: what of policy and value network is trained, see
+            `make_trainable`.
+        seed: of new weights: adapters and a value head.
+        compute: where and how.
+
+    Raises:
+        ConfigError: there is no validation reward where one is needed.
+    """
+    model, tokenizer = load_policy(policy, device=compute.device) if isinstance(policy, str) else policy
+    beside = Path(reward) / VALIDATION if isinstance(reward, str) else None
+    if validation_reward is None and beside is not None and beside.is_dir():
+        validation_reward = str(beside)
+    if needs_validation and validation_reward is None:
+        raise ConfigError("criterion validation needs a validation reward; give --hold-out, or a --reward that has one")
+
+    def build(name: str) -> Reward:
+        return build_reward(
+            name, policy_tokenizer=tokenizer, device=compute.device, dtype=compute.dtype,
+            micro_batch_tokens=compute.micro_batch_tokens,
+        )  # fmt: skip
+
+    # at β = 0 no loss needs the reference, but the KL is the figure that shows a missing penalty
+    frozen = reference_of(model, reference, device=compute.device, adapters=lora_rank is not None)
+    scorer = build(reward) if isinstance(reward, str) else reward
+    critic = None if value_init is None else build_critic(model, scorer, value_init, seed=seed)
+    for trained in (model,) if critic is None else (model, critic.decoder):
+        make_trainable(
+            trained, rank=lora_rank, alpha=lora_alpha, seed=seed, gradient_checkpointing=gradient_checkpointing
+        )
+    return Components(
+        policy=model,
+        tokenizer=tokenizer,
+        reference=frozen,
+        reward=scorer,
+        value_model=critic,
+        validation_reward=build(validation_reward) if validation_reward else None,
+        gold=build(gold) if gold else None,
+        sampler=build_sampler(
+            model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, dtype=compute.dtype
+        ),
+        temperature=temperature,
+        compute=compute,
+    )
+
+
+def build_critic(
+    policy: PreTrainedModel, reward: Reward, start: Literal["reward", "policy"], *, seed: int
+) -> ValueModel:
+    """A value network: from the reward model where that is asked for and possible, else from the policy."""
+    learned = reward.members[0] if isinstance(reward, EnsembleReward) else reward
+    if start == "reward" and isinstance(learned, LearnedReward) and learned.reads_ids:
+        return ValueModel.from_reward_model(learned.model)
+    return ValueModel.from_policy(policy, seed=derive_seed(seed, "value head"))
+
+
+def read_prompts(
+    parts: Components,
+    data: str,
+    eval_data: str | None,
+    *,
+    max_new_tokens: int,
+    max_length: int | None = None,
+    max_eval_rows: int | None = None,
+    seed: int,
+) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
+    """The prompts to train on and those held out.
+
+    Raises:
+        ConfigError: the responses leave no room for a prompt.
+    """
+    context = context_length(parts.policy)
+    room = max_length or (context - max_new_tokens if context else None)
+    if room is not None and room < 1:
+        raise ConfigError(
+            f"max_new_tokens {max_new_tokens} leaves no room for a prompt in a context of {context}; lower it"
+        )
+    return read_encoded(
+        data, eval_data, parts.tokenizer, usable=prompt_only, prepare=_without_responses, max_length=room,
+        max_eval_rows=max_eval_rows, seed=seed,
+    )  # fmt: skip
+
+
+def _without_responses(groups: Sequence[Group], source: str) -> list[Group]:
+    return [Group(prompt=group.prompt, columns=group.columns) for group in groups]

@@ -1,0 +1,66 @@
+"""A policy on held-out prompts: fresh responses by the same streams of random numbers each time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from kleash.data.group import EncodedGroup
+from kleash.rollout.rollout import Components, measured, sample_scored
+from kleash.run import RunFolder, derive_seed
+
+
+def evaluate(
+    parts: Components, prompts: Sequence[EncodedGroup], folder: RunFolder, step: int, *, seed: int
+) -> dict[str, float]:
+    """Sample a response to each held-out prompt, append the responses to samples.jsonl and return the means.
+
+    Returns:
+        `eval_reward` and its parts, `eval_kl`, `eval_length`, `eval_end_rate`, and `eval_gold` and
+        `eval_validation_reward` where there are such rewards.
+    """
+    rollout = sample_scored(parts, prompts, group_size=1, seed=derive_seed(seed, "evaluation"), version=step)
+    rollout = measured(rollout, parts)
+    others = {name: reward for name in ("gold", "validation_reward") if (reward := getattr(parts, name)) is not None}
+    scores = {name: reward(rollout.groups) for name, reward in others.items()}
+    kls = rollout.kl
+    folder.append(
+        "samples.jsonl",
+        [
+            {
+                "step": step,
+                "prompt": group.prompt,
+                "response": group.responses[0].text,
+                "finished": group.responses[0].finished,
+                "score": float(rollout.scores[row, 0]),
+                "kl": float(kls[row, 0]),
+                **{name: float(values[row, 0]) for name, values in scores.items()},
+                **group.columns,
+            }
+            for row, group in enumerate(rollout.groups)
+        ],
+    )
+    means = {
+        "eval_reward": rollout.scores,
+        **{f"eval_reward/{name}": part for name, part in rollout.parts.items()},
+        **{f"eval_{name}": values for name, values in scores.items()},
+        "eval_kl": kls,
+        "eval_length": rollout.batch.mask.sum(-1).float(),
+    }
+    end_rate = sum(group.responses[0].finished for group in rollout.groups) / len(rollout.groups)
+    return {"eval_end_rate": end_rate, **{name: float(values.mean()) for name, values in means.items()}}
+
+
+def criterion_of(
+    metrics: Mapping[str, Any], criterion: Literal["objective", "gold", "validation"], *, beta: float
+) -> float:
+    """What a measurement on held-out prompts is judged by; higher is better.
+
+    Args:
+        metrics: what `evaluate` returned.
+        criterion: the objective, reward − β·KL; or the gold or the validation reward.
+        beta: price of one nat of KL.
+    """
+    if criterion == "objective":
+        return float(metrics["eval_reward"] - beta * metrics["eval_kl"])
+    return float(metrics["eval_gold" if criterion == "gold" else "eval_validation_reward"])

@@ -1,0 +1,216 @@
+"""From prompts to scored samples with their log-probabilities and KL: the only place that does it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kleash.data.batch import GroupBatch, concatenate
+from kleash.data.group import EncodedGroup, Group
+from kleash.models.compute import Compute
+from kleash.models.heads import ValueModel
+from kleash.models.inference import batch_logprobs
+from kleash.models.reference import Reference
+from kleash.objectives import kl, masked_mean
+from kleash.rewards.reward import Reward, explain
+from kleash.sampling.sampler import Sampler, sample_groups
+from kleash.training.model_folder import parameters_held
+
+
+@dataclass(frozen=True)
+class Components:
+    """The models, rewards and engines of a policy-gradient run."""
+
+    policy: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    reference: Reference
+    sampler: Sampler
+    reward: Reward
+    validation_reward: Reward | None = None
+    """Measured beside the reward, and never trained against."""
+    gold: Reward | None = None
+    """What is truly wanted, on held-out prompts."""
+    value_model: ValueModel | None = None
+    """The value network, where the method has one."""
+    temperature: float = 1.0
+    """Divides the logits, in sampling and in training alike."""
+    compute: Compute = field(default_factory=Compute)
+
+    @property
+    def critic(self) -> ValueModel:
+        """The value network of a method that has one."""
+        assert self.value_model is not None, "this method has no value network"
+        return self.value_model
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Parameters of the models that are held in memory side by side."""
+        return parameters_held(
+            policy=self.policy,
+            reference=self.reference,
+            reward=self.reward,
+            value=self.value_model,
+            validation_reward=self.validation_reward,
+        )
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Groups that a policy sampled, scored."""
+
+    batch: GroupBatch
+    """[P, K, T]; what a step adds to it (log-probabilities, advantages) moves with it."""
+    groups: list[Group]
+    scores: Float[Tensor, "P K"]
+    """The reward as it was given, before penalties and clips."""
+    parts: dict[str, Float[Tensor, "P K"]]
+    """What the scores are made of, by name; empty where the reward is one thing."""
+    sampled_groups: int
+    """Groups that were sampled for it, replaced ones too."""
+    zero_spread_groups: int = 0
+    """How many of those had one score for all their responses."""
+
+    def select(self, groups: Int[Tensor, " N"]) -> Rollout:
+        """Some of the groups."""
+        rows = groups.tolist()
+        return replace(
+            self,
+            batch=self.batch.select(groups),
+            groups=[self.groups[row] for row in rows],
+            scores=self.scores[groups],
+            parts={name: part[groups.to(part.device)] for name, part in self.parts.items()},
+        )
+
+    @property
+    def kl(self) -> Float[Tensor, "P K"]:
+        """KL(π ‖ π_ref) of each response in nats: k1, summed over its tokens (docs/metrics.md)."""
+        return kl.per_sequence(self.kl_per_token, self.batch.response_attention)  # 0 where the policy did not choose
+
+    @property
+    def kl_per_token(self) -> Float[Tensor, "P K T"]:
+        """k1 of each token: log π_old − log π_ref."""
+        assert self.batch.old_logprobs is not None and self.batch.reference_logprobs is not None
+        return kl.k1(self.batch.old_logprobs, self.batch.reference_logprobs)
+
+    @property
+    def finished(self) -> Float[Tensor, "P K"]:
+        """1 where a response ended by itself, 0 where it was cut off."""
+        finished = [[float(response.finished) for response in group.responses] for group in self.groups]
+        return torch.tensor(finished, device=self.scores.device)
+
+
+@torch.no_grad()
+def sample_scored(
+    parts: Components, prompts: Sequence[EncodedGroup], *, group_size: int, seed: int, version: int | None = None
+) -> Rollout:
+    """K responses to each prompt, scored; without the trainer's log-probabilities."""
+    batch, groups = sample_groups(
+        parts.sampler, parts.tokenizer, prompts, group_size=group_size, seed=seed, version=version
+    )
+    scores, made_of = explain(parts.reward, groups)
+    return Rollout(batch, groups, scores.to(batch.mask.device), dict(made_of), sampled_groups=len(groups))
+
+
+def with_logprobs(
+    batch: GroupBatch,
+    policy: PreTrainedModel,
+    reference: Reference,
+    *,
+    exact: bool,
+    temperature: float = 1.0,
+    compute: Compute,
+) -> GroupBatch:
+    """Add log π_old and log π_ref to what was just sampled.
+
+    Args:
+        batch: fresh samples of the policy.
+        policy: the trainer's, as it sampled.
+        reference: what the KL is measured from.
+        exact: the sampler's numbers are the trainer's; else they are computed again.
+        temperature: of the samples.
+        compute: where and how.
+    """
+    own = batch.sampler_logprobs if exact else None
+    if own is None:
+        own = batch_logprobs(policy, batch, temperature=temperature, compute=compute)
+    return replace(
+        batch,
+        old_logprobs=own,
+        reference_logprobs=reference.logprobs(batch, temperature=temperature, compute=compute),
+    )
+
+
+def measured(rollout: Rollout, parts: Components) -> Rollout:
+    """The same rollout with the log-probabilities of policy and reference, and so with its KL."""
+    batch = with_logprobs(
+        rollout.batch,
+        parts.policy,
+        parts.reference,
+        exact=parts.sampler.exact,
+        temperature=parts.temperature,
+        compute=parts.compute,
+    )
+    return replace(rollout, batch=batch)
+
+
+def concatenate_rollouts(rollouts: Sequence[Rollout]) -> Rollout:
+    """Rollouts of one K as one."""
+    first = rollouts[0]
+    if len(rollouts) == 1:
+        return first
+    return Rollout(
+        batch=concatenate([each.batch for each in rollouts]),
+        groups=[group for each in rollouts for group in each.groups],
+        scores=torch.cat([each.scores for each in rollouts]),
+        parts={name: torch.cat([each.parts[name] for each in rollouts]) for name in first.parts},
+        sampled_groups=sum(each.sampled_groups for each in rollouts),
+        zero_spread_groups=sum(each.zero_spread_groups for each in rollouts),
+    )
+
+
+def rollout_metrics(rollout: Rollout) -> dict[str, Any]:
+    """Figures of a rollout, before anything is learned from it. Formulas: docs/metrics.md."""
+    batch = rollout.batch
+    assert batch.old_logprobs is not None and batch.sampler_logprobs is not None
+    mismatch = (batch.old_logprobs - batch.sampler_logprobs).abs()
+    return {
+        "reward": rollout.scores.mean(),
+        **{f"reward/{name}": part.mean() for name, part in rollout.parts.items()},
+        "kl": rollout.kl.mean(),
+        "length": batch.lengths.float().mean(),
+        "end_rate": rollout.finished.mean(),
+        "sampler_mismatch": torch.where(batch.mask, mismatch, 0).max(),
+    }
+
+
+def advantage_metrics(advantages: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"]) -> dict[str, Float[Tensor, ""]]:
+    """Mean and standard deviation of advantages before whitening: a mean that moves away from 0 is a value network (or
+    a baseline) that no longer keeps up with the policy.
+    """
+    mean = masked_mean(advantages, mask)
+    return {"advantage_mean": mean, "advantage_sd": masked_mean((advantages - mean).square(), mask).sqrt()}
+
+
+def merge(metrics: dict[str, Any], update: dict[str, Any], *, weight: float) -> dict[str, Any]:
+    """A rollout's metrics with those of one more update: means over updates, but for what is a count or holds once.
+
+    Args:
+        metrics: so far.
+        update: of an update, or of a micro-batch of it.
+        weight: one divided by the number of updates.
+    """
+    merged = dict(metrics)
+    for name, value in update.items():
+        if name == "updates":
+            merged[name] = merged.get(name, 0) + value
+        elif name in ("first_ratio", "learning_rate"):
+            merged[name] = value
+        else:
+            merged[name] = merged.get(name, 0.0) + weight * value
+    return merged

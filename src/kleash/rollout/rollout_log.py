@@ -1,0 +1,94 @@
+"""A few responses of each rollout, token by token, on disk: rollouts/step-N.parquet, a row a response.
+
+| column | what it holds |
+|---|---|
+| step, group, response | where it stands: number of the rollout, of its group, of the response in the group |
+| prompt, text, finished | as JSON where the prompt is messages; the response decoded; whether it ended by itself |
+| prompt_ids, ids, mask, turn | token ids; True where the policy chose the token; its turn, from 0 |
+| policy_logprobs, reference_logprobs, sampler_logprobs | of each token, 0 where masked |
+| advantages | what the policy gradient weighed each token by |
+| score, kl, reward/NAME | the reward, KL in nats, the parts of the reward |
+| version | how many rollouts the policy that sampled had learned from |
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kleash.rollout.rollout import Rollout
+from kleash.run import RunFolder, machine_errors
+
+FOLDER = "rollouts"
+
+PER_TOKEN = {
+    "policy_logprobs": "old_logprobs",
+    "reference_logprobs": "reference_logprobs",
+    "sampler_logprobs": "sampler_logprobs",
+    "advantages": "advantages",
+}
+"""Column → field of the batch."""
+
+
+def log_rollout(folder: RunFolder, step: int, rollout: Rollout, *, responses: int) -> None:
+    """Write the first responses of a rollout; a rollout that is made again is written again, the same."""
+    if responses == 0:
+        return
+    path = folder.path / FOLDER / f"step-{step:08d}.parquet"
+    with machine_errors(path):
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        pq.write_table(pa.Table.from_pylist(_rows(step, rollout, responses)), temporary)
+        temporary.replace(path)
+
+
+def logged_steps(run: Path) -> list[int]:
+    """The steps of a run whose responses were kept, in order."""
+    return sorted(int(path.stem.removeprefix("step-")) for path in (run / FOLDER).glob("step-*.parquet"))
+
+
+def read_rollout(run: Path, step: int) -> list[dict[str, Any]]:
+    """The responses of a step that were kept, a dictionary each, the prompt as it came."""
+    rows: list[dict[str, Any]] = pq.read_table(run / FOLDER / f"step-{step:08d}.parquet").to_pylist()
+    return [row | {"prompt": json.loads(row["prompt"])} for row in rows]
+
+
+def drop_rollouts_after(run: Path, step: int) -> None:
+    """Remove what was kept of later steps, which are about to be made again."""
+    for later in logged_steps(run):
+        if later > step:
+            (run / FOLDER / f"step-{later:08d}.parquet").unlink()
+
+
+def _rows(step: int, rollout: Rollout, responses: int) -> list[dict[str, Any]]:
+    batch, kl = rollout.batch, rollout.kl
+    group_size = batch.shape[1]
+    rows = []
+    for index in range(min(responses, len(rollout.groups) * group_size)):
+        p, k = divmod(index, group_size)
+        real = batch.response_attention[p, k]
+        tensors = {column: getattr(batch, name) for column, name in PER_TOKEN.items()}
+        rows.append(
+            {
+                "step": step,
+                "group": p,
+                "response": k,
+                "prompt": json.dumps(rollout.groups[p].prompt, ensure_ascii=False),
+                "text": rollout.groups[p].responses[k].text,
+                "finished": rollout.groups[p].responses[k].finished,
+                "prompt_ids": batch.prompt_ids[p][batch.prompt_attention[p]].tolist(),
+                "ids": batch.response_ids[p, k][real].tolist(),
+                "mask": batch.mask[p, k][real].tolist(),
+                "turn": [0] * int(real.sum()),
+                **{column: tensor[p, k][real].tolist() for column, tensor in tensors.items() if tensor is not None},
+                "score": float(rollout.scores[p, k]),
+                "kl": float(kl[p, k]),
+                **{f"reward/{name}": float(part[p, k]) for name, part in rollout.parts.items()},
+                "version": batch.version,
+            }
+        )
+    return rows

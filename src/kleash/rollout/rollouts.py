@@ -1,0 +1,109 @@
+"""The rollouts of a run, one after the other: prompts in an order of their own, each sampled and scored once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from kleash.data.batch import GroupBatch
+from kleash.data.batching import rows_at
+from kleash.data.group import EncodedGroup
+from kleash.rollout.rollout import Components, Rollout, concatenate_rollouts, measured, sample_scored
+from kleash.run import derive_seed
+
+RESAMPLING_ROUNDS = 10
+"""How often groups of zero spread are replaced at most, as in DAPO's released recipe."""
+
+
+class Rollouts:
+    """An endless iterator of rollouts by the policy as it stands.
+
+    Args:
+        parts: who samples, scores and is compared with.
+        prompts: cycled without end, reshuffled each time.
+        batch_size: groups of a rollout.
+        group_size: responses of a group.
+        seed: of the order of the prompts and of all draws.
+        zero_spread: says which groups all have one score, to be replaced by groups of other prompts (DAPO's dynamic
+            sampling); None replaces none, and counts none.
+        resample: whether those groups are replaced.
+
+    Attributes:
+        cursor: prompts taken so far.
+        step: rollouts made so far.
+    """
+
+    def __init__(
+        self,
+        parts: Components,
+        prompts: Sequence[EncodedGroup],
+        *,
+        batch_size: int,
+        group_size: int = 1,
+        seed: int,
+        zero_spread: Callable[[Rollout], Bool[Tensor, " P"]] | None = None,
+        resample: bool = False,
+    ) -> None:
+        self.parts, self.prompts = parts, prompts
+        self.batch_size, self.group_size, self.seed = batch_size, group_size, seed
+        self.zero_spread, self.resample = zero_spread, resample
+        self.cursor = 0
+        self.step = 0
+
+    def __iter__(self) -> Iterator[Rollout]:
+        return self
+
+    def __next__(self) -> Rollout:
+        """The next rollout, with the log-probabilities of policy and reference."""
+        self.step += 1
+        rounds = RESAMPLING_ROUNDS if self.resample else 1
+        useful: list[Rollout] = []
+        sampled = zero_spread = missing = 0
+        missing = self.batch_size
+        for attempt in range(rounds):
+            rollout = self._sample(missing, attempt)
+            none = torch.zeros(len(rollout.groups), dtype=torch.bool, device=rollout.scores.device)
+            same = none if self.zero_spread is None else self.zero_spread(rollout)
+            sampled, zero_spread = sampled + len(rollout.groups), zero_spread + int(same.sum())
+            use = (none if attempt + 1 == rounds else same).logical_not().nonzero().squeeze(1)
+            if len(use):
+                useful.append(rollout.select(use))
+            missing -= len(use)
+            if missing == 0:
+                break
+        whole = replace(concatenate_rollouts(useful), sampled_groups=sampled, zero_spread_groups=zero_spread)
+        return measured(whole, self.parts)
+
+    def _sample(self, count: int, attempt: int) -> Rollout:
+        """Groups of the next `count` prompts."""
+        rows = rows_at(self.cursor, count, len(self.prompts), self.seed)
+        self.cursor += count
+        name = ("rollout", self.step) if attempt == 0 else ("rollout", self.step, attempt)
+        return sample_scored(
+            self.parts,
+            [self.prompts[row] for row in rows],
+            group_size=self.group_size,
+            seed=derive_seed(self.seed, *name),
+            version=self.step - 1,
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        """Where in the prompts the run is, and how many rollouts it has made."""
+        return {"cursor": self.cursor, "step": self.step}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Take back what `state_dict` gave."""
+        self.cursor, self.step = state_dict["cursor"], state_dict["step"]
+
+
+def minibatches(rollout: Rollout, count: int, epochs: int, *, seed: int, step: int) -> Iterator[GroupBatch]:
+    """The groups of each optimiser step on a rollout: `epochs` passes, each reshuffled and cut into `count` parts."""
+    groups = len(rollout.groups)
+    for epoch in range(epochs):
+        generator = torch.Generator().manual_seed(derive_seed(seed, "minibatch", step, epoch))
+        for part in torch.randperm(groups, generator=generator).tensor_split(min(count, groups)):
+            yield rollout.batch.select(part.to(rollout.batch.mask.device))

@@ -1,0 +1,115 @@
+"""Runs with nothing left to learn: a dead run stops with an error that says why, a solved run ends (F13).
+
+A group whose responses all have one reward says nothing about which is better. Where every group is like that, no
+update follows from the reward, no error is raised, and the curves look calm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from kleash.errors import TrainingError
+
+DEAD_AFTER = 20
+"""Rollouts in a row without an update from the reward, after which a run is dead."""
+
+SOLVED_AFTER = 5
+"""Rollouts in a row in which every response has the best reward seen, after which a run is solved."""
+
+
+@dataclass(frozen=True)
+class GroupScores:
+    """What the rule looks at in a rollout."""
+
+    scores: Float[Tensor, "P K"]
+    """As the reward gave them."""
+    penalised_scores: Float[Tensor, "P K"]
+    """What groups are compared by: with the penalties, without the KL penalty."""
+    mask: Bool[Tensor, "N J T"]
+    """True where a token counts; any order of the rollout's responses."""
+
+
+@dataclass
+class DegenerateRun:
+    """Ends a solved run, and stops a dead one with an error."""
+
+    idle: int = 0
+    """Rollouts in a row without an update from the reward."""
+    perfect: int = 0
+    """Rollouts in a row in which every response has the best reward."""
+    best: float = -math.inf
+    """Best reward of the run so far."""
+    least: float = math.inf
+    """Least reward of the run so far."""
+    solved_share: float = 0.0
+    """Share of the last rollout's groups that are solved: every response has the best reward, and a lower one was seen
+    before."""
+
+    @property
+    def reason(self) -> str | None:
+        """See `StopRule`: the run is solved."""
+        if self.perfect < SOLVED_AFTER:
+            return None
+        return f"solved: every response of {self.perfect} rollouts had the best reward seen, {self.best:g}"
+
+    def see(self, measurement: GroupScores) -> str | None:
+        """Take in a rollout."""
+        scores = measurement.scores
+        self.best, self.least = max(self.best, float(scores.max())), min(self.least, float(scores.min()))
+        solved = (scores == self.best).all(-1) & (self.best > self.least)
+        learns = bool((~zero_spread(measurement.penalised_scores)).any()) and bool(measurement.mask.any())
+        self.perfect = self.perfect + 1 if bool(solved.all()) else 0
+        self.idle = 0 if learns or self.perfect else self.idle + 1
+        self.solved_share = float(solved.float().mean())
+        return self.reason
+
+    def raise_if_dead(self, *, end_rate: float, empty: bool, longest: int) -> None:
+        """Stop a run that has learned nothing for `DEAD_AFTER` rollouts.
+
+        Args:
+            end_rate: share of the last rollout's responses that ended by themselves.
+            empty: no token of the last rollout counts.
+            longest: most tokens of a response.
+
+        Raises:
+            TrainingError: naming the cause and the remedy.
+        """
+        if self.idle < DEAD_AFTER:
+            return
+        if empty:
+            cause = (
+                f"every response is cut off at {longest} tokens and left out of the loss; "
+                "raise --max-new-tokens, or take another --overlong"
+            )
+        elif end_rate == 0:
+            cause = (
+                f"every response is cut off at {longest} tokens, and all of a group have one reward; "
+                "raise --max-new-tokens, or look with `kleash generate` whether the model ends its responses at all"
+            )
+        else:
+            rewards = f"{self.best:g}" if self.best == self.least else f"{self.least:g} to {self.best:g} by prompt"
+            cause = (
+                f"all responses of a group have one reward ({rewards}); take easier prompts or a better --model, "
+                "a larger --group-size or a finer reward"
+            )
+        raise TrainingError(f"no update in the last {self.idle} rollouts: {cause}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `StopRule`."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `StopRule`."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def zero_spread(scores: Float[Tensor, "P K"]) -> Bool[Tensor, " P"]:
+    """Groups whose responses all have one score."""
+    return scores.amax(-1) == scores.amin(-1)

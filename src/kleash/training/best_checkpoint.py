@@ -1,0 +1,58 @@
+"""Which weights a run ends with: the last, or those that did best on held-out rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from kleash.run import RunFolder, write_folder
+from kleash.training.checkpoint import load_weights, trained_weights
+
+
+class BestCheckpoint:
+    """Keeps the weights of the step with the least figure, where a run asks for the best.
+
+    Args:
+        folder: the run; the weights lie under checkpoints/best.
+        keep_weights: `best`, or `last`, which keeps nothing.
+
+    Attributes:
+        step: the best step so far; 0 for none.
+        figures: what was measured, by step.
+    """
+
+    def __init__(self, folder: RunFolder, keep_weights: Literal["best", "last"]) -> None:
+        self.path = folder.checkpoints / "best"
+        self.keep_weights = keep_weights
+        self.step = 0
+        self.figures: dict[int, float] = {}
+
+    def update(self, model: nn.Module, step: int, figure: float) -> None:
+        """Keep the model if `figure` (less is better) is the least so far."""
+        least = self.figures.get(self.step, math.inf)
+        self.figures[step] = figure
+        if self.keep_weights == "last" or not figure < least:
+            return
+        self.step = step
+        tensors = trained_weights(model)
+        write_folder(self.path, lambda path: save_file(tensors, path / "model.safetensors"))
+
+    def take(self, model: nn.Module, last: int) -> int:
+        """Put the weights to end with into the model and return the step they are of."""
+        if self.keep_weights == "last" or self.step in (0, last):
+            return last
+        load_weights(model, load_file(self.path / "model.safetensors"))
+        return self.step
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best step, and the figure of each step that was measured."""
+        return {"step": self.step, "figures": list(self.figures.items())}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.step = state_dict["step"]
+        self.figures = {int(step): figure for step, figure in state_dict["figures"]}

@@ -1,0 +1,98 @@
+"""The steps of a run, as an object that a stage iterates: it restores, shows, logs, saves and stops.
+
+    loop = Loop(folder, total=steps, state={"model": model, "optimizer": optimizer})
+    for step, groups in loop.over(batches):
+        metrics = update(model, optimizer, groups)
+        if loop.due_to_evaluate(step):
+            metrics |= evaluate(model)
+        loop.log(step, metrics)
+
+A run that was interrupted goes on after its newest saved state, and draws what it would have drawn: what has a state is
+restored, and everything else is a function of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from kleash.progress import Progress
+from kleash.run import RunFolder
+from kleash.training import checkpoint
+from kleash.training.checkpoint import State
+from kleash.training.trackers import Trackers
+
+T = TypeVar("T")
+
+
+class Loop:
+    """The steps that are still to be done.
+
+    Args:
+        folder: the run; its newest state is loaded into `state`, its logs are rewound to it.
+        total: steps in all.
+        state: what has a state, by name.
+        shown: metrics that the progress bar shows.
+        save_every: steps between states to go on from; None: a tenth of the run.
+        keep_states: how many of those states stay.
+        eval_every: steps between measurements on held-out rows; None: only at the end.
+        trackers: where metrics go besides metrics.jsonl.
+
+    Attributes:
+        step: steps done.
+        stop: why the run ends before `total`; None while it goes on. Set by the stage.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        total: int,
+        state: State,
+        shown: Sequence[str] = (),
+        save_every: int | None = None,
+        keep_states: int = 1,
+        eval_every: int | None = None,
+        trackers: Sequence[str] = (),
+    ) -> None:
+        self.folder, self.total, self.shown, self.eval_every = folder, total, shown, eval_every
+        self.save_every, self.keep_states = save_every or max(1, total // 10), keep_states
+        self.state = state
+        numbers = checkpoint.restore(folder, state)
+        self.step: int = numbers["step"]
+        self.stop: str | None = numbers.get("stop")
+        self._progress = Progress(total, folder.record["stage"], start=self.step)
+        self._trackers = Trackers(trackers, folder)
+
+    def __iter__(self) -> Iterator[int]:
+        """The numbers of the steps, from 1; after each the state is saved where that is due, and once at the end."""
+        with self._progress, self._trackers:
+            while self.step < self.total and self.stop is None:
+                yield self.step + 1
+                self.step += 1
+                if self.step % self.save_every == 0 and self.step < self.total and self.stop is None:
+                    self.save()
+        self.save()
+
+    def over(self, source: Iterable[T]) -> Iterator[tuple[int, T]]:
+        """Each step with the next thing of a source, which has a state of its own where it needs one."""
+        items = iter(source)
+        for step in self:
+            yield step, next(items)
+
+    def due_to_evaluate(self, step: int) -> bool:
+        """Whether the held-out rows are to be measured after this step: where it is due, and at the end."""
+        return (
+            step == self.total or self.stop is not None or (self.eval_every is not None and step % self.eval_every == 0)
+        )
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a step's metrics, show them, and hand them to the trackers; returns them as plain numbers."""
+        row = self.folder.log(step, metrics)
+        self._trackers.log(step, row)
+        self._progress.update(step, **{name: row[name] for name in self.shown if row.get(name) is not None})
+        return row
+
+    def save(self) -> None:
+        """Write the state to go on from."""
+        checkpoint.save(self.folder, self.step, self.state, keep=self.keep_states, stop=self.stop)

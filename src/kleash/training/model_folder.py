@@ -1,0 +1,68 @@
+"""What a stage lays beside its weights, and what it says of the models that it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kleash.models.load import save_model
+from kleash.models.lora import merged_copy
+from kleash.run import RunFolder
+from kleash.training.checkpoint import weights
+
+
+def parameters_held(**models: object) -> dict[str, int]:
+    """Parameters of the models that a stage holds in memory side by side; one that takes two parts counts once.
+
+    Args:
+        models: by part; what is not a module, and has neither one under `model` (a reward model's reward has) nor
+            several under `members`, is left out.
+    """
+    held: dict[int, tuple[str, int]] = {}
+    members = {
+        f"{part}/{index}": member
+        for part, holder in models.items()
+        for index, member in enumerate(getattr(holder, "members", ()))
+    }
+    for part, holder in (models | members).items():
+        model = holder if isinstance(holder, nn.Module) else getattr(holder, "model", None)
+        if isinstance(model, nn.Module):
+            held.setdefault(id(model), (part, sum(parameter.numel() for parameter in model.parameters())))
+    return dict(held.values())
+
+
+def save_snapshot(
+    folder: RunFolder, step: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, every: int | None
+) -> None:
+    """Keep the weights after each step that `every` divides under snapshots/, adapters merged, to be measured later."""
+    if not every or step % every:
+        return
+    path = folder.path / "snapshots" / f"step-{step:06d}"
+    save_model(path, merged_copy(model), tokenizer, model_card(folder, ""))
+
+
+def model_card(folder: RunFolder, summary: str) -> str:
+    """The README.md of a model folder."""
+    record = folder.record
+    settings = json.dumps(record["config"], indent=2, ensure_ascii=False)
+    parents = "\n".join(
+        f"- {role}: `{value['path']}` (sha256 {value['sha256'][:12]})" for role, value in record["inputs"].items()
+    )
+    return (
+        f"---\nlibrary_name: transformers\ntags: [kleash, {record['stage']}]\n---\n\n"
+        f"# Made by `kleash {record['stage']}`\n\n{summary}\n\nFrom:\n\n{parents}\n\n"
+        f"Settings:\n\n```json\n{settings}\n```\n\n"
+        "Every figure is in `run.json` and `metrics.jsonl` beside this file.\n"
+    )
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Hash of a live model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in weights(model).items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
