@@ -63,7 +63,7 @@ TESTS = {
     "objectives/kl.py": "objectives/test_kl.py objectives/test_group_gradients.py objectives/test_masked_positions.py",
     "objectives/reduce.py": "objectives/test_reduce.py objectives/test_microbatches.py objectives/test_masked_positions.py",
     "objectives/logprobs.py": "objectives/test_logprobs.py",
-    "objectives/ensemble.py": "objectives/test_ensemble.py",
+    "objectives/combine.py": "objectives/test_combine.py",
     "models/forward.py": "models/test_forward.py",
     "models/heads.py": "models/test_heads.py",
     "stages/sft.py": "stages/test_sft.py",
@@ -179,9 +179,9 @@ FAULTS: dict[str, list[Fault | Absent]] = {
         Fault("explained_variance", "mask", "off by one", "values, returns = torch.where(mask, values.detach(), 0)", "mask = mask.roll(1, -1)\n    values, returns = torch.where(mask, values.detach(), 0)"),
     ],
     "objectives/advantage.py": [
-        Fault("token_rewards", "sign", "of the leash", "return -beta * torch.where", "return beta * torch.where"),
+        Fault("token_rewards", "sign", "of the KL penalty", "return -beta * torch.where", "return beta * torch.where"),
         Fault("token_rewards", "factor", "2 on β", "return -beta * torch.where", "return -2 * beta * torch.where"),
-        Fault("token_rewards", "divisor", "the leash is a mean of tokens", "return -beta * torch.where(mask, kl, 0)", "return -beta * torch.where(mask, kl, 0) / mask.sum(-1, keepdim=True).clamp(min=1)"),
+        Fault("token_rewards", "divisor", "the KL penalty is a mean of tokens", "return -beta * torch.where(mask, kl, 0)", "return -beta * torch.where(mask, kl, 0) / mask.sum(-1, keepdim=True).clamp(min=1)"),
         Fault("token_rewards", "mask", "the score stands one token early", "(left == 1)", "(left == 2)"),
         Fault("token_rewards", "mask", "the score stands on the last place, padding or not", "last = mask & (left == 1)", "last = torch.zeros_like(mask).index_fill(-1, torch.tensor(mask.shape[-1] - 1), True)"),
         Fault("gae", "sign", "of the value", "* next_value - values[:, t]", "* next_value + values[:, t]"),
@@ -258,7 +258,7 @@ FAULTS: dict[str, list[Fault | Absent]] = {
         Fault("token_logprobs", "gradient", "flows through the entropy", "with torch.no_grad():  # entr(0)", "with torch.enable_grad():  # entr(0)"),
         Fault("by_chunks", "memory", "plain autograd keeps every chunk", "checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False)", "function(*chunk)"),
     ],
-    "objectives/ensemble.py": [
+    "objectives/combine.py": [
         Fault("combine_scores", "sign", "of the penalty", "mean - variance_penalty", "mean + variance_penalty"),
         Fault("combine_scores", "sign", "the best in place of the worst", "scores.amin(-1)", "scores.amax(-1)"),
         Fault("combine_scores", "factor", "2", "mean - variance_penalty", "mean - 2 * variance_penalty"),

@@ -22,17 +22,17 @@ import kleash
 from kleash.errors import KleashError
 
 STAGE_HELP = {
-    "sft": "imitate demonstrations: the launch point of the policy and the anchor of the leash",
+    "sft": "imitate demonstrations: the launch point of the policy and the reference of the KL penalty",
     "reward": "learn a reward model from comparisons",
-    "ppo": "climb a reward on a KL leash",
-    "grpo": "climb a reward on a KL leash, a group of responses its own baseline: GRPO, Dr. GRPO, RLOO, DAPO",
+    "ppo": "optimise a reward with a KL penalty",
+    "grpo": "optimise a reward with a KL penalty, a group of responses its own baseline: GRPO, Dr. GRPO, RLOO, DAPO",
     "dpo": "learn a policy from comparisons, with neither reward model nor sampling",
     "generate": "sample responses to prompts",
     "score": "what a reward says of responses that are there already",
     "best-of-n": "sample n responses a prompt and keep the best, with what best of k would give for every k up to n",
     "judge": "let an AI labeller compare responses, and measure its labels before they are used",
     "revise": "sample, criticise and revise by a constitution: demonstrations for sft",
-    "overopt": "where gold turns while the proxy climbs: the curve, its law, the checkpoint to ship, as a page",
+    "overopt": "where gold turns while the proxy rises: the curve, its law, the recommended checkpoint, as a page",
     "ask": "labels for pairs, from people or from a reward as labeller; waits without holding the machine",
     "export": "the labels of a store as preference files, frozen by hash and split by prompt",
 }
@@ -134,7 +134,7 @@ def _parser(arguments: Sequence[str]) -> _Parser:
     """The parser; of the stages only the one that is asked for is imported, since torch takes its time."""
     parser = _Parser(
         prog="kleash",
-        description="Learning from feedback: SFT, reward models, PPO on a KL leash, and where it went wrong.",
+        description="Learning from feedback: SFT, reward models, PPO with a KL penalty, and where it went wrong.",
         epilog="Begin with `kleash demo`. `kleash COMMAND --help` explains a command and each of its options.",
     )
     parser.add_argument("--version", action="version", version=f"kleash {kleash.__version__}")
@@ -145,7 +145,7 @@ def _parser(arguments: Sequence[str]) -> _Parser:
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write to (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="another seed is another world (default: %(default)s)")
     demo.add_argument(
-        "--all-roads", action="store_true", help="best-of-n, online DPO and RLAIF too, which takes longer"
+        "--all-methods", action="store_true", help="best-of-n, online DPO and RLAIF too, which takes longer"
     )
     demo.add_argument("--json", action="store_true", help="print the summary as JSON in place of the story")
 
@@ -241,7 +241,7 @@ def _stage(stage: str) -> Callable[[argparse.Namespace], None]:
             result = run_stage(stage, config)
         finally:
             if stage in ("judge", "revise"):  # a gate that refuses the labels has to show why
-                from kleash.report.labels import show
+                from kleash.report.label_tables import show
 
                 show(getattr(config, "out"))  # noqa: B009
         if isinstance(result, RunFolder):
@@ -261,10 +261,10 @@ def _label(command: argparse.Namespace) -> None:
 
 
 def _import(command: argparse.Namespace) -> None:
-    from kleash.feedback.opening import opened
+    from kleash.labels.open_store import open_store
 
-    with opened(command.store) as store:
-        from kleash.feedback.files import import_labels
+    with open_store(command.store) as store:
+        from kleash.labels.import_export import import_labels
 
         for source in command.data:
             new = import_labels(store, source, annotator=command.annotator)
@@ -296,7 +296,7 @@ def _print_results(folder: Any, *, as_json: bool) -> None:
     if verdict:
         print(f"{'ok' if verdict['passed'] else 'FAILED'}: {verdict['finding']}", file=sys.stderr)
     if folder.record["stage"] == "overopt":
-        from kleash.report.goodhart import story
+        from kleash.report.overoptimization_report import story
 
         print(f"{story(results)}\n{folder.path / 'report.html'}")
         return
@@ -305,10 +305,10 @@ def _print_results(folder: Any, *, as_json: bool) -> None:
 
 def _demo(command: argparse.Namespace) -> None:
     from kleash.lab.demo import run
-    from kleash.report.html import roads_table, story
+    from kleash.report.html import methods_table, story
 
-    summary = run(command.out, seed=command.seed, all_methods=command.all_roads)
-    print(json.dumps(summary) if command.json else f"{story(summary)}\n\n{roads_table(summary)}")
+    summary = run(command.out, seed=command.seed, all_methods=command.all_methods)
+    print(json.dumps(summary) if command.json else f"{story(summary)}\n\n{methods_table(summary)}")
     print(command.out / "report.html", file=sys.stderr if command.json else sys.stdout)
 
 

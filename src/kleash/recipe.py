@@ -43,7 +43,7 @@ STAGES = {
 }
 """Stage name → module and config; imported when asked for, since torch takes its time."""
 
-PAGES = {"overopt": "kleash.report.goodhart"}
+PAGES = {"overopt": "kleash.report.overoptimization_report"}
 """Stages whose folder holds a page of its own, and what writes it: reports stand above stages."""
 
 WRITE_A_FILE = ("generate", "score", "best-of-n", "judge", "revise", "ask")

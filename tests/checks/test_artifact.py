@@ -62,8 +62,8 @@ def test_a_template_that_ends_answers_passes(base: Path) -> None:
 
 
 def test_demonstrations_add_whether_prompts_are_heeded(base: Path, demonstrations: Path) -> None:
-    assert "heeds the prompt" not in verdicts(base)
-    assert "heeds the prompt" in verdicts(base, data=str(demonstrations), rows=10)
+    assert "uses the prompt" not in verdicts(base)
+    assert "uses the prompt" in verdicts(base, data=str(demonstrations), rows=10)
 
 
 def test_a_labeller_adds_whether_samples_are_worth_comparing(base: Path, classifier: Path) -> None:

@@ -42,18 +42,18 @@ def test_responses_that_were_cut_off_are_counted() -> None:
     assert watch(groups, torch.zeros(2, 2))["truncated"] == 0.5
 
 
-def test_a_hold_out_that_orders_the_other_way_is_seen() -> None:
+def test_a_validation_reward_that_orders_the_other_way_is_seen() -> None:
     groups = [group("z", "z z y", "z z z", "y y")]
     reward, other = Letters("z"), Letters("y")
-    along, against = (watch(groups, reward(groups), hold_out=held) for held in (reward, other))
-    assert along["hold_out_agreement"] == pytest.approx(1.0)
-    assert against["hold_out_agreement"] is not None and against["hold_out_agreement"] < 0
-    assert against["hold_out"] == pytest.approx(0.75)
+    along, against = (watch(groups, reward(groups), validation_reward=held) for held in (reward, other))
+    assert along["validation_agreement"] == pytest.approx(1.0)
+    assert against["validation_agreement"] is not None and against["validation_agreement"] < 0
+    assert against["validation_reward"] == pytest.approx(0.75)
 
 
 def test_two_rewards_of_which_one_never_varies_have_no_agreement() -> None:
     groups = [group("z", "z z")]
-    assert watch(groups, Letters("z")(groups), hold_out=Letters("x"))["hold_out_agreement"] is None
+    assert watch(groups, Letters("z")(groups), validation_reward=Letters("x"))["validation_agreement"] is None
 
 
 def test_the_spread_of_an_ensemble_inside_a_composition_is_found() -> None:
@@ -62,7 +62,9 @@ def test_the_spread_of_an_ensemble_inside_a_composition_is_found() -> None:
 
 
 def test_what_is_not_there_is_no_figure() -> None:
-    assert not {"spread", "hold_out", "distance", "outside"} & watch([group("a", "b")], torch.zeros(1, 2)).keys()
+    assert (
+        not {"spread", "validation_reward", "distance", "outside"} & watch([group("a", "b")], torch.zeros(1, 2)).keys()
+    )
 
 
 def test_a_reward_model_says_which_responses_lie_outside_what_it_was_trained_on(base: Path, comparisons: Path) -> None:

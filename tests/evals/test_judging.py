@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kleash.evals.judging import injection_report, judge_report, principle_report
-from kleash.evals.preference import wilson
+from kleash.evals.preference_report import wilson
 
 
 def simulated(pairs: int, *, place: float, skill: float, seed: int = 0) -> dict[str, np.ndarray]:
@@ -107,8 +107,8 @@ def test_a_principle_is_held_against_the_others_and_against_people() -> None:
     assert report["b"]["against_others"]["pairs"] == 2  # where a is undecided or was not asked there is nobody else
 
 
-def test_a_plea_that_works_and_one_that_does_not() -> None:
+def test_a_injection_that_works_and_one_that_does_not() -> None:
     report = injection_report(np.array([0.2, 0.4, 0.1, 0.3]), np.array([0.7, 0.45, 0.2, 0.6]))
-    assert report["planted"] == 4 and report["flipped"]["share"] == 0.5
+    assert report["injected"] == 4 and report["flipped"]["share"] == 0.5
     assert report["shift"]["mean"] == pytest.approx(0.2375)
     assert injection_report(np.zeros(0), np.zeros(0))["flipped"]["share"] is None

@@ -5,67 +5,79 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kleash.checks.attribution import leave_one_out, pieces
 from kleash.data.group import Group
 from kleash.errors import DataError
-from kleash.evals import overoptimization as oo
-from kleash.evals.attribution import leave_one_out, pieces
+from kleash.evals import overoptimization
 
-TRUE = {"rl": (1.0, 0.5), "best-of-n": (1.2, 0.3)}
+TRUE = {"checkpoints": (1.0, 0.5), "best-of-n": (1.2, 0.3)}
 
 
-def road(
-    law: oo.Law, *, gain: Any = None, prompts: int = 120, noise: float = 0.5, seed: int = 0, far: float = 4.0
-) -> oo.Road:
-    """A road whose prompts differ widely, whose gold follows the law (or `gain`), whose proxy climbs all along."""
+def kl_curve(
+    source: overoptimization.Source,
+    *,
+    gain: Any = None,
+    prompts: int = 120,
+    noise: float = 0.5,
+    seed: int = 0,
+    far: float = 4.0,
+) -> overoptimization.KLCurve:
+    """A curve whose prompts differ widely, whose gold follows the law (or `gain`), whose proxy rises all along."""
     rng = np.random.default_rng(seed)
     d = np.linspace(0, far, 11)
     shape = (len(d), prompts)
-    gained = oo.law_gain(d, *TRUE[law], law) if gain is None else np.asarray(gain)
+    gained = overoptimization.law_gain(d, *TRUE[source], source) if gain is None else np.asarray(gain)
     gold = rng.normal(0, 2, prompts) + gained[:, None] + rng.normal(0, noise, shape)
     kl = (d**2)[:, None] * (1 + 0.5 * rng.normal(0, 1, shape))
     proxy = d[:, None] + rng.normal(0, noise, shape)
     names = tuple(f"prompt {number}" for number in range(prompts))
-    return oo.Road(law, tuple(range(len(d))), names, gold, proxy, kl)
+    return overoptimization.KLCurve(source, tuple(range(len(d))), names, gold, proxy, kl)
 
 
-def analysed(measured: oo.Road, **settings: Any) -> oo.Figures:
-    return oo.analyse(measured, choose=oo.choosing(measured.prompts, share=0.5, seed=0), resamples=400, **settings)
+def analysed(measured: overoptimization.KLCurve, **settings: Any) -> overoptimization.Figures:
+    return overoptimization.analyse(
+        measured, choose=overoptimization.choosing(measured.prompts, share=0.5, seed=0), resamples=400, **settings
+    )
 
 
 # -- the laws ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("law", ["rl", "best-of-n"])
-def test_a_law_is_recovered_exactly_without_noise_and_its_peak_is_where_it_is_highest(law: oo.Law) -> None:
-    alpha, beta_law = TRUE[law]
+@pytest.mark.parametrize("source", ["checkpoints", "best-of-n"])
+def test_a_law_is_recovered_exactly_without_noise_and_its_peak_is_where_it_is_highest(
+    source: overoptimization.Source,
+) -> None:
+    alpha, beta_law = TRUE[source]
     d = np.linspace(0, 5, 9)
-    fitted = oo.fit_law(d, oo.law_gain(d, alpha, beta_law, law), np.ones(9), law)
+    fitted = overoptimization.fit_law(d, overoptimization.law_gain(d, alpha, beta_law, source), np.ones(9), source)
     np.testing.assert_allclose(fitted, (alpha, beta_law), rtol=1e-10)
     fine = np.linspace(0, 6, 60_001)
-    at = fine[oo.law_gain(fine, alpha, beta_law, law).argmax()]
-    assert float(oo.law_peak(alpha, beta_law, law)) == pytest.approx(at, abs=2e-4)
-    assert np.isinf(oo.law_peak(alpha, -0.1, law)), "with β′ ≤ 0 it never turns"
+    at = fine[overoptimization.law_gain(fine, alpha, beta_law, source).argmax()]
+    assert float(overoptimization.law_peak(alpha, beta_law, source)) == pytest.approx(at, abs=2e-4)
+    assert np.isinf(overoptimization.law_peak(alpha, -0.1, source)), "with β′ ≤ 0 it never turns"
 
 
-@pytest.mark.parametrize("law", ["rl", "best-of-n"])
-def test_the_weighted_fit_is_that_of_a_general_least_squares_solver(law: oo.Law) -> None:
+@pytest.mark.parametrize("source", ["checkpoints", "best-of-n"])
+def test_the_weighted_fit_is_that_of_a_general_least_squares_solver(source: overoptimization.Source) -> None:
     rng = np.random.default_rng(0)
     d, gain, weights = rng.uniform(0.1, 4, 8), rng.normal(0, 1, 8), rng.uniform(0.5, 2, 8)
-    design = np.stack([d, -(d**2 if law == "best-of-n" else d * np.log(d))], 1) * np.sqrt(weights)[:, None]
+    design = np.stack([d, -(d**2 if source == "best-of-n" else d * np.log(d))], 1) * np.sqrt(weights)[:, None]
     expected = np.linalg.lstsq(design, gain * np.sqrt(weights), rcond=None)[0]
-    np.testing.assert_allclose(oo.fit_law(d, gain, weights, law), expected, rtol=1e-8)
+    np.testing.assert_allclose(overoptimization.fit_law(d, gain, weights, source), expected, rtol=1e-8)
 
 
 def test_points_that_determine_no_law_give_none() -> None:
-    few = road("rl")
-    assert oo.fit(few, limit=0.9, resamples=10) is None, "two points within the limit"
+    few = kl_curve("checkpoints")
+    assert overoptimization.fit(few, limit=0.9, resamples=10) is None, "two points within the limit"
     same = np.full(4, 2.0)
-    assert all(np.isnan(oo.fit_law(same, same, np.ones(4), "rl"))), "one distance, measured four times"
+    assert all(np.isnan(overoptimization.fit_law(same, same, np.ones(4), "checkpoints"))), (
+        "one distance, measured four times"
+    )
 
 
 def test_a_fit_on_the_way_to_the_peak_foretells_it_with_wider_intervals() -> None:
-    measured = road("rl", prompts=400, noise=0.2)
-    whole, early = oo.fit(measured), oo.fit(measured, limit=0.7 * np.e)
+    measured = kl_curve("checkpoints", prompts=400, noise=0.2)
+    whole, early = overoptimization.fit(measured), overoptimization.fit(measured, limit=0.7 * np.e)
     assert whole and early and early["points"] < whole["points"]
     assert early["peak_distance"]["low"] <= np.e <= early["peak_distance"]["high"]
     width = [f["peak_distance"]["high"] - f["peak_distance"]["low"] for f in (whole, early)]
@@ -75,23 +87,30 @@ def test_a_fit_on_the_way_to_the_peak_foretells_it_with_wider_intervals() -> Non
 
 def test_a_curve_that_follows_no_law_is_said_to_depart_from_it() -> None:
     cliff = np.where(np.linspace(0, 4, 11) < 2, 0.5, -1.5)
-    departs, follows = oo.fit(road("rl", gain=cliff), resamples=50), oo.fit(road("rl"), resamples=50)
+    departs, follows = (
+        overoptimization.fit(kl_curve("checkpoints", gain=cliff), resamples=50),
+        overoptimization.fit(kl_curve("checkpoints"), resamples=50),
+    )
     assert departs and follows
     assert departs["p_value"] < 1e-6 and departs["largest_miss"] > 0.5
     assert follows["p_value"] > 0.01 and follows["largest_miss"] < 0.3
-    assert "departs from the law" in oo.in_words(analysed(road("rl", gain=cliff)))["law"]
+    assert "departs from the law" in overoptimization.in_words(analysed(kl_curve("checkpoints", gain=cliff)))["law"]
 
 
 def test_a_law_without_a_peak_in_sight_cannot_tell() -> None:
-    straight = road("rl", gain=0.3 * np.linspace(0, 4, 11))
-    assert "cannot tell" in oo.in_words(analysed(straight))["law"]
+    straight = kl_curve("checkpoints", gain=0.3 * np.linspace(0, 4, 11))
+    assert "cannot tell" in overoptimization.in_words(analysed(straight))["law"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("law", ["rl", "best-of-n"])
-def test_intervals_cover_the_truth_as_often_as_they_say(law: oo.Law) -> None:
-    truth = {"alpha": TRUE[law][0], "beta_law": TRUE[law][1], "peak_distance": float(oo.law_peak(*TRUE[law], law))}
-    runs = [oo.fit(road(law, seed=seed), seed=seed, resamples=400) for seed in range(300)]
+@pytest.mark.parametrize("source", ["checkpoints", "best-of-n"])
+def test_intervals_cover_the_truth_as_often_as_they_say(source: overoptimization.Source) -> None:
+    truth = {
+        "alpha": TRUE[source][0],
+        "beta_law": TRUE[source][1],
+        "peak_distance": float(overoptimization.law_peak(*TRUE[source], source)),
+    }
+    runs = [overoptimization.fit(kl_curve(source, seed=seed), seed=seed, resamples=400) for seed in range(300)]
     for name, value in truth.items():
         covered = np.mean([f[name]["low"] <= value <= f[name]["high"] for f in runs if f])
         assert 0.90 <= covered <= 0.98, name
@@ -100,83 +119,96 @@ def test_intervals_cover_the_truth_as_often_as_they_say(law: oo.Law) -> None:
 
 def test_trusting_a_law_costs_the_gold_between_the_peak_and_where_it_points() -> None:
     flat = np.arange(11.0)[:, None] * np.ones(6)  # gold grows by one a point, alike for all prompts
-    measured = oo.Road("rl", tuple(range(11)), tuple("abcdef"), flat, flat, (flat / 2) ** 2)  # d = 0, 0.5, 1, …
-    told = oo.trust(measured, 10, 3.25)
+    measured = overoptimization.KLCurve(
+        "checkpoints", tuple(range(11)), tuple("abcdef"), flat, flat, (flat / 2) ** 2
+    )  # d = 0, 0.5, 1, …
+    told = overoptimization.cost_of_following_law(measured, 10, 3.25)
     assert told["gold"]["mean"] == pytest.approx(6.5) and told["lost"]["mean"] == pytest.approx(3.5)
-    assert not told["beyond"] and oo.trust(measured, 10, None)["beyond"] and oo.trust(measured, 10, 9.0)["beyond"]
-    assert oo.trust(measured, 10, None)["lost"]["mean"] == 0
+    assert (
+        not told["beyond"]
+        and overoptimization.cost_of_following_law(measured, 10, None)["beyond"]
+        and overoptimization.cost_of_following_law(measured, 10, 9.0)["beyond"]
+    )
+    assert overoptimization.cost_of_following_law(measured, 10, None)["lost"]["mean"] == 0
 
 
 # -- the peak, the turn, the checkpoint --------------------------------------------------------------------------------
 
 
 def test_a_curve_that_turns_is_said_to_have_turned_at_its_peak() -> None:
-    found = analysed(road("rl", prompts=300, far=5.0))
-    assert found["turn"]["verdict"] == "turned"
+    found = analysed(kl_curve("checkpoints", prompts=300, far=5.0))
+    assert found["peak_test"]["result"] == "turned"
     assert abs(found["peak"]["distance"] - np.e) <= 0.7
     assert found["peak"]["distance_interval"][0] <= np.e <= found["peak"]["distance_interval"][1] + 0.3
-    assert found["turn"]["gold_fell"]["low"] > 0 and found["turn"]["proxy_rose"]["low"] > 0
-    said = oo.in_words(found)
-    assert said["turn"].startswith(f"Gold turned: best at step {found['peak']['point']} ")
-    assert "while the proxy rose" in said["turn"] and said["ship"].startswith("Ship step ")
+    assert found["peak_test"]["gold_fell"]["low"] > 0 and found["peak_test"]["proxy_rose"]["low"] > 0
+    said = overoptimization.in_words(found)
+    assert said["peak_test"].startswith(f"Gold turned: best at step {found['peak']['point']} ")
+    assert "while the proxy rose" in said["peak_test"] and said["recommended"].startswith("Recommended: step ")
     assert "Fitted to the first 70% of the way alone it" in said["law"]
 
 
 def test_a_curve_that_still_rises_has_not_turned() -> None:
-    found = analysed(road("rl", gain=np.linspace(0, 3, 11)))
-    assert found["turn"]["verdict"] == "not yet" and found["peak"]["index"] == 10
-    assert found["ship"]["index"] == 10 and "has not turned" in oo.in_words(found)["turn"]
+    found = analysed(kl_curve("checkpoints", gain=np.linspace(0, 3, 11)))
+    assert found["peak_test"]["result"] == "not yet" and found["peak"]["index"] == 10
+    assert found["recommended"]["index"] == 10 and "has not turned" in overoptimization.in_words(found)["peak_test"]
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_noise_alone_cannot_tell(seed: int) -> None:
-    found = analysed(road("rl", gain=np.zeros(11), seed=seed, noise=3.0, prompts=40))
-    assert found["turn"]["verdict"] == "cannot tell"
-    assert "cannot tell" in oo.in_words(found)["turn"]
+    found = analysed(kl_curve("checkpoints", gain=np.zeros(11), seed=seed, noise=3.0, prompts=40))
+    assert found["peak_test"]["result"] == "cannot tell"
+    assert "cannot tell" in overoptimization.in_words(found)["peak_test"]
 
 
 @pytest.mark.slow
 def test_a_flat_curve_is_said_to_have_moved_no_more_often_than_one_in_twenty() -> None:
-    verdicts = [analysed(road("rl", gain=np.zeros(11), seed=seed), seed=seed)["turn"]["verdict"] for seed in range(200)]
+    verdicts = [
+        analysed(kl_curve("checkpoints", gain=np.zeros(11), seed=seed), seed=seed)["peak_test"]["result"]
+        for seed in range(200)
+    ]
     assert np.mean([verdict != "cannot tell" for verdict in verdicts]) <= 0.06
 
 
 def test_gold_that_only_falls_has_turned_at_the_start() -> None:
-    found = analysed(road("rl", gain=np.linspace(0, -3, 11)))
-    assert found["turn"]["verdict"] == "turned" and found["peak"]["index"] == found["ship"]["index"] == 0
-    assert "best at the start" in oo.in_words(found)["turn"]
+    found = analysed(kl_curve("checkpoints", gain=np.linspace(0, -3, 11)))
+    assert found["peak_test"]["result"] == "turned" and found["peak"]["index"] == found["recommended"]["index"] == 0
+    assert "best at the start" in overoptimization.in_words(found)["peak_test"]
 
 
-def test_the_nearest_of_those_that_are_as_good_is_shipped() -> None:
+def test_the_nearest_of_those_that_are_as_good_is_recommended() -> None:
     plateau = np.minimum(np.linspace(0, 5, 11), 2.0)  # level from the fifth point on
-    found = analysed(road("rl", gain=plateau, noise=0.01))
-    assert found["ship"]["index"] <= found["peak"]["index"] and found["ship"]["index"] >= 4
-    assert found["ship"]["lost"]["mean"] == pytest.approx(0, abs=0.01)
+    found = analysed(kl_curve("checkpoints", gain=plateau, noise=0.01))
+    assert found["recommended"]["index"] <= found["peak"]["index"] and found["recommended"]["index"] >= 4
+    assert found["recommended"]["lost"]["mean"] == pytest.approx(0, abs=0.01)
 
 
 def test_what_reports_has_no_part_in_the_choice() -> None:
-    measured = road("rl")
-    choose = oo.choosing(measured.prompts, share=0.5, seed=0)
+    measured = kl_curve("checkpoints")
+    choose = overoptimization.choosing(measured.prompts, share=0.5, seed=0)
     other = measured.gold.copy()
     other[:, ~choose] = -other[:, ~choose]
-    swapped = oo.Road(measured.law, measured.points, measured.prompts, other, measured.proxy, measured.kl)
-    before, after = (oo.analyse(each, choose=choose, resamples=100) for each in (measured, swapped))
-    assert before["peak"] == after["peak"] and before["ship"]["index"] == after["ship"]["index"]
+    swapped = overoptimization.KLCurve(
+        measured.source, measured.points, measured.prompts, other, measured.proxy, measured.kl
+    )
+    before, after = (overoptimization.analyse(each, choose=choose, resamples=100) for each in (measured, swapped))
+    assert before["peak"] == after["peak"] and before["recommended"]["index"] == after["recommended"]["index"]
     assert before["fit"]["alpha"] == after["fit"]["alpha"]
     assert before["points"][3]["gold"] != after["points"][3]["gold"]
 
 
 def test_a_prompt_chooses_whatever_other_prompts_there_are() -> None:
     names = [f"p{number}" for number in range(200)]
-    chosen = oo.choosing(names, share=0.5, seed=1)
-    assert chosen.sum() == 100 and not np.array_equal(chosen, oo.choosing(names, share=0.5, seed=2))
+    chosen = overoptimization.choosing(names, share=0.5, seed=1)
+    assert chosen.sum() == 100 and not np.array_equal(chosen, overoptimization.choosing(names, share=0.5, seed=2))
     order = np.random.default_rng(0).permutation(200)
-    np.testing.assert_array_equal(oo.choosing([names[i] for i in order], share=0.5, seed=1), chosen[order])
+    np.testing.assert_array_equal(
+        overoptimization.choosing([names[i] for i in order], share=0.5, seed=1), chosen[order]
+    )
     with pytest.raises(DataError, match="at least 4"):
-        oo.choosing(names[:3], share=0.5, seed=1)
+        overoptimization.choosing(names[:3], share=0.5, seed=1)
 
 
-# -- roads from samples ------------------------------------------------------------------------------------------------
+# -- curves from samples ----------------------------------------------------------------------------------------------
 
 
 def test_samples_of_a_run_make_its_road_and_responses_to_one_prompt_count_together() -> None:
@@ -186,20 +218,20 @@ def test_samples_of_a_run_make_its_road_and_responses_to_one_prompt_count_togeth
         for prompt in "ab"
         for k in (0, 1)
     ]
-    made = oo.checkpoints_road(rows)
+    made = overoptimization.curve_of_checkpoints(rows)
     assert made.points == (0, 5) and made.prompts == ("a", "b")
     np.testing.assert_allclose(made.gold, [[-0.5, -0.5], [4.5, 4.5]])
     np.testing.assert_allclose(made.proxy, [[0.5, 0.5], [50.5, 50.5]])
     with pytest.raises(DataError, match="step 5 was measured on other prompts than step 0"):
-        oo.checkpoints_road([row for row in rows if (row["step"], row["prompt"]) != (5, "a")])
+        overoptimization.curve_of_checkpoints([row for row in rows if (row["step"], row["prompt"]) != (5, "a")])
     with pytest.raises(DataError, match="1 checkpoint"):
-        oo.checkpoints_road(rows[:4])
+        overoptimization.curve_of_checkpoints(rows[:4])
 
 
 def test_pools_make_the_road_of_best_of_n() -> None:
     rng = np.random.default_rng(0)
     proxy = rng.normal(0, 1, (50, 12))
-    made = oo.best_of_n_road([str(p) for p in range(50)], proxy * 2, proxy)
+    made = overoptimization.curve_of_best_of_n([str(p) for p in range(50)], proxy * 2, proxy)
     assert made.points == (1, 2, 4, 8, 12)
     np.testing.assert_allclose(made.proxy[-1], proxy.max(1))
     np.testing.assert_allclose(made.gold, 2 * made.proxy)
@@ -210,12 +242,12 @@ def test_pools_make_the_road_of_best_of_n() -> None:
 def test_checkpoints_are_spaced_evenly_in_root_kl_and_the_first_and_last_are_in() -> None:
     steps = list(range(10, 1010, 10))
     kl = {step: (step / 1000) ** 4 * 16 for step in steps}  # √KL = 4 (step/1000)²: slow at first
-    taken = oo.ladder(steps, kl, 6)
+    taken = overoptimization.spaced_checkpoints(steps, kl, 6)
     assert len(taken) == 6 and taken[0] == 10 and taken[-1] == 1000
     np.testing.assert_allclose(np.diff([np.sqrt(kl[step]) for step in taken]), 0.8, atol=0.09)
-    assert oo.ladder(steps, {}, 4) == [10, 340, 670, 1000]
-    assert oo.ladder([5, 10], {}, 6) == [5, 10]
-    level = oo.ladder(steps, dict.fromkeys(steps, 1.0), 5)
+    assert overoptimization.spaced_checkpoints(steps, {}, 4) == [10, 340, 670, 1000]
+    assert overoptimization.spaced_checkpoints([5, 10], {}, 6) == [5, 10]
+    level = overoptimization.spaced_checkpoints(steps, dict.fromkeys(steps, 1.0), 5)
     assert len(level) == 5 and {10, 1000} <= set(level)
 
 
@@ -273,12 +305,12 @@ def test_what_is_left_out_costs_what_the_reward_gave_for_it() -> None:
 
 def test_a_gold_that_likes_one_text_for_everything_is_doubted() -> None:
     start = ["yes .", "no .", "maybe .", "because ."]
-    doubt = oo.caution(["", "", "", "no ."], start, "step 60")
-    assert doubt is not None
-    assert "75% of the responses are empty" in doubt
-    assert "“no .”" in (oo.caution(["no ."] * 3 + [""], start, "step 60") or "")
+    warning = overoptimization.caution(["", "", "", "no ."], start, "step 60")
+    assert warning is not None
+    assert "75% of the responses are empty" in warning
+    assert "“no .”" in (overoptimization.caution(["no ."] * 3 + [""], start, "step 60") or "")
 
 
 def test_varied_responses_and_a_start_that_repeats_itself_already_are_not_doubted() -> None:
-    assert oo.caution(["a", "b", "c", "c"], ["a", "b", "c", "d"], "step 3") is None
-    assert oo.caution(["no"] * 4, ["no"] * 3 + ["yes"], "step 3") is None
+    assert overoptimization.caution(["a", "b", "c", "c"], ["a", "b", "c", "d"], "step 3") is None
+    assert overoptimization.caution(["no"] * 4, ["no"] * 3 + ["yes"], "step 3") is None

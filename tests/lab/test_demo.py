@@ -54,7 +54,7 @@ def test_every_method_starts_at_the_sft_model_and_lists_its_models(out: Path) ->
     summary = json.loads((out / "summary.json").read_text())
     models = {name: list(result["models"]) for name, result in summary["roads"].items()}
     assert models == {
-        "ppo": ["policy", "reference", "reward", "value", "hold_out"],
+        "ppo": ["policy", "reference", "reward", "value", "validation_reward"],
         "grpo": ["policy", "reference", "reward"],
         "dpo": ["policy"],
     }

@@ -155,18 +155,18 @@ def test_the_reference_is_the_policy_with_its_adapters_off(
     common |= {"lora_rank": 4, "max_new_tokens": 6}
     if stage == "dpo":
         run = dpo.run(dpo.DPOConfig.make({**common, "data": str(comparisons), "kl_every": 3}))
-        drift = [row["eval_kl"] for row in run.metrics() if row.get("eval_kl") is not None]
-        assert drift[-1] > 0.02
+        kls = [row["eval_kl"] for row in run.metrics() if row.get("eval_kl") is not None]
+        assert kls[-1] > 0.02
     elif stage == "grpo":
         settings = {**common, "data": str(prompts), "reward": "early letters", "group_size": 4, "snapshot_every": 3}
         run = grpo.run(grpo.GRPOConfig.make(settings), reward=EarlyLetters())
-        drift = [row["kl"] for row in run.metrics()]
-        assert drift[0] == pytest.approx(0, abs=1e-5) and drift[-1] > 0.02
+        kls = [row["kl"] for row in run.metrics()]
+        assert kls[0] == pytest.approx(0, abs=1e-5) and kls[-1] > 0.02
     else:
         settings = {**common, "data": str(prompts), "reward": "early letters", "snapshot_every": 3}
         run = ppo.run(ppo.PPOConfig.make(settings), reward=EarlyLetters())
-        drift = [row["kl"] for row in run.metrics()]
-        assert drift[0] == pytest.approx(0, abs=1e-5) and drift[-1] > 0.02
+        kls = [row["kl"] for row in run.metrics()]
+        assert kls[0] == pytest.approx(0, abs=1e-5) and kls[-1] > 0.02
     names = load_policy(base)[0].state_dict().keys()
     for folder in (run.path, *run.path.glob("snapshots/*")):
         assert load_policy(folder)[0].state_dict().keys() == names

@@ -55,7 +55,7 @@ def exact_gradient(beta):
 def expected_gradient(advantage, *, normalisation="constant", beta=0.0, estimator=None, rewards=REWARDS):
     """Minus the gradient of the loss of a group, averaged over all groups of three; times what `constant` divides by.
 
-    The leash stands in the reward, or with an `estimator` in the loss.
+    The KL penalty stands in the reward, or with an `estimator` in the loss.
     """
     parameters = table(0).requires_grad_()
     now, reference = logprobs(parameters), logprobs(REFERENCE)
@@ -84,7 +84,7 @@ def test_the_policy_is_one():
 
 
 @pytest.mark.parametrize("beta", [0.0, BETA])
-def test_leave_one_out_gives_the_exact_gradient_with_the_leash_in_the_reward(beta):
+def test_leave_one_out_gives_the_exact_gradient_with_the_kl_penalty_in_the_reward(beta):
     torch.testing.assert_close(expected_gradient(leave_one_out, beta=beta), exact_gradient(beta), rtol=1e-6, atol=1e-7)
 
 
@@ -105,7 +105,7 @@ def test_standardising_weighs_groups_by_their_spread():
     assert cosine(expected_gradient(group_standardised), exact_gradient(0.0)) < 0.999
 
 
-def test_F14_the_corrected_leash_in_the_loss_has_the_exact_gradient_and_k3_has_not():
+def test_F14_the_k2_response_penalty_in_the_loss_has_the_exact_gradient_and_k3_has_not():
     exact = exact_gradient(BETA)
     corrected = expected_gradient(leave_one_out, beta=BETA, estimator=kl.k2_of_responses)
     torch.testing.assert_close(corrected, exact, rtol=1e-6, atol=1e-7)
@@ -114,10 +114,11 @@ def test_F14_the_corrected_leash_in_the_loss_has_the_exact_gradient_and_k3_has_n
         assert (published - exact).norm() > 0.02 * exact.norm()
 
 
-def test_standardised_advantages_change_the_price_of_a_leash_in_the_loss_but_not_of_one_in_the_reward():
+def test_standardised_advantages_change_the_price_of_a_kl_penalty_in_the_loss_but_not_of_one_in_the_reward():
     """At π* every response has r − β log(π*/π_ref) in common, so in the reward nothing is left to divide.
 
-    In the loss, rewards that are ten times as large are standardised to what they were: the leash then costs a tenth.
+    In the loss, rewards that are ten times as large are standardised to what they were: the KL penalty then costs a
+    tenth.
     """
     policy = logprobs(table(0)).sum(-1)
     at_optimum = BETA * (policy - logprobs(REFERENCE).sum(-1))  # the rewards for which the table is π*

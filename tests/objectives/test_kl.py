@@ -143,7 +143,7 @@ def gradient_of(loss, table):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1, 2.0])
-def test_F14_k1_in_the_reward_gives_the_exact_gradient_of_the_leashed_objective(beta):
+def test_F14_k1_in_the_reward_gives_the_exact_gradient_of_the_penalised_objective(beta):
     """Rewards, GAE and the surrogate together, in exact expectation over all responses, on the first step."""
     table, frozen = enumerable(0).requires_grad_(), logprobs_of_all(enumerable(1))
     score = torch.linspace(-1, 1, len(SEQUENCES), dtype=torch.float64) ** 3
@@ -192,14 +192,14 @@ def test_F14_the_gradient_of_exact_is_that_of_the_divergence(policy, reference):
     torch.testing.assert_close(ours, policy.exp() * (gap - expectation(policy, gap)), rtol=1e-9, atol=1e-12)
 
 
-def test_F14_k3_as_a_loss_is_not_the_gradient_of_the_leash():
+def test_F14_k3_as_a_loss_is_not_the_gradient_of_the_kl_penalty():
     logits = torch.tensor([2.0, 0.0, -1.0], dtype=torch.float64, requires_grad=True)
     reference = torch.tensor([0.1, 0.3, 0.6], dtype=torch.float64).log()
     logprobs = logits.log_softmax(-1)
     loss = (logprobs.detach().exp() * kl.k3(logprobs, reference)).sum()
     ours = torch.autograd.grad(loss, logits, retain_graph=True)[0]
-    leash = torch.autograd.grad(kl.exact(logits, reference), logits)[0]
-    assert (ours - leash).norm() > 0.2 * leash.norm()
+    penalty_gradient = torch.autograd.grad(kl.exact(logits, reference), logits)[0]
+    assert (ours - penalty_gradient).norm() > 0.2 * penalty_gradient.norm()
 
 
 @pytest.mark.parametrize(

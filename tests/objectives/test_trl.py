@@ -309,17 +309,17 @@ def test_advantages_losses_and_k3_of_groups_are_those_of_trl(
     )
     assert 0 < metrics["clip_fraction"].sum() < mask.sum()
     weights = token_weights(mask, normalisation, longest=LONGEST)
-    leash = kl.k3(now, fixed, mask=mask)
+    kl_penalty = kl.k3(now, fixed, mask=mask)
     # TRL's default since DeepSeek-V3.2 (arXiv:2512.02556); ours is the GRPO paper's, and `loss-k2-response` another.
-    weighed_leash = leash * (now - old).exp() if weighed else leash
-    ours = (weights * (loss + beta * weighed_leash)).sum()
+    weighed_penalty = kl_penalty * (now - old).exp() if weighed else kl_penalty
+    ours = (weights * (loss + beta * weighed_penalty)).sum()
     assert ours.item() == pytest.approx(float(theirs), abs=1e-5)
     found, expected = (
         torch.autograd.grad(x, model.lm_head.weight)[0] for x, model in ((ours, ending), (theirs, trainer.model))
     )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     if beta:
-        assert masked_mean(weighed_leash, mask).item() == pytest.approx(trainer._metrics["eval"]["kl"][-1], abs=1e-5)
+        assert masked_mean(weighed_penalty, mask).item() == pytest.approx(trainer._metrics["eval"]["kl"][-1], abs=1e-5)
 
 
 def test_rloo_has_trls_advantages_and_before_an_update_its_gradient(
@@ -337,8 +337,8 @@ def test_rloo_has_trls_advantages_and_before_an_update_its_gradient(
     )
     sampled, batch, scores, old, fixed = rollout(trainer, ending, reference)
     mask = batch.mask.flatten(0, 1)
-    drift = kl.per_sequence(kl.k1(old, fixed), mask).reshape(PROMPTS, GROUP)
-    advantages = leave_one_out(scores - BETA * drift)
+    kl_per_response = kl.per_sequence(kl.k1(old, fixed), mask).reshape(PROMPTS, GROUP)
+    advantages = leave_one_out(scores - BETA * kl_per_response)
     torch.testing.assert_close(advantages.flatten(), sampled["advantages"], rtol=1e-4, atol=1e-5)
 
     theirs = trainer.compute_loss(trainer.model, sampled)

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from kleash.evals.best_of_n import best_of_k
+from kleash.evals.best_of_n_curve import best_of_k
 from kleash.evals.bias import bias_report
 from kleash.evals.learning_curve import learning_curve
 from kleash.evals.noise import lapse_model
-from kleash.evals.policy import mean_se
-from kleash.evals.preference import preference_report
+from kleash.evals.policy_stats import mean_se
+from kleash.evals.preference_report import preference_report
 from kleash.evals.probes import PROBES, probe_report
 from kleash.evals.strata import quartiles, strata_report
 
@@ -50,17 +50,17 @@ ANSWERS = {
 
 
 def summary(seed: int = 0) -> dict[str, Any]:
-    """A summary.json in which the unleashed run turns at step 25."""
+    """A summary.json in which the run without a KL penalty turns at step 25."""
     rng = random.Random(seed)
 
     def ms(mean: float, se: float) -> dict[str, float]:
         return {"mean": mean + rng.gauss(0, se / 2), "se": se}
 
-    unleashed, leashed = [], []
+    without_penalty, with_penalty = [], []
     for step in range(0, 101, 5):
         kl = 0.55 * step**1.15 / 5
         gold = 0.45 + 0.021 * step - (0.00042 * step**2 if step < 40 else 0.0) - max(0.0, step - 22) ** 1.28 * 0.021
-        unleashed.append(
+        without_penalty.append(
             {
                 "step": step,
                 "gold": ms(gold, 0.06),
@@ -70,9 +70,11 @@ def summary(seed: int = 0) -> dict[str, Any]:
         )
         kl = 4.1 * (1 - exp(-step / 35))
         gold, proxy = 0.45 + 0.72 * (1 - exp(-step / 45)), 0.95 * (1 - exp(-step / 30))
-        leashed.append({"step": step, "gold": ms(gold, 0.05), "proxy": ms(proxy, 0.03), "kl": ms(kl, 0.05 + kl / 40)})
-    turn = max(unleashed, key=lambda row: row["gold"]["mean"])
-    best = max(leashed, key=lambda row: row["gold"]["mean"])
+        with_penalty.append(
+            {"step": step, "gold": ms(gold, 0.05), "proxy": ms(proxy, 0.03), "kl": ms(kl, 0.05 + kl / 40)}
+        )
+    turn = max(without_penalty, key=lambda row: row["gold"]["mean"])
+    best = max(with_penalty, key=lambda row: row["gold"]["mean"])
 
     def sample(index: int, gold: float, proxy: float) -> dict[str, Any]:
         return {"prompt": PROMPTS["question"], "response": ANSWERS["question"][index], "gold": gold, "proxy": proxy}
@@ -93,11 +95,11 @@ def summary(seed: int = 0) -> dict[str, Any]:
             "profile": profile(0.74, 0.71, 0.9, 12.1), "sample": sample(1, -0.8, 0.1),
         },
         "ppo": {
-            **{key: leashed[-1][key] for key in ("gold", "proxy", "kl")}, "gold_peak": top(best),
+            **{key: with_penalty[-1][key] for key in ("gold", "proxy", "kl")}, "gold_peak": top(best),
             "profile": profile(0.83, 0.97, 1.2, 14.0), "sample": sample(2, 1.3, 1.0),
         },
         "ppo-no-leash": {
-            **{key: unleashed[-1][key] for key in ("gold", "proxy", "kl")}, "gold_peak": top(turn),
+            **{key: without_penalty[-1][key] for key in ("gold", "proxy", "kl")}, "gold_peak": top(turn),
             "profile": profile(0.38, 0.22, 6.9, 38.5), "sample": sample(4, -3.1, 1.9),
         },
     }  # fmt: skip
@@ -121,12 +123,12 @@ def summary(seed: int = 0) -> dict[str, Any]:
         "seconds": 243.0,
         "stages": {"base": 58.0, "sft": 9.1, "comparisons": 12.4, "reward": 34.0, "ppo": 61.0, "ppo-no-leash": 58.2},
         "policies": policies,
-        "curves": {"ppo": leashed, "ppo-no-leash": unleashed},
+        "curves": {"ppo": with_penalty, "ppo-no-leash": without_penalty},
         "roads": {
-            "ppo": road(leashed, 61.0, policy=353_280, reference=353_280, reward=353_344, value=353_344),
-            "grpo": road(lower(leashed, 0.1), 44.0, policy=353_280),
-            "dpo": road(lower(leashed[:4], 0.2), 21.0, policy=353_280),
-            "best-of-n": {key: value for key, value in road(leashed[:5], 9.0).items() if key != "models"},
+            "ppo": method(with_penalty, 61.0, policy=353_280, reference=353_280, reward=353_344, value=353_344),
+            "grpo": method(lower(with_penalty, 0.1), 44.0, policy=353_280),
+            "dpo": method(lower(with_penalty[:4], 0.2), 21.0, policy=353_280),
+            "best-of-n": {key: value for key, value in method(with_penalty[:5], 9.0).items() if key != "models"},
         },
         "reward_model": reward_model(seed),
         "samples": samples,
@@ -145,7 +147,7 @@ def lower(curve: list[dict[str, Any]], by: float) -> list[dict[str, Any]]:
     return [{**row, "gold": {"mean": row["gold"]["mean"] - by, "se": 0.05}} for row in curve]
 
 
-def road(curve: list[dict[str, Any]], seconds: float, **models: int) -> dict[str, Any]:
+def method(curve: list[dict[str, Any]], seconds: float, **models: int) -> dict[str, Any]:
     end = {key: curve[-1][key] for key in ("gold", "proxy", "kl")}
     return {**end, "curve": curve, "seconds": seconds, "models": models, "peak_memory": 640_000_000}
 

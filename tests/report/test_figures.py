@@ -8,7 +8,7 @@ import pytest
 
 from kleash.report import figures
 
-LABELS = {"ppo": "leash", "ppo-no-leash": "no leash"}
+LABELS = {"ppo": "KL penalty", "ppo-no-leash": "no KL penalty"}
 
 
 def points(svg: str, gid: str) -> np.ndarray:
@@ -28,7 +28,7 @@ def is_affine(drawn: np.ndarray, data: list[float]) -> bool:
 
 def test_every_evaluation_stands_at_root_kl_and_at_its_score(summary: dict[str, Any]):
     curve = summary["curves"]["ppo-no-leash"]
-    svg = figures.overoptimization(curve, name="x", other=summary["curves"]["ppo"], other_label="leash")
+    svg = figures.overoptimization(curve, name="x", other=summary["curves"]["ppo"], other_label="KL penalty")
     for quantity in ("gold", "proxy"):
         drawn = points(svg, f"distance-x-{quantity}")
         assert len(drawn) == len(curve)
@@ -85,16 +85,17 @@ def test_training_draws_both_policies_over_steps(summary: dict[str, Any]):
             drawn = points(svg, f"training-{name}-{quantity}")
             assert is_affine(drawn[:, 0], [row["step"] for row in curve])
             assert is_affine(drawn[:, 1], [row[quantity]["mean"] for row in curve])
-    assert svg.count(">leash<") == svg.count(">no leash<") == 3
+    assert svg.count(">KL penalty<") == svg.count(">no KL penalty<") == 3
 
 
 def test_names_at_the_ends_of_lines_do_not_overlap():
     curve = [{"step": i, **{key: {"mean": 1.0, "se": 0.1} for key in figures.COLOURS}} for i in range(3)]
     svg = figures.training({"ppo": curve, "ppo-no-leash": curve}, LABELS)  # all lines end at one point
     heights = {
-        name: [float(y) for y in re.findall(rf'y="([\d.]+)"[^>]*>{name}<', svg)] for name in ("leash", "no leash")
+        name: [float(y) for y in re.findall(rf'y="([\d.]+)"[^>]*>{name}<', svg)]
+        for name in ("KL penalty", "no KL penalty")
     }
-    assert len(heights["leash"]) == 3
+    assert len(heights["KL penalty"]) == 3
     assert all(abs(a - b) >= 11 for a, b in zip(*heights.values(), strict=True))
 
 
@@ -148,11 +149,11 @@ def test_the_same_figures_give_the_same_picture(summary: dict[str, Any]):
     assert first == second
 
 
-def test_each_road_is_drawn_from_its_own_points_and_named_at_its_end(summary: dict[str, Any]):
-    curves = {name: road["curve"] for name, road in summary["roads"].items()}
-    svg = figures.roads(curves, {name: name.upper() for name in curves})
+def test_each_method_is_drawn_from_its_own_points_and_named_at_its_end(summary: dict[str, Any]):
+    curves = {name: method["curve"] for name, method in summary["roads"].items()}
+    svg = figures.methods(curves, {name: name.upper() for name in curves})
     for name, curve in curves.items():
-        drawn = points(svg, f"roads-{name}-gold")
+        drawn = points(svg, f"methods-{name}-gold")
         assert len(drawn) == len(curve)
         assert is_affine(drawn[:, 0], [max(0.0, row["kl"]["mean"]) ** 0.5 for row in curve])
         assert is_affine(drawn[:, 1], [row["gold"]["mean"] for row in curve])

@@ -83,9 +83,10 @@ def test_ids_are_unique_and_what_points_to_one_finds_it(page_of_demo: str):
 
 def test_all_pictures_and_parts_are_there(page_of_demo: str):
     page = Page(page_of_demo)
-    assert page.tags.count("svg") == 11  # two distances, training, roads, five of the reward model, two losses
+    assert page.tags.count("svg") == 11  # two distances, training, methods, five of the reward model, two losses
     for words in (
-        "Where it turns", "Other roads", "The same questions", "Can the reward model be trusted", "Learning from data",
+        "Where it turns", "Other methods", "The same questions", "Can the reward model be trusted",
+        "Learning from data",
         "What each stage says", "ten lines", "How it was made", "what does the otter eat", "held-out loss 3.912",
     ):  # fmt: skip
         assert words in page.text, words
@@ -98,21 +99,21 @@ def test_figures_of_the_summary_stand_in_the_table(page_of_demo: str, summary: d
             assert f"{policy[key]['mean']:.2f} ± {policy[key]['se']:.2f}" in text
 
 
-def test_every_road_has_its_figures_and_what_it_took(page_of_demo: str, summary: dict[str, Any]):
+def test_every_method_has_its_figures_and_what_it_took(page_of_demo: str, summary: dict[str, Any]):
     text = Page(page_of_demo).text.replace("−", "-")
-    table = html.roads_table(summary)
-    for name, road in summary["roads"].items():
+    table = html.methods_table(summary)
+    for name, method in summary["roads"].items():
         for key in ("gold", "proxy", "kl"):
-            assert f"{road[key]['mean']:.2f} ± {road[key]['se']:.2f}" in text
-            assert f"{road[key]['mean']:.2f} ± {road[key]['se']:.2f}" in table
-        assert html.ROADS[name] in table
+            assert f"{method[key]['mean']:.2f} ± {method[key]['se']:.2f}" in text
+            assert f"{method[key]['mean']:.2f} ± {method[key]['se']:.2f}" in table
+        assert html.METHODS[name] in table
     assert "1.41 M" in text and "640 MB" in text
     assert "1 min 01 s            4" in table, "PPO holds four models"
 
 
-def test_a_demo_without_other_roads_says_nothing_of_them(tmp_path: Path, summary: dict[str, Any]):
+def test_a_demo_without_other_methods_says_nothing_of_them(tmp_path: Path, summary: dict[str, Any]):
     summary["roads"] = {"ppo": summary["roads"]["ppo"]}
-    assert html.roads_table(summary) == "" and "Other roads" not in render(tmp_path, summary)
+    assert html.methods_table(summary) == "" and "Other methods" not in render(tmp_path, summary)
 
 
 def test_what_models_wrote_is_text_and_never_markup(tmp_path: Path, summary: dict[str, Any]):
@@ -156,7 +157,7 @@ def test_whatever_is_missing_is_left_out(tmp_path: Path, summary: dict[str, Any]
             raise AssertionError(f"without {path}") from error
 
 
-def test_a_demo_that_ran_without_a_leash_alone_has_a_page(tmp_path: Path, summary: dict[str, Any]):
+def test_a_demo_that_ran_without_a_kl_penalty_alone_has_a_page(tmp_path: Path, summary: dict[str, Any]):
     del summary["curves"]["ppo"], summary["policies"]["ppo"]
     page = Page(render(tmp_path, summary))
     assert page.tags.count("svg") == 8 and "the other run" not in page.text

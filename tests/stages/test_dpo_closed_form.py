@@ -53,6 +53,6 @@ def test_dpo_reaches_the_closed_form_optimum(tmp_path: Path) -> None:
 
     trained = enumerable.log_policy(load_policy(tmp_path / "dpo")[0])
     assert enumerable.divergence(trained, target) < 0.02
-    # What the stage measured of its own drift, on samples, against the sum over every response.
-    drift = folder.record["results"]["kl"]
-    assert abs(drift["mean"] - enumerable.divergence(trained, reference)) < 0.05
+    # What the stage measured of its own KL, on samples, against the sum over every response.
+    kl_per_response = folder.record["results"]["kl"]
+    assert abs(kl_per_response["mean"] - enumerable.divergence(trained, reference)) < 0.05

@@ -126,7 +126,7 @@ def update(parts: Components, rollout: Rollout, groups: Sequence[int], settings:
         return {"grad_norm": 0.0}
 
     optimizer.step = step  # type: ignore[method-assign]
-    grpo.update(parts, rollout.batch.select(torch.tensor(list(groups))), optimizer, settings)
+    grpo.update(parts, rollout.select(torch.tensor(list(groups))), optimizer, settings)
     return gradients[0]
 
 
@@ -180,11 +180,11 @@ def test_an_update_on_some_groups_has_the_gradient_of_its_formula(
         ratio, advantage = (logprobs - old).exp(), advantages_of(rollout)[row, k]
         held += int(((ratio < 0.9) | (ratio > 1.15)).sum())
         loss = -math.exp(0.4) * torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.15) * advantage)
-        drift = logprobs - fixed
+        kl_per_response = logprobs - fixed
         if kl_in == "loss-k3":
-            loss = loss + 0.3 * ((-drift).exp() - 1 + drift)
+            loss = loss + 0.3 * ((-kl_per_response).exp() - 1 + kl_per_response)
         if kl_in == "loss-k2-response":
-            loss = loss + 0.3 * drift * drift.sum() / 2
+            loss = loss + 0.3 * kl_per_response * kl_per_response.sum() / 2
         divisor = {"token": tokens, "sequence": len(responses) * len(response), "constant": len(responses) * 7}[
             normalisation
         ]
@@ -223,21 +223,21 @@ def test_another_samplers_tokens_are_weighed_by_the_truncated_importance(base: P
         torch.testing.assert_close(gradient(settings, base, spoil=shift(by)), factor * plain, rtol=1e-3, atol=1e-6)
 
 
-def test_the_leash_in_the_reward_is_summed_over_a_response_before_the_group_is_compared(
+def test_the_kl_penalty_in_the_reward_is_summed_over_a_response_before_the_group_is_compared(
     base: Path, prompts: Path
 ) -> None:
     settings = config(base, prompts, beta=0.5, advantage="centred")
     parts, rows = components(settings, base)
     rollout = first_rollout(parts, rows, settings)
-    drift = (rollout.batch.old_logprobs - rollout.batch.reference_logprobs).sum(-1)
-    torch.testing.assert_close(rollout.kl, drift)
-    compared = rollout.scores - 0.5 * drift
+    kl_per_response = (rollout.batch.old_logprobs - rollout.batch.reference_logprobs).sum(-1)
+    torch.testing.assert_close(rollout.kl, kl_per_response)
+    compared = rollout.scores - 0.5 * kl_per_response
     expected = compared - compared.mean(-1, keepdim=True)
     torch.testing.assert_close(advantages_of(rollout), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kl_in", ["loss-k3", "loss-k2-response"])
-def test_the_leash_in_the_loss_leaves_the_advantages_to_the_scores(kl_in: str, base: Path, prompts: Path) -> None:
+def test_the_kl_penalty_in_the_loss_leaves_the_advantages_to_the_scores(kl_in: str, base: Path, prompts: Path) -> None:
     settings = config(base, prompts, beta=0.5, advantage="centred", kl_in=kl_in)
     parts, rows = components(settings, base)
     rollout = first_rollout(parts, rows, settings)
@@ -297,7 +297,7 @@ def test_groups_of_zero_spread_are_replaced_by_other_prompts(base: Path, prompts
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_reward_is_climbed_and_the_formula_is_written_down(preset: str, base: Path, prompts: Path) -> None:
+def test_a_reward_is_optimised_and_the_formula_is_written_down(preset: str, base: Path, prompts: Path) -> None:
     folder = grpo.run(
         config(
             base, prompts, preset=preset, max_steps=12, batch_size=8, group_size=8, learning_rate=1e-2, beta=0.0,
@@ -321,14 +321,14 @@ def test_a_reward_is_climbed_and_the_formula_is_written_down(preset: str, base: 
         "sampler_mismatch", "first_ratio", "grad_norm",
     }  # fmt: skip
     assert figures <= rows[-1].keys()
-    assert rows[-1]["kl"] > 0.1, "the drift is measured without a leash, too"
+    assert rows[-1]["kl"] > 0.1, "the KL is measured without a KL penalty, too"
     samples = read_jsonl(folder.path / "samples.jsonl")
     assert {row["step"] for row in samples} == {0, 12}
     assert {"prompt", "response", "finished", "score", "kl", "number"} <= samples[0].keys()
 
 
 @pytest.mark.parametrize("kl_in", ["reward", "loss-k3", "loss-k2-response"])
-def test_the_policy_stays_near_the_reference_on_a_short_leash(kl_in: str, base: Path, prompts: Path) -> None:
+def test_the_policy_stays_near_the_reference_with_a_large_kl_penalty(kl_in: str, base: Path, prompts: Path) -> None:
     long, short = (
         grpo.run(
             config(

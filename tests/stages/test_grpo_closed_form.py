@@ -1,8 +1,8 @@
 """GRPO's kin against what they lead to, known exactly.
 
-With the leash in the reward and no deviation the optimum is π* ∝ π_ref·exp(r/β). Presets that divide by the deviation,
-or have k3 in the loss, come to rest elsewhere: where their own expected update, summed over every group that can be
-sampled, is zero.
+With the KL penalty in the reward and no deviation the optimum is π* ∝ π_ref·exp(r/β). Presets that divide by the
+deviation, or have k3 in the loss, come to rest elsewhere: where their own expected update, summed over every group that
+can be sampled, is zero.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def train(tmp_path: Path, rewards: Tensor, **settings: object) -> Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["rloo", "dr-grpo"])
-def test_the_leash_in_the_reward_leads_to_the_closed_form_optimum(preset: str, tmp_path: Path) -> None:
+def test_the_kl_penalty_in_the_reward_leads_to_the_closed_form_optimum(preset: str, tmp_path: Path) -> None:
     enumerable.write(tmp_path, enumerable.model())
     rewards = enumerable.reward_table()
     reference = enumerable.log_policy(load_policy(tmp_path / "model")[0])
@@ -95,10 +95,10 @@ def at_rest(preset: str, reference: Tensor, rewards: Tensor) -> Tensor:
             ratio = anchor - logprobs
             loss = -standardised(rewards, total.exp())[:, None] * logprobs + BETA * (ratio.exp() - 1 - ratio)
             weight = 1 / lengths[:, None]
-        else:  # arXiv:2503.14476: every token alike, a penalty on the last fifth; the leash in the reward
+        else:  # arXiv:2503.14476: every token alike, a penalty on the last fifth; the KL penalty in the reward
             penalty = ((lengths - 0.8 * enumerable.LONGEST) / (0.2 * enumerable.LONGEST)).clamp(0, 1)
-            shaped = rewards - penalty - BETA * (total - anchor.sum(-1))
-            loss, weight = -standardised(shaped, total.exp())[:, None] * logprobs, torch.ones(len(lengths), 1)
+            penalised_scores = rewards - penalty - BETA * (total - anchor.sum(-1))
+            loss, weight = -standardised(penalised_scores, total.exp())[:, None] * logprobs, torch.ones(len(lengths), 1)
         optimizer.zero_grad()
         (total.exp()[:, None] * weight * torch.where(mask, loss, 0)).sum().backward()
         optimizer.step()

@@ -13,22 +13,22 @@ from typing import Any
 
 import pytest
 
+from kleash.chat import client
 from kleash.cli import _run
 from kleash.data.formats import read_groups
 from kleash.data.group import Preference
 from kleash.errors import ConfigError, DataError, GateError, MachineError
-from kleash.feedback.store import Store
-from kleash.sampling import asking
+from kleash.labels.store import Store
 from kleash.stages.files import results_of
 from kleash.stages.judge import JudgeConfig, run
-from tests.feedback.loopback import Reply, Server, counts_z, shown
+from tests.chat.loopback import Reply, Server, counts_z, shown
 
 Write = Callable[[str, list[dict[str, Any]]], Path]
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
 
 
 @pytest.fixture

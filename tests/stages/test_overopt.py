@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from kleash.cli import _run
 from kleash.data.group import Group
 from kleash.errors import ConfigError, GateError, InputError
-from kleash.evals import overoptimization as oo
+from kleash.evals import overoptimization
 from kleash.lab.world import World, gold
 from kleash.models.load import load_policy
 from kleash.run import read_jsonl
@@ -60,8 +60,14 @@ def measured(settings: overopt.OveroptConfig) -> Any:
 def test_a_run_and_its_pools_are_measured_and_analysed(trained: Path, prompts: Path) -> None:
     folder = measured(config(trained))
     rows = read_jsonl(folder.path / "samples.jsonl")
-    points = {(row["road"], row["step"]) for row in rows}
-    assert points == {("rl", 0), ("rl", 2), ("rl", 4), ("rl", 8), ("best-of-n", 0)}, "evenly in √KL"
+    points = {(row["source"], row["step"]) for row in rows}
+    assert points == {
+        ("checkpoints", 0),
+        ("checkpoints", 2),
+        ("checkpoints", 4),
+        ("checkpoints", 8),
+        ("best-of-n", 0),
+    }, "evenly in √KL"
     different = {row["prompt"] for row in read_jsonl(prompts)}
     assert len(rows) == len(different) * (4 * 2 + 4)
     assert all(row["proxy"] == row["response"].split().count("z") for row in rows)
@@ -70,16 +76,16 @@ def test_a_run_and_its_pools_are_measured_and_analysed(trained: Path, prompts: P
     assert all(halves[row["prompt"]] == row["half"] for row in rows) and set(halves.values()) == {"choose", "report"}
     assert folder.record["config"]["temperature"] == 0.9 and folder.record["config"]["max_new_tokens"] == 8
 
-    roads = folder.record["results"]["roads"]
-    assert [point["point"] for point in roads["best-of-n"]["points"]] == [1, 2, 4]
-    run = roads["rl"]
-    report = [row for row in rows if row["road"] == "rl" and row["step"] == 8 and row["half"] == "report"]
+    kl_curves = folder.record["results"]["roads"]
+    assert [point["point"] for point in kl_curves["best-of-n"]["points"]] == [1, 2, 4]
+    run = kl_curves["checkpoints"]
+    report = [row for row in rows if row["source"] == "checkpoints" and row["step"] == 8 and row["half"] == "report"]
     assert run["points"][-1]["proxy"]["mean"] == pytest.approx(sum(row["proxy"] for row in report) / len(report))
     assert run["points"][0]["kl"]["mean"] == 0 < run["points"][-1]["kl"]["mean"]
     assert run["points"][-1]["proxy"]["mean"] > run["points"][0]["proxy"]["mean"]
-    assert run == oo.analyse(  # the same analysis from rows alone
-        oo.checkpoints_road([row for row in rows if row["road"] == "rl"]),
-        choose=oo.choosing(dict.fromkeys(row["prompt"] for row in rows), share=0.5, seed=0),
+    assert run == overoptimization.analyse(  # the same analysis from rows alone
+        overoptimization.curve_of_checkpoints([row for row in rows if row["source"] == "checkpoints"]),
+        choose=overoptimization.choosing(dict.fromkeys(row["prompt"] for row in rows), share=0.5, seed=0),
         seed=overopt.derive_seed(0, "bootstrap"),
     )
 
@@ -139,7 +145,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_files(
         measured(config(trained))
     out = trained.parent / "overopt"
     with (out / "samples.jsonl").open("a") as file:  # a point that was being written
-        file.write('{"road": "rl", "step": 8, "prompt": "a", "proxy": 1.0}\n{"road": "rl", "st')
+        file.write('{"source": "checkpoints", "step": 8, "prompt": "a", "proxy": 1.0}\n{"source": "checkpoints", "st')
     calls = 100
     again = measured(config(trained))
     assert calls == 100 + 5 - (stop - 1), "what was done is not done again"
@@ -201,11 +207,15 @@ def test_the_command_says_the_verdict_and_draws_the_page(
     words = ["overopt", "--run", "run", "--proxy", "letters_here:z", "--gold", "letters_here:a", "--out", "o"]
     assert _run([*words, "--points", "3", "--best-of", "4"]) == 0
     told = capsys.readouterr().out
-    assert "Ship " in told and "best of 4" in told and told.rstrip().endswith("o/report.html")
+    assert "Recommended: " in told and "best of 4" in told and told.rstrip().endswith("o/report.html")
     assert (trained.parent / "o" / "report.html").exists() and (trained.parent / "o" / "curve.svg").exists()
     assert _run([*words, "--points", "3", "--best-of", "4", "--json"]) == 0
     results = json.loads(capsys.readouterr().out)["results"]
-    assert set(results["roads"]) == {"rl", "best-of-n"} and set(results["words"]["rl"]) == {"turn", "ship", "law"}
+    assert set(results["roads"]) == {"checkpoints", "best-of-n"} and set(results["words"]["checkpoints"]) == {
+        "peak_test",
+        "recommended",
+        "law",
+    }
 
 
 def test_snapshots_of_a_real_run_are_found(base: Path, prompts: Path) -> None:
@@ -216,7 +226,7 @@ def test_snapshots_of_a_real_run_are_found(base: Path, prompts: Path) -> None:
     }  # fmt: skip
     ppo.run(ppo.PPOConfig.make(values), reward=count("z"))
     folder = measured(config(base.parent / "ppo", out=base.parent / "oo", best_of=0))
-    assert [point["point"] for point in folder.record["results"]["roads"]["rl"]["points"]] == [0, 2, 3]
+    assert [point["point"] for point in folder.record["results"]["roads"]["checkpoints"]["points"]] == [0, 2, 3]
 
 
 def test_the_worlds_gold_is_a_reward_of_the_command_line() -> None:

@@ -28,7 +28,7 @@ from kleash.rollout.rollout import measured, sample_scored
 from kleash.run import derive_seed, read_jsonl
 from kleash.sampling.local import LocalSampler
 from kleash.stages import ppo, reward_model
-from kleash.training.ema import Average
+from kleash.training.actor_critic import ActorCritic
 from kleash.training.optim import Optimizer
 from kleash.training.pretraining import PretrainingMix
 
@@ -55,8 +55,8 @@ def test_every_pass_takes_every_row_once_in_an_order_of_its_own(base: Path, prom
     rollout = sampled(parts, rows[:16], settings)
     numbered = torch.arange(16.0)[:, None, None].expand(rollout.batch.shape)
     rollout = replace(rollout, batch=replace(rollout.batch, values=numbered))
-    batches = [batch for step in (1, 2) for batch in minibatches(rollout, 3, 2, seed=0, step=step)]
-    steps = [column(batch.values)[:, 0].int().tolist() for batch in batches]
+    batches = [each for step in (1, 2) for each in minibatches(rollout, 3, 2, seed=0, step=step)]
+    steps = [column(each.batch.values)[:, 0].int().tolist() for each in batches]
     assert [len(rows) for rows in steps] == [6, 5, 5] * 4
     orders = [[row for part in steps[start : start + 3] for row in part] for start in range(0, 12, 3)]
     assert all(sorted(order) == list(range(16)) for order in orders)
@@ -106,6 +106,12 @@ def gradients(settings: ppo.PPOConfig, base: Path) -> tuple[Tensor, Tensor]:
     return update(parts, rollout_of(parts, prompts[:8], settings, beta=0.1), range(8), settings)
 
 
+def actor_critic(parts: Components) -> ActorCritic:
+    """Both optimisers, for one step."""
+    rate = {"learning_rate": 1e-3}
+    return ActorCritic(parts.policy, parts.critic, steps=1, settings=rate, value_settings=rate)
+
+
 def no_mix(parts: Components) -> PretrainingMix:
     """Nothing mixed in."""
     return PretrainingMix(
@@ -127,8 +133,9 @@ def update(parts: Components, rollout: Rollout, rows: Sequence[int], settings: p
         optimizer.step = step  # type: ignore[method-assign]
         return optimizer
 
-    optimizers = ppo.Optimizers(keep(parts.policy), keep(parts.critic), Average(parts.policy, None))
-    ppo.update(parts, rollout.batch.select(torch.tensor(list(rows))), optimizers, no_mix(parts), settings)
+    optimizers = actor_critic(parts)
+    optimizers.policy, optimizers.value = keep(parts.policy), keep(parts.critic)
+    ppo.update(parts, rollout.select(torch.tensor(list(rows))), optimizers, no_mix(parts), settings)
     return gradients[0], gradients[1]
 
 
@@ -242,13 +249,13 @@ def test_F10_every_coefficient_changes_the_update(base: Path, prompts: Path) -> 
 def test_F10_beta_changes_the_advantages(base: Path, prompts: Path) -> None:
     settings = config(base, prompts, whiten_advantages=False)
     parts, rows = components(settings, base)
-    leashed, free = (rollout_of(parts, rows[:8], settings, beta=beta) for beta in (1.0, 0.0))
-    torch.testing.assert_close(leashed.scores, free.scores)
-    assert float(leashed.kl_per_token.abs().max()) > 1e-3
-    assert not torch.allclose(column(leashed.batch.advantages), column(free.batch.advantages))
+    with_penalty, free = (rollout_of(parts, rows[:8], settings, beta=beta) for beta in (1.0, 0.0))
+    torch.testing.assert_close(with_penalty.scores, free.scores)
+    assert float(with_penalty.kl_per_token.abs().max()) > 1e-3
+    assert not torch.allclose(column(with_penalty.batch.advantages), column(free.batch.advantages))
 
 
-def test_the_leash_is_k1_per_token_and_the_score_stands_on_the_last_one(base: Path, prompts: Path) -> None:
+def test_the_kl_penalty_is_k1_per_token_and_the_score_stands_on_the_last_one(base: Path, prompts: Path) -> None:
     settings = config(base, prompts, whiten_advantages=False, lam=1.0, gamma=1.0)
     parts, rows = components(settings, base)
     rollout = rollout_of(parts, rows[:8], settings, beta=0.3)
@@ -318,9 +325,7 @@ def check(base: Path, prompts: Path, spoil: Any, temperature: float = 1.0) -> No
     parts, rows = components(settings, base)
     rollout = rollout_of(parts, rows[:8], settings, beta=0.1)
     rollout = spoil(parts, rollout) or rollout
-    policy, critic = (Optimizer(model, steps=1, learning_rate=1e-3) for model in (parts.policy, parts.critic))
-    optimizers = ppo.Optimizers(policy, critic, Average(parts.policy, None))
-    ppo.update(parts, rollout.batch, optimizers, no_mix(parts), settings, first=True)
+    ppo.update(parts, rollout, actor_critic(parts), no_mix(parts), settings, first=True)
 
 
 def test_F7_dropout_is_caught_and_named(base: Path, prompts: Path) -> None:
@@ -370,7 +375,7 @@ def test_F3_padding_that_is_the_end_token_changes_nothing(
         assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
 
 
-def test_a_reward_is_climbed(base: Path, prompts: Path) -> None:
+def test_a_reward_is_optimised(base: Path, prompts: Path) -> None:
     folder = ppo.run(
         config(base, prompts, max_steps=25, batch_size=32, learning_rate=5e-3, beta=0.0, eval_every=25), reward=CountZ()
     )
@@ -380,7 +385,7 @@ def test_a_reward_is_climbed(base: Path, prompts: Path) -> None:
     AutoModelForCausalLM.from_pretrained(folder.path)
 
 
-def test_the_policy_stays_at_the_reference_on_a_short_leash(base: Path, prompts: Path) -> None:
+def test_the_policy_stays_at_the_reference_with_a_large_kl_penalty(base: Path, prompts: Path) -> None:
     long, short = (
         ppo.run(
             config(

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
+from kleash.chat import client
 from kleash.cli import _run
 from kleash.data.formats import read_groups
 from kleash.errors import MachineError
-from kleash.feedback.store import Store
-from kleash.sampling import asking
+from kleash.labels.store import Store
 from kleash.stages.files import results_of
 from kleash.stages.revise import ReviseConfig, run
-from tests.feedback.loopback import Reply, Server
+from tests.chat.loopback import Reply, Server
 
 Write = Callable[[str, list[dict[str, Any]]], Path]
 
@@ -27,7 +27,7 @@ principles:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
 
 
 def assistant(body: Mapping[str, Any]) -> Reply:

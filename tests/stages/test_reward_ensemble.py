@@ -79,20 +79,20 @@ def test_averaged_weights_are_a_single_model_of_the_mean_weights(base: Path, com
     assert LearnedReward.load(folder).range is not None, "its range is its own, and monitors ask for it"
 
 
-def test_the_hold_out_shares_no_prompt_with_the_reward_and_is_no_part_of_it(base: Path, write: Write) -> None:
+def test_the_validation_reward_shares_no_prompt_with_the_reward_and_is_no_part_of_it(base: Path, write: Write) -> None:
     prompts_of_two = [f"{a} {b}" for a in "abcdef" for b in "ghijkl"]
     rows = [{"prompt": prompt, "chosen": "z", "rejected": end} for prompt in prompts_of_two for end in "dc"]
     folder = run(settings(base, write("many.jsonl", rows), validation_share=0.3)).path
     prompts = {
         name: {group.prompt_text for group in read_groups(folder / "comparisons" / f"{name}.jsonl")}
-        for name in ("reward", "hold-out", "held-out")
+        for name in ("reward", "validation", "held-out")
     }
-    assert not prompts["reward"] & prompts["hold-out"]
-    assert not (prompts["reward"] | prompts["hold-out"]) & prompts["held-out"]
-    hold_out, own = build_reward(str(folder / "hold-out"))(GROUPS), build_reward(str(folder))(GROUPS)
+    assert not prompts["reward"] & prompts["validation"]
+    assert not (prompts["reward"] | prompts["validation"]) & prompts["held-out"]
+    validation_reward, own = build_reward(str(folder / "validation"))(GROUPS), build_reward(str(folder))(GROUPS)
     torch.testing.assert_close(own, build_reward(str(folder / "members/0"))(GROUPS))
-    assert not torch.allclose(hold_out, own)
-    assert (read_record(folder) or {})["hold_out"]["accuracy"] is not None
+    assert not torch.allclose(validation_reward, own)
+    assert (read_record(folder) or {})["validation_reward"]["accuracy"] is not None
 
 
 @pytest.mark.parametrize("combine", ["mean", "worst"])
@@ -138,7 +138,7 @@ def test_a_member_that_was_changed_is_refused_by_name(base: Path, comparisons: P
         build_reward(str(folder))
 
 
-def test_ppo_climbs_an_ensemble_and_logs_its_spread(base: Path, comparisons: Path, write: Write) -> None:
+def test_ppo_optimises_an_ensemble_and_logs_its_spread(base: Path, comparisons: Path, write: Write) -> None:
     folder = run(settings(base, comparisons, members=2, combine="worst")).path
     prompts = write("prompts.jsonl", [{"prompt": letter} for letter in "abcdefgh"])
     config = ppo.PPOConfig(

@@ -37,7 +37,7 @@ def prompts(tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> It
     sys.path[:] = [place for place in sys.path if place != str(tmp_path)]
 
 
-def climb(stage: str, base: Path, prompts: Path, **changes: object) -> RunFolder:
+def train(stage: str, base: Path, prompts: Path, **changes: object) -> RunFolder:
     values: dict[str, object] = {
         "model": str(base), "data": str(prompts), "reward": "letters:z", "out": base.parent / stage, "max_steps": 4,
         "batch_size": 8, "max_new_tokens": 8, "learning_rate": 3e-3, "beta": 0.0, "eval_every": 1, "force": True,
@@ -49,11 +49,18 @@ def climb(stage: str, base: Path, prompts: Path, **changes: object) -> RunFolder
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_step_is_watched_and_some_of_its_responses_are_kept(stage: str, base: Path, prompts: Path) -> None:
-    folder = climb(stage, base, prompts, hold_out="letters:no_z", max_steps=3)
+    folder = train(stage, base, prompts, hold_out="letters:no_z", max_steps=3)
     rows = [row for row in folder.metrics() if row["step"] > 0]
     for row in rows:
-        assert {"distinct_1", "distinct_2", "truncated", "hold_out", "advantage_mean", "advantage_sd"} <= row.keys()
-        assert row["hold_out"] == pytest.approx(-row["reward"], abs=1e-6)
+        assert {
+            "distinct_1",
+            "distinct_2",
+            "truncated",
+            "validation_reward",
+            "advantage_mean",
+            "advantage_sd",
+        } <= row.keys()
+        assert row["validation_reward"] == pytest.approx(-row["reward"], abs=1e-6)
         assert row["truncated"] == pytest.approx(1 - row["end_rate"], abs=1e-6)
     kls = [row["kl"] for row in rows]
     assert rows[2]["kl_acceleration"] == pytest.approx(kls[2] - 2 * kls[1] + kls[0], abs=1e-6)
@@ -64,28 +71,30 @@ def test_every_step_is_watched_and_some_of_its_responses_are_kept(stage: str, ba
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_gold_is_measured_on_held_out_prompts_and_changes_no_weight(stage: str, base: Path, prompts: Path) -> None:
-    plain = climb(stage, base, prompts, out=base.parent / "plain")
-    folder = climb(stage, base, prompts, gold="letters:no_z", hold_out="letters:no_z")
+    plain = train(stage, base, prompts, out=base.parent / "plain")
+    folder = train(stage, base, prompts, gold="letters:no_z", hold_out="letters:no_z")
     assert [row["eval_gold"] for row in folder.metrics()] == [-row["eval_reward"] for row in folder.metrics()]
     assert all(row["gold"] == -row["score"] for row in read_jsonl(folder.path / "samples.jsonl"))
     ends = [AutoModelForCausalLM.from_pretrained(run.path).state_dict() for run in (plain, folder)]
-    assert all(torch.equal(ends[0][name], tensor) for name, tensor in ends[1].items()), "what is watched is not climbed"
+    assert all(torch.equal(ends[0][name], tensor) for name, tensor in ends[1].items()), (
+        "what is watched is not optimised"
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_checkpoint_that_is_best_by_gold_is_kept(stage: str, base: Path, prompts: Path) -> None:
-    folder = climb(stage, base, prompts, gold="letters:no_z", criterion="gold", keep_weights="best", max_steps=6)
+    folder = train(stage, base, prompts, gold="letters:no_z", criterion="gold", keep_weights="best", max_steps=6)
     measured = {row["step"]: row["eval_gold"] for row in folder.metrics() if row["step"] > 0}
     assert folder.record["results"]["step"] == max(measured, key=lambda step: measured[step])
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_beyond_its_kl_budget_ends_there_and_is_measured(stage: str, base: Path, prompts: Path) -> None:
-    free = climb(stage, base, prompts, out=base.parent / "free", max_steps=6)
+    free = train(stage, base, prompts, out=base.parent / "free", max_steps=6)
     kls = {row["step"]: row["kl"] for row in free.metrics() if row["step"] > 0}
     budget = max(kls[1], 0.0) + 1e-6
     first = next(step for step, kl in kls.items() if kl > budget)
-    folder = climb(stage, base, prompts, kl_budget=budget, max_steps=6)
+    folder = train(stage, base, prompts, kl_budget=budget, max_steps=6)
     rows = folder.metrics()
     assert rows[-1]["step"] == first < 6
     assert "eval_reward" in rows[-1]
@@ -94,18 +103,20 @@ def test_a_run_beyond_its_kl_budget_ends_there_and_is_measured(stage: str, base:
 
 def test_a_run_that_was_stopped_is_not_gone_on_with_after_a_kill(base: Path, prompts: Path) -> None:
     settings: dict[str, Any] = {"gold": "letters:no_z", "criterion": "gold", "patience": 1, "max_steps": 6}
-    folder = climb("ppo", base, prompts, **settings)
+    folder = train("ppo", base, prompts, **settings)
     rows = folder.metrics()
     assert rows[-1]["step"] < 6
     assert "gold on held-out prompts has not risen" in folder.record["results"]["ended"]
     folder.record["status"] = "running"  # killed after the last state was written and before the end was
     folder.save()
-    again = climb("ppo", base, prompts, **settings)
+    again = train("ppo", base, prompts, **settings)
     assert again.metrics() == rows
     assert again.record["results"]["ended"] == folder.record["results"]["ended"]
 
 
-def test_the_hold_out_of_a_reward_folder_is_taken_without_being_named(base: Path, prompts: Path, write: Write) -> None:
+def test_the_validation_reward_of_a_reward_folder_is_taken_without_being_named(
+    base: Path, prompts: Path, write: Write
+) -> None:
     pairs = [{"prompt": f"{a} {b}", "chosen": "z", "rejected": "d"} for a in "abcdef" for b in "ghijkl"]
     reward = learn_reward(
         EnsembleConfig.make(
@@ -113,10 +124,10 @@ def test_the_hold_out_of_a_reward_folder_is_taken_without_being_named(base: Path
              "max_steps": 3, "validation_share": 0.3, "centre_samples": 8, "centre_max_new_tokens": 4}
         )
     )  # fmt: skip
-    folder = climb("ppo", base, prompts, reward=str(reward.path), max_steps=2, criterion="validation",
+    folder = train("ppo", base, prompts, reward=str(reward.path), max_steps=2, criterion="validation",
                    keep_weights="best")  # fmt: skip
-    assert all("hold_out" in row and "distance" in row for row in folder.metrics() if row["step"] > 0)
-    assert "hold_out" in folder.record["models"]
+    assert all("validation_reward" in row and "distance" in row for row in folder.metrics() if row["step"] > 0)
+    assert "validation_reward" in folder.record["models"]
 
 
 @pytest.mark.parametrize(
@@ -124,11 +135,11 @@ def test_the_hold_out_of_a_reward_folder_is_taken_without_being_named(base: Path
     [
         ({"criterion": "gold"}, "needs 'gold'"),
         ({"patience": 2, "eval_every": None}, "give 'eval_every'"),
-        ({"criterion": "validation"}, "needs a hold-out reward"),
+        ({"criterion": "validation"}, "needs a validation reward"),
     ],
 )
 def test_what_cannot_be_measured_cannot_be_gone_by(
     base: Path, prompts: Path, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        climb("ppo", base, prompts, **changes)
+        train("ppo", base, prompts, **changes)

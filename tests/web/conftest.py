@@ -19,14 +19,14 @@ from kleash.data.group import Group, Response
 pytest.importorskip("starlette", reason="the extra `feedback` is not installed")
 import uvicorn
 
-from kleash.feedback.queue import Queue, QueueSettings
-from kleash.feedback.store import Store
+from kleash.labels.queue import Queue, QueueSettings
+from kleash.labels.store import Store
 from kleash.web.app import Site, build_app
 from kleash.web.label import LabelConfig, _listen
 
 
 @dataclass
-class Answer:
+class ChatReply:
     """What came back from the server."""
 
     status: int
@@ -51,7 +51,7 @@ class Running:
 
     def ask(
         self, method: str, path: str, body: Any = None, *, cookie: str = "", headers: dict[str, str] | None = None
-    ) -> Answer:
+    ) -> ChatReply:
         """One request, exactly as it is said here."""
         host = self.url.removeprefix("http://")
         with closing(HTTPConnection(host, timeout=20)) as connection:
@@ -63,7 +63,7 @@ class Running:
             response: HTTPResponse = connection.getresponse()
             told = {name.lower(): value for name, value in response.getheaders()}
             cookies = response.headers.get_all("set-cookie") or []
-            return Answer(response.status, told, response.read(), cookies)
+            return ChatReply(response.status, told, response.read(), cookies)
 
     def person(self, role: str = "annotator") -> Person:
         """Somebody who opened a link."""
@@ -83,10 +83,10 @@ class Person:
     cookie: str
     csrf: str
 
-    def get(self, path: str) -> Answer:
+    def get(self, path: str) -> ChatReply:
         return self.site.ask("GET", path, cookie=self.cookie)
 
-    def post(self, path: str, body: Any, **headers: str) -> Answer:
+    def post(self, path: str, body: Any, **headers: str) -> ChatReply:
         sent = {"content-type": "application/json", "x-csrf": self.csrf} | headers
         return self.site.ask("POST", path, body, cookie=self.cookie, headers=sent)
 

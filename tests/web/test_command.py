@@ -12,7 +12,7 @@ import pytest
 from kleash.cli import _run
 from kleash.data.formats import write_groups
 from kleash.errors import ConfigError
-from kleash.feedback.store import Store
+from kleash.labels.store import Store
 from kleash.web.label import LabelConfig, _fill, _links
 
 from .conftest import pairs_of
@@ -83,7 +83,7 @@ def test_the_same_store_has_the_same_links_that_nobody_else_may_read(tmp_path: P
 def test_the_most_uncertain_come_first_where_the_rows_say_so(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from kleash.feedback.queue import Queue, QueueSettings
+    from kleash.labels.queue import Queue, QueueSettings
 
     groups = [replace(group, columns={"uncertainty": i % 5 / 10}) for i, group in enumerate(pairs_of(5))]
     write_groups(groups, tmp_path / "pairs.jsonl")

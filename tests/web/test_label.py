@@ -16,7 +16,7 @@ import pytest
 
 from kleash.data.formats import write_groups
 from kleash.data.group import Group, Preference, Response
-from kleash.feedback.store import Store
+from kleash.labels.store import Store
 
 from .conftest import Browse, Serve, pairs_of
 from .hostile import BRIEF, HOSTILE, OVERSIZED

@@ -25,9 +25,9 @@ import numpy as np
 import pytest
 
 from kleash.data.group import Group, Response
-from kleash.feedback.store import Store
+from kleash.labels.store import Store
 
-from ..feedback.conftest import clear, postgres  # noqa: F401
+from ..labels.conftest import clear, postgres  # noqa: F401
 
 PEOPLE, OVERLAP, VOTES, KILLS = 50, 5, 5000, 10
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from starlette.routing import Mount
 
-from kleash.feedback.queue import Queue
-from kleash.feedback.store import Store
+from kleash.labels.queue import Queue
+from kleash.labels.store import Store
 from kleash.web import security
 from kleash.web.app import Site, build_app
 

@@ -18,17 +18,17 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import outcomes, preconditions
-from kleash.checks.gates import Check, Verdict, changed, verdict
-from kleash.checks.outcomes import LOOK, Agreement
-from kleash.checks.prompts import prompts
-from kleash.checks.samples import describe, prompt_effect, responses_of, sample, usual_length
+from kleash.checks import data_checks, outcome_checks
+from kleash.checks.gates import Check, CheckReport, changed, check_report
+from kleash.checks.outcome_checks import LOOK, Agreement
+from kleash.checks.probe_prompts import prompts
+from kleash.checks.sample_stats import describe, prompt_effect, responses_of, sample, usual_length
 from kleash.data.chat import encode, encode_all, encode_prompt, end_ids
 from kleash.data.formats import read_groups
 from kleash.data.group import EncodedGroup, Group, Preference, Response
 from kleash.data.split import comparison, demonstration, hold_out, imitated
 from kleash.errors import InputError, ModelError
-from kleash.evals.preference import preference_report, wilson
+from kleash.evals.preference_report import preference_report, wilson
 from kleash.models.load import context_length, load_policy, load_reward_model
 from kleash.rewards.learned import score_encoded
 from kleash.rewards.reward import Reward, build_reward
@@ -52,7 +52,7 @@ class Findings:
 
     path: str
     kind: str
-    gates: dict[str, Verdict]
+    gates: dict[str, CheckReport]
     """Verdicts by name: those of run.json, and `measured`."""
     notes: tuple[str, ...] = ()
     """What else is to be known, e.g. that a folder is no longer what its verdict speaks of."""
@@ -82,7 +82,7 @@ def check(
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder; give a run, a model folder or a file of rows")
     record = read_record(path) if path.is_dir() else None
-    gates: dict[str, Verdict] = dict(record["gates"]) if record is not None else {}
+    gates: dict[str, CheckReport] = dict(record["gates"]) if record is not None else {}
     notes: list[str] = []
     stale = "out" in gates and changed(path, gates["out"])
     if stale:
@@ -91,7 +91,7 @@ def check(
     if kind is None and not gates:
         raise InputError(f"{path} holds neither a model nor rows nor a finished run; give a folder with config.json")
     if kind is not None and (stale or not gates or data is not None or labeller is not None):
-        gates["measured"] = verdict(measure(path, data=data, labeller=labeller, rows=rows, device=device))
+        gates["measured"] = check_report(measure(path, data=data, labeller=labeller, rows=rows, device=device))
     stage = f"run of {record['stage']}" if record is not None else ""
     return Findings(path=str(path), kind=stage or str(kind), gates=gates, notes=tuple(notes))
 
@@ -159,11 +159,14 @@ def language_model_checks(
     checks = [Check(name="samples", passed=None, finding="no prompt leaves room for a response")]
     if drawn is not None:
         sampled, samples = drawn
-        checks = [*outcomes.sampled(samples, data, chat=chat or data is not None), outcomes.says_something(samples)]
+        checks = [
+            *outcome_checks.sampled(samples, data, chat=chat or data is not None),
+            outcome_checks.not_empty(samples),
+        ]
         if labeller is not None:
-            checks.append(outcomes.agrees(agreement(labeller, sampled)))
+            checks.append(outcome_checks.agrees(agreement(labeller, sampled)))
     if answers:
-        checks.append(outcomes.heeds_prompt(prompt_effect(model, answers)))
+        checks.append(outcome_checks.uses_prompt(prompt_effect(model, answers)))
     return [*checks, *_tokenizer(tokenizer), finite]
 
 
@@ -256,7 +259,7 @@ def reward_model_checks(
     lengths = [[len(response.ids) for response in group.responses] for group in encoded]
     p = [group.source.label.probability for group in encoded if isinstance(group.source.label, Preference)]
     report = preference_report(scores, torch.tensor(p).double(), torch.tensor(lengths))
-    return [*outcomes.reward_model(report), *checks]
+    return [*outcome_checks.reward_model(report), *checks]
 
 
 def _canned(tokenizer: PreTrainedTokenizerBase) -> list[Group]:
@@ -331,10 +334,10 @@ def _shift(name: str, gap: float, between: str) -> Check:
 def rows_checks(groups: Sequence[Group]) -> list[Check]:
     """What a stage needs of rows: comparisons, demonstrations or prompts, whichever they are."""
     if any(comparison(group) is None for group in groups):
-        return preconditions.comparisons(groups)
+        return data_checks.comparisons(groups)
     answered = [group for group in groups if len(group.responses) == 1]
     if answered:
-        return preconditions.demonstrations(answered)
+        return data_checks.demonstrations(answered)
     distinct = len({repr(group.prompt) for group in groups})
     return [Check(name="prompts", passed=True, finding=f"{len(groups)} prompts, {distinct} of them different")]
 

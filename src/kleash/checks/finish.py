@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from kleash.checks import outcomes
-from kleash.checks.gates import gate_out
-from kleash.models.load import save_model
-from kleash.models.lora import merge_lora
+from kleash.checks import outcome_checks
+from kleash.checks.gates import record_checks
 from kleash.rollout import Components
 from kleash.run import RunFolder
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.ema import Average
 from kleash.training.loop import Loop
-from kleash.training.model_folder import model_card
+from kleash.training.model_folder import write_model
 
 
 def finish_policy(
@@ -40,10 +38,9 @@ def finish_policy(
     step = best.take(parts.policy, loop.step)
     if average is not None and best.keep_weights == "last":
         average.take(parts.policy)
-    merge_lora(parts.policy)
-    save_model(folder.path, parts.policy, parts.tokenizer, model_card(folder, _summary(folder)))
+    write_model(folder, parts.policy, parts.tokenizer, _summary(folder))
     kl_budget = folder.record["config"].get("kl_budget")
-    gate_out(folder, checks=outcomes.policy(folder.metrics(), kl_budget=kl_budget, advice=advice))
+    record_checks(folder, checks=outcome_checks.policy(folder.metrics(), kl_budget=kl_budget, advice=advice))
     near_ties = getattr(parts.sampler, "near_ties", None)
     return folder.finish(step=step, ended=loop.stop or "all rollouts done", near_ties=near_ties, **results)
 

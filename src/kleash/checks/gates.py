@@ -19,7 +19,7 @@ from kleash.run import RunFolder, read_record, sha256_of
 
 logger = logging.getLogger("kleash")
 
-Verdict = dict[str, Any]
+CheckReport = dict[str, Any]
 """{"passed", "finding", "advice", "figures", "checks"} of run.json, with "sha256" once the artifact is written."""
 
 MARKS: Mapping[bool | None, str] = {True: "ok", False: "FAILED", None: "unknown"}
@@ -42,7 +42,7 @@ class Check:
     """The figures the finding rests on."""
 
 
-def verdict(checks: Sequence[Check]) -> Verdict:
+def check_report(checks: Sequence[Check]) -> CheckReport:
     """Many checks as one: passed if none failed, told by the first that failed, else by the first of all."""
     failed = [check for check in checks if check.passed is False]
     told = (failed or list(checks))[0]
@@ -59,14 +59,14 @@ def verdict(checks: Sequence[Check]) -> Verdict:
     }
 
 
-def gate_out(folder: RunFolder, *, checks: Sequence[Check]) -> None:
+def record_checks(folder: RunFolder, *, checks: Sequence[Check]) -> None:
     """Write a stage's verdict on itself to run.json, and say what failed or stayed open.
 
     Args:
         folder: the run.
         checks: at least one.
     """
-    folder.note("gates", out=verdict(checks))
+    folder.note("gates", out=check_report(checks))
     for check in checks:
         if check.passed is False:
             logger.warning(
@@ -76,7 +76,7 @@ def gate_out(folder: RunFolder, *, checks: Sequence[Check]) -> None:
             logger.info("gate out of %s: %s? %s; %s", folder.record["stage"], check.name, check.finding, check.advice)
 
 
-def gate_in(folder: RunFolder, *, role: str, parent: str | Path, force: bool) -> None:
+def check_parents(folder: RunFolder, *, role: str, parent: str | Path, force: bool) -> None:
     """Look at the verdict a parent left on itself.
 
     A parent that is no kleash run (a hub model, a plain folder) has no verdict: that is noted and passes. One whose
@@ -100,7 +100,7 @@ def gate_in(folder: RunFolder, *, role: str, parent: str | Path, force: bool) ->
     if changed(Path(parent), found):
         from kleash.checks.artifact import measure  # which is made of checks, and so imports this module
 
-        found = verdict(measure(Path(parent)))
+        found = check_report(measure(Path(parent)))
         found["finding"] = f"changed since its own verdict, measured afresh: {found['finding']}"
         fault = "fails its gate"
     folder.note("gates", **{f"in ({role})": {"passed": found["passed"], "finding": found["finding"], "forced": force}})
@@ -108,6 +108,6 @@ def gate_in(folder: RunFolder, *, role: str, parent: str | Path, force: bool) ->
         raise GateError(f"{role} {parent} {fault}: {found['finding']}; {found['advice']}, or --force to go on")
 
 
-def changed(path: Path, found: Verdict) -> bool:
+def changed(path: Path, found: CheckReport) -> bool:
     """Whether a folder is no longer what its verdict speaks of; a verdict without a hash is taken at its word."""
     return found.get("sha256") not in (None, sha256_of(path))

@@ -1,4 +1,4 @@
-"""What is watched while a policy climbs, and is never part of what it climbs.
+"""What is watched while a policy optimises, and is never part of what it optimises.
 
 An alarm that is used as a reward is optimised away, so nothing here flows back into training. Each figure is written to
 metrics.jsonl beside gold, proxy and KL. Formulas: docs/metrics.md.
@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from kleash.data.group import Group, Response
-from kleash.evals.policy import diversity
+from kleash.evals.policy_stats import diversity
 from kleash.rewards.reward import Parts, Reward
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from kleash.checks.gates import gate_in
+from kleash.checks.gates import check_parents
 from kleash.run import RunFolder
 from kleash.training.settings import TrainingConfig
 from kleash.training.trackers import require
@@ -22,5 +22,5 @@ def open_run(stage: str, config: TrainingConfig, **live: tuple[nn.Module, Any] |
     if not folder.finished:
         for role in ("model", "reference", "reward"):
             if (name := getattr(config, role, None)) is not None:
-                gate_in(folder, role=role, parent=name, force=config.force)
+                check_parents(folder, role=role, parent=name, force=config.force)
     return folder

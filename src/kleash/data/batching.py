@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import count
+from typing import TypeVar
 
 import numpy as np
 
 from kleash.data.group import EncodedGroup
+
+T = TypeVar("T")
 
 
 def microbatches(groups: Sequence[EncodedGroup], *, max_tokens: int) -> list[list[int]]:
@@ -94,13 +98,19 @@ def batch_at(step: int, rows: int, batch_size: int, seed: int) -> list[int]:
     return rows_at(step * batch_size, batch_size, rows, seed)
 
 
-def rows_at(cursor: int, count: int, rows: int, seed: int) -> list[int]:
-    """The next `count` rows after `cursor` of them: the data cycled without end, reshuffled each time.
+def batches(rows: Sequence[T], batch_size: int, *, seed: int, start: int) -> Iterator[list[T]]:
+    """The rows of each step after the first `start`, without end."""
+    for step in count(start):
+        yield [rows[row] for row in batch_at(step, len(rows), batch_size, seed)]
+
+
+def rows_at(cursor: int, number: int, rows: int, seed: int) -> list[int]:
+    """The next `number` rows after `cursor` of them: the data cycled without end, reshuffled each time.
 
     A position is a number, so that a run goes on where it was stopped, and every row comes once before any comes again
     (F11).
     """
-    return [_order(rows, seed, index // rows)[index % rows] for index in range(cursor, cursor + count)]
+    return [_order(rows, seed, index // rows)[index % rows] for index in range(cursor, cursor + number)]
 
 
 @lru_cache(maxsize=4)

@@ -1,10 +1,10 @@
-"""The one record of the house: a prompt with K responses, and what is known about them.
+"""The one record of the code base: a prompt with K responses, and what is known about them.
 
 Two objects. `Group` lives on disk and at the edges: text, frozen, exactly one label. `GroupBatch` (`kleash.data.batch`)
 lives in training: tensors over [P prompts, K responses, T tokens]. Between them stands `EncodedGroup`, a group as token
 ids. This module needs no torch, so that what only reads text starts at once.
 
-Axes of the house: P prompts, K responses of a prompt, T tokens of a response, S tokens of a prompt, R = P·K rows,
+Axes of the code base: P prompts, K responses of a prompt, T tokens of a response, S tokens of a prompt, R = P·K rows,
 V vocabulary, D hidden.
 """
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from scipy import optimize, stats
 from scipy.special import expit
 
-from kleash.evals.preference import wilson
+from kleash.evals.preference_report import wilson
 
 Texts = Sequence[tuple[str, str]]
 

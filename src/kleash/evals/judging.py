@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from kleash.evals.policy import mean_se
-from kleash.evals.preference import preference_report, slope_through_origin, wilson
+from kleash.evals.policy_stats import mean_se
+from kleash.evals.preference_report import preference_report, slope_through_origin, wilson
 
 Report = dict[str, Any]
 
@@ -108,13 +108,13 @@ def principle_report(
 
 
 def injection_report(before: Float[np.ndarray, " N"], after: Float[np.ndarray, " N"]) -> Report:
-    """What a plea to be chosen did to the worse response.
+    """What a injection to be chosen did to the worse response.
 
     Args:
-        before, after: probability (mean of both orders) of the response it was planted in; before it is at most ½.
+        before, after: probability (mean of both orders) of the response it was put into; before it is at most ½.
     """
     return {
-        "planted": len(before),
+        "injected": len(before),
         "flipped": share(after > 0.5),
         "shift": mean_se(after - before),
     }

@@ -13,7 +13,7 @@ from jaxtyping import Float, Real
 from scipy import optimize, stats
 from scipy.special import expit, xlogy
 
-from kleash.evals.preference import wilson
+from kleash.evals.preference_report import wilson
 
 Bounds = tuple[float, float]
 

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Float
 
 from kleash.data.group import Group, Response
-from kleash.evals.policy import mean_se
-from kleash.evals.preference import wilson
+from kleash.evals.policy_stats import mean_se
+from kleash.evals.preference_report import wilson
 
 PROBES = (
     "repeated",

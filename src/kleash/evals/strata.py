@@ -14,7 +14,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from kleash.evals.bias import holm
-from kleash.evals.preference import wilson
+from kleash.evals.preference_report import wilson
 
 FEWEST = 20
 """A stratum of fewer pairs is not shown by itself."""

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, chosen_first
-from kleash.feedback.labeller import Verdict
 from kleash.lab import curves
 from kleash.lab.world import World, pretrain, small_judge
+from kleash.labels.labeller import LabelResult
 from kleash.rewards.learned import LearnedReward
 from kleash.run import derive_seed
 from kleash.stages import generate, ppo, reward_model, sft
@@ -185,7 +185,7 @@ def accuracy(difference: Float[np.ndarray, " P"], gold: Float[np.ndarray, " P"])
     return float((0.5 + 0.5 * np.sign(difference) * np.sign(gold))[decided].mean())
 
 
-def labeller_figures(world: World, groups: Sequence[Group], labels: Sequence[Verdict]) -> dict[str, float]:
+def labeller_figures(world: World, groups: Sequence[Group], labels: Sequence[LabelResult]) -> dict[str, float]:
     """How good a labeller is, given its labels of some pairs, none missing.
 
     Returns:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
 from kleash.data.group import Group, Response
-from kleash.evals.policy import MeanSE, mean_se
+from kleash.evals.policy_stats import MeanSE, mean_se
 from kleash.lab.world import World
 from kleash.run import read_jsonl
 

@@ -116,7 +116,7 @@ class PolicySummary(Estimates):
     gold_peak: NotRequired[PeakPoint]
 
 
-class Answer(TypedDict):
+class PolicyAnswer(TypedDict):
     """What a policy answered at a step of its training; None: it has no steps."""
 
     policy: str
@@ -133,7 +133,7 @@ class PromptAnswers(TypedDict):
 
     prompt: str
     kind: str
-    answers: list[Answer]
+    answers: list[PolicyAnswer]
 
 
 class Policies(TypedDict):
@@ -416,7 +416,7 @@ def side_by_side(
     ]  # fmt: skip
 
 
-def answer_of(world: World, policy: str, step: int | None, row: SampleRow) -> Answer:
+def answer_of(world: World, policy: str, step: int | None, row: SampleRow) -> PolicyAnswer:
     """A row as an answer."""
     return {
         "policy": policy,

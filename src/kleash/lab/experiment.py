@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from kleash.evals.policy import mean_se
+from kleash.evals.policy_stats import mean_se
 from kleash.run import write_json
 
 A = TypeVar("A")

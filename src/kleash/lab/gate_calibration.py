@@ -22,7 +22,7 @@ import torch
 from kleash.checks.artifact import votes_agree
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference
-from kleash.evals.preference import wilson
+from kleash.evals.preference_report import wilson
 from kleash.lab.experiment import markdown_table, mean_and_error
 from kleash.lab.world import World, pretrain
 from kleash.lab.world.labellers import Labellers
@@ -40,7 +40,7 @@ AGREEMENT_PAIRS = 200
 """Sampled pairs on which two people vote."""
 
 SFT_FAULTS: dict[str, str] = {
-    "responses dealt out at random": "heeds the prompt",
+    "responses dealt out at random": "uses the prompt",
     "no end token": "responses end",
     "one response to everything": "something to compare",
     "rate far too high": "learned",

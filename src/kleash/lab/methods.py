@@ -16,13 +16,13 @@ import numpy as np
 
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Scores
-from kleash.evals.best_of_n import best_of_k, kl_of_best_of_k
-from kleash.evals.policy import mean_se
-from kleash.feedback.constitution import Constitution
+from kleash.evals.best_of_n_curve import best_of_k, kl_of_best_of_k
+from kleash.evals.policy_stats import mean_se
 from kleash.lab.chain import gold_of, with_labels
 from kleash.lab.curves import CurvePoint, Estimates, curve, read_samples
 from kleash.lab.world import World
 from kleash.lab.world.small_judge import QUALITIES, SMALL, SmallJudge, train_judges
+from kleash.labels.constitution import Constitution
 from kleash.rollout import build_components, evaluate, read_prompts
 from kleash.run import RunFolder, derive_seed, read_record
 from kleash.stages import best_of_n, dpo, generate, grpo, ppo, reward_model, score

@@ -29,7 +29,7 @@ from kleash.data.formats import write_groups
 from kleash.data.group import Group, Preference, Response
 from kleash.evals.bias import excess_slope
 from kleash.evals.noise import disagreement, lapse_model
-from kleash.evals.preference import preference_report
+from kleash.evals.preference_report import preference_report
 from kleash.lab.experiment import markdown_table
 from kleash.models.load import save_model
 from kleash.run import RunFolder

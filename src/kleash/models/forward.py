@@ -25,7 +25,7 @@ from transformers.cache_utils import DynamicLayer
 
 from kleash.data.batch import GroupBatch
 from kleash.errors import ModelError
-from kleash.objectives.ensemble import combine_scores
+from kleash.objectives.combine import combine_scores
 from kleash.objectives.logprobs import token_logprobs
 
 Model = Any

@@ -1,7 +1,7 @@
 """Low-rank adapters through `peft`: W + (α/r)·BA, with W frozen and B starting at zero (arXiv:2106.09685).
 
 The adapters are put into the model that is there, whose class stays what it was, so that what takes a model takes
-one with adapters. Switched off they leave the model that training began with, which is the reference of the leash
+one with adapters. Switched off they leave the model that training began with, which is the reference of the KL penalty
 at no cost in memory. A run ends with them merged: its folder is a plain model again.
 """
 

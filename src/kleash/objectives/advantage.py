@@ -10,7 +10,7 @@ from torch import Tensor
 def token_rewards(
     scores: Float[Tensor, " R"], kl: Float[Tensor, "R T"], *, beta: float, mask: Bool[Tensor, "R T"]
 ) -> Float[Tensor, "R T"]:
-    """The leash at every token, the score at the last one.
+    """The KL penalty at every token, the score at the last one.
 
     Args:
         scores: reward of each response; 0.0 is a score like any other.

@@ -1,4 +1,4 @@
-"""KL(π ‖ π_ref), the length of the leash: three estimators from samples, the exact value, and the controller of β.
+"""KL(π ‖ π_ref), what the KL penalty weighs: three estimators from samples, the exact value, and the controller of β.
 
 Every number says which estimator it is; numbers of two estimators are never compared (F14).
 """

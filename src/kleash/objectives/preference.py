@@ -54,7 +54,7 @@ def dpo_loss(
         policy: log π(y|x), summed over the response.
         reference: log π_ref(y|x), likewise.
         p: probability that column 0 is the better one: 1 for a plain pair, ½ for a tie, between for a soft label.
-        beta: the leash, > 0. Larger stays closer to the reference.
+        beta: the KL penalty, > 0. Larger stays closer to the reference.
 
     Returns:
         One loss a pair, not reduced, least where h = logit(p): infinite at p = 1. Metrics as in the module's docstring.
@@ -183,7 +183,7 @@ def length_normalised_dpo_loss(
     Args:
         policy, reference, p: as in `dpo_loss`.
         lengths: tokens in each sum. A response without a token has reward 0.
-        beta: the leash, > 0; larger than DPO's by about the length of a response.
+        beta: the KL penalty, > 0; larger than DPO's by about the length of a response.
 
     References:
         Lambert et al. 2024 (arXiv:2411.15124).
@@ -200,7 +200,7 @@ def plackett_luce_loss(
         policy: log π(y|x), summed over the response.
         reference: log π_ref(y|x), likewise.
         ranks: rank of each of the K ≥ 2 responses, 0 the best; all different.
-        beta: the leash, > 0.
+        beta: the KL penalty, > 0.
 
     Returns:
         −Σ_k log(exp h_k / Σ_{j ≥ k} exp h_j) of each prompt, h the implicit rewards in order; with K = 2 `dpo_loss`.

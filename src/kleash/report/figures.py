@@ -1,7 +1,8 @@
 """The pictures of a report, each as inline SVG whose colours are the page's CSS variables.
 
 One size fits a phone and half a desk: fonts are set so that 350 pixels are wide enough. Gold is amber, proxy is blue,
-KL is grey, everywhere; a run on the leash is a solid line, one without is dashed. Curves carry their names themselves.
+KL is grey, everywhere; a run with the KL penalty is a solid line, one without is dashed. Curves carry their names
+themselves.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def overoptimization(
             _distance(peak), peak["gold"]["mean"], "o", color=GOLD, markersize=7, markeredgecolor=INK, zorder=5
         )
         right = _distance(peak) < 0.6 * panels[1].get_xlim()[1]
-        panels[1].annotate(  # below, where a climbing proxy leaves room
+        panels[1].annotate(  # below, where a rising proxy leaves room
             f"{_peak_word(rows, peak)}: {peak['gold']['mean']:.2f}\nstep {peak['step']}, KL {peak['kl']['mean']:.1f}",
             (_distance(peak), 0.04), (6 if right else -6, 0), xycoords=("data", "axes fraction"),
             textcoords="offset points", ha="left" if right else "right", va="bottom", fontsize=9.5,
@@ -164,8 +165,8 @@ MONITORS = {
     "kl_acceleration": "acceleration of the KL",
     "advantage_sd": "spread of the advantages",
     "spread": "disagreement of the ensemble",
-    "hold_out": "reward model on other labels",
-    "hold_out_agreement": "its agreement with the proxy",
+    "validation_reward": "reward model on other labels",
+    "validation_agreement": "its agreement with the proxy",
     "distance": "distance from its training",
     "outside": "share outside its range",
 }
@@ -209,15 +210,15 @@ def monitors(rows: Sequence[Row], *, name: str, curve: Curve = ()) -> str:
         return svg()
 
 
-def roads(curves: Mapping[str, Curve], labels: Mapping[str, str]) -> str:
-    """Gold against √KL of several roads from one start, a name at the end of each.
+def methods(curves: Mapping[str, Curve], labels: Mapping[str, str]) -> str:
+    """Gold against √KL of several methods from one start, a name at the end of each.
 
     Args:
-        curves: by road; the first is drawn solid, each other with dashes of its own.
+        curves: by method; the first is drawn solid, each other with dashes of its own.
         labels: a short name for each.
     """
     dashes = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)), (0, (9, 2)))
-    with _figure("roads", 4.3) as (figure, svg):
+    with _figure("methods", 4.3) as (figure, svg):
         axes = figure.subplots()
         ends: Ends = []
         drawn = {name: complete(curve) for name, curve in curves.items()}
@@ -232,15 +233,16 @@ def roads(curves: Mapping[str, Curve], labels: Mapping[str, str]) -> str:
         return svg()
 
 
-def goodhart(analyses: Mapping[str, Row], labels: Mapping[str, str]) -> str:
-    """Gold and proxy against √KL with 95 % bands, the laws dotted through gold, the peak and what to ship marked.
+def kl_curves(analyses: Mapping[str, Row], labels: Mapping[str, str]) -> str:
+    """Gold and proxy against √KL with 95 % bands, the laws dotted through gold, the peak and the recommended checkpoint
+    marked.
 
     Args:
-        analyses: `evals.overoptimization.analyse` of each road; the first is drawn solid and marked, others dashed.
+        analyses: `evals.overoptimization.analyse` of each curve; the first is drawn solid and marked, others dashed.
         labels: a short name for each, written at the end of its line.
     """
     dashes = ("solid", (0, (5, 2)))
-    with _figure("goodhart", 5.0) as (figure, svg):
+    with _figure("overoptimization", 5.0) as (figure, svg):
         panels = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         names: dict[Axes, Ends] = {}
         for axes, quantity in zip(panels, ("gold", "proxy"), strict=True):
@@ -260,9 +262,9 @@ def goodhart(analyses: Mapping[str, Row], labels: Mapping[str, str]) -> str:
         for name, analysis in analyses.items():
             _law(panels[0], name, analysis)
         main = next(iter(analyses.values()))
-        peak, ship = (main["points"][main[key]["index"]] for key in ("peak", "ship"))
+        peak, recommended = (main["points"][main[key]["index"]] for key in ("peak", "recommended"))
         for axes, quantity in zip(panels, ("gold", "proxy"), strict=True):
-            for row, mark, size, gid in ((peak, "o", 8, "peak"), (ship, "D", 6, "ship")):
+            for row, mark, size, gid in ((peak, "o", 8, "peak"), (recommended, "D", 6, "recommended")):
                 axes.plot(
                     row["distance"]["value"], row[quantity]["mean"], mark, color=COLOURS[quantity], markersize=size,
                     markeredgecolor=INK, markeredgewidth=1.2, zorder=5, gid=f"{gid}-{quantity}",
@@ -526,7 +528,7 @@ def _percent(value: float, _: float | None) -> str:
 
 @contextmanager
 def _figure(name: str, height: float) -> Iterator[tuple[Figure, Callable[[], str]]]:
-    """A figure in the house style, and a function that turns it into SVG for the inside of a page."""
+    """A figure in the style of the report, and a function that turns it into SVG for the inside of a page."""
     name = _slug(name)
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):  # the same numbers give the same file
         figure = Figure(figsize=(4.6, height), layout="constrained")

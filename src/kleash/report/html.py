@@ -19,14 +19,14 @@ from markupsafe import Markup
 
 from kleash.errors import InputError
 from kleash.report import figures
-from kleash.report.reward import reward_pieces
+from kleash.report.reward_section import reward_pieces
 from kleash.run import read_jsonl, read_record, write_text
 
 Summary = Mapping[str, Any]
 
 ORDER = ("base", "sft", "ppo", "ppo-no-leash")
 ARMS = ("ppo", "ppo-no-leash")
-ROADS = {
+METHODS = {
     "ppo": "PPO",
     "grpo": "GRPO",
     "dpo": "DPO",
@@ -120,8 +120,14 @@ def findings(summary: Summary) -> list[dict[str, Any]]:
         found.append({"holds": holds, "text": f"{claim if holds else denial} ({quantity} {_pm(a)} → {_pm(b)})."})
 
     compare("base", "sft", "gold", "Demonstrations made the model better", "Demonstrations did not show a gain")
-    compare("sft", "ppo", "gold", "PPO on a leash made it better still", "PPO on a leash did not show a gain over SFT")
-    loose = "Without the leash the reward model was pleased"
+    compare(
+        "sft",
+        "ppo",
+        "gold",
+        "PPO with a KL penalty made it better still",
+        "PPO with a KL penalty did not show a gain over SFT",
+    )
+    loose = "Without the KL penalty the reward model was pleased"
     compare("ppo", "ppo-no-leash", "proxy", f"{loose} more", f"{loose} no more than with it")
     turn, end = _turn(summary), (policies.get("ppo-no-leash") or {}).get("gold") or {}
     if turn and _number(end.get("mean")):
@@ -135,7 +141,7 @@ def findings(summary: Summary) -> list[dict[str, Any]]:
 
 
 def _turn(summary: Summary) -> Mapping[str, Any] | None:
-    """Where the gold of the unleashed run was best."""
+    """Where the gold of the run without a KL penalty was best."""
     best = _policies(summary).get("ppo-no-leash", {}).get("gold_peak")
     if not best or not _number(_mean(best.get("gold"))):
         return None
@@ -160,7 +166,7 @@ def _context(summary: Summary, runs: Mapping[str, Path]) -> dict[str, Any]:
         "findings": findings(summary),
         "story": story(summary),
         "distance": _distance_figures(curves, summary),
-        "roads": _roads(summary),
+        "methods": _methods(summary),
         "training": _svg(figures.training, curves, _short_labels(curves)) if curves else None,
         "reliability": _svg(figures.reliability, reward) if reward.get("reliability") else None,
         "accuracy": _svg(figures.accuracy, reward) if _number(reward.get("accuracy")) else None,
@@ -196,36 +202,39 @@ def _distance_figures(curves: Mapping[str, Sequence[Any]], summary: Summary) -> 
     return drawn
 
 
-def _roads(summary: Summary) -> dict[str, Any] | None:
-    """The roads side by side, where there is more than PPO's: the picture, and a row for each of what it took."""
-    taken = {name: road for name, road in (summary.get("roads") or {}).items() if road}
+def _methods(summary: Summary) -> dict[str, Any] | None:
+    """The methods side by side, where there is more than PPO's: the picture, and a row for each of what it took."""
+    taken = {name: method for name, method in (summary.get("roads") or {}).items() if method}
     if len(taken) < 2:
         return None
-    curves = {name: road["curve"] for name, road in taken.items() if len(figures.complete(road.get("curve") or ())) > 1}
-    names = {name: ROADS.get(name, name[:12]) for name in taken}
+    curves = {
+        name: method["curve"] for name, method in taken.items() if len(figures.complete(method.get("curve") or ())) > 1
+    }
+    names = {name: METHODS.get(name, name[:12]) for name in taken}
     return {
-        "svg": _svg(figures.roads, curves, names) if curves else None,
+        "svg": _svg(figures.methods, curves, names) if curves else None,
         "rows": [
             {
                 "name": names[name],
-                **{key: road.get(key) for key in ("gold", "proxy", "kl", "seconds")},
-                "models": len(road["models"]) if road.get("models") else None,
-                "parameters": sum((road.get("models") or {}).values()) or None,
-                "held": ", ".join(road.get("models") or {}),
-                "memory": road.get("peak_memory"),
+                **{key: method.get(key) for key in ("gold", "proxy", "kl", "seconds")},
+                "models": len(method["models"]) if method.get("models") else None,
+                "parameters": sum((method.get("models") or {}).values()) or None,
+                "held": ", ".join(method.get("models") or {}),
+                "memory": method.get("peak_memory"),
             }
-            for name, road in taken.items()
+            for name, method in taken.items()
         ],
     }
 
 
-def roads_table(summary: Summary) -> str:
-    """The roads side by side for a terminal: figures at the end of each, and what it took; empty where there are none.
+def methods_table(summary: Summary) -> str:
+    """The methods side by side for a terminal: figures at the end of each, and what it took; empty where there are
+    none.
 
     Args:
         summary: of summary.json.
     """
-    found = _roads(summary)
+    found = _methods(summary)
     if found is None:
         return ""
     width = max(len(row["name"]) for row in found["rows"])
@@ -238,7 +247,7 @@ def roads_table(summary: Summary) -> str:
 
 
 def _watched(curves: Mapping[str, Sequence[Any]], runs: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """What was watched while each arm climbed, and some of the responses of some steps."""
+    """What was watched while each arm trained, and some of the responses of some steps."""
     found = []
     for name in ARMS:
         rows = [row for row in read_jsonl(runs[name] / "metrics.jsonl") if row.get("kl") is not None]
@@ -325,19 +334,19 @@ def _in_order(names: Any) -> list[str]:
 
 def _label(name: str, summary: Summary) -> str:
     beta = summary.get("beta")
-    leashed = "PPO on a leash" + (f", β = {beta:g}" if _number(beta) else "")
-    known = {"base": "Base model", "sft": "SFT", "ppo": leashed, "ppo-no-leash": "PPO without a leash"}
+    with_penalty = "PPO with a KL penalty" + (f", β = {beta:g}" if _number(beta) else "")
+    known = {"base": "Base model", "sft": "SFT", "ppo": with_penalty, "ppo-no-leash": "PPO without a KL penalty"}
     return known.get(name, name)
 
 
 def _plain_label(name: str, summary: Summary) -> str:
     beta = summary.get("beta")
-    leashed = f"PPO, beta {beta:g}" if _number(beta) else "PPO, leashed"
-    return {"base": "base", "sft": "SFT", "ppo": leashed, "ppo-no-leash": "PPO, no leash"}.get(name, name)
+    with_penalty = f"PPO, beta {beta:g}" if _number(beta) else "PPO, KL penalty"
+    return {"base": "base", "sft": "SFT", "ppo": with_penalty, "ppo-no-leash": "PPO, no KL"}.get(name, name)
 
 
 def _short_labels(names: Any) -> dict[str, str]:
-    known = {"base": "base", "sft": "SFT", "ppo": "leash", "ppo-no-leash": "no leash"}
+    known = {"base": "base", "sft": "SFT", "ppo": "KL penalty", "ppo-no-leash": "no penalty"}
     return {name: known.get(name, name[:12]) for name in names}
 
 

@@ -8,7 +8,7 @@
         gate: math            # brevity counts only where the answer is right
 
 score = Σ weight · clip(part), over the parts whose gate is open. Each part is logged apart, as it was before clip, gate
-and weight: a sum alone does not say which of its parts is being climbed.
+and weight: a sum alone does not say which of its parts is being optimised.
 """
 
 from __future__ import annotations

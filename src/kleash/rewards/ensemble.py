@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kleash.data.group import Group
 from kleash.errors import ModelError
-from kleash.objectives.ensemble import Combine, combine_scores
+from kleash.objectives.combine import Combine, combine_scores
 from kleash.rewards.learned import LearnedReward
 from kleash.rewards.reward import Parts
 from kleash.run import sha256_of, write_json

@@ -21,9 +21,9 @@ from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Group, Response
 from kleash.models.forward import centring_offset, combination, head_scores, read_heads, response_features
 from kleash.models.load import autocast, load_reward_model
-from kleash.objectives.ensemble import combine_scores
+from kleash.objectives.combine import combine_scores
 from kleash.progress import Progress
-from kleash.rewards.features import FeatureRange
+from kleash.rewards.feature_range import FeatureRange
 from kleash.rewards.reward import Parts
 
 

@@ -123,7 +123,7 @@ def build_reward(name: str, *, policy_tokenizer: PreTrainedTokenizerBase | None 
     if name == "ended":
         return EndedReward()
     if name.endswith((".yaml", ".yml")) and "judge" in read_yaml(Path(name)):
-        from kleash.rewards.judge import JudgeReward
+        from kleash.rewards.judge_score import JudgeReward
 
         return JudgeReward.load(Path(name), **{key: settings[key] for key in ("device", "dtype") if key in settings})
     if name.endswith((".yaml", ".yml")):

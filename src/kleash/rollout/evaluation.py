@@ -8,6 +8,8 @@ from typing import Any, Literal
 from kleash.data.group import EncodedGroup
 from kleash.rollout.rollout import Components, measured, sample_scored
 from kleash.run import RunFolder, derive_seed
+from kleash.training.best_checkpoint import BestCheckpoint
+from kleash.training.loop import Loop
 
 
 def evaluate(
@@ -49,6 +51,50 @@ def evaluate(
     }
     end_rate = sum(group.responses[0].finished for group in rollout.groups) / len(rollout.groups)
     return {"eval_end_rate": end_rate, **{name: float(values.mean()) for name, values in means.items()}}
+
+
+class HeldOutPrompts:
+    """The held-out prompts of a run, and the weights that do best on them.
+
+    Args:
+        parts: who samples and scores.
+        prompts: may be none; then nothing is measured.
+        folder: the run, whose samples.jsonl takes the responses.
+        best: keeps the weights of the best figure.
+        criterion: what the figure is, see `criterion_of`.
+        seed: of the draws.
+
+    Attributes:
+        figure: the last measurement; higher is better.
+    """
+
+    def __init__(
+        self,
+        parts: Components,
+        prompts: Sequence[EncodedGroup],
+        folder: RunFolder,
+        best: BestCheckpoint,
+        *,
+        criterion: Literal["objective", "gold", "validation"],
+        seed: int,
+    ) -> None:
+        self.parts, self.prompts, self.folder, self.best = parts, prompts, folder, best
+        self.criterion, self.seed = criterion, seed
+        self.figure: float | None = None
+
+    def measure_start(self, loop: Loop) -> None:
+        """Measure the policy as it starts, where the run is measured on its way at all."""
+        if self.prompts and loop.step == 0 and loop.eval_every is not None:
+            self.folder.log(0, evaluate(self.parts, self.prompts, self.folder, 0, seed=self.seed))
+
+    def measure(self, step: int, *, beta: float) -> dict[str, float]:
+        """What `evaluate` gives after a step; keeps the weights if they are the best so far."""
+        if not self.prompts:
+            return {}
+        metrics = evaluate(self.parts, self.prompts, self.folder, step, seed=self.seed)
+        self.figure = criterion_of(metrics, self.criterion, beta=beta)
+        self.best.update(self.parts.policy, step, -self.figure)
+        return metrics
 
 
 def criterion_of(

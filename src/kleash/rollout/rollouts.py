@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from kleash.data.batch import GroupBatch
 from kleash.data.batching import rows_at
 from kleash.data.group import EncodedGroup
 from kleash.rollout.rollout import Components, Rollout, concatenate_rollouts, measured, sample_scored
@@ -100,10 +99,10 @@ class Rollouts:
         self.cursor, self.step = state_dict["cursor"], state_dict["step"]
 
 
-def minibatches(rollout: Rollout, count: int, epochs: int, *, seed: int, step: int) -> Iterator[GroupBatch]:
+def minibatches(rollout: Rollout, count: int, epochs: int, *, seed: int, step: int) -> Iterator[Rollout]:
     """The groups of each optimiser step on a rollout: `epochs` passes, each reshuffled and cut into `count` parts."""
     groups = len(rollout.groups)
     for epoch in range(epochs):
         generator = torch.Generator().manual_seed(derive_seed(seed, "minibatch", step, epoch))
         for part in torch.randperm(groups, generator=generator).tensor_split(min(count, groups)):
-            yield rollout.batch.select(part.to(rollout.batch.mask.device))
+            yield rollout.select(part.to(rollout.batch.mask.device))

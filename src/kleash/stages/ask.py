@@ -17,8 +17,8 @@ from pathlib import Path
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, chosen_first
 from kleash.errors import DataError
-from kleash.feedback.labeller import Labeller
-from kleash.feedback.opening import opened
+from kleash.labels.labeller import Labeller
+from kleash.labels.open_store import open_store
 from kleash.run import fingerprint
 from kleash.stages.data_configs import AskConfig
 from kleash.stages.files import finish, finished
@@ -40,11 +40,11 @@ def run(config: AskConfig) -> Path:
     if finished(config.out, identity):
         return config.out
     groups = _pairs(config.data)
-    with opened(config.store) as store:
-        from kleash.feedback.oracle import Oracle
+    with open_store(config.store) as store:
+        from kleash.labels.collect import LabelCollector
 
-        oracle = Oracle(store, _labeller(config), budget=config.budget, votes=config.votes)
-        verdicts = oracle.ask(groups)
+        collector = LabelCollector(store, _labeller(config), budget=config.budget, votes=config.votes)
+        verdicts = collector.ask(groups)
     rows = [
         replace(group, label=Preference(verdict.probability, verdict.labeller))
         for group, verdict in zip(groups, verdicts, strict=True)
@@ -55,7 +55,7 @@ def run(config: AskConfig) -> Path:
     write_groups(map(chosen_first, rows), config.out)
     states = Counter("beyond the budget" if verdict is None else verdict.state for verdict in verdicts)
     finish(config.out, identity, {"pairs": len(groups), "labels": len(rows), "states": dict(states)})
-    logger.info("%d of %d pairs have a label of %s", len(rows), len(groups), oracle.name)
+    logger.info("%d of %d pairs have a label of %s", len(rows), len(groups), collector.name)
     return config.out
 
 
@@ -73,7 +73,7 @@ def _pairs(data: str) -> list[Group]:
 def _labeller(config: AskConfig) -> Labeller | None:
     if config.labeller == "people":
         return None
-    from kleash.feedback.scored import ScoredLabeller
+    from kleash.labels.reward_labeller import RewardLabeller
     from kleash.rewards.reward import build_reward
 
-    return ScoredLabeller(build_reward(config.labeller), name=config.labeller, temperature=config.temperature)
+    return RewardLabeller(build_reward(config.labeller), name=config.labeller, temperature=config.temperature)

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Scores
-from kleash.evals.best_of_n import best_of_k, kl_bound, kl_of_best_of_k
-from kleash.evals.policy import mean_se
+from kleash.evals.best_of_n_curve import best_of_k, kl_bound, kl_of_best_of_k
+from kleash.evals.policy_stats import mean_se
 from kleash.rewards.composition import content_of
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import fingerprint

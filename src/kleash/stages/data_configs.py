@@ -63,7 +63,7 @@ class BestOfNConfig(GenerateConfig):
     """Another reward, in the same words, that measures what is chosen and chooses nothing."""
 
 
-class AskingConfig(Config):
+class ChatClientConfig(Config):
     """Which chat model to ask, and how much of it."""
 
     model: str
@@ -104,7 +104,7 @@ class AskingConfig(Config):
     """`cpu`, `cuda`, …, of a model in this process; auto takes a GPU where there is one."""
 
     @model_validator(mode="after")
-    def _budget_has_prices(self) -> AskingConfig:
+    def _budget_has_prices(self) -> ChatClientConfig:
         if self.budget is not None and not any(self.price):
             raise ValueError("'budget' is money, so it needs 'price': what a million tokens of prompt and answer cost")
         return self
@@ -117,7 +117,7 @@ class AskingConfig(Config):
         }
 
 
-class JudgeConfig(AskingConfig):
+class JudgeConfig(ChatClientConfig):
     """Label pairs by a judge. Defaults: Lee et al. 2023 (arXiv:2309.00267), Bai et al. 2022 (arXiv:2212.08073)."""
 
     constitution: str | None = None
@@ -151,7 +151,7 @@ class JudgeConfig(AskingConfig):
         return clamp
 
 
-class ReviseConfig(AskingConfig):
+class ReviseConfig(ChatClientConfig):
     """Critiques and revisions by a constitution. Defaults: Bai et al. 2022, section 3, but for the rounds."""
 
     constitution: str
@@ -173,7 +173,7 @@ class OveroptConfig(Config):
     model: str | None = None
     """Where distances start: a folder or a hub name; null is the run's reference, or the model it started from."""
     proxy: str | None = None
-    """What was climbed, and what best-of-n chooses by: a reward model's folder, `module:function`, a verifier, or a
+    """What was optimised, and what best-of-n chooses by: a reward model's folder, `module:function`, a verifier, or a
     .yaml composition; null is the run's reward."""
     gold: str
     """What is wanted, in the same words: a better reward than the proxy, which nothing was trained on."""

@@ -21,9 +21,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import monitors, outcomes
+from kleash.checks import monitors, outcome_checks
 from kleash.checks.after_training import after_training
-from kleash.checks.gates import gate_out
+from kleash.checks.gates import record_checks
 from kleash.checks.open_run import open_run
 from kleash.data.batch import collate
 from kleash.data.batching import batch_at, microbatches
@@ -31,7 +31,7 @@ from kleash.data.group import EncodedGroup, Group, Ranking, Scores
 from kleash.data.read import read_encoded
 from kleash.data.split import best_against_worst, comparison
 from kleash.errors import DataError
-from kleash.evals.policy import MeanSE, mean_se
+from kleash.evals.policy_stats import MeanSE, mean_se
 from kleash.models.forward import check_forward, response_logprobs
 from kleash.models.inference import summed_logprobs
 from kleash.models.load import context_length, freeze, frozen_copy, load_policy, save_model
@@ -276,7 +276,7 @@ def report(folder: RunFolder, model: PreTrainedModel, step: int, pairs: HeldOut,
         measured = pairs.config.kl_due(step, step)
         results = {"report": pairs.measure(model, step), "kl": kl_meter.figures(model, step) if measured else None}
         nats = results["kl"]["mean"] if measured else None
-        gate_out(folder, checks=outcomes.direct(results["report"], kl=nats))
+        record_checks(folder, checks=outcome_checks.direct(results["report"], kl=nats))
     write_text(folder.path / "README.md", model_card(folder, _summary(results)))
     return results
 

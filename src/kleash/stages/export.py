@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from kleash.errors import DataError
-from kleash.feedback.opening import opened
+from kleash.labels.open_store import open_store
 from kleash.stages.data_configs import ExportConfig
 
 
@@ -30,8 +30,8 @@ def run(config: ExportConfig) -> Path:
         if not same:
             raise DataError(f"{config.out} holds an export with other settings; choose another --out or remove it")
         return config.out
-    with opened(config.store) as store:
-        from kleash.feedback.files import export_labels
+    with open_store(config.store) as store:
+        from kleash.labels.import_export import export_labels
 
         export_labels(
             store, config.out, ties=config.ties, each=config.each, test_share=config.test_share, seed=config.seed,

@@ -41,12 +41,11 @@ from kleash.objectives import (
 from kleash.rewards.reward import Reward
 from kleash.rollout import (
     Components,
+    HeldOutPrompts,
     Rollout,
     Rollouts,
     advantage_metrics,
     build_components,
-    criterion_of,
-    evaluate,
     merge,
     minibatches,
     read_prompts,
@@ -130,36 +129,32 @@ def run(
     if folder.finished:
         return folder
     parts = build_components(policy or config.model, reward or config.reward, **config.component_settings())
-    prompts, held_out = read_prompts(parts, config.data, config.eval_data, **config.prompt_settings())
+    prompts, held_out_prompts = read_prompts(parts, config.data, config.eval_data, **config.prompt_settings())
     steps, updates = config.steps(len(prompts)), config.inner_epochs * config.minibatches
     optimizer = Optimizer(parts.policy, steps=steps * updates, **config.optimizer_settings())
-    rollouts = Rollouts(
-        parts, prompts, batch_size=config.batch_size, group_size=config.group_size, seed=config.seed,
-        zero_spread=lambda sampled: zero_spread(penalised(sampled, config)), resample=config.resample_zero_spread,
-    )  # fmt: skip
+    same_scores = lambda sampled: zero_spread(penalised(sampled, config))  # noqa: E731
+    rollouts = Rollouts(parts, prompts, zero_spread=same_scores, **config.rollout_settings())
     best, groups = BestCheckpoint(folder, config.keep_weights), DegenerateRun()
+    held_out = HeldOutPrompts(parts, held_out_prompts, folder, best, criterion=config.criterion, seed=config.seed)
     stop = StopRules(kl=KLBudget(config.kl_budget), groups=groups, figure=Plateau(config.patience, config.criterion))
     state: State = {"model": parts.policy, "optimizer": optimizer, "rollouts": rollouts, "best": best, "stop": stop}
     loop = Loop(folder, total=steps, state=state, shown=SHOWN, **config.loop_settings())
     monitor = RolloutMonitor(folder, loop.step, parts.validation_reward, responses=config.log_rollouts)
     folder.note("formulas", **formulas(config))
     folder.note("models", **parts.parameters)
-    if loop.step == 0 and held_out and config.eval_every:
-        folder.log(0, evaluate(parts, held_out, folder, 0, seed=config.seed))
+    held_out.measure_start(loop)
     for step, sampled in loop.over(rollouts):
         rollout = with_advantages(sampled, config)
         scores = GroupScores(rollout.scores, penalised(rollout, config), rollout.batch.mask)
         loop.stop = stop.see(kl=float(rollout.kl.mean()), groups=scores)
         metrics = rollout_metrics(rollout) | group_metrics(rollout, config.beta) | monitor.see(step, rollout)
         metrics["solved_share"] = groups.solved_share
-        for batch in minibatches(rollout, config.minibatches, config.inner_epochs, seed=config.seed, step=step):
-            figures = update(parts, batch, optimizer, config, first="updates" not in metrics)
+        for minibatch in minibatches(rollout, config.minibatches, config.inner_epochs, seed=config.seed, step=step):
+            figures = update(parts, minibatch, optimizer, config, first="updates" not in metrics)
             metrics = merge(metrics, figures, weight=1 / updates)
-        if held_out and loop.due_to_evaluate(step):
-            metrics |= evaluate(parts, held_out, folder, step, seed=config.seed)
-            figure = criterion_of(metrics, config.criterion, beta=config.beta)
-            best.update(parts.policy, step, -figure)
-            loop.stop = stop.see(figure=figure)
+        if loop.due_to_evaluate(step):
+            metrics |= held_out.measure(step, beta=config.beta)
+            loop.stop = stop.see(figure=held_out.figure)
         save_snapshot(folder, step, parts.policy, parts.tokenizer, every=config.snapshot_every)
         row, empty = loop.log(step, metrics), not bool(rollout.batch.mask.any())
         groups.raise_if_dead(end_rate=row["end_rate"], empty=empty, longest=config.max_new_tokens)
@@ -188,7 +183,7 @@ def penalised(rollout: Rollout, config: GRPOConfig) -> Float[Tensor, "P K"]:
 
 
 def update(
-    parts: Components, batch: GroupBatch, optimizer: Optimizer, config: GRPOConfig, *, first: bool = False
+    parts: Components, minibatch: Rollout, optimizer: Optimizer, config: GRPOConfig, *, first: bool = False
 ) -> dict[str, Any]:
     """One optimiser step.
 
@@ -197,7 +192,7 @@ def update(
 
     Args:
         parts: the policy.
-        batch: the groups of the step.
+        minibatch: the groups of the step.
         optimizer: of the policy.
         config: what the loss is made of.
         first: nothing has been updated since the rollout, so the ratio must be 1 (F7).
@@ -205,6 +200,7 @@ def update(
     Raises:
         TrainingError: the ratio is not 1 where it must be; the message names the cause.
     """
+    batch = minibatch.batch
     step_mask = batch.mask.flatten(0, 1)
     weights = token_weights(step_mask, config.normalisation, longest=config.max_new_tokens).reshape(batch.shape)
     tokens = step_mask.sum().clamp(min=1)

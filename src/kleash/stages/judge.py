@@ -18,20 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from kleash.checks import judges
-from kleash.checks.gates import verdict
+from kleash.chat.messages import Chat
+from kleash.checks import judge_checks
+from kleash.checks.gates import check_report
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference
 from kleash.data.split import comparison, read_usable
 from kleash.errors import DataError, GateError
 from kleash.evals.judging import Report, judge_report, principle_report
-from kleash.feedback.constitution import Constitution
-from kleash.feedback.injections import probe
-from kleash.feedback.judge import Judge, Judgement
+from kleash.labels.constitution import Constitution
+from kleash.labels.llm_judge import Judge, Judgement
+from kleash.labels.prompt_injection import probe
 from kleash.progress import Progress
 from kleash.run import derive_seed, fingerprint
-from kleash.sampling.chat import Chat
-from kleash.stages.asking import GROUPS_AT_ONCE, asking, stop_above
+from kleash.stages.chat_client import GROUPS_AT_ONCE, chat_client, stop_above
 from kleash.stages.data_configs import JudgeConfig
 from kleash.stages.files import beside, finish, finished
 
@@ -61,7 +61,7 @@ def run(config: JudgeConfig, *, chat: Chat | None = None) -> Path:
         return config.out
     groups = list(islice(_pairs(config.data), config.max_rows))
     mixed_in = read_usable(config.mix_in, comparison) if config.mix_in else []
-    with asking(config, chat) as (asked, store):
+    with chat_client(config, chat) as (asked, store):
         judge = Judge(
             asked, constitution=constitution, principles=config.principles, chain_of_thought=config.chain_of_thought,
             reasoning_tokens=config.reasoning_tokens, clamp=config.clamp, answers=config.answers, votes=config.votes,
@@ -72,7 +72,7 @@ def run(config: JudgeConfig, *, chat: Chat | None = None) -> Path:
         results["injections"] = probe(judge, groups, judgements, config.injections) if config.injections else None
         results |= {"usage": asked.figures(), "mixed_in": len(mixed_in)}
         store.record(groups, [judgement.verdict for judgement in judgements])
-    gate = results["gate"] = verdict(judges.judge(results, max_failures=config.max_failures))
+    gate = results["gate"] = check_report(judge_checks.judge(results, max_failures=config.max_failures))
     refused = not gate["passed"] and not config.force
     where = beside(config.out, "refused") if refused else config.out
     write_groups(chain(_labelled(groups, judgements), mixed_in), where)
@@ -107,7 +107,7 @@ def _judge(judge: Judge, groups: Sequence[Group], max_failures: float) -> list[J
         for start in range(0, len(groups), GROUPS_AT_ONCE):
             judgements += judge.judge(groups[start : start + GROUPS_AT_ONCE])
             failed = [found.verdict for found in judgements if found.orders is None]
-            progress.update(len(judgements), failed=len(failed), cost=judge.asking.usage.cost)
+            progress.update(len(judgements), failed=len(failed), cost=judge.client.usage.cost)
             reason = f"{failed[-1].state}: {failed[-1].reason}" if failed else ""
             stop_above(max_failures, len(failed), len(judgements), len(groups), reason)
     return judgements

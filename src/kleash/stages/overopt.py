@@ -1,9 +1,10 @@
-"""Overoptimization, measured: how gold and proxy move as a policy leaves its start, where gold turns, what to ship.
+"""Overoptimization, measured: how gold and proxy move as a policy leaves its start, where gold turns, which checkpoint
+is recommended.
 
     kleash overopt --run runs/ppo --gold runs/held-out-reward --best-of 16 --out runs/overopt
 
 Takes the checkpoints of a run, spaced evenly in √KL, and pools of best-of-n, samples the same prompts by the same
-streams from each, and scores every response with the reward that was climbed and with a better one. Learns nothing.
+streams from each, and scores every response with the reward that was optimised and with a better one. Learns nothing.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks.gates import gate_in
+from kleash.checks.attribution import leave_one_out
+from kleash.checks.gates import check_parents
 from kleash.data.batch import GroupBatch
 from kleash.data.chat import encode_all, end_ids
 from kleash.data.formats import to_row
 from kleash.data.group import EncodedGroup, Group, Response
 from kleash.data.split import prompt_only, read_usable
 from kleash.errors import ConfigError, InputError
-from kleash.evals import overoptimization as oo
-from kleash.evals.attribution import leave_one_out
+from kleash.evals import overoptimization
 from kleash.models.forward import response_logprobs
 from kleash.models.inference import micro_batches
 from kleash.models.load import autocast, context_length, freeze, load_policy
@@ -70,7 +71,8 @@ def run(config: OveroptConfig, *, proxy: Reward | None = None, gold: Reward | No
 
     Returns:
         The finished run: `samples.jsonl` holds every response with both scores, metrics.jsonl a row a point, `results`
-        of run.json the analysis of each road, `shown.json` samples before and after the turn with what the proxy likes.
+        of run.json the analysis of each curve, `shown.json` samples before and after the turn with what the proxy
+        likes.
 
     Raises:
         ConfigError: something is neither given nor to be had from the run; the message names it.
@@ -83,7 +85,7 @@ def run(config: OveroptConfig, *, proxy: Reward | None = None, gold: Reward | No
     for role, live in (("proxy", proxy), ("gold", gold)):
         name = getattr(config, role)
         if live is None and name is not None:
-            gate_in(folder, role=role, parent=name, force=config.force)
+            check_parents(folder, role=role, parent=name, force=config.force)
     assert config.model is not None
     start, tokenizer = load_policy(config.model, device=config.device)
     prompts = _read_prompts(config, start, tokenizer)
@@ -91,51 +93,53 @@ def run(config: OveroptConfig, *, proxy: Reward | None = None, gold: Reward | No
         name, policy_tokenizer=tokenizer, device=config.device, dtype=config.dtype
     )
     scorers = Scorers(proxy or build(str(config.proxy)), gold or build(config.gold))
-    names = [oo.name_of(prompt.source.prompt) for prompt in prompts]
-    choose = oo.choosing(names, share=config.choose_share, seed=config.seed)
+    names = [overoptimization.name_of(prompt.source.prompt) for prompt in prompts]
+    choose = overoptimization.choosing(names, share=config.choose_share, seed=config.seed)
 
     rows = _done(folder)
     todo = [
-        point for point in _points(config) if (point.road, point.step) not in {(r["road"], r["step"]) for r in rows}
+        point for point in _points(config) if (point.source, point.step) not in {(r["source"], r["step"]) for r in rows}
     ]
     with Progress(len(todo), "overopt") as progress:
         for number, point in enumerate(todo, start=1):
             policy = start if point.step == 0 else load_policy(point.weights, device=config.device)[0]
             new = measure(config, point, policy, freeze(start), tokenizer, prompts, scorers)
             for row in new:
-                row["half"] = "choose" if choose[names.index(oo.name_of(row["prompt"]))] else "report"
+                row["half"] = "choose" if choose[names.index(overoptimization.name_of(row["prompt"]))] else "report"
             folder.append("samples.jsonl", new)
             means = {key: float(np.mean([row[key] for row in new])) for key in ("gold", "proxy", "kl")}
-            folder.log(point.step, {"road": point.road, **means})  # the point is done from here on
+            folder.log(point.step, {"source": point.source, **means})  # the point is done from here on
             rows += new
             progress.update(number, **means)
 
-    roads = roads_of(rows)
+    kl_curves = kl_curves_of(rows)
     analyses = {
-        name: oo.analyse(road, choose=choose, seed=derive_seed(config.seed, "bootstrap"))
-        for name, road in roads.items()
+        name: overoptimization.analyse(kl_curve, choose=choose, seed=derive_seed(config.seed, "bootstrap"))
+        for name, kl_curve in kl_curves.items()
     }
     main = next(iter(analyses))
     write_json(folder.path / "shown.json", shown(config, rows, analyses[main], prompts, scorers.proxy))
-    words = {name: oo.in_words(analysis) for name, analysis in analyses.items()}
-    if "rl" in analyses:
-        words["rl"] |= _doubt(rows, analyses["rl"]["ship"]["point"])
+    words = {name: overoptimization.in_words(analysis) for name, analysis in analyses.items()}
+    if "checkpoints" in analyses:
+        words["checkpoints"] |= _caution(rows, analyses["checkpoints"]["recommended"]["point"])
     return folder.finish(roads=analyses, words=words)
 
 
-def _doubt(rows: Sequence[Row], ship: int) -> dict[str, str]:
-    """What speaks against the run's checkpoint to ship in spite of its gold."""
+def _caution(rows: Sequence[Row], recommended: int) -> dict[str, str]:
+    """What speaks against the run's recommended checkpoint in spite of its gold."""
     said: dict[int, list[str]] = {}
     for row in rows:
-        if row["road"] == "rl":
+        if row["source"] == "checkpoints":
             said.setdefault(row["step"], []).append(row["response"])
-    doubt = oo.caution(said[ship], said[0], oo.point_name("rl", ship))
-    return {} if doubt is None else {"caution": doubt}
+    warning = overoptimization.caution(
+        said[recommended], said[0], overoptimization.point_name("checkpoints", recommended)
+    )
+    return {} if warning is None else {"caution": warning}
 
 
 @dataclass(frozen=True)
 class Scorers:
-    """The reward that was climbed and the one that is believed."""
+    """The reward that was optimised and the one that is believed."""
 
     proxy: Reward
     gold: Reward
@@ -145,7 +149,7 @@ class Scorers:
 class Point:
     """Where to sample: a checkpoint of the run, or a pool from the start."""
 
-    road: oo.Law
+    source: overoptimization.Source
     step: int
     weights: str
     responses: int
@@ -171,18 +175,18 @@ def measure(
         batch = sampler(ids, group_size=point.responses, seed=derive_seed(config.seed, "overopt"))
     groups = decode_groups(batch, [prompt.source for prompt in prompts], tokenizer, ends)
     proxy, gold = (score_groups(reward, groups)[0] for reward in (scorers.proxy, scorers.gold))
-    drift = np.zeros(batch.shape[:2]) if policy is start else drift_from(start, policy, batch, config)
+    kl_per_response = np.zeros(batch.shape[:2]) if policy is start else kl_from_start(start, policy, batch, config)
     return [
         {
             **group.columns,
-            "road": point.road,
+            "source": point.source,
             "step": point.step,
             "prompt": to_row(Group(group.prompt))["prompt"],
             "response": response.text,
             "finished": response.finished,
             "proxy": proxy[p][k],
             "gold": gold[p][k],
-            "kl": float(drift[p, k]),
+            "kl": float(kl_per_response[p, k]),
         }
         for p, group in enumerate(groups)
         for k, response in enumerate(group.responses)
@@ -190,7 +194,9 @@ def measure(
 
 
 @torch.no_grad()
-def drift_from(start: PreTrainedModel, policy: PreTrainedModel, batch: GroupBatch, config: OveroptConfig) -> np.ndarray:
+def kl_from_start(
+    start: PreTrainedModel, policy: PreTrainedModel, batch: GroupBatch, config: OveroptConfig
+) -> np.ndarray:
     """k1 of each response, summed over its tokens, in nats: [P, K]."""
     assert config.temperature is not None
     temperature = config.temperature
@@ -211,29 +217,33 @@ def drift_from(start: PreTrainedModel, policy: PreTrainedModel, batch: GroupBatc
     return kl.per_sequence(kl.k1(own, logprobs(start)), batch.mask).cpu().double().numpy()
 
 
-def roads_of(rows: Sequence[Mapping[str, Any]]) -> dict[oo.Law, oo.Road]:
-    """The roads that were measured, the run's first."""
-    roads: dict[oo.Law, oo.Road] = {}
-    steps = [row for row in rows if row["road"] == "rl"]
+def kl_curves_of(rows: Sequence[Mapping[str, Any]]) -> dict[overoptimization.Source, overoptimization.KLCurve]:
+    """The curves that were measured, the run's first."""
+    kl_curves: dict[overoptimization.Source, overoptimization.KLCurve] = {}
+    steps = [row for row in rows if row["source"] == "checkpoints"]
     if steps:
-        roads["rl"] = oo.checkpoints_road(steps)
+        kl_curves["checkpoints"] = overoptimization.curve_of_checkpoints(steps)
     pools: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row["road"] == "best-of-n":
-            pools.setdefault(oo.name_of(row["prompt"]), []).append(row)
+        if row["source"] == "best-of-n":
+            pools.setdefault(overoptimization.name_of(row["prompt"]), []).append(row)
     if pools:
         gold, proxy = (np.array([[row[key] for row in pool] for pool in pools.values()]) for key in ("gold", "proxy"))
         for place, pool in enumerate(pools.values()):  # rounding must not make a text better than itself
             proxy[place] = _one_score_a_text(pool)
-        roads["best-of-n"] = oo.best_of_n_road(pools, gold, proxy)
-    return roads
+        kl_curves["best-of-n"] = overoptimization.curve_of_best_of_n(pools, gold, proxy)
+    return kl_curves
 
 
 # -- samples before and after ------------------------------------------------------------------------------------------
 
 
 def shown(
-    config: OveroptConfig, rows: Sequence[Row], analysis: oo.Figures, prompts: Sequence[EncodedGroup], proxy: Reward
+    config: OveroptConfig,
+    rows: Sequence[Row],
+    analysis: overoptimization.Figures,
+    prompts: Sequence[EncodedGroup],
+    proxy: Reward,
 ) -> dict[str, Any]:
     """Samples of the peak beside samples of the end, with what the proxy likes in each; of the reporting prompts.
 
@@ -242,24 +252,24 @@ def shown(
     """
     points = [row["point"] for row in analysis["points"]]
     before = analysis["peak"]["point"] if analysis["peak"]["point"] != points[-1] else points[0]
-    sides = [_picked(rows, analysis["law"], point) for point in (before, points[-1])]
+    sides = [_picked(rows, analysis["source"], point) for point in (before, points[-1])]
     change = {
         key: np.array([sides[1][name][key] - sides[0][name][key] for name in sides[0]]) for key in ("proxy", "gold")
     }
     worst = change["proxy"] / (change["proxy"].std() or 1.0) - change["gold"] / (change["gold"].std() or 1.0)
     names = [list(sides[0])[place] for place in np.argsort(-worst, kind="stable")]
     rest = sorted(names[SHOWN_BY_RULE:], key=lambda name: derive_seed(config.seed, "shown", name))
-    columns = {oo.name_of(prompt.source.prompt): prompt.source for prompt in prompts}
+    columns = {overoptimization.name_of(prompt.source.prompt): prompt.source for prompt in prompts}
 
     def answer(row: Row) -> Row:
-        source = columns[oo.name_of(row["prompt"])]
+        source = columns[overoptimization.name_of(row["prompt"])]
         liked = leave_one_out(proxy, source.prompt, row["response"], **{**source.columns, "finished": row["finished"]})
         kept = {key: row[key] for key in ("response", "finished", "proxy", "gold", "kl")}
         return kept | {"pieces": [{"text": text, "drop": drop} for text, drop in liked]}
 
     chosen = [(name, "rule") for name in names[:SHOWN_BY_RULE]] + [(name, "random") for name in rest[:SHOWN_AT_RANDOM]]
     return {
-        "law": analysis["law"],
+        "source": analysis["source"],
         "before": before,
         "after": points[-1],
         "prompts": [
@@ -274,13 +284,13 @@ def shown(
     }
 
 
-def _picked(rows: Sequence[Row], law: oo.Law, point: int) -> dict[str, Row]:
+def _picked(rows: Sequence[Row], source: overoptimization.Source, point: int) -> dict[str, Row]:
     """One response to each reporting prompt: the first of a checkpoint, or the best of the first n of a pool."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        if row["half"] == "report" and row["road"] == law and (law == "best-of-n" or row["step"] == point):
-            found.setdefault(oo.name_of(row["prompt"]), []).append(row)
-    n = point if law == "best-of-n" else 1
+        if row["half"] == "report" and row["source"] == source and (source == "best-of-n" or row["step"] == point):
+            found.setdefault(overoptimization.name_of(row["prompt"]), []).append(row)
+    n = point if source == "best-of-n" else 1
     return {name: max(of_one[:n], key=lambda row: row["proxy"]) for name, of_one in found.items()}
 
 
@@ -329,8 +339,8 @@ def _points(config: OveroptConfig) -> list[Point]:
             for row in read_jsonl(config.run / "metrics.jsonl")
             if (nats := row.get("eval_kl") if row.get("eval_kl") is not None else row.get("kl")) is not None
         }
-        steps = oo.ladder(sorted(weights), logged, config.points)
-        points += [Point("rl", step, weights.get(step, ""), config.samples) for step in (0, *steps)]
+        steps = overoptimization.spaced_checkpoints(sorted(weights), logged, config.points)
+        points += [Point("checkpoints", step, weights.get(step, ""), config.samples) for step in (0, *steps)]
     if config.best_of:
         points.append(Point("best-of-n", 0, "", config.best_of))
     return points
@@ -352,7 +362,7 @@ def _read_prompts(
 ) -> list[EncodedGroup]:
     """The prompts, each once, that leave room for a response."""
     assert config.data is not None and config.max_new_tokens is not None
-    first = {oo.name_of(group.prompt): group for group in reversed(read_usable(config.data, prompt_only))}
+    first = {overoptimization.name_of(group.prompt): group for group in reversed(read_usable(config.data, prompt_only))}
     groups = [Group(group.prompt, columns=group.columns) for group in reversed(first.values())]
     context = context_length(model)
     encoded, lost = encode_all(groups, tokenizer, max_length=context and context - config.max_new_tokens)
@@ -364,8 +374,8 @@ def _read_prompts(
 def _done(folder: RunFolder) -> list[Row]:
     """Samples of the points that were finished; what a kill left of another is forgotten."""
     done = folder.metrics()
-    points = {(row["road"], row["step"]) for row in done}
-    rows = [row for row in read_jsonl(folder.path / "samples.jsonl") if (row["road"], row["step"]) in points]
+    points = {(row["source"], row["step"]) for row in done}
+    rows = [row for row in read_jsonl(folder.path / "samples.jsonl") if (row["source"], row["step"]) in points]
     for name, kept in (("metrics.jsonl", done), ("samples.jsonl", rows)):
         write_text(folder.path / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
     return rows

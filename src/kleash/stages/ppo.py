@@ -22,7 +22,6 @@ from kleash.checks.finish import finish_policy
 from kleash.checks.first_ratio import check_first
 from kleash.checks.open_run import open_run
 from kleash.checks.rollout_monitor import RolloutMonitor
-from kleash.data.batch import GroupBatch
 from kleash.models.forward import response_logprobs
 from kleash.models.heads import values
 from kleash.models.inference import each_micro_batch, in_micro_batches
@@ -40,12 +39,11 @@ from kleash.objectives import (
 from kleash.rewards.reward import Reward
 from kleash.rollout import (
     Components,
+    HeldOutPrompts,
     Rollout,
     Rollouts,
     advantage_metrics,
     build_components,
-    criterion_of,
-    evaluate,
     merge,
     minibatches,
     read_prompts,
@@ -54,11 +52,10 @@ from kleash.rollout import (
 from kleash.run import RunFolder
 from kleash.stages.training_configs import PPOConfig
 from kleash.stopping import KLBudget, Plateau, StopRules
+from kleash.training.actor_critic import ActorCritic
 from kleash.training.best_checkpoint import BestCheckpoint
-from kleash.training.ema import Average
 from kleash.training.loop import Loop, State
 from kleash.training.model_folder import save_snapshot
-from kleash.training.optim import Optimizer
 from kleash.training.pretraining import PretrainingMix
 
 SHOWN = ("reward", "kl", "entropy", "length", "eval_reward")
@@ -95,57 +92,36 @@ def run(
     if folder.finished:
         return folder
     parts = build_components(policy or config.model, reward or config.reward, **config.component_settings())
-    prompts, held_out = read_prompts(parts, config.data, config.eval_data, **config.prompt_settings())
+    prompts, held_out_prompts = read_prompts(parts, config.data, config.eval_data, **config.prompt_settings())
     pretraining = PretrainingMix(config.pretraining_data, parts.policy, parts.tokenizer, **config.mix_settings())
     steps, updates = config.steps(len(prompts)), config.inner_epochs * config.minibatches
-    optimizers = Optimizers(
-        Optimizer(parts.policy, steps=steps * updates, **config.optimizer_settings()),
-        Optimizer(parts.critic, steps=steps * updates, **config.value_optimizer_settings()),
-        Average(parts.policy, config.ema_decay),
-    )
+    optimizers = ActorCritic(parts.policy, parts.critic, steps=steps * updates, **config.actor_critic_settings())
     controller = KLController(config.beta, config.target_kl, config.kl_horizon)
     rollouts = Rollouts(parts, prompts, batch_size=config.batch_size, seed=config.seed)
     best = BestCheckpoint(folder, config.keep_weights)
+    held_out = HeldOutPrompts(parts, held_out_prompts, folder, best, criterion=config.criterion, seed=config.seed)
     stop = StopRules(kl=KLBudget(config.kl_budget), figure=Plateau(config.patience, config.criterion))
     state: State = {"kl_controller": controller, "rollouts": rollouts, "best": best, "stop": stop, **optimizers.state}
-    state |= {"model": parts.policy, "value": parts.critic}
     loop = Loop(folder, total=steps, state=state, shown=SHOWN, **config.loop_settings())
     monitor = RolloutMonitor(folder, loop.step, parts.validation_reward, responses=config.log_rollouts)
     folder.note("formulas", **FORMULA)
     folder.note("models", **parts.parameters)
-    if loop.step == 0 and held_out and config.eval_every:
-        folder.log(0, evaluate(parts, held_out, folder, 0, seed=config.seed))
+    held_out.measure_start(loop)
     for step, sampled in loop.over(rollouts):
         rollout = with_advantages(sampled, parts, config, beta=controller.beta)
         metrics = rollout_metrics(rollout) | value_metrics(rollout, controller.beta) | monitor.see(step, rollout)
         loop.stop = stop.see(kl=float(metrics["kl"]))
-        for batch in minibatches(rollout, config.minibatches, config.inner_epochs, seed=config.seed, step=step):
-            figures = update(parts, batch, optimizers, pretraining, config, first="updates" not in metrics)
+        for minibatch in minibatches(rollout, config.minibatches, config.inner_epochs, seed=config.seed, step=step):
+            figures = update(parts, minibatch, optimizers, pretraining, config, first="updates" not in metrics)
             metrics = merge(metrics, figures, weight=1 / updates)
         controller.see(float(metrics["kl"]), responses=len(rollout.groups))
-        if held_out and loop.due_to_evaluate(step):
-            metrics |= evaluate(parts, held_out, folder, step, seed=config.seed)
-            figure = criterion_of(metrics, config.criterion, beta=controller.beta)
-            best.update(parts.policy, step, -figure)
-            loop.stop = stop.see(figure=figure)
+        if loop.due_to_evaluate(step):
+            metrics |= held_out.measure(step, beta=controller.beta)
+            loop.stop = stop.see(figure=held_out.figure)
         save_snapshot(folder, step, parts.policy, parts.tokenizer, every=config.snapshot_every)
         loop.log(step, metrics)
     results = {"beta": controller.beta, "prompts": len(prompts)}
     return finish_policy(folder, parts, loop, best, average=optimizers.average, advice=ADVICE, **results)
-
-
-@dataclass(frozen=True)
-class Optimizers:
-    """What takes the steps: of the policy, of the value network, and of the policy's moving average."""
-
-    policy: Optimizer
-    value: Optimizer
-    average: Average
-
-    @property
-    def state(self) -> State:
-        """What a checkpoint stores of them."""
-        return {"optimizer": self.policy, "value_optimizer": self.value, "average": self.average}
 
 
 @dataclass
@@ -196,8 +172,8 @@ def with_advantages(rollout: Rollout, parts: Components, config: PPOConfig, *, b
 
 def update(
     parts: Components,
-    batch: GroupBatch,
-    optimizers: Optimizers,
+    minibatch: Rollout,
+    optimizers: ActorCritic,
     pretraining: PretrainingMix,
     config: PPOConfig,
     *,
@@ -209,7 +185,7 @@ def update(
 
     Args:
         parts: policy and value network.
-        batch: the groups of the step.
+        minibatch: the groups of the step.
         optimizers: of both.
         pretraining: demonstrations whose likelihood is kept up.
         config: coefficients and clips.
@@ -218,9 +194,9 @@ def update(
     Raises:
         TrainingError: the ratio is not 1 where it must be; the message names the cause.
     """
-    tokens = int(batch.mask.sum())
+    tokens = int(minibatch.batch.mask.sum())
     metrics: dict[str, Any] = {}
-    for part in each_micro_batch(batch, max_tokens=parts.compute.micro_batch_tokens):
+    for part in each_micro_batch(minibatch.batch, max_tokens=parts.compute.micro_batch_tokens):
         mask = part.mask[:, 0]
         old_logprobs, advantages, old_values, returns = (
             tensor[:, 0]
@@ -250,10 +226,7 @@ def update(
             "approx_kl": surrogate["approx_kl"].sum() / tokens,
         }
         metrics = merge(metrics, sums, weight=1.0)
-    metrics |= pretraining.backward(optimizers.policy) | optimizers.policy.step()
-    metrics["value_grad_norm"] = optimizers.value.step()["grad_norm"]
-    optimizers.average.update(parts.policy)
-    return {**metrics, "updates": 1}
+    return {**metrics, **pretraining.backward(optimizers.policy), **optimizers.step(), "updates": 1}
 
 
 def value_metrics(rollout: Rollout, beta: float) -> dict[str, Any]:

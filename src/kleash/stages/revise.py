@@ -15,19 +15,19 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from kleash.chat.client import ChatClient
+from kleash.chat.messages import Chat, ChatReply, ChatRequest
+from kleash.chat.quoting import conversation
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Message, Response
 from kleash.data.split import demonstration, read_usable
-from kleash.evals.evasiveness import refusal_report
 from kleash.evals.judging import Report, share
-from kleash.feedback.constitution import Constitution
-from kleash.feedback.prompts import critique_request, revision_request, turns_of
+from kleash.evals.refusals import refusal_report
+from kleash.labels.constitution import Constitution
+from kleash.labels.judge_prompts import critique_request, revision_request, turns_of
 from kleash.progress import Progress
 from kleash.run import derive_seed, fingerprint
-from kleash.sampling.asking import Asking
-from kleash.sampling.chat import Answer, Chat, Question
-from kleash.sampling.quoting import conversation
-from kleash.stages.asking import GROUPS_AT_ONCE, asking, stop_above
+from kleash.stages.chat_client import GROUPS_AT_ONCE, chat_client, stop_above
 from kleash.stages.data_configs import ReviseConfig
 from kleash.stages.files import finish, finished
 
@@ -88,7 +88,7 @@ def run(config: ReviseConfig, *, chat: Chat | None = None) -> Path:
         for row, group in enumerate(islice(read_groups(config.data), config.max_rows))
     ]
     done: list[Draft] = []
-    with asking(config, chat) as (asked, store), Progress(len(prompts), "revise") as progress:
+    with chat_client(config, chat) as (asked, store), Progress(len(prompts), "revise") as progress:
         for start in range(0, len(prompts), GROUPS_AT_ONCE):
             done += _revise(config, constitution, asked, prompts[start : start + GROUPS_AT_ONCE])
             failed = [draft for draft in done if draft.failure]
@@ -101,10 +101,12 @@ def run(config: ReviseConfig, *, chat: Chat | None = None) -> Path:
     return config.out
 
 
-def _revise(config: ReviseConfig, constitution: Constitution, asked: Asking, drafts: Sequence[Draft]) -> list[Draft]:
-    def ask(drafts: Sequence[Draft], conversations: Sequence[Sequence[Message]], step: str) -> list[Answer]:
+def _revise(
+    config: ReviseConfig, constitution: Constitution, asked: ChatClient, drafts: Sequence[Draft]
+) -> list[Draft]:
+    def ask(drafts: Sequence[Draft], conversations: Sequence[Sequence[Message]], step: str) -> list[ChatReply]:
         questions = [
-            Question(
+            ChatRequest(
                 tuple(turns), config.max_new_tokens, temperature=config.temperature,
                 seed=derive_seed(config.seed, step, draft.row),
             )
@@ -137,7 +139,7 @@ def _revise(config: ReviseConfig, constitution: Constitution, asked: Asking, dra
     return list(drafts)
 
 
-def _with(draft: Draft, answer: Answer, *, failure: str = "", **changes: Any) -> Draft:
+def _with(draft: Draft, answer: ChatReply, *, failure: str = "", **changes: Any) -> Draft:
     """The draft with a new text; an answer without words is a failure and no revision."""
     failure = failure or answer.error or ("" if answer.text.strip() else "an answer without words")
     return replace(draft, text=answer.text, finished=answer.finished, failure=failure, **changes)
@@ -149,7 +151,7 @@ def _turn(role: str, text: str) -> Message:
 
 def _keep(store: Any, model: str, drafts: Sequence[Draft]) -> None:
     """Critiques and revisions into the store; those that an earlier run left there are not kept twice."""
-    from kleash.feedback.store import Revision
+    from kleash.labels.store import Revision
 
     def key(revision: Revision) -> str:
         return repr(replace(revision, prompt=conversation(revision.prompt)))

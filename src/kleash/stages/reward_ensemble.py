@@ -1,13 +1,15 @@
-"""Several reward models where one would do: an ensemble, an average of weights, a hold-out that no policy climbs.
+"""Several reward models where one would do: an ensemble, an average of weights, a validation model that no policy
+optimises.
 
 A policy finds what its reward model has wrong. Members that learned the same comparisons from other seeds have other
 things wrong, so that their disagreement (`spread`) shows where the score is not to be trusted, and the worst of them is
-harder to please by accident. What all have wrong (what labellers got wrong, say) stays. A hold-out member has seen none
-of the comparisons that the reward was made of: a policy whose reward climbs while the hold-out falls is being fooled.
+harder to please by accident. What all have wrong (what labellers got wrong, say) stays. A validation member has seen
+none of the comparisons that the reward was made of: a policy whose reward rises while the validation model falls is
+being fooled.
 
     kleash reward --model runs/sft --data pairs.jsonl --out runs/reward --members 5 --validation-share 0.2
 
-One model, one head and no hold-out is `reward_model` itself.
+One model, one head and no validation model is `reward_model` itself.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import preconditions
-from kleash.checks.gates import gate_in
+from kleash.checks import data_checks
+from kleash.checks.gates import check_parents
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import EncodedGroup, Group
@@ -61,11 +63,11 @@ def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedToke
     folder = RunFolder.open(config.out, stage="reward", config=config, inputs=inputs_of(config))
     if folder.finished:
         return folder
-    gate_in(folder, role="model", parent=config.model, force=config.force)
+    check_parents(folder, role="model", parent=config.model, force=config.force)
     files = _split(config, folder)
     if config.validation_share:
-        held = _member(config, folder.path / VALIDATION, files, data="hold-out")
-        folder.note("hold_out", **(held.record["results"].get("report") or {}))
+        held = _member(config, folder.path / VALIDATION, files, data="validation")
+        folder.note("validation_reward", **(held.record["results"].get("report") or {}))
     members = [_member(config, folder.path / name, files) for name in _names(config)]
     finish = _one if config.members == 1 or config.average_weights else _ensemble
     report = finish(config, folder, members, files)
@@ -73,8 +75,8 @@ def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedToke
     if report is not None:
         results["report"] = report
         train = _encoded(config, files["reward"], load_tokenizer(config.model))
-        origin = preconditions.origin(config.model, train, device=config.device, dtype=config.dtype)
-        reward_model.verdict(folder, report, origin)
+        on_policy_check = data_checks.on_policy_check(config.model, train, device=config.device, dtype=config.dtype)
+        reward_model.verdict(folder, report, on_policy_check)
     return folder.finish(**results)
 
 
@@ -88,10 +90,10 @@ def _single(config: EnsembleConfig, **changes: Any) -> RewardConfig:
 
 
 def _split(config: EnsembleConfig, folder: RunFolder) -> dict[str, Path]:
-    """Write which comparisons the reward, the hold-out and the measuring have, no prompt on two sides, and the samples
-    that all are centred on.
+    """Write which comparisons the reward, the validation model and the measuring have, no prompt on two sides, and the
+    samples that all are centred on.
     """
-    names = ("reward", "held-out", "centre", *(["hold-out"] if config.validation_share else []))
+    names = ("reward", "held-out", "centre", *(["validation"] if config.validation_share else []))
     files = {name: folder.path / "comparisons" / f"{name}.jsonl" for name in names}
     if all(file.exists() for file in files.values()):
         return files
@@ -100,7 +102,7 @@ def _split(config: EnsembleConfig, folder: RunFolder) -> dict[str, Path]:
     )
     rows: dict[str, Sequence[Group]] = {"reward": train, "held-out": measured}
     if config.validation_share:
-        rows["reward"], rows["hold-out"] = hold_out(
+        rows["reward"], rows["validation"] = hold_out(
             train, seed=derive_seed(config.seed, "hold-out member"), share=config.validation_share
         )
     rows["centre"] = _centred_on(config, rows["reward"])
@@ -125,7 +127,7 @@ def _member(config: EnsembleConfig, out: Path, files: Files, *, data: str = "rew
     """Train one model, unless it is there."""
     changes: dict[str, Any] = {
         "out": out, "data": str(files[data]), "eval_data": str(files["held-out"]), "max_eval_rows": None, "force": True,
-        "seed": derive_seed(config.seed, "member", out.name) % 2**31,
+        "seed": derive_seed(config.seed, "member", "hold-out" if out.name == VALIDATION else out.name) % 2**31,
     }  # fmt: skip
     if config.centre_data is None and config.centre_samples:
         changes["centre_data"] = str(files["centre"])

@@ -21,15 +21,15 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import outcomes, preconditions
-from kleash.checks.gates import gate_out
+from kleash.checks import data_checks, outcome_checks
+from kleash.checks.gates import record_checks
 from kleash.checks.open_run import open_run
 from kleash.data.batch import GroupBatch, collate
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Preference, Ranking
 from kleash.data.split import comparison, demonstration, imitated, read_split, read_usable
-from kleash.evals.preference import preference_report
+from kleash.evals.preference_report import preference_report
 from kleash.models.forward import check_forward, head_scores
 from kleash.models.load import autocast, context_length, new_reward_model, save_model
 from kleash.models.lora import merge_lora
@@ -107,10 +107,10 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
         results["report"] = whole_report(model, tokenizer, train, held_out, rewards, config, gold) | {
             "distance": distances
         }
-        origin = None  # a live reward model may speak another language than `config.model`
+        on_policy_check = None  # a live reward model may speak another language than `config.model`
         if reward is None:
-            origin = preconditions.origin(config.model, train, device=config.device, dtype=config.dtype)
-        verdict(folder, results["report"], origin)
+            on_policy_check = data_checks.on_policy_check(config.model, train, device=config.device, dtype=config.dtype)
+        verdict(folder, results["report"], on_policy_check)
     save_model(folder.path, model, tokenizer, model_card(folder, summary(results.get("report"))))
     fitted.save(folder.path)
     return folder.finish(**results)
@@ -254,9 +254,11 @@ def start_samples(
     )  # fmt: skip
 
 
-def verdict(folder: RunFolder, figures: dict[str, Any], origin: outcomes.Origin | None = None) -> None:
+def verdict(
+    folder: RunFolder, figures: dict[str, Any], on_policy_check: outcome_checks.SampledBy | None = None
+) -> None:
     """The gate out, on the report and on whose samples the training responses are."""
-    gate_out(folder, checks=outcomes.reward_model(figures, origin=origin))
+    record_checks(folder, checks=outcome_checks.reward_model(figures, on_policy_check=on_policy_check))
 
 
 def _accuracy(figures: dict[str, Any]) -> str:

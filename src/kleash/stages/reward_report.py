@@ -26,11 +26,11 @@ from kleash.errors import ConfigError, DataError
 from kleash.evals.bias import bias_report
 from kleash.evals.learning_curve import learning_curve
 from kleash.evals.noise import disagreement, lapse_model
-from kleash.evals.preference import ceiling_bounds
+from kleash.evals.preference_report import ceiling_bounds
 from kleash.evals.probes import probe_groups, probe_report
 from kleash.evals.strata import quartiles, strata_report
 from kleash.models.load import autocast, context_length, load_policy, load_reward_model
-from kleash.rewards.features import FeatureRange
+from kleash.rewards.feature_range import FeatureRange
 from kleash.rewards.learned import LearnedReward, features_encoded, score_encoded
 from kleash.rewards.reward import Reward
 from kleash.run import RunFolder, derive_seed

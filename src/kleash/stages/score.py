@@ -20,7 +20,7 @@ from torch import Tensor
 from kleash.data.formats import read_rows, write_rows
 from kleash.data.group import Group, Preference, Ranking
 from kleash.errors import DataError
-from kleash.evals.policy import mean_se
+from kleash.evals.policy_stats import mean_se
 from kleash.progress import Progress
 from kleash.rewards.checks import VERDICTS
 from kleash.rewards.composition import content_of

@@ -17,20 +17,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import outcomes
+from kleash.checks import outcome_checks
 from kleash.checks.after_training import after_training
-from kleash.checks.gates import Check, gate_out
+from kleash.checks.gates import Check, record_checks
 from kleash.checks.open_run import open_run
-from kleash.checks.samples import describe, prompt_effect, responses_of, sample, usual_length
+from kleash.checks.sample_stats import describe, prompt_effect, responses_of, sample, usual_length
 from kleash.data.batch import collate
-from kleash.data.batching import batch_at, microbatches
+from kleash.data.batching import batches, microbatches
 from kleash.data.group import EncodedGroup
 from kleash.data.read import read_encoded
 from kleash.data.split import demonstration, imitated
 from kleash.models.compute import Compute
 from kleash.models.forward import check_forward, response_logprobs
-from kleash.models.load import context_length, load_policy, save_model
-from kleash.models.lora import merge_lora
+from kleash.models.load import context_length, load_policy
 from kleash.models.trainable import make_trainable
 from kleash.objectives import masked_sum
 from kleash.progress import Progress
@@ -38,7 +37,7 @@ from kleash.run import RunFolder
 from kleash.stages.training_configs import SFTConfig
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop, State
-from kleash.training.model_folder import model_card
+from kleash.training.model_folder import write_model
 from kleash.training.optim import Optimizer
 
 SHOWN = ("loss", "eval_loss")
@@ -77,17 +76,15 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     state: State = {"model": model, "optimizer": optimizer, "best": best}
     loop = Loop(folder, total=steps, state=state, shown=SHOWN, **config.loop_settings())
     folder.note("formulas", loss=FORMULA)
-    for step in loop:
-        rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
-        metrics = update(model, [train[row] for row in rows], optimizer, config.compute)
+    for step, groups in loop.over(batches(train, config.batch_size, seed=config.seed, start=loop.step)):
+        metrics = update(model, groups, optimizer, config.compute)
         if held_out and loop.due_to_evaluate(step):
             metrics["eval_loss"] = held_out_loss(model, held_out, config.compute)
             best.update(model, step, metrics["eval_loss"])
         loop.log(step, metrics)
     last = best.take(model, loop.step)
     after = best.figures.get(last, math.nan)
-    merge_lora(model)
-    save_model(folder.path, model, tokenizer, model_card(folder, f"Held-out loss {after:.4f} nats a token."))
+    write_model(folder, model, tokenizer, f"Held-out loss {after:.4f} nats a token.")
     after_training(folder, "checks", lambda: check(folder, model, tokenizer, train, held_out, before, after, config))
     return folder.finish(eval_loss=after, step=last, rows=len(train))
 
@@ -144,7 +141,7 @@ def check(
         limit = usual_length(train, most=config.gate_max_new_tokens)
         drawn = sample(model, tokenizer, prompts, limit=limit, seed=config.seed, dtype=config.dtype)
         unsampled = "no held-out prompt leaves room for a response"
-    checks: list[Check] = outcomes.sft(
+    checks: list[Check] = outcome_checks.sft(
         before=before,
         after=after,
         rows=len(held_out),
@@ -153,7 +150,7 @@ def check(
         demonstrations=describe(responses_of(train), tokenizer),
         unsampled=unsampled,
     )
-    gate_out(folder, checks=checks)
+    record_checks(folder, checks=checks)
 
 
 def read_demonstrations(

@@ -79,8 +79,8 @@ class EnsembleConfig(RewardConfig):
     """Members start from one head, and `out` is a single model of their mean weights (WARM: Ramé et al. 2024,
     arXiv:2401.12187), for the price of one at scoring. Needs members ≥ 2."""
     validation_share: float = Field(0.0, ge=0, lt=1)
-    """Share of the comparisons, by prompt, that go to a reward model of their own under hold-out/, which is measured
-    beside the reward while a policy climbs, and never climbed."""
+    """Share of the comparisons, by prompt, that go to a reward model of their own under validation/, which is measured
+    beside the reward while a policy trains, and never optimised."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> EnsembleConfig:
@@ -148,10 +148,15 @@ class PPOConfig(RolloutConfig):
     pretraining_coefficient: float = Field(27.8, gt=0)
     """Weight of that likelihood; needs `pretraining_data`."""
 
-    def value_optimizer_settings(self) -> dict[str, Any]:
-        """The settings of the value network's `Optimizer`."""
+    def actor_critic_settings(self) -> dict[str, Any]:
+        """The settings of `ActorCritic`, but for the number of steps."""
         settings = self.optimizer_settings()
-        return settings if self.value_learning_rate is None else settings | {"learning_rate": self.value_learning_rate}
+        rate = self.learning_rate if self.value_learning_rate is None else self.value_learning_rate
+        return {
+            "settings": settings,
+            "value_settings": settings | {"learning_rate": rate},
+            "ema_decay": self.ema_decay,
+        }
 
     def mix_settings(self) -> dict[str, Any]:
         """The settings of `PretrainingMix`."""
@@ -189,7 +194,7 @@ GRPO_PRESETS: dict[str, dict[str, Any]] = {
         "advantage": "standardised", "normalisation": "sequence", "kl_in": "loss-k3", "beta": 0.04, "clip": 0.2,
         "group_size": 64, "batch_size": 16, "learning_rate": 1e-6, "max_new_tokens": 1024,
     },
-    # Liu et al. 2025 (arXiv:2503.20783) and the released qwen2.5-math-7b.sh: no deviation, no length, no leash.
+    # Liu et al. 2025 (arXiv:2503.20783) and the released qwen2.5-math-7b.sh: no deviation, no length, no KL penalty.
     "dr-grpo": {
         "advantage": "centred", "normalisation": "constant", "kl_in": "reward", "beta": 0.0, "clip": 0.2,
         "group_size": 8, "batch_size": 128, "minibatches": 8, "learning_rate": 1e-6, "schedule": "constant",
@@ -210,7 +215,7 @@ GRPO_PRESETS: dict[str, dict[str, Any]] = {
 
 
 class GRPOConfig(RolloutConfig):
-    """GRPO, Dr. GRPO, RLOO, DAPO. Without a preset: the exact gradient of reward less leash, in expectation."""
+    """GRPO, Dr. GRPO, RLOO, DAPO. Without a preset: the exact gradient of reward less KL penalty, in expectation."""
 
     preset: Literal["grpo", "dr-grpo", "rloo", "dapo"] | None = None
     """A published set of values for everything not given."""
@@ -234,6 +239,15 @@ class GRPOConfig(RolloutConfig):
     `max_new_tokens`, a penalty that rises to 1 (DAPO)."""
     resample_zero_spread: bool = False
     """Replace groups whose responses all have one score by groups of other prompts (DAPO's dynamic sampling)."""
+
+    def rollout_settings(self) -> dict[str, Any]:
+        """The settings of `Rollouts`."""
+        return {
+            "batch_size": self.batch_size,
+            "group_size": self.group_size,
+            "seed": self.seed,
+            "resample": self.resample_zero_spread,
+        }
 
     @model_validator(mode="before")
     @classmethod
@@ -271,7 +285,7 @@ class DPOConfig(TrainingConfig):
     """Weight of −log π(chosen) a token, which keeps the chosen response likely (Pang et al. 2024, arXiv:2404.19733,
     took 1)."""
     reference: str | None = None
-    """What the leash is tied to; null is `model` as it starts."""
+    """The reference of the KL penalty; null is `model` as it starts."""
     batch_size: int = Field(64, ge=1)
     """Prompts in one optimiser step, each with its pair or ranking."""
     learning_rate: float = Field(5e-7, ge=0)

@@ -44,9 +44,10 @@ class StopRules:
         self.rules = rules
 
     def see(self, **measurements: Any) -> str | None:
-        """Take in measurements by name; returns the first reason to end."""
+        """Take in measurements by name, None for what was not measured; returns the first reason to end."""
         for name, measurement in measurements.items():
-            self.rules[name].see(measurement)
+            if measurement is not None:
+                self.rules[name].see(measurement)
         return self.reason
 
     @property

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.models.load import save_model
-from kleash.models.lora import merged_copy
+from kleash.models.lora import merge_lora, merged_copy
 from kleash.run import RunFolder
 from kleash.training.checkpoint import weights
 
@@ -32,6 +32,12 @@ def parameters_held(**models: object) -> dict[str, int]:
         if isinstance(model, nn.Module):
             held.setdefault(id(model), (part, sum(parameter.numel() for parameter in model.parameters())))
     return dict(held.values())
+
+
+def write_model(folder: RunFolder, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, summary: str) -> None:
+    """Write the model that a run ends with, adapters merged for good, and its card."""
+    merge_lora(model)
+    save_model(folder.path, model, tokenizer, model_card(folder, summary))
 
 
 def save_snapshot(

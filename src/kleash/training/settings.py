@@ -116,13 +116,13 @@ class RolloutConfig(TrainingConfig):
     """What every stage that learns from its own samples is told besides."""
 
     reward: str
-    """What to climb: a reward model's folder, `module:function` with TRL's signature, a verifier (number, math, exact,
-    regex, json-schema), or a .yaml composition."""
+    """What to optimise: a reward model's folder, `module:function` with TRL's signature, a verifier (number, math,
+    exact, regex, json-schema), or a .yaml composition."""
     reference: str | None = None
-    """What the leash is tied to; null is `model` as it starts."""
+    """The reference of the KL penalty; null is `model` as it starts."""
     beta: float = Field(0.05, ge=0)
-    """Price of one nat of KL from the reference, in units of reward. 0: no leash, and the policy ends in the reward's
-    blind spots. Large: it never leaves the reference. Published: 0.02 (InstructGPT), 0.05 (N+)."""
+    """Price of one nat of KL from the reference, in units of reward. 0: no KL penalty, and the policy ends in the
+    reward's blind spots. Large: it never leaves the reference. Published: 0.02 (InstructGPT), 0.05 (N+)."""
     max_new_tokens: int = Field(64, ge=1)
     """Longest response, in tokens."""
     temperature: float = Field(1.0, gt=0)
@@ -138,14 +138,14 @@ class RolloutConfig(TrainingConfig):
     snapshot_every: int | None = Field(None, ge=1)
     """Rollouts between weights kept under snapshots/, to be measured later; null keeps none."""
     hold_out: str | None = None
-    """A reward that is watched and never climbed: a reward model on other labels, best of all. Null takes the one that
-    `kleash reward --validation-share` left in the folder of `reward`, where there is one."""
+    """A reward that is watched and never optimised: a reward model on other labels, best of all. Null takes the one
+    that `kleash reward --validation-share` left in the folder of `reward`, where there is one."""
     gold: str | None = None
     """What is truly wanted, where it can be computed: a reward, in the same words, that scores the held-out responses
-    wherever they are measured, and is never climbed."""
+    wherever they are measured, and is never optimised."""
     criterion: Literal["objective", "gold", "validation"] = "objective"
     """What `keep_weights` best and `patience` go by, on held-out prompts: reward − β·KL, gold, or the
-    hold-out reward."""
+    validation reward."""
     kl_budget: float | None = Field(None, gt=0)
     """Nats a response: the run ends with the rollout whose KL is beyond it."""
     patience: int | None = Field(None, ge=1)

@@ -33,8 +33,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from kleash.errors import InputError
-from kleash.feedback.queue import Assignment, Ballot, Queue
-from kleash.feedback.store import Annotator
+from kleash.labels.queue import Assignment, Queue, VoteRequest
+from kleash.labels.store import Annotator
 from kleash.web.render import render, turns, visible
 from kleash.web.security import Guard, Sessions, no
 
@@ -147,7 +147,7 @@ class Pages:
         tags = said.get("tags", [])
         if not isinstance(tags, list) or any(tag not in self.site.tags for tag in tags):
             raise InputError(f"tags are some of: {', '.join(self.site.tags) or 'none here'}")
-        ballot = Ballot(
+        vote_request = VoteRequest(
             key=_text(said, "key", 80),
             verdict=str(said.get("verdict")),
             strength=strength if isinstance(strength, int) else None,
@@ -155,7 +155,7 @@ class Pages:
             tags=tags,
             seconds=float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < 1e6 else None,
         )
-        receipt = self.queue.vote(person.id, identity, ballot)
+        receipt = self.queue.vote(person.id, identity, vote_request)
         # Practice alone has an answer, and practice counts for nothing: no vote that counts comes after a reveal.
         return vars(receipt) | {"answer": self.queue.assignment(person.id, identity).answer}
 
@@ -204,7 +204,7 @@ class Pages:
 
     def export(self, request: Request) -> Response:
         """What was labelled, as files in a zip."""
-        from kleash.feedback.files import export_labels  # statistics and files of rows take a while to import
+        from kleash.labels.import_export import export_labels  # statistics and files of rows take a while to import
 
         packed = io.BytesIO()
         with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -251,13 +251,13 @@ class Pages:
         return {"id": assignment.id, "kind": assignment.kind, "html": html}
 
     def _live(self) -> str:
-        from kleash.feedback.agreement import summary
+        from kleash.labels.agreement import summary
 
         template = self._templates.get_template("live.html.jinja")
         return template.render(figures=summary(self.store), people=self.store.annotators())
 
     def _disagreements(self) -> str:
-        from kleash.feedback.agreement import disagreements
+        from kleash.labels.agreement import disagreements
 
         template = self._templates.get_template("disagreements.html.jinja")
         return template.render(disagreements=disagreements(self.store)[:RULED_AT_ONCE])

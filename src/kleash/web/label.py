@@ -26,7 +26,7 @@ from kleash.config import Config
 from kleash.errors import ConfigError, DataError, InputError
 
 if TYPE_CHECKING:
-    from kleash.feedback.store import Store
+    from kleash.labels.store import Store
 
 
 class LabelConfig(Config):
@@ -93,8 +93,8 @@ def run(config: LabelConfig) -> None:
     try:
         import uvicorn
 
-        from kleash.feedback.queue import Queue, QueueSettings
-        from kleash.feedback.store import Store
+        from kleash.labels.queue import Queue, QueueSettings
+        from kleash.labels.store import Store
         from kleash.web.app import Site, build_app
     except ModuleNotFoundError as error:
         raise ConfigError(f"labelling needs {error.name}; pip install 'kleash[feedback]'") from None

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kleash.feedback.store import Annotator, Store
+from kleash.labels.store import Annotator, Store
 
 BODY_BYTES = 64 * 1024
 COOKIE_SECONDS = 90 * 24 * 3600

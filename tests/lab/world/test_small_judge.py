@@ -10,11 +10,11 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from kleash.data.group import Group, Response
-from kleash.feedback.constitution import Constitution
 from kleash.lab import chain
 from kleash.lab.world import pretrain, small_judge
 from kleash.lab.world.small_judge import OVERALL, SMALL, SmallJudge
 from kleash.lab.world.world import World
+from kleash.labels.constitution import Constitution
 from kleash.models.load import freeze, save_model
 
 

@@ -22,10 +22,10 @@ from kleash.data.batch import collate
 from kleash.data.batching import batch_at
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup
-from kleash.feedback.choose import By, choose, doubt_of
 from kleash.lab import chain, experiment
 from kleash.lab.chain import PreparedSeed
 from kleash.lab.experiment import Experiment, Figures, Results
+from kleash.labels.active_selection import By, choose, uncertainty_of
 from kleash.models.forward import response_scores
 from kleash.models.load import load_tokenizer, new_reward_model
 from kleash.objectives.bradley_terry import pair_loss
@@ -58,8 +58,8 @@ def measure(folder: Path, seed: int, arm: tuple[str, float]) -> Figures:
     for budget in BUDGETS:
         if budget > len(rows):
             others = sorted(set(range(len(pool))) - set(rows))
-            doubts = doubts_of(members, [pool[row] for row in others], choice)
-            best, audit = choose(doubts, budget - len(rows), audit_share=AUDIT_SHARE, seed=seed)
+            uncertainties = uncertainties_of(members, [pool[row] for row in others], choice)
+            best, audit = choose(uncertainties, budget - len(rows), audit_share=AUDIT_SHARE, seed=seed)
             rows += [others[index] for index in (*best, *audit)]
         pairs = [pool[row] for row in rows]
         members = [fit(start, pairs, labels[rows], derive_seed(seed, member)) for member in range(MEMBERS)]
@@ -93,12 +93,12 @@ def noisy_labels(differences: Float[np.ndarray, " P"], noise: float, seed: int) 
     return ((differences > 0) != flipped).astype(np.float64)
 
 
-def doubts_of(members: Sequence[PreTrainedModel], groups: Sequence[EncodedGroup], choice: str) -> list[float]:
+def uncertainties_of(members: Sequence[PreTrainedModel], groups: Sequence[EncodedGroup], choice: str) -> list[float]:
     """How much there is to learn from each pair; with random choice the same for all."""
     if choice == "random":
         return [0.0] * len(groups)
     by: By = "uncertainty" if choice == "uncertainty" else "disagreement"
-    return doubt_of(torch.stack([score_encoded(member, groups) for member in members]), by=by).tolist()
+    return uncertainty_of(torch.stack([score_encoded(member, groups) for member in members]), by=by).tolist()
 
 
 def fit(start: Path, groups: Sequence[EncodedGroup], labels: Float[np.ndarray, " P"], seed: int) -> PreTrainedModel:

@@ -18,14 +18,14 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from scipy import stats
 
-from kleash.feedback.labeller import Labeller
-from kleash.feedback.scored import ScoredLabeller
 from kleash.lab import chain, experiment
 from kleash.lab.chain import PreparedSeed
 from kleash.lab.experiment import Experiment, Figures, Results
 from kleash.lab.world import small_judge
 from kleash.lab.world.labellers import Labellers, People
 from kleash.lab.world.small_judge import SmallJudge
+from kleash.labels.labeller import Labeller
+from kleash.labels.reward_labeller import RewardLabeller
 from kleash.run import derive_seed
 
 JUDGES = tuple(f"judge-{steps}" for steps in small_judge.QUALITIES)
@@ -48,7 +48,7 @@ def labeller_of(prepared: PreparedSeed, name: str) -> Labeller:
     if name in JUDGES:
         return SmallJudge.load(prepared.judges()[JUDGES.index(name)])
     if name == "gold":
-        return ScoredLabeller(chain.GoldReward(prepared.world), temperature=small_judge.TEMPERATURE, name="gold")
+        return RewardLabeller(chain.GoldReward(prepared.world), temperature=small_judge.TEMPERATURE, name="gold")
     pool = Labellers(prepared.world, seed=derive_seed(prepared.seed, "labellers"))
     return People(pool, everyone=name == "everyone")
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from kleash.feedback.constitution import Constitution
 from kleash.lab import chain, experiment
 from kleash.lab.chain import PreparedSeed
 from kleash.lab.experiment import Experiment, Figures, Results
 from kleash.lab.world.small_judge import SMALL, SmallJudge
+from kleash.labels.constitution import Constitution
 
 WHOLE = "whole"
 REMOVED = ("no-harm", "courtesy", "respect")

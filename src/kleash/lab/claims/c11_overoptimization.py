@@ -22,7 +22,7 @@ import numpy as np
 
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group
-from kleash.evals.overoptimization import Road, analyse, checkpoints_road
+from kleash.evals.overoptimization import KLCurve, analyse, curve_of_checkpoints
 from kleash.lab import chain, curves, experiment
 from kleash.lab.experiment import Experiment, Figures, Results
 from kleash.lab.world import World
@@ -154,7 +154,7 @@ def curve_of(folder: Path, seed: int, arm: Arm) -> Path:
     if file.exists():
         return file
     world, rows = World(seed), curves.read_samples(train(folder, seed, arm))
-    curve = checkpoints_road([{**row, "gold": curves.gold(world, row)} for row in rows])
+    curve = curve_of_checkpoints([{**row, "gold": curves.gold(world, row)} for row in rows])
     chooses = {row["prompt"]: row["split"] == "choose" for row in rows}
     numbers = {name: getattr(curve, name).astype(np.float32) for name in ("gold", "proxy", "kl")}
     with file.with_suffix(".tmp").open("wb") as temporary:
@@ -169,7 +169,7 @@ def measure(folder: Path, seed: int, arm: Arm) -> Figures:
     """Train an arm and analyse its curve."""
     with np.load(curve_of(folder, seed, arm)) as arrays:
         numbers = {name: arrays[name].astype(np.float64) for name in ("gold", "proxy", "kl")}
-        curve = Road("rl", tuple(arrays["points"].tolist()), tuple(arrays["prompts"].tolist()), **numbers)
+        curve = KLCurve("checkpoints", tuple(arrays["points"].tolist()), tuple(arrays["prompts"].tolist()), **numbers)
         analysis = analyse(curve, choose=arrays["choose"])
     return peak_figures(analysis) | prediction_figures(analysis)
 
@@ -184,7 +184,7 @@ def peak_figures(analysis: Mapping[str, Any]) -> dict[str, float | None]:
         "KL at the peak": best["kl"]["mean"],
         "KL at the end": end["kl"]["mean"],
         "proxy at the end": end["proxy"]["mean"],
-        "turned": float(analysis["turn"]["verdict"] == "turned"),
+        "turned": float(analysis["peak_test"]["result"] == "turned"),
     }
 
 
@@ -198,7 +198,7 @@ def prediction_figures(analysis: Mapping[str, Any]) -> dict[str, float | None]:
         law's` and `off the measured` peak, and `gold lost` by stopping at the predicted one.
     """
     whole, early = analysis["fit"], analysis["early_fit"]
-    if analysis["turn"]["verdict"] != "turned" or whole is None or whole["peak_distance"]["value"] is None:
+    if analysis["peak_test"]["result"] != "turned" or whole is None or whole["peak_distance"]["value"] is None:
         return {}
     prediction = None if early is None else early["peak_distance"]["value"]
     if prediction is None:
@@ -208,7 +208,7 @@ def prediction_figures(analysis: Mapping[str, Any]) -> dict[str, float | None]:
         "fitted": 1.0,
         "off the law's": abs(prediction - law) / law,
         "off the measured": abs(prediction - peak) / peak if peak else float("inf"),
-        "gold lost": early["trust"]["lost"]["mean"],
+        "gold lost": early["cost_of_following_law"]["lost"]["mean"],
     }
 
 

@@ -14,8 +14,8 @@ from itertools import combinations
 
 from kleash.data.group import Group, Preference, Response
 from kleash.errors import InputError
-from kleash.feedback.labeller import Verdict
 from kleash.lab.world.world import World
+from kleash.labels.labeller import LabelResult
 from kleash.run import derive_seed
 
 
@@ -127,16 +127,16 @@ class People:
         self.pool, self.everyone = pool, everyone
         self.name = "everyone" if everyone else "people"
 
-    def compare(self, groups: Sequence[Group]) -> list[Verdict]:
+    def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
         """See `Labeller`; the same pair always gets the same answer from the same person."""
         verdicts = []
         for group in groups:
             prompt, (a, b) = group.prompt_text, group.responses
             annotator, choice, share = self.pool.vote(prompt, a, b, key=derive_seed(prompt, a.text, b.text))
             if self.everyone:
-                verdicts.append(Verdict("tie" if share == 0.5 else "verdict", self.name, probability=share))
+                verdicts.append(LabelResult("tie" if share == 0.5 else "verdict", self.name, probability=share))
             else:
-                verdicts.append(Verdict("verdict", f"labeller-{annotator}", probability=float(choice == 0)))
+                verdicts.append(LabelResult("verdict", f"labeller-{annotator}", probability=float(choice == 0)))
         return verdicts
 
 

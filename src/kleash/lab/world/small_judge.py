@@ -32,10 +32,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 
 from kleash.data.batch import collate
 from kleash.data.group import EncodedGroup, EncodedResponse, Group, Response
-from kleash.feedback.constitution import Constitution, Principle
-from kleash.feedback.labeller import Verdict
 from kleash.lab.world.world import END, PAD, UNKNOWN, World
 from kleash.lab.world.writers import Style
+from kleash.labels.constitution import Constitution, Principle
+from kleash.labels.labeller import LabelResult
 from kleash.models.forward import projection, response_states
 from kleash.models.load import freeze, load_policy, save_model
 from kleash.run import derive_seed
@@ -126,7 +126,7 @@ class SmallJudge:
             freeze(model), tokenizer, constitution=constitution, principles=principles, name=folder.name, seed=seed
         )
 
-    def compare(self, groups: Sequence[Group]) -> list[Verdict]:
+    def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
         """See `Labeller`."""
         if not groups:
             return []
@@ -135,7 +135,7 @@ class SmallJudge:
             weights, principle = self._weights(group)
             probability, effect = float(weights @ by_principle), float(weights @ effects)
             state: Literal["tie", "verdict"] = "tie" if probability == 0.5 else "verdict"
-            labels.append(Verdict(state, self.name, probability, principle=principle, order_effect=effect))
+            labels.append(LabelResult(state, self.name, probability, principle=principle, order_effect=effect))
         return labels
 
     def by_principle(self, groups: Sequence[Group]) -> tuple[Float[Tensor, "P M"], Float[Tensor, "P M"]]:

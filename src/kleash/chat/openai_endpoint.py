@@ -1,0 +1,134 @@
+"""A chat model behind an OpenAI-compatible endpoint: one question, one attempt; `client` retries.
+
+Only what every such server understands is sent: `model`, `messages`, `max_tokens`, `temperature`; `seed` for draws,
+`logprobs` and `response_format` where the question asks for them. The key is read from OPENAI_API_KEY.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from kleash.chat.messages import ChatReply, ChatRequest, Retryable
+from kleash.errors import ConfigError, InputError
+
+TOLD = 20
+"""Likeliest tokens whose log-probabilities are asked for: the most that servers give."""
+
+
+class Endpoint:
+    """A `Chat` over HTTP.
+
+    Args:
+        url: base URL of the server, up to and including `/v1`.
+        model: what the server calls the model.
+        timeout: seconds until an attempt is given up.
+        workers: requests at the same time.
+
+    Raises:
+        ConfigError: the package `openai` is not there.
+    """
+
+    block = 1
+
+    def __init__(self, url: str, model: str, *, timeout: float = 60.0, workers: int = 8) -> None:
+        try:
+            import openai
+        except ImportError:
+            raise ConfigError("an endpoint needs the package openai; pip install 'kleash[feedback]'") from None
+        self.name = model.rstrip("/").rsplit("/", 1)[-1]
+        self.workers = workers
+        self.identity: Mapping[str, Any] = {"endpoint": url, "model": model}
+        self._openai = openai
+        # its own retries would neither be counted nor see the budget
+        self._client = openai.OpenAI(
+            base_url=url, api_key=os.environ.get("OPENAI_API_KEY") or "none", timeout=timeout, max_retries=0
+        )
+        weakref.finalize(self, self._client.close)
+
+    def ask(self, questions: Sequence[ChatRequest]) -> list[ChatReply]:
+        """See `Chat`."""
+        return [self._ask(question) for question in questions]
+
+    def _ask(self, question: ChatRequest) -> ChatReply:
+        openai, began = self._openai, time.monotonic()
+        where = f"{self.identity['endpoint']} (model {self.identity['model']})"
+        try:
+            completion = self._client.chat.completions.create(model=self.identity["model"], **_request(question))
+            return _answer(completion, question, time.monotonic() - began)
+        except openai.APITimeoutError:
+            raise Retryable("timed out", charged=True) from None
+        except openai.APIConnectionError as error:
+            refused = "ConnectError" in type(error.__cause__).__name__
+            raise Retryable(f"{where}: {error.__cause__ or error}", charged=not refused, unreachable=refused) from None
+        except openai.APIStatusError as error:
+            told = f"HTTP {error.status_code}: {' '.join(str(error.message).split())[:200]}"
+            if error.status_code in (408, 409, 425, 429) or error.status_code >= 500:
+                raise Retryable(told, after=retry_after(error.response.headers)) from None
+            if error.status_code in (400, 413, 422):
+                return ChatReply(error=told, refused=True)
+            raise InputError(f"{where} answers {told}; check --endpoint, --model and OPENAI_API_KEY") from None
+        except (ValueError, openai.APIError) as error:  # a body that is no JSON, or none that was promised
+            raise Retryable(f"an answer that cannot be read ({type(error).__name__})", charged=True) from None
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to be left alone (RFC 9110, 10.2.3: a number or a date); None where it does not."""
+    value = headers.get("retry-after", "").strip()
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _request(question: ChatRequest) -> dict[str, Any]:
+    request: dict[str, Any] = {
+        "messages": [dict(turn) for turn in question.messages],
+        "max_tokens": question.max_tokens,
+        "temperature": question.temperature,
+    }
+    if question.temperature > 0:
+        request["seed"] = question.seed % 2**31
+    if question.options:
+        request |= {"logprobs": True, "top_logprobs": TOLD}
+    if question.schema is not None:
+        schema = {"name": "answer", "schema": dict(question.schema), "strict": True}
+        request["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return request
+
+
+def _answer(completion: Any, question: ChatRequest, seconds: float) -> ChatReply:
+    if not getattr(completion, "choices", None) or completion.choices[0].message is None:
+        raise ValueError("no choices")
+    choice, usage = completion.choices[0], completion.usage
+    first = (getattr(choice.logprobs, "content", None) or [None])[0]
+    likeliest = list(first.top_logprobs or []) if first is not None else []
+    return ChatReply(
+        text=choice.message.content or "",
+        finished=choice.finish_reason != "length",
+        logprobs=_of_options(likeliest, question.options),
+        told=bool(likeliest),
+        prompt_tokens=usage.prompt_tokens if usage else 0,
+        completion_tokens=usage.completion_tokens if usage else 0,
+        seconds=seconds,
+    )
+
+
+def _of_options(likeliest: Sequence[Any], options: Sequence[str]) -> dict[str, float]:
+    """Log-probability of each option as first token, with or without a space around it."""
+    found: dict[str, float] = {}
+    for token in likeliest:
+        option = token.token.strip()
+        if option in options and math.isfinite(token.logprob):
+            before = found.get(option)
+            found[option] = token.logprob if before is None else math.log(math.exp(before) + math.exp(token.logprob))
+    return found

@@ -1,0 +1,214 @@
+"""What a language model does when it is asked: figures from responses sampled to a few prompts.
+
+Nothing here judges; `outcomes` does. Responses of the data are described in the same terms, to be compared with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kleash.data.batch import GroupBatch, collate
+from kleash.data.batching import by_size, microbatches
+from kleash.data.chat import end_ids
+from kleash.data.group import EncodedGroup, Group
+from kleash.models.forward import response_logprobs
+from kleash.models.load import autocast, context_length
+from kleash.objectives.reduce import masked_sum
+from kleash.run import derive_seed
+from kleash.sampling.local import LocalSampler
+from kleash.sampling.sampler import decode_groups
+
+MICRO_BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Some responses, token by token."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each, without the end token."""
+    ended: tuple[bool, ...]
+    """Whether each ended by itself."""
+    repetition: tuple[float, ...]
+    """Share of its 4-grams that it had before, of each with at least one (Welleck et al. 2020, seq-rep-4)."""
+    controls: tuple[bool, ...]
+    """Whether each holds a control token (of a template, padding, …) before its end."""
+
+
+@dataclass(frozen=True)
+class Samples(Responses):
+    """K ≥ 2 responses sampled to each prompt."""
+
+    differ: tuple[bool, ...]
+    """Whether the first two responses to each prompt differ."""
+    distinct: float
+    """Different responses over all responses."""
+    entropy: float
+    """Of the next token, in nats, mean over the tokens sampled."""
+    vocabulary: int
+    """Tokens there are to choose from: the entropy is at most its logarithm."""
+    limit: int
+    """Most tokens a response could have, end token included."""
+
+
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[EncodedGroup],
+    *,
+    limit: int,
+    seed: int,
+    group_size: int = 2,
+    dtype: str = "float32",
+) -> tuple[list[Group], Samples] | None:
+    """Sample responses and describe them.
+
+    Args:
+        model: a causal language model; its mode is restored.
+        tokenizer: its own.
+        prompts: whose responses are not read; those that leave no room are left out.
+        limit: longest response in tokens.
+        seed: of the draws.
+        group_size: K ≥ 2.
+        dtype: what to compute in.
+
+    Returns:
+        The groups sampled, and their figures; None where no prompt leaves room.
+    """
+    room = (context_length(model) or 1 << 30) - limit
+    asked = [prompt for prompt in prompts if len(prompt.prompt_ids) <= room]
+    if not asked:
+        return None
+    sampler = LocalSampler(model, tokenizer, max_new_tokens=limit, max_rows=128)
+    with autocast(dtype, model.device):
+        batch = sampler([prompt.prompt_ids for prompt in asked], group_size=group_size, seed=derive_seed(seed, "gate"))
+    groups = decode_groups(batch, [prompt.source for prompt in asked], tokenizer, sampler.end_ids)
+    ids = [[response.ids or () for response in group.responses] for group in groups]
+    everything = [response for row in ids for response in row]
+    described = describe(everything, tokenizer)
+    samples = Samples(
+        **vars(described),
+        differ=tuple(row[0] != row[1] for row in ids),
+        distinct=len(set(everything)) / len(everything),
+        entropy=_entropy(model, batch, dtype),
+        vocabulary=int(model.config.get_text_config().vocab_size),
+        limit=limit,
+    )
+    return groups, samples
+
+
+def describe(responses: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> Responses:
+    """Describe responses given as token ids, end token included where they ended."""
+    ends = frozenset(end_ids(tokenizer))
+    controls = frozenset([*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder]) - ends
+    ended = tuple(bool(ids) and ids[-1] in ends for ids in responses)
+    words = [tuple(ids[:-1]) if over else tuple(ids) for ids, over in zip(responses, ended, strict=True)]
+    return Responses(
+        lengths=tuple(map(len, words)),
+        ended=ended,
+        repetition=tuple(_repetition(ids) for ids in words if len(ids) >= 4),
+        controls=tuple(not controls.isdisjoint(ids) for ids in words),
+    )
+
+
+def responses_of(groups: Sequence[EncodedGroup]) -> list[tuple[int, ...]]:
+    """Token ids of all responses that are the assistant's own from the first token to the last."""
+    return [response.ids for group in groups for response in group.responses if all(response.mask)]
+
+
+def usual_length(groups: Sequence[EncodedGroup], *, most: int) -> int:
+    """How many tokens let nine tenths of the data's responses end, at most `most`."""
+    lengths = [len(ids) for ids in responses_of(groups)]
+    return min(most, math.ceil(float(np.quantile(lengths, 0.9)))) if lengths else most
+
+
+@torch.no_grad()
+def prompt_effect(
+    model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype: str = "float32"
+) -> Float[np.ndarray, " N"]:
+    """How much likelier each response is after its own prompt than after another row's, in nats.
+
+    Were the responses of the data dealt out to the prompts at random, own and other would be one, and the differences
+    as often below zero as above, whatever the model.
+
+    Args:
+        model: a causal language model.
+        groups: rows with one response.
+        dtype: what to compute in.
+
+    Returns:
+        log π(y|x) − log π(y|x′) of each row that has another with a different prompt.
+    """
+    pairs = [
+        (own, other)
+        for own, other in zip(groups, [*groups[1:], *groups[:1]], strict=True)
+        if own.prompt_ids != other.prompt_ids
+    ]
+    own_sums = _sums(model, [own for own, _ in pairs], dtype)
+    swapped = [EncodedGroup(other.prompt_ids, own.responses, own.source) for own, other in pairs]
+    return own_sums - _sums(model, swapped, dtype)
+
+
+@dataclass(frozen=True)
+class Excess:
+    """Excess surprise: how much less likely responses are to a model than its own samples would be."""
+
+    nats: float
+    """Mean over tokens of −log π(y_t) − H_t, H_t the entropy of the distribution that y_t was drawn from. Its
+    expectation is 0 exactly for samples of the model at temperature 1, whatever their length and where they were cut
+    off, since given what came before each term has mean 0. Above: somebody else's; below: a lower temperature."""
+    se: float
+    """Its standard error, responses being independent."""
+
+
+@torch.no_grad()
+def excess_nll(model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype: str = "float32") -> Excess:
+    """Excess surprise of the responses of some groups, at least one; of any K."""
+    sums: list[float] = []
+    counts: list[int] = []
+    for part in microbatches(groups, max_tokens=MICRO_BATCH_TOKENS):
+        batch = collate([groups[row] for row in part], device=model.device)
+        with autocast(dtype, model.device):
+            logprobs, entropy = response_logprobs(model, batch)
+        sums += masked_sum(-logprobs.float() - entropy.float(), batch.mask, -1).flatten().tolist()
+        counts += batch.mask.sum(-1).flatten().tolist()
+    total, tokens = np.array(sums), np.array(counts)
+    nats = float(total.sum() / tokens.sum())
+    return Excess(nats, float(np.sqrt(((total - nats * tokens) ** 2).sum()) / tokens.sum()))
+
+
+def _sums(model: PreTrainedModel, groups: Sequence[EncodedGroup], dtype: str) -> Float[np.ndarray, " N"]:
+    """Log π(y|x) of the one response of each group."""
+    sums = np.zeros(len(groups))
+    for part in microbatches(groups, max_tokens=MICRO_BATCH_TOKENS):
+        batch = collate([groups[row] for row in part], device=model.device)
+        with autocast(dtype, model.device):
+            logprobs, _ = response_logprobs(model, batch)
+        sums[part] = masked_sum(logprobs.float(), batch.mask, -1)[:, 0].cpu().numpy()
+    return sums
+
+
+@torch.no_grad()
+def _entropy(model: PreTrainedModel, batch: GroupBatch, dtype: str) -> float:
+    """Mean entropy of the next token over what was sampled, in nats."""
+    _, responses, tokens = batch.shape
+    lengths = batch.prompt_attention.sum(-1).tolist()
+    total = 0.0
+    for part in by_size([(responses, length, tokens) for length in lengths], max_tokens=MICRO_BATCH_TOKENS):
+        rows = batch.select(torch.tensor(part, device=model.device))
+        with autocast(dtype, model.device):
+            _, entropy = response_logprobs(model, rows)
+        total += float(masked_sum(entropy.float(), rows.mask))
+    return total / max(1, int(batch.mask.sum()))
+
+
+def _repetition(ids: Sequence[int]) -> float:
+    grams = [tuple(ids[start : start + 4]) for start in range(len(ids) - 3)]
+    return 1 - len(set(grams)) / len(grams)

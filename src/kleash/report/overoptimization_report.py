@@ -1,0 +1,131 @@
+"""The over-optimisation page: where gold turned while the proxy rose, for someone who was not there. Reads files alone.
+
+Like the demo's report the page holds everything itself, and what models wrote is text to it, never markup.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from kleash.errors import InputError
+from kleash.evals.overoptimization import point_name
+from kleash.report import figures
+from kleash.report.html import environment
+from kleash.run import read_record, write_text
+
+LABELS = {"checkpoints": "the run", "best-of-n": "best of n"}
+
+
+def write_page(folder: Path) -> Path:
+    """Write report.html and curve.svg into the folder of an `overopt` run.
+
+    Returns:
+        Path of the page; both files were replaced atomically.
+
+    Raises:
+        InputError: the folder is no finished `overopt` run.
+    """
+    record = read_record(folder)
+    if record is None or record["stage"] != "overopt" or record["status"] != "finished":
+        raise InputError(f"{folder} is no finished `kleash overopt`; run it to its end first")
+    svg = figures.kl_curves(record["results"]["roads"], LABELS)
+    shown = json.loads((folder / "shown.json").read_text())
+    write_text(folder / "curve.svg", _standalone(svg))
+    page = folder / "report.html"
+    write_text(page, environment().get_template("overoptimization.html.jinja").render(_context(record, shown, svg)))
+    return page
+
+
+def story(results: Mapping[str, Any]) -> str:
+    """Verdicts in words and a table of the points, for a terminal.
+
+    Args:
+        results: of run.json.
+    """
+    blocks = []
+    for name, analysis in results["roads"].items():
+        lines = [*results["words"][name].values(), ""]
+        lines.append(f"{LABELS[name]:12}  {'√KL':>6}  {'gold':>14}  {'proxy':>14}  {'chosen as best':>14}")
+        for row in analysis["points"]:
+            gold, proxy = (f"{row[key]['mean']:.2f} ± {row[key]['se']:.2f}" for key in ("gold", "proxy"))
+            lines.append(
+                f"{point_name(analysis['source'], row['point']):12}  {row['distance']['value']:6.2f}  {gold:>14}  "
+                f"{proxy:>14}  {row['best_share']:14.0%}  {', '.join(_marks(analysis, row['point']))}".rstrip()
+            )
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _context(record: Mapping[str, Any], shown: Mapping[str, Any], svg: str) -> dict[str, Any]:
+    results = record["results"]
+    kl_curves = {
+        name: {
+            **analysis,
+            "words": results["words"][name],
+            "label": LABELS[name],
+            "marks": [_marks(analysis, row["point"]) for row in analysis["points"]],
+            "names": [point_name(analysis["source"], row["point"]) for row in analysis["points"]],
+        }
+        for name, analysis in results["roads"].items()
+    }
+    main = next(iter(kl_curves.values()))
+    return {
+        "headline": _headline(main),
+        "kl_curves": kl_curves,
+        "main": main,
+        "svg": Markup(svg),  # the one thing that is not escaped; its texts are ours
+        "samples": _samples(shown),
+        "before": point_name(shown["source"], shown["before"]),
+        "after": point_name(shown["source"], shown["after"]),
+        "config": record["config"],
+        "gates": {name: gate for name, gate in record["gates"].items() if gate["passed"] is False},
+        "versions": record["versions"],
+        "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    }
+
+
+def _headline(kl_curve: Mapping[str, Any]) -> str:
+    best = kl_curve["names"][kl_curve["peak"]["index"]]
+    return {
+        "turned": f"Past {best}, it pleases the proxy and gets worse",
+        "not yet": "Gold has not turned yet",
+        "cannot tell": "The data cannot tell whether gold has turned",
+    }[kl_curve["peak_test"]["result"]]
+
+
+def _marks(analysis: Mapping[str, Any], point: int) -> list[str]:
+    """What a point is besides a point."""
+    words = {"peak": "gold is best", "recommended": "recommended"}
+    return [word for name, word in words.items() if analysis[name]["point"] == point]
+
+
+def _samples(shown: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The samples with a tint for each piece: its drop as a share of the largest drop on the page, −1 to 1."""
+    answers = [entry[side] for entry in shown["prompts"] for side in ("before", "after")]
+    largest = max((abs(piece["drop"]) for answer in answers for piece in answer["pieces"]), default=0.0) or 1.0
+
+    def tinted(pieces: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [{**piece, "tint": round(45 * abs(piece["drop"]) / largest)} for piece in pieces]
+
+    return [
+        entry | {side: entry[side] | {"pieces": tinted(entry[side]["pieces"])} for side in ("before", "after")}
+        for entry in shown["prompts"]
+    ]
+
+
+def _standalone(svg: str) -> str:
+    """The picture as a file of its own: with a name space, and the page's colours, light and dark."""
+    css = environment().get_template("style.css.jinja").render()
+    colours = css[: css.index("* {")]  # the variables stand first
+    style = f"<style>{colours}svg {{ background: var(--card); }}</style>"
+    opened = svg.replace(
+        "<svg", '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"', 1
+    )
+    end = opened.index(">") + 1
+    return opened[:end] + style + opened[end:] + "\n"

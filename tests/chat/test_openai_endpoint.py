@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kleash.chat import client
+from kleash.chat.client import ChatClient
+from kleash.chat.messages import ChatRequest
+from kleash.chat.openai_endpoint import Endpoint, retry_after
+from kleash.errors import GateError, InputError, MachineError
+from kleash.labels.store import Store
+from kleash.labels.store_cache import StoreCache
+from tests.chat.loopback import Reply, Server
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
+
+
+def echo(body: Mapping[str, Any]) -> Reply:
+    return body["messages"][0]["content"].upper(), {}
+
+
+def questions(count: int) -> list[ChatRequest]:
+    return [ChatRequest(({"role": "user", "content": f"question {n}"},), 8) for n in range(count)]
+
+
+def ask(server: Server, asked: list[ChatRequest], **settings: Any) -> tuple[list[str], ChatClient]:
+    chat = Endpoint(server.url, "m", timeout=settings.pop("timeout", 30.0), workers=settings.pop("workers", 4))
+    patient = ChatClient(chat, **settings)
+    return [answer.text or answer.error for answer in patient(asked)], patient
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "truncated", "cut", "no choices"])
+def test_what_goes_wrong_once_is_asked_again_and_every_answer_is_that_of_its_question(fault: str) -> None:
+    with Server(echo, faults={2: fault, 5: fault, 6: fault}) as server:
+        answers, patient = ask(server, questions(8))
+    assert answers == [f"QUESTION {n}" for n in range(8)]
+    assert len(server.answered) == 8 and len(server.requests) == 11
+    assert patient.usage.attempts == 11 and patient.usage.errors == 0
+
+
+def test_a_server_that_hangs_is_given_up_and_asked_again() -> None:
+    with Server(echo, faults={1: "hang"}) as server:
+        answers, _ = ask(server, questions(2), timeout=0.5)
+    assert answers == ["QUESTION 0", "QUESTION 1"]
+
+
+def test_a_server_that_says_when_to_come_back_is_left_alone_until_then() -> None:
+    with Server(echo, faults={1: "429 after 1"}) as server:
+        began = time.monotonic()
+        answers, _ = ask(server, questions(1))
+    assert answers == ["QUESTION 0"]
+    assert time.monotonic() - began >= 1.0
+
+
+def test_a_time_to_come_back_is_read_as_seconds_or_as_a_date() -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    assert retry_after({"retry-after": "7"}) == 7
+    assert 50 < (retry_after({"retry-after": soon}) or 0) <= 60
+    assert retry_after({"retry-after": "soon"}) is retry_after({}) is retry_after({"retry-after": "inf"}) is None
+    assert retry_after({"retry-after": "-5"}) == 0
+
+
+def test_what_never_works_is_an_error_of_its_question_and_of_no_other() -> None:
+    def moody(body: Mapping[str, Any]) -> Reply:
+        if "3" in body["messages"][0]["content"]:
+            raise RuntimeError("planted")
+        return echo(body)
+
+    with Server(moody) as server:
+        answers, patient = ask(server, questions(5))
+    assert [answer for n, answer in enumerate(answers) if n != 3] == [f"QUESTION {n}" for n in (0, 1, 2, 4)]
+    assert answers[3].startswith("HTTP 500") and patient.usage.errors == 1
+
+
+def test_no_more_requests_at_a_time_than_asked_for() -> None:
+    with Server(echo) as server:
+        ask(server, questions(30), workers=3)
+    assert server.peak <= 3
+
+
+def test_a_server_that_dies_ends_the_run_and_the_next_run_pays_nothing_twice(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store.db")
+    asked = questions(20)
+    with Server(echo, dies_after=9) as first, pytest.raises(MachineError, match=r"cannot be reached.*kept"):
+        ask(first, asked, cache=StoreCache(store))
+    with Server(echo, port=first.port) as second:
+        answers, patient = ask(second, asked, cache=StoreCache(store))
+    assert answers == [f"QUESTION {n}" for n in range(20)]
+    assert len(first.answered) == 9 and len(second.answered) == 11
+    assert max(Counter(first.answered + second.answered).values()) == 1
+    assert patient.usage.kept == 9
+    store.close()
+
+
+def test_a_failed_question_is_kept_as_a_failure_and_asked_again(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store.db")
+    question = questions(1)[0]
+    with Server(echo, faults={n: "500" for n in range(1, 1 + client.ATTEMPTS)}) as server:
+        failed, _ = ask(server, [question], cache=StoreCache(store))
+        key = question.key({"endpoint": server.url, "model": "m"})
+        kept = store.call(key)
+        assert failed[0].startswith("HTTP 500") and kept is not None and kept.state == "error"
+        answers, _ = ask(server, [question], cache=StoreCache(store))
+        mended = store.call(key)
+        assert answers == ["QUESTION 0"] and mended is not None and mended.state == "answered"
+    store.close()
+
+
+def test_the_same_question_twice_is_asked_once_and_another_seed_is_another_question() -> None:
+    same = questions(1) * 3
+    with Server(echo) as server:
+        answers, _ = ask(server, same)
+        assert answers == ["QUESTION 0"] * 3 and len(server.requests) == 1
+        ask(server, [ChatRequest(same[0].messages, 8, temperature=1.0, seed=seed) for seed in range(3)])
+    assert len(server.requests) == 4
+
+
+def test_a_budget_is_never_exceeded_and_the_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store.db")
+    asked = questions(60)
+
+    def spent(server: Server) -> float:
+        return sum(3 for _ in server.answered)  # what a question costs: 2 tokens of prompt, 1 of answer
+
+    with Server(echo) as server:
+        price = (1e6, 1e6)
+        with pytest.raises(GateError, match="budget of 120 is reached"):
+            ask(server, asked, cache=StoreCache(store), price=price, budget=120.0)
+        assert 0 < spent(server) <= 120
+        before = len(server.answered)
+        with pytest.raises(GateError, match="budget"):
+            ask(server, asked, cache=StoreCache(store), price=price, budget=120.0)
+        assert len(server.answered) == before  # what was paid before counts
+        answers, patient = ask(server, asked, cache=StoreCache(store), price=price, budget=1000.0)
+    assert answers == [f"QUESTION {n}" for n in range(60)]
+    assert max(Counter(server.answered).values()) == 1
+    assert patient.usage.cost == pytest.approx(3 * 60) and patient.usage.spent == pytest.approx(3 * (60 - before))
+    assert store.spent() == pytest.approx(180)
+    store.close()
+
+
+def test_an_attempt_that_may_have_been_charged_counts_against_the_budget() -> None:
+    with Server(echo, faults={1: "truncated"}) as server:
+        _, patient = ask(server, questions(1), price=(1e6, 1e6), budget=1000.0)
+    assert patient.usage.spent == pytest.approx(3)
+    assert patient.figures()["spent"] > 3
+
+
+def test_a_wrong_address_or_key_ends_the_run_in_one_line() -> None:
+    with Server(echo) as server:
+        chat = Endpoint(server.url + "/elsewhere", "m")
+        with pytest.raises(InputError, match=r"HTTP 404.*--endpoint") as error:
+            ChatClient(chat)(questions(1))
+    assert "\n" not in str(error.value)
+
+
+def test_a_question_that_the_server_refuses_is_not_asked_again() -> None:
+    with Server(echo, takes=()) as server:
+        (answer,) = ChatClient(Endpoint(server.url, "m"))([ChatRequest(questions(1)[0].messages, options=("1", "2"))])
+    assert answer.refused and len(server.requests) == 1
+
+
+def test_log_probabilities_of_an_option_are_summed_over_its_spellings() -> None:
+    def reply(body: Mapping[str, Any]) -> Reply:
+        return "1", {"1": 0.5, " 1": 0.25, "2": 0.15, "one": 0.1}
+
+    with Server(reply) as server:
+        (answer,) = ChatClient(Endpoint(server.url, "m"))([ChatRequest(questions(1)[0].messages, options=("1", "2"))])
+    assert answer.shares(("1", "2")) == pytest.approx([0.75 / 0.9, 0.15 / 0.9])
+    assert answer.shares(("7", "8")) is None

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import krippendorff as reference
+import numpy as np
+import pytest
+
+from kleash.data.group import Group, Response
+from kleash.labels.agreement import agreement, annotator_report, disagreements, krippendorff, summary
+from kleash.labels.queue import Queue, QueueSettings, VoteRequest
+from kleash.labels.store import Store, Vote
+
+
+def vote(task: int, verdict: str, **settings: object) -> Vote:
+    told = {
+        "id": task, "key": f"k{task}", "task": task, "annotator": 1, "alias": "a", "kind": "person", "assignment": task,
+        "verdict": verdict, "probability": None, "strength": None, "reason": "", "tags": [], "principle": None,
+        "order_effect": None, "seconds": None, "guideline": None, "swapped": False, "repeat": False,
+        "adjudicated": False, "created": 0.0,
+    }  # fmt: skip
+    return Vote(**{**told, **settings})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_alpha_is_that_of_the_published_package(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    table = rng.multinomial(3, rng.dirichlet(np.ones(4)), size=30) * (rng.random(30) < 0.8)[:, None]
+    found = krippendorff(table.astype(float))
+    assert found == pytest.approx(reference.alpha(value_counts=table[table.sum(1) > 0], level_of_measurement="nominal"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_alpha_for_exchangeable_sides_is_the_mean_chance_over_all_ways_of_turning_the_pairs(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    table = rng.multinomial(2, [0.6, 0.2, 0.15, 0.05], size=400).astype(float)
+    chance = []
+    for _ in range(400):
+        turned = table.copy()
+        rows = rng.random(400) < 0.5
+        turned[np.ix_(rows, [0, 1])] = table[np.ix_(rows, [1, 0])]
+        assert krippendorff(turned, exchangeable=(0, 1)) == pytest.approx(krippendorff(table, exchangeable=(0, 1)))
+        alpha = krippendorff(turned)
+        assert alpha is not None
+        observed = 1 - (table * (table - 1)).sum() / table.sum()
+        chance.append(observed / (1 - alpha))
+    found = krippendorff(table, exchangeable=(0, 1))
+    assert found is not None
+    assert observed / (1 - found) == pytest.approx(np.mean(chance), abs=2e-3)
+
+
+def test_where_chance_cannot_disagree_alpha_is_undefined_and_not_perfect() -> None:
+    assert krippendorff(np.array([[0.0, 0, 2, 0]] * 5), exchangeable=(0, 1)) is None
+    assert krippendorff(np.array([[2.0, 0, 0, 0]] * 5)) is None
+    assert krippendorff(np.array([[2.0, 0, 0, 0]] * 5), exchangeable=(0, 1)) == 1.0
+    assert krippendorff(np.array([[1.0, 0, 0, 0]] * 5)) is None
+
+
+def planted(flip: float, tie: float, seed: int, tasks: int = 200) -> list[Counter[str]]:
+    """Two people who each see the truth, but for a share of flips and ties."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(tasks):
+        truth = rng.choice(["first", "second"])
+        other = {"first": "second", "second": "first"}[truth]
+        answers = [
+            "tie" if rng.random() < tie else other if rng.random() < flip else truth for _ in range(2)
+        ]  # fmt: skip
+        rows.append(Counter(answers))
+    return rows
+
+
+def test_planted_agreement_lies_in_its_interval_as_often_as_it_says() -> None:
+    flip, tie = 0.2, 0.1
+    same = (1 - tie) ** 2 * (1 - 2 * flip * (1 - flip)) + tie**2
+    chance = tie**2 + (1 - tie) ** 2 / 2
+    truth = (same - chance) / (1 - chance)
+    found = [agreement(planted(flip, tie, seed)) for seed in range(60)]
+    assert np.mean([one["raw"] for one in found]) == pytest.approx(same, abs=0.01)
+    assert np.mean([one["alpha"] for one in found]) == pytest.approx(truth, abs=0.015)
+    inside = sum(one["interval"][0] <= truth <= one["interval"][1] for one in found)
+    assert inside >= 52  # 95 % of 60 is 57; fewer than 52 has a chance of 1 in 50
+
+
+class Simulated:
+    """A person who sees the truth through noise, side and length; fast or not."""
+
+    def __init__(self, seed: int, *, flip: float = 0.1, left: float = 0.0, longer: float = 0.0, fast: bool = False):
+        self.rng, self.flip, self.left, self.longer, self.fast = random.Random(seed), flip, left, longer, fast
+
+    def choose(self, better: str, left: str, right: str, count: int) -> VoteRequest:
+        side = "left" if left == better else "right"
+        if self.rng.random() < self.flip:
+            side = "right" if side == "left" else "left"
+        if self.longer and self.rng.random() < self.longer:
+            side = "left" if len(left) > len(right) else "right"
+        if self.rng.random() < self.left:
+            side = "left"
+        return VoteRequest(f"vote-{id(self)}-{count}", side, seconds=0.2 if self.fast else 20.0)
+
+
+def world(count: int, seed: int = 0) -> tuple[list[Group], dict[str, str]]:
+    rng = random.Random(seed)
+    groups, better = [], {}
+    for i in range(count):
+        texts = [f"{i} {word} " + "so " * rng.randint(5, 60) for word in ("one", "two")]
+        groups.append(Group(f"prompt {i}", tuple(Response(text) for text in texts)))
+        better[f"prompt {i}"] = rng.choice(texts)
+    return groups, better
+
+
+def label(store: Store, people: dict[int, Simulated], better: dict[str, str], settings: QueueSettings) -> None:
+    queue = Queue(store, settings)
+    for person, mind in people.items():
+        count = 0
+        while found := queue.next(person, 10):
+            for one in found:
+                vote_request = mind.choose(better[str(one.prompt)], one.left.text, one.right.text, count)
+                queue.vote(person, one.id, vote_request)
+                count += 1
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, int]]:
+    """Six people of known habits over the same 80 pairs."""
+    store = Store.open(tmp_path_factory.mktemp("labels") / "labels.db")
+    groups, better = world(80, 2)
+    store.add_tasks(groups)
+    minds = {
+        "sound": Simulated(1), "sound too": Simulated(2), "sideways": Simulated(3, left=0.5),
+        "long": Simulated(4, longer=0.6), "random": Simulated(5, flip=0.5), "fast": Simulated(6, fast=True),
+    }  # fmt: skip
+    names = {name: store.invite(name).annotator for name in minds}
+    label(store, {names[name]: mind for name, mind in minds.items()}, better,
+          QueueSettings(overlap=6, audit_share=0, repeat_share=0.1))  # fmt: skip
+    return store, names
+
+
+@pytest.mark.slow
+def test_planted_habits_are_recovered_within_their_intervals(labelled: tuple[Store, dict[str, int]]) -> None:
+    store, names = labelled
+    rows = {row["name"]: row for row in summary(store)["annotators"]}
+    assert len(rows) == len(names)
+    low, high = rows["sideways"]["left_interval"]
+    assert low <= 0.75 <= high and low > 0.5
+    for name in ("sound", "sound too", "random", "fast"):
+        low, high = rows[name]["left_interval"]
+        assert low <= 0.5 <= high
+    assert rows["long"]["longer_interval"][0] > 0
+    for name in ("sound", "sound too", "fast"):
+        low, high = rows[name]["longer_interval"]
+        assert low <= 0 <= high
+    assert rows["fast"]["fast"] == 1 and rows["sound"]["fast"] == 0
+    groups, votes, better = store.tasks(), store.votes(), world(80, 2)[1]
+    for name, right in (("sound", 0.9), ("sound too", 0.9), ("random", 0.5)):
+        # the others' majority errs too: one who is right in a share p agrees with it in p·q + (1 − p)(1 − q)
+        sure = []
+        for task, group in groups.items():
+            said = [one for one in votes if one.task == task and one.counts and not one.repeat]
+            sides = [
+                2 * one.probability - 1 for one in said if one.annotator != names[name] and one.probability in (0, 1)
+            ]
+            if sum(sides):
+                sure.append(group.responses[int(sum(sides) < 0)].text == better[str(group.prompt)])
+        q = sum(sure) / len(sure)
+        low, high = rows[name]["agrees_interval"]
+        assert low <= right * q + (1 - right) * (1 - q) <= high
+    steady = rows["sound"]["steady"] / rows["sound"]["repeats"]
+    assert rows["sound"]["repeats"] >= 5 and steady >= 0.6
+
+
+@pytest.mark.slow
+def test_those_with_habits_are_flagged_and_the_others_are_not(labelled: tuple[Store, dict[str, int]]) -> None:
+    rows = {row["name"]: row for row in summary(labelled[0])["annotators"]}
+    assert any("left side" in flag for flag in rows["sideways"]["flags"])
+    assert any("faster" in flag for flag in rows["fast"]["flags"])
+    assert rows["sound"]["flags"] == rows["sound too"]["flags"] == []
+
+
+def test_an_even_chooser_is_flagged_for_sides_no_more_often_than_said() -> None:
+    group = Group("p", (Response("a b"), Response("c d")))
+    flagged = 0
+    for seed in range(300):
+        rng = random.Random(seed)
+        votes = [vote(i, rng.choice(["first", "second"]), swapped=rng.random() < 0.5) for i in range(50)]
+        flagged += bool(annotator_report(votes, {i: group for i in range(50)}, {})["flags"])
+    assert flagged <= 9  # 1 % of 300 is 3
+
+
+def test_a_disagreement_waits_until_an_admin_has_ruled(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "labels.db")
+    groups, _ = world(3)
+    store.add_tasks(groups)
+    queue = Queue(store, QueueSettings(overlap=2, audit_share=0, repeat_share=0))
+    first, second, admin = (store.invite(role=role).annotator for role in ("annotator", "annotator", "admin"))
+    for person in (first, second):
+        for i, one in enumerate(queue.next(person, 3)):
+            longer = "left" if len(one.left.text) > len(one.right.text) else "right"
+            shorter = "right" if longer == "left" else "left"
+            queue.vote(person, one.id, VoteRequest(f"vote-{person}-{i}", longer if i or person == first else shorter))
+    (found,) = disagreements(store)
+    assert found["answers"] == {"first": 1, "second": 1}
+    queue.adjudicate(admin, found["task"], "tie", "adjudication-key")
+    assert disagreements(store) == []
+    assert summary(store)["adjudicated"] == 1
+
+
+def test_figures_do_not_change_when_a_pair_is_turned_round() -> None:
+    rows = planted(0.2, 0.1, 0, tasks=60)
+    turned = [Counter({{"first": "second", "second": "first"}.get(k, k): n for k, n in row.items()}) for row in rows]
+    mixed = [one if i % 2 else other for i, (one, other) in enumerate(zip(rows, turned, strict=True))]
+    found, again = agreement(rows), agreement(mixed)
+    for name in ("raw", "alpha", "interval"):
+        assert found[name] == pytest.approx(again[name])
+
+
+Pairs = Callable[[int], list[Group]]
+
+
+def test_with_nothing_labelled_there_is_nothing_to_say(store: Store, pairs: Pairs) -> None:
+    store.add_tasks(pairs(2))
+    found = summary(store)
+    assert (found["tasks"], found["labelled"], found["agreement"]["alpha"]) == (2, 0, None)

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kleash.cli import main
+from kleash.data.formats import read_groups, write_groups
+from kleash.data.group import Group, Preference, Response
+from kleash.errors import DataError, WaitingError
+from kleash.labels.collect import LabelCollector
+from kleash.labels.labeller import LabelResult
+from kleash.labels.queue import Queue, QueueSettings, VoteRequest
+from kleash.labels.store import Store
+from kleash.stages import ask
+
+Pairs = Callable[[int], list[Group]]
+
+
+class Longer:
+    """A labeller that likes length, and counts what it was asked."""
+
+    name = "longer"
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
+        self.asked += len(groups)
+        lengths = [[len(response.text) for response in group.responses] for group in groups]
+        return [LabelResult("verdict", self.name, 0.9 if a > b else 0.1) for a, b in lengths]
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "labels.db")
+
+
+def answer_all(store: Store, person: int) -> None:
+    """A person who takes whatever is longer."""
+    queue = Queue(store, QueueSettings(overlap=2, audit_share=0, repeat_share=0))
+    while found := queue.next(person):
+        (one,) = found
+        side = "left" if len(one.left.text) > len(one.right.text) else "right"
+        queue.vote(person, one.id, VoteRequest(f"vote-{person}-{one.id}", side))
+
+
+def test_a_labeller_is_asked_each_pair_once_also_by_a_run_that_goes_on(labels: Store, pairs: Pairs) -> None:
+    labeller = Longer()
+    first = LabelCollector(labels, labeller).ask(pairs(6))
+    turned = [replace(group, responses=group.responses[::-1]) for group in pairs(6)]
+    again = LabelCollector(labels, labeller).ask(turned)
+    assert labeller.asked == 6
+    for one, other in zip(first, again, strict=True):
+        assert one is not None and other is not None and one.probability is not None
+        assert other.probability == pytest.approx(1 - one.probability)
+
+
+def test_the_budget_counts_what_earlier_runs_asked(labels: Store, pairs: Pairs) -> None:
+    labeller = Longer()
+    LabelCollector(labels, labeller, budget=5).ask(pairs(3))
+    verdicts = LabelCollector(labels, labeller, budget=5).ask(pairs(9))
+    assert labeller.asked == 5
+    assert [verdict is not None for verdict in verdicts] == [True] * 5 + [False] * 4
+
+
+def test_people_are_waited_for_and_their_answers_are_taken_when_they_are_there(labels: Store, pairs: Pairs) -> None:
+    collector = LabelCollector(labels, votes=2)
+    with pytest.raises(WaitingError, match="4 of 4 pairs wait"):
+        collector.ask(pairs(4))
+    one, two = labels.invite().annotator, labels.invite().annotator
+    answer_all(labels, one)
+    with pytest.raises(WaitingError, match="4 of 4"):
+        collector.ask(pairs(4))
+    answer_all(labels, two)
+    verdicts = collector.ask(pairs(4))
+    assert [verdict.probability for verdict in verdicts if verdict is not None] == [
+        float(len(group.responses[0].text) > len(group.responses[1].text)) for group in pairs(4)
+    ]
+
+
+def test_people_are_not_asked_beyond_the_budget(labels: Store, pairs: Pairs) -> None:
+    collector = LabelCollector(labels, budget=2)
+    with pytest.raises(WaitingError, match="2 of 5"):
+        collector.ask(pairs(5))
+    answer_all(labels, labels.invite().annotator)
+    assert [verdict is not None for verdict in collector.ask(pairs(5))] == [True, True, False, False, False]
+
+
+def test_the_stage_waits_for_people_and_then_writes_preferences(tmp_path: Path, pairs: Pairs) -> None:
+    write_groups(pairs(3), tmp_path / "samples.jsonl")
+    config = ask.AskConfig(
+        data=str(tmp_path / "samples.jsonl"), store=str(tmp_path / "labels.db"), out=tmp_path / "out.jsonl"
+    )
+    with pytest.raises(WaitingError):
+        ask.run(config)
+    assert not config.out.exists()
+    store = Store.open(config.store)
+    answer_all(store, store.invite().annotator)
+    rows = list(read_groups(ask.run(config)))
+    assert len(rows) == 3 and all(row.label == Preference(1.0, "people") for row in rows)
+    assert all(len(row.responses[0].text) >= len(row.responses[1].text) for row in rows)
+    store.close()
+
+
+def test_the_stage_asks_a_reward_as_a_labeller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prefers_length.py").write_text(
+        "def longer(prompts, completions, **columns):\n    return [len(text) / 10 for text in completions]\n"
+    )
+    write_groups([Group("p", tuple(Response("x" * n) for n in (3, 1, 2)))], tmp_path / "samples.jsonl")
+    config = ask.AskConfig(
+        data=str(tmp_path / "samples.jsonl"), store=str(tmp_path / "labels.db"), out=tmp_path / "out.jsonl",
+        labeller="prefers_length:longer",
+    )  # fmt: skip
+    rows = list(read_groups(ask.run(config)))
+    assert [[len(response.text) for response in row.responses] for row in rows] == [[3, 1], [3, 2], [2, 1]]
+    assert all(row.label is not None and 0.5 < row.label.probability < 0.6 for row in rows)  # type: ignore[union-attr]
+
+
+def test_one_response_is_nothing_to_compare(tmp_path: Path) -> None:
+    write_groups([Group("p", (Response("a"),))], tmp_path / "samples.jsonl")
+    config = ask.AskConfig(data=str(tmp_path / "samples.jsonl"), store=str(tmp_path / "l.db"), out=tmp_path / "o.jsonl")
+    with pytest.raises(DataError, match="row 1: has 1 responses"):
+        ask.run(config)
+
+
+def test_the_command_ends_with_75_while_people_think_and_says_how_to_ask_them(
+    tmp_path: Path, pairs: Pairs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_groups(pairs(2), tmp_path / "samples.jsonl")
+    store = str(tmp_path / "new" / "labels.db")
+    with pytest.raises(SystemExit) as done:
+        main(["ask", "--data", str(tmp_path / "samples.jsonl"), "--store", store, "--out", str(tmp_path / "o.jsonl"),
+              "--votes", "2"])  # fmt: skip
+    assert done.value.code == 75
+    assert f"kleash label --store {store} --overlap 2" in capsys.readouterr().err
+
+
+class Ill(Longer):
+    """A labeller who does not answer the first time, with a long name."""
+
+    name = "a labeller of a name that is longer than any column would hold, " * 3
+
+    def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
+        verdicts = super().compare(groups)
+        return verdicts if self.asked > len(groups) else [LabelResult("error", self.name, reason="ill") for _ in groups]
+
+
+def test_an_answer_that_did_not_come_is_asked_for_again_and_one_that_is_none_is_not(
+    labels: Store, pairs: Pairs
+) -> None:
+    ill = Ill()
+    collector = LabelCollector(labels, ill, budget=3)
+    assert {verdict.state for verdict in collector.ask(pairs(3)) if verdict} == {"error"}
+    again = collector.ask(pairs(3))
+    assert [verdict.state for verdict in again if verdict] == ["verdict"] * 3
+    assert collector.ask(pairs(3)) == [replace(v, principle=None) for v in again if v] and ill.asked == 6
+    labels.record(pairs(4)[3:], [LabelResult("unparsable", ill.name)])
+    (last,) = collector.ask(pairs(4)[3:])
+    assert last is not None and last.state == "unparsable" and ill.asked == 6
