@@ -4,12 +4,12 @@ from kleash.lab.claims.c11_overoptimization import ARMS, law_table, peak_table, 
 from kleash.lab.experiment import Results
 
 
-def analysis(verdict: str, *, law: float | None, early: float | None) -> dict:
+def analysis(result: str, *, law: float | None, early: float | None) -> dict:
     def fit(peak):
-        return {"peak_distance": {"value": peak}, "trust": {"lost": {"mean": 0.25}}}
+        return {"peak_distance": {"value": peak}, "cost_of_following_law": {"lost": {"mean": 0.25}}}
 
     return {
-        "turn": {"verdict": verdict}, "peak": {"distance": 2.0}, "fit": fit(law),
+        "peak_test": {"result": result}, "peak": {"distance": 2.0}, "fit": fit(law),
         "early_fit": None if early is None else fit(early),
     }  # fmt: skip
 
