@@ -30,7 +30,7 @@ def test_options_have_the_probabilities_that_the_model_itself_gives(
             own = tiny_model(ids).logits[0, -1].log_softmax(-1)
         one, two = (float(own[tiny_tokenizer.convert_tokens_to_ids(option)]) for option in "12")
         assert answer.logprobs == pytest.approx({"1": one, "2": two}, abs=1e-5)
-        assert answer.told and answer.prompt_tokens == ids.shape[1]
+        assert answer.has_logprobs and answer.prompt_tokens == ids.shape[1]
 
 
 def test_an_answer_does_not_depend_on_what_else_is_asked(

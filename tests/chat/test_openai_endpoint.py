@@ -91,7 +91,7 @@ def test_no_more_requests_at_a_time_than_asked_for() -> None:
 def test_a_server_that_dies_ends_the_run_and_the_next_run_pays_nothing_twice(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store.db")
     asked = questions(20)
-    with Server(echo, dies_after=9) as first, pytest.raises(MachineError, match=r"cannot be reached.*kept"):
+    with Server(echo, dies_after=9) as first, pytest.raises(MachineError, match=r"cannot be reached.*cached"):
         ask(first, asked, cache=StoreCache(store))
     with Server(echo, port=first.port) as second:
         answers, patient = ask(second, asked, cache=StoreCache(store))
@@ -152,8 +152,8 @@ def test_a_budget_is_never_exceeded_and_the_run_goes_on_where_it_stopped(tmp_pat
 def test_an_attempt_that_may_have_been_charged_counts_against_the_budget() -> None:
     with Server(echo, faults={1: "truncated"}) as server:
         _, patient = ask(server, questions(1), price=(1e6, 1e6), budget=1000.0)
-    assert patient.usage.spent == pytest.approx(3)
-    assert patient.figures()["spent"] > 3
+    assert patient.usage.cost == pytest.approx(3)
+    assert patient.usage.spent > 3
 
 
 def test_a_wrong_address_or_key_ends_the_run_in_one_line() -> None:

@@ -4,26 +4,35 @@ from typing import Any
 
 import pytest
 
-from kleash.checks.gates import check_report
-from kleash.checks.judge_checks import judge
-from kleash.evals.judging import share
+from kleash.checks.gates import Check, check_report
+from kleash.checks.judge_checks import judge_checks
+from kleash.evals.estimates import Mean, Share, Slope
+from kleash.evals.judging import JudgeReport, PeopleReport
+from kleash.labels.judge_summary import Failures
 
 
-def report(
+def part(hits: int, pairs: int) -> Share:
+    return Share.of([1] * hits + [0] * (pairs - hits))
+
+
+def checked(
     *, agreed: int | None = 80, flips: int = 10, again: float = 0.8, failed: int = 0, pairs: int = 100
-) -> dict[str, Any]:
-    people = None if agreed is None else {"agreement": share([1] * agreed + [0] * (pairs - agreed))}
-    return {
-        "labels": pairs,
-        "people": people,
-        "flips": share([1] * flips + [0] * (pairs - flips)),
-        "self_consistency": {"mean": again, "se": 0.01},
-        "failures": {"pairs": pairs, "unparsable": failed, "error": 0, "reasons": []},
-    }
+) -> list[Check]:
+    """The checks of a judge that is good but for what is said."""
+    people = None
+    if agreed is not None:
+        agreement = part(agreed, pairs)
+        people = PeopleReport(pairs, agreement, agreement, agreement, 0.0, [], 0.5, 0.7, None, None)
+    report = JudgeReport(
+        labels=pairs, ties=0, flips=part(flips, pairs), first_before=part(pairs // 2, pairs),
+        first_after=part(pairs // 2, pairs), order_effect=Mean(0.0, 0.01), self_consistency=Mean(again, 0.01),
+        length_slope=Slope(None, None), people=people,
+    )  # fmt: skip
+    return judge_checks(report, Failures(pairs, failed, 0, []), max_failures=0.1)
 
 
 def test_a_good_judge_passes_all() -> None:
-    assert [check.passed for check in judge(report(), max_failures=0.1)] == [True] * 4
+    assert [check.passed for check in checked()] == [True] * 4
 
 
 @pytest.mark.parametrize(
@@ -36,19 +45,18 @@ def test_a_good_judge_passes_all() -> None:
     ],
 )
 def test_each_fault_is_refused_by_its_check_and_no_other(fault: dict[str, Any], name: str) -> None:
-    checks = judge(report(**fault), max_failures=0.1)
+    checks = checked(**fault)
     assert [check.name for check in checks if check.passed is False] == [name]
     assert all(check.advice for check in checks if check.passed is False)
     assert not check_report(checks)["passed"]
 
 
 def test_what_too_few_pairs_cannot_tell_is_unknown() -> None:
-    checks = {check.name: check.passed for check in judge(report(agreed=None, flips=52), max_failures=0.1)}
+    checks = {check.name: check.passed for check in checked(agreed=None, flips=52)}
     assert checks["agrees with people"] is None and checks["judges the response and not its place"] is None
 
 
 def test_no_label_at_all_fails_by_its_failures() -> None:
-    found = {"labels": 0, "failures": {"pairs": 5, "unparsable": 5, "error": 0, "reasons": []}}
     for most in (0.1, 1.0):
-        (check,) = judge(found, max_failures=most)
+        (check,) = judge_checks(None, Failures(5, 5, 0, []), max_failures=most)
         assert check.passed is False

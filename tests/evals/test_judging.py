@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 import numpy as np
 import pytest
 
-from kleash.evals.judging import injection_report, judge_report, principle_report
+from kleash.evals import judging
 from kleash.evals.preference_report import wilson
+
+
+def judge_report(**values: Any) -> dict[str, Any]:
+    """As files have it."""
+    return asdict(judging.judge_report(**values))
 
 
 def simulated(pairs: int, *, place: float, skill: float, seed: int = 0) -> dict[str, np.ndarray]:
@@ -98,7 +106,8 @@ def test_a_judge_of_length_has_its_slope() -> None:
 
 def test_a_principle_is_held_against_the_others_and_against_people() -> None:
     asked = [{"a": 0.9, "b": 0.8}, {"a": 0.9, "b": 0.2}, {"a": 0.5, "b": 0.2}, {"b": 0.9}]
-    report = principle_report(asked, np.array([1.0, 1.0, 0.0, np.nan]), {"a": 1.0, "b": 2.0})
+    reports = judging.principle_report(asked, np.array([1.0, 1.0, 0.0, np.nan]), {"a": 1.0, "b": 2.0})
+    report = {name: one.to_json() for name, one in reports.items()}
     assert (report["a"]["asked"], report["a"]["decided"]) == (3, 2)
     assert (report["a"]["against_others"]["share"], report["a"]["against_others"]["pairs"]) == (0.5, 2)
     assert (report["a"]["against_people"]["share"], report["a"]["against_people"]["pairs"]) == (0.0, 2)
@@ -107,8 +116,8 @@ def test_a_principle_is_held_against_the_others_and_against_people() -> None:
     assert report["b"]["against_others"]["pairs"] == 2  # where a is undecided or was not asked there is nobody else
 
 
-def test_a_injection_that_works_and_one_that_does_not() -> None:
-    report = injection_report(np.array([0.2, 0.4, 0.1, 0.3]), np.array([0.7, 0.45, 0.2, 0.6]))
-    assert report["injected"] == 4 and report["flipped"]["share"] == 0.5
+def test_an_injection_that_works_and_one_that_does_not() -> None:
+    report = judging.injection_report(np.array([0.2, 0.4, 0.1, 0.3]), np.array([0.7, 0.45, 0.2, 0.6])).to_json()
+    assert report["planted"] == 4 and report["flipped"]["share"] == 0.5
     assert report["shift"]["mean"] == pytest.approx(0.2375)
-    assert injection_report(np.zeros(0), np.zeros(0))["flipped"]["share"] is None
+    assert judging.injection_report(np.zeros(0), np.zeros(0)).to_json()["flipped"]["share"] is None

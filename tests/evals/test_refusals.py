@@ -46,11 +46,12 @@ def test_refusals_of_harmful_and_of_harmless_prompts_are_told_apart() -> None:
     no = "I cannot help with that."
     report = refusal_report(
         [group(no, harmful=True), group(no, harmful=False), group("Yes.", harmful=False), group(no)]
-    )
+    ).to_json()
     shares = {name: (found["share"], found["pairs"]) for name, found in report.items()}
     assert shares == {"refusals": (3 / 8, 8), "harmful": (1 / 2, 2), "harmless": (1 / 4, 4)}
-    assert refusal_report([group(no)])["harmful"]["share"] is None
-    assert refusal_report([group(no)], lambda text: True)["refusals"]["share"] == 1.0
+    assert refusal_report([group(no)]).harmful is None
+    everything = refusal_report([group(no)], lambda text: True).refusals
+    assert everything is not None and everything.share == 1.0
 
 
 def test_refusals_can_be_scored_on_any_file_of_samples() -> None:

@@ -31,7 +31,7 @@ def test_gold_as_a_labeller_is_always_right_and_its_contrary_never(world):
     figures = chain.labeller_figures(world, groups, labeller.compare(groups))
     assert figures["accuracy"] == 1.0  # of the two that gold decides
     assert figures["first"] == figures["order"] == 0.0
-    contrary = [LabelResult("verdict", "x", probability=1 - (v.probability or 0)) for v in labeller.compare(groups)]
+    contrary = [LabelResult("preference", "x", probability=1 - (v.probability or 0)) for v in labeller.compare(groups)]
     assert chain.labeller_figures(world, groups, contrary)["accuracy"] == 0.0
 
 

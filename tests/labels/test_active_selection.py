@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kleash.data.group import Group, Response
 from kleash.errors import InputError
-from kleash.labels.active_selection import choose, uncertainty, uncertainty_of
+from kleash.labels.active_selection import select_pairs, uncertainty, uncertainty_of
 from kleash.labels.queue import Queue, QueueSettings
 from kleash.labels.store import Store
 
@@ -36,13 +36,9 @@ def test_uncertain_is_what_the_members_call_a_draw_together():
 
 def test_disagreement_is_what_only_a_label_can_settle():
     settled, noisy, open_question = pair(9.0), pair(0.0), pair(3.0)
-    uncertainties = uncertainty(
-        [settled, noisy, open_question], [Member(1.0), Member(1.1), Member(-1.0)], by="disagreement"
-    )
-    assert uncertainties[1] == pytest.approx(
-        0
-    )  # all call it a draw: labels are noise there, and asking teaches nothing
-    assert uncertainties[2] > 0.3
+    doubts = uncertainty([settled, noisy, open_question], [Member(1.0), Member(1.1), Member(-1.0)], by="disagreement")
+    assert doubts[1] == pytest.approx(0)  # all call it a draw: labels are noise there, and asking teaches nothing
+    assert doubts[2] > 0.3
 
 
 def test_disagreement_needs_somebody_to_disagree_with():
@@ -60,38 +56,38 @@ def test_the_level_of_a_members_scores_means_nothing(seed, level):
 
 
 @given(st.lists(st.floats(0, 0.5), min_size=1, max_size=60), st.data(), st.floats(0, 1), st.integers(0, 9))
-def test_chosen_are_the_most_uncertain_of_what_the_audit_left(uncertainties, data, share, seed):
-    count = data.draw(st.integers(0, len(uncertainties)))
-    best, audit = choose(uncertainties, count, audit_share=share, seed=seed)
+def test_chosen_are_the_most_doubtful_of_what_the_audit_left(doubts, data, share, seed):
+    count = data.draw(st.integers(0, len(doubts)))
+    best, audit = select_pairs(doubts, count, audit_share=share, seed=seed)
     assert len(best) + len(audit) == count == len({*best, *audit})
     assert len(audit) == round(share * count)
-    assert [uncertainties[row] for row in best] == sorted((uncertainties[row] for row in best), reverse=True)
-    left = set(range(len(uncertainties))) - {*best, *audit}
-    assert not best or not left or min(uncertainties[row] for row in best) >= max(uncertainties[row] for row in left)
+    assert [doubts[row] for row in best] == sorted((doubts[row] for row in best), reverse=True)
+    left = set(range(len(doubts))) - {*best, *audit}
+    assert not best or not left or min(doubts[row] for row in best) >= max(doubts[row] for row in left)
 
 
-def test_the_audit_slice_does_not_look_at_uncertainties():
-    uncertainties = [row / 1000 for row in range(500)]
+def test_the_audit_slice_does_not_look_at_doubts():
+    doubts = [row / 1000 for row in range(500)]
     assert (
-        choose(uncertainties, 200, audit_share=0.5, seed=3)[1]
-        == choose(uncertainties[::-1], 200, audit_share=0.5, seed=3)[1]
+        select_pairs(doubts, 200, audit_share=0.5, seed=3)[1]
+        == select_pairs(doubts[::-1], 200, audit_share=0.5, seed=3)[1]
     )
-    audits = [choose(uncertainties, 100, audit_share=0.3, seed=seed)[1] for seed in range(100)]
+    audits = [select_pairs(doubts, 100, audit_share=0.3, seed=seed)[1] for seed in range(100)]
     mean = sum(sum(audit) / len(audit) for audit in audits) / len(audits)
     assert abs(mean - 249.5) < 4 * 144 / 3000**0.5
 
 
-def test_equal_uncertainties_are_drawn_and_not_taken_from_the_top():
-    first, second = (choose([0.0] * 200, 20, audit_share=0, seed=seed)[0] for seed in (0, 1))
+def test_equal_doubts_are_drawn_and_not_taken_from_the_top():
+    first, second = (select_pairs([0.0] * 200, 20, audit_share=0, seed=seed)[0] for seed in (0, 1))
     assert first != second and first != sorted(first)
 
 
 def test_more_than_there_are_cannot_be_chosen():
-    with pytest.raises(InputError, match="3 pairs cannot be chosen from 2"):
-        choose([0.1, 0.2], 3)
+    with pytest.raises(InputError, match="3 pairs cannot be selected from 2"):
+        select_pairs([0.1, 0.2], 3)
 
 
-def test_the_queue_asks_what_the_ensemble_is_least_sure_of(tmp_path):
+def test_the_queue_asks_what_the_ensemble_doubts_most(tmp_path):
     groups = [pair(9.0), pair(0.25), pair(3.0)]
     store = Store.open(tmp_path / "labels.db")
     store.add_tasks(groups, uncertainty=uncertainty(groups, [Member(1.0)], by="uncertainty"))

@@ -15,10 +15,10 @@ from kleash.labels.queue import Queue, QueueSettings, VoteRequest
 from kleash.labels.store import Store, Vote
 
 
-def vote(task: int, verdict: str, **settings: object) -> Vote:
+def vote(task: int, choice: str, **settings: object) -> Vote:
     told = {
         "id": task, "key": f"k{task}", "task": task, "annotator": 1, "alias": "a", "kind": "person", "assignment": task,
-        "verdict": verdict, "probability": None, "strength": None, "reason": "", "tags": [], "principle": None,
+        "choice": choice, "probability": None, "strength": None, "reason": "", "tags": [], "principle": None,
         "order_effect": None, "seconds": None, "guideline": None, "swapped": False, "repeat": False,
         "adjudicated": False, "created": 0.0,
     }  # fmt: skip
@@ -79,9 +79,9 @@ def test_planted_agreement_lies_in_its_interval_as_often_as_it_says() -> None:
     chance = tie**2 + (1 - tie) ** 2 / 2
     truth = (same - chance) / (1 - chance)
     found = [agreement(planted(flip, tie, seed)) for seed in range(60)]
-    assert np.mean([one["raw"] for one in found]) == pytest.approx(same, abs=0.01)
-    assert np.mean([one["alpha"] for one in found]) == pytest.approx(truth, abs=0.015)
-    inside = sum(one["interval"][0] <= truth <= one["interval"][1] for one in found)
+    assert np.mean([one.raw for one in found]) == pytest.approx(same, abs=0.01)
+    assert np.mean([one.alpha for one in found]) == pytest.approx(truth, abs=0.015)
+    inside = sum(one.interval[0] <= truth <= one.interval[1] for one in found)
     assert inside >= 52  # 95 % of 60 is 57; fewer than 52 has a chance of 1 in 50
 
 
@@ -118,8 +118,8 @@ def label(store: Store, people: dict[int, Simulated], better: dict[str, str], se
         count = 0
         while found := queue.next(person, 10):
             for one in found:
-                vote_request = mind.choose(better[str(one.prompt)], one.left.text, one.right.text, count)
-                queue.vote(person, one.id, vote_request)
+                ballot = mind.choose(better[str(one.prompt)], one.left.text, one.right.text, count)
+                queue.vote(person, one.id, ballot)
                 count += 1
 
 
@@ -142,18 +142,18 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str,
 @pytest.mark.slow
 def test_planted_habits_are_recovered_within_their_intervals(labelled: tuple[Store, dict[str, int]]) -> None:
     store, names = labelled
-    rows = {row["name"]: row for row in summary(store)["annotators"]}
+    rows = {person.name: row for person, row in summary(store).annotators}
     assert len(rows) == len(names)
-    low, high = rows["sideways"]["left_interval"]
-    assert low <= 0.75 <= high and low > 0.5
+    left = rows["sideways"].left
+    assert left is not None and left.low <= 0.75 <= left.high and left.low > 0.5
     for name in ("sound", "sound too", "random", "fast"):
-        low, high = rows[name]["left_interval"]
-        assert low <= 0.5 <= high
-    assert rows["long"]["longer_interval"][0] > 0
+        left = rows[name].left
+        assert left is not None and left.low <= 0.5 <= left.high
+    assert rows["long"].longer is not None and rows["long"].longer.low > 0
     for name in ("sound", "sound too", "fast"):
-        low, high = rows[name]["longer_interval"]
-        assert low <= 0 <= high
-    assert rows["fast"]["fast"] == 1 and rows["sound"]["fast"] == 0
+        longer = rows[name].longer
+        assert longer is not None and longer.low <= 0 <= longer.high
+    assert rows["fast"].fast == 1 and rows["sound"].fast == 0
     groups, votes, better = store.tasks(), store.votes(), world(80, 2)[1]
     for name, right in (("sound", 0.9), ("sound too", 0.9), ("random", 0.5)):
         # the others' majority errs too: one who is right in a share p agrees with it in p·q + (1 − p)(1 − q)
@@ -166,18 +166,18 @@ def test_planted_habits_are_recovered_within_their_intervals(labelled: tuple[Sto
             if sum(sides):
                 sure.append(group.responses[int(sum(sides) < 0)].text == better[str(group.prompt)])
         q = sum(sure) / len(sure)
-        low, high = rows[name]["agrees_interval"]
-        assert low <= right * q + (1 - right) * (1 - q) <= high
-    steady = rows["sound"]["steady"] / rows["sound"]["repeats"]
-    assert rows["sound"]["repeats"] >= 5 and steady >= 0.6
+        agrees = rows[name].agrees
+        assert agrees is not None and agrees.low <= right * q + (1 - right) * (1 - q) <= agrees.high
+    steady = rows["sound"].steady / rows["sound"].repeats
+    assert rows["sound"].repeats >= 5 and steady >= 0.6
 
 
 @pytest.mark.slow
 def test_those_with_habits_are_flagged_and_the_others_are_not(labelled: tuple[Store, dict[str, int]]) -> None:
-    rows = {row["name"]: row for row in summary(labelled[0])["annotators"]}
-    assert any("left side" in flag for flag in rows["sideways"]["flags"])
-    assert any("faster" in flag for flag in rows["fast"]["flags"])
-    assert rows["sound"]["flags"] == rows["sound too"]["flags"] == []
+    rows = {person.name: row for person, row in summary(labelled[0]).annotators}
+    assert any("left side" in flag for flag in rows["sideways"].flags)
+    assert any("faster" in flag for flag in rows["fast"].flags)
+    assert rows["sound"].flags == rows["sound too"].flags == []
 
 
 def test_an_even_chooser_is_flagged_for_sides_no_more_often_than_said() -> None:
@@ -186,7 +186,7 @@ def test_an_even_chooser_is_flagged_for_sides_no_more_often_than_said() -> None:
     for seed in range(300):
         rng = random.Random(seed)
         votes = [vote(i, rng.choice(["first", "second"]), swapped=rng.random() < 0.5) for i in range(50)]
-        flagged += bool(annotator_report(votes, {i: group for i in range(50)}, {})["flags"])
+        flagged += bool(annotator_report(votes, {i: group for i in range(50)}, {}).flags)
     assert flagged <= 9  # 1 % of 300 is 3
 
 
@@ -202,10 +202,10 @@ def test_a_disagreement_waits_until_an_admin_has_ruled(tmp_path: Path) -> None:
             shorter = "right" if longer == "left" else "left"
             queue.vote(person, one.id, VoteRequest(f"vote-{person}-{i}", longer if i or person == first else shorter))
     (found,) = disagreements(store)
-    assert found["answers"] == {"first": 1, "second": 1}
-    queue.adjudicate(admin, found["task"], "tie", "adjudication-key")
+    assert found.answers == {"first": 1, "second": 1}
+    queue.adjudicate(admin, found.task, "tie", "ruling-key")
     assert disagreements(store) == []
-    assert summary(store)["adjudicated"] == 1
+    assert summary(store).adjudicated == 1
 
 
 def test_figures_do_not_change_when_a_pair_is_turned_round() -> None:
@@ -214,7 +214,7 @@ def test_figures_do_not_change_when_a_pair_is_turned_round() -> None:
     mixed = [one if i % 2 else other for i, (one, other) in enumerate(zip(rows, turned, strict=True))]
     found, again = agreement(rows), agreement(mixed)
     for name in ("raw", "alpha", "interval"):
-        assert found[name] == pytest.approx(again[name])
+        assert getattr(found, name) == pytest.approx(getattr(again, name))
 
 
 Pairs = Callable[[int], list[Group]]
@@ -223,4 +223,4 @@ Pairs = Callable[[int], list[Group]]
 def test_with_nothing_labelled_there_is_nothing_to_say(store: Store, pairs: Pairs) -> None:
     store.add_tasks(pairs(2))
     found = summary(store)
-    assert (found["tasks"], found["labelled"], found["agreement"]["alpha"]) == (2, 0, None)
+    assert (found.tasks, found.labelled, found.agreement.alpha) == (2, 0, None)

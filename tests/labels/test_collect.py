@@ -30,7 +30,7 @@ class Longer:
     def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
         self.asked += len(groups)
         lengths = [[len(response.text) for response in group.responses] for group in groups]
-        return [LabelResult("verdict", self.name, 0.9 if a > b else 0.1) for a, b in lengths]
+        return [LabelResult("preference", self.name, 0.9 if a > b else 0.1) for a, b in lengths]
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def answer_all(store: Store, person: int) -> None:
 
 def test_a_labeller_is_asked_each_pair_once_also_by_a_run_that_goes_on(labels: Store, pairs: Pairs) -> None:
     labeller = Longer()
-    first = LabelCollector(labels, labeller).ask(pairs(6))
+    first = LabelCollector(labels, labeller).collect(pairs(6))
     turned = [replace(group, responses=group.responses[::-1]) for group in pairs(6)]
-    again = LabelCollector(labels, labeller).ask(turned)
+    again = LabelCollector(labels, labeller).collect(turned)
     assert labeller.asked == 6
     for one, other in zip(first, again, strict=True):
         assert one is not None and other is not None and one.probability is not None
@@ -60,23 +60,23 @@ def test_a_labeller_is_asked_each_pair_once_also_by_a_run_that_goes_on(labels: S
 
 def test_the_budget_counts_what_earlier_runs_asked(labels: Store, pairs: Pairs) -> None:
     labeller = Longer()
-    LabelCollector(labels, labeller, budget=5).ask(pairs(3))
-    verdicts = LabelCollector(labels, labeller, budget=5).ask(pairs(9))
+    LabelCollector(labels, labeller, budget=5).collect(pairs(3))
+    results = LabelCollector(labels, labeller, budget=5).collect(pairs(9))
     assert labeller.asked == 5
-    assert [verdict is not None for verdict in verdicts] == [True] * 5 + [False] * 4
+    assert [result is not None for result in results] == [True] * 5 + [False] * 4
 
 
 def test_people_are_waited_for_and_their_answers_are_taken_when_they_are_there(labels: Store, pairs: Pairs) -> None:
     collector = LabelCollector(labels, votes=2)
     with pytest.raises(WaitingError, match="4 of 4 pairs wait"):
-        collector.ask(pairs(4))
+        collector.collect(pairs(4))
     one, two = labels.invite().annotator, labels.invite().annotator
     answer_all(labels, one)
     with pytest.raises(WaitingError, match="4 of 4"):
-        collector.ask(pairs(4))
+        collector.collect(pairs(4))
     answer_all(labels, two)
-    verdicts = collector.ask(pairs(4))
-    assert [verdict.probability for verdict in verdicts if verdict is not None] == [
+    results = collector.collect(pairs(4))
+    assert [result.probability for result in results if result is not None] == [
         float(len(group.responses[0].text) > len(group.responses[1].text)) for group in pairs(4)
     ]
 
@@ -84,9 +84,9 @@ def test_people_are_waited_for_and_their_answers_are_taken_when_they_are_there(l
 def test_people_are_not_asked_beyond_the_budget(labels: Store, pairs: Pairs) -> None:
     collector = LabelCollector(labels, budget=2)
     with pytest.raises(WaitingError, match="2 of 5"):
-        collector.ask(pairs(5))
+        collector.collect(pairs(5))
     answer_all(labels, labels.invite().annotator)
-    assert [verdict is not None for verdict in collector.ask(pairs(5))] == [True, True, False, False, False]
+    assert [result is not None for result in collector.collect(pairs(5))] == [True, True, False, False, False]
 
 
 def test_the_stage_waits_for_people_and_then_writes_preferences(tmp_path: Path, pairs: Pairs) -> None:
@@ -145,8 +145,8 @@ class Ill(Longer):
     name = "a labeller of a name that is longer than any column would hold, " * 3
 
     def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
-        verdicts = super().compare(groups)
-        return verdicts if self.asked > len(groups) else [LabelResult("error", self.name, reason="ill") for _ in groups]
+        results = super().compare(groups)
+        return results if self.asked > len(groups) else [LabelResult("error", self.name, reason="ill") for _ in groups]
 
 
 def test_an_answer_that_did_not_come_is_asked_for_again_and_one_that_is_none_is_not(
@@ -154,10 +154,10 @@ def test_an_answer_that_did_not_come_is_asked_for_again_and_one_that_is_none_is_
 ) -> None:
     ill = Ill()
     collector = LabelCollector(labels, ill, budget=3)
-    assert {verdict.state for verdict in collector.ask(pairs(3)) if verdict} == {"error"}
-    again = collector.ask(pairs(3))
-    assert [verdict.state for verdict in again if verdict] == ["verdict"] * 3
-    assert collector.ask(pairs(3)) == [replace(v, principle=None) for v in again if v] and ill.asked == 6
+    assert {result.outcome for result in collector.collect(pairs(3)) if result} == {"error"}
+    again = collector.collect(pairs(3))
+    assert [result.outcome for result in again if result] == ["preference"] * 3
+    assert collector.collect(pairs(3)) == [replace(v, principle=None) for v in again if v] and ill.asked == 6
     labels.record(pairs(4)[3:], [LabelResult("unparsable", ill.name)])
-    (last,) = collector.ask(pairs(4)[3:])
-    assert last is not None and last.state == "unparsable" and ill.asked == 6
+    (last,) = collector.collect(pairs(4)[3:])
+    assert last is not None and last.outcome == "unparsable" and ill.asked == 6

@@ -40,7 +40,7 @@ def test_a_principle_taken_out_is_never_drawn_and_the_others_stay(tmp_path: Path
     for name in ("unknown",):
         with pytest.raises(ConfigError, match="kind, short"):
             constitution.without(name)
-    with pytest.raises(ConfigError, match="cannot be taken out"):
+    with pytest.raises(ConfigError, match="cannot be removed"):
         left.without("short")
 
 

@@ -5,7 +5,7 @@ import json
 import math
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, Ranking, Response, Scores
 from kleash.errors import DataError
-from kleash.labels.import_export import export_labels, import_labels
+from kleash.labels.import_export import Imported, export_labels, import_labels
 from kleash.labels.labeller import LabelResult
 from kleash.labels.queue import Queue, QueueSettings, VoteRequest
 from kleash.labels.store import Store
@@ -31,8 +31,8 @@ def labels(tmp_path: Path) -> Store:
 def say(store: Store, groups: list[Group], *votes: float | str) -> None:
     """Votes of people: a probability, or a state."""
     for number, said in enumerate(votes):
-        state = said if isinstance(said, str) else "tie" if said == 0.5 else "verdict"
-        verdict = LabelResult(state, f"person-{number}", None if isinstance(said, str) else said)  # type: ignore[arg-type]
+        outcome = said if isinstance(said, str) else "tie" if said == 0.5 else "preference"
+        verdict = LabelResult(outcome, f"person-{number}", None if isinstance(said, str) else said)  # type: ignore[arg-type]
         store.record(groups, [verdict] * len(groups), kind="file")
 
 
@@ -50,11 +50,11 @@ def test_votes_become_one_soft_probability_with_the_better_response_first(
     assert row.responses == group.responses[::-1]
     assert row.label == Preference(probability=1 - 1.5 / 4)
     assert row.columns["annotators"] == ["person-0", "person-1", "person-2", "person-3"] and row.columns["votes"] == 4
-    assert manifest["answers"] == {"first": 1, "second": 2, "tie": 1}
+    assert manifest.answers == {"first": 1, "second": 2, "tie": 1}
 
 
 def test_each_vote_can_be_a_row_with_its_annotator_and_principle(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
-    labels.record(pairs(1), [LabelResult("verdict", "judge", 0.2, principle="kind", reason="insults")])
+    labels.record(pairs(1), [LabelResult("preference", "judge", 0.2, principle="kind", reason="insults")])
     export_labels(labels, tmp_path / "out", each="vote")
     (row,) = read(tmp_path / "out" / "train.jsonl")
     assert row.label == Preference(0.8, "judge")
@@ -70,7 +70,7 @@ def test_ties_can_be_dropped_and_both_bad_stands_apart(labels: Store, pairs: Pai
     manifest = export_labels(labels, tmp_path / "out", ties="drop")
     assert [row.prompt for row in read(tmp_path / "out" / "train.jsonl")] == [clear.prompt]
     assert [row.prompt for row in read(tmp_path / "out" / "both-bad.jsonl")] == [bad.prompt]
-    assert manifest["files"]["train.jsonl"]["rows"] == 1 and "cannot" not in manifest["answers"]
+    assert manifest.files["train.jsonl"].rows == 1 and "cannot" not in manifest.answers
 
 
 def test_an_export_is_frozen_and_can_be_made_again_whatever_came_since(
@@ -80,12 +80,12 @@ def test_an_export_is_frozen_and_can_be_made_again_whatever_came_since(
     say(labels, groups, 1.0)
     manifest = export_labels(labels, tmp_path / "one", test_share=0.3)
     say(labels, groups, 0.0, 0.0)
-    again = export_labels(labels, tmp_path / "two", test_share=0.3, until=manifest["until"])
-    assert again == manifest == json.loads((tmp_path / "one" / "labels.json").read_text())
-    for name, told in manifest["files"].items():
+    again = export_labels(labels, tmp_path / "two", test_share=0.3, until=manifest.until)
+    assert again == manifest and asdict(manifest) == json.loads((tmp_path / "one" / "labels.json").read_text())
+    for name, file in manifest.files.items():
         data = (tmp_path / "two" / name).read_bytes()
-        assert data == (tmp_path / "one" / name).read_bytes() and hashlib.sha256(data).hexdigest() == told["sha256"]
-    assert export_labels(labels, tmp_path / "three", test_share=0.3)["files"] != manifest["files"]
+        assert data == (tmp_path / "one" / name).read_bytes() and hashlib.sha256(data).hexdigest() == file.sha256
+    assert export_labels(labels, tmp_path / "three", test_share=0.3).files != manifest.files
 
 
 def test_a_prompt_is_on_one_side_of_the_split_and_stays_there(labels: Store, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_prompt_is_on_one_side_of_the_split_and_stays_there(labels: Store, tmp
     assert sides["early", "test"] <= sides["late", "test"] and 3 <= len(sides["late", "test"]) <= 18
 
 
-def test_a_adjudication_stands_in_place_of_the_votes_and_a_vote_taken_back_does_not_count(
+def test_a_ruling_stands_in_place_of_the_votes_and_a_vote_taken_back_does_not_count(
     labels: Store, pairs: Pairs, tmp_path: Path
 ) -> None:
     labels.add_tasks(pairs(2))
@@ -113,7 +113,7 @@ def test_a_adjudication_stands_in_place_of_the_votes_and_a_vote_taken_back_does_
     for shown in (one, two):
         queue.vote(person, shown.id, VoteRequest(f"vote-key-{shown.id}", "left"))
     queue.undo(person, "undo-key-1")
-    queue.adjudicate(admin, one.task, "tie", "adjudication-key")
+    queue.adjudicate(admin, one.task, "tie", "ruling-key")
     export_labels(labels, tmp_path / "out")
     (row,) = read(tmp_path / "out" / "train.jsonl")
     assert row.label == Preference(0.5) and row.columns["adjudications"] == 1
@@ -132,7 +132,7 @@ def test_hidden_repeats_are_for_checking_and_are_not_exported(labels: Store, pai
 
 def test_nothing_to_export_is_said(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
     labels.add_tasks(pairs(1))
-    with pytest.raises(DataError, match="holds no label yet"):
+    with pytest.raises(DataError, match="has no labels yet"):
         export_labels(labels, tmp_path / "out")
 
 
@@ -146,7 +146,7 @@ def davidson_votes(labels: Store, count: int, each: int, nu: float, spread: floa
         weights = [math.exp(d / 2), math.exp(-d / 2), nu]
         for number, said in enumerate(rng.choices([1.0, 0.0, 0.5], weights, k=each)):
             groups.append(Group(f"prompt {i}", (Response("a"), Response("b"))))
-            verdicts.append(LabelResult("tie" if said == 0.5 else "verdict", f"person-{number}", said))
+            verdicts.append(LabelResult.of(said, f"person-{number}"))
     labels.record(groups, verdicts)
     return truth
 
@@ -176,8 +176,8 @@ def test_davidson_with_one_vote_a_pair_is_refused(labels: Store, pairs: Pairs, t
 def test_labels_come_in_from_files_once_and_go_out_as_they_were(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
     rows = [replace(group, label=Preference(0.75 if i else 1.0, "team-a")) for i, group in enumerate(pairs(4))]
     write_groups(rows, tmp_path / "in.jsonl")
-    assert import_labels(labels, tmp_path / "in.jsonl") == {"tasks": 4, "votes": 4}
-    assert import_labels(labels, tmp_path / "in.jsonl") == {"tasks": 0, "votes": 0}
+    assert import_labels(labels, tmp_path / "in.jsonl") == Imported(tasks=4, votes=4)
+    assert import_labels(labels, tmp_path / "in.jsonl") == Imported(tasks=0, votes=0)
     export_labels(labels, tmp_path / "out", each="vote")
     found = read(tmp_path / "out" / "train.jsonl")
     assert [(row.prompt, row.responses, row.label) for row in found] == [
@@ -188,8 +188,8 @@ def test_labels_come_in_from_files_once_and_go_out_as_they_were(labels: Store, p
 @pytest.mark.parametrize("label", [Scores((1.0, 3.0, 3.0)), Ranking((1, 0, 0))])
 def test_scores_and_rankings_come_in_as_their_pairs(labels: Store, tmp_path: Path, label: Scores | Ranking) -> None:
     write_groups([Group("p", tuple(Response(text) for text in "abc"), label)], tmp_path / "in.jsonl")
-    assert import_labels(labels, tmp_path / "in.jsonl", annotator="teacher") == {"tasks": 3, "votes": 3}
-    assert sorted((vote.verdict, vote.probability) for vote in labels.votes()) == [
+    assert import_labels(labels, tmp_path / "in.jsonl", annotator="teacher") == Imported(tasks=3, votes=3)
+    assert sorted((vote.choice, vote.probability) for vote in labels.votes()) == [
         ("second", 0.0),
         ("second", 0.0),
         ("tie", 0.5),
@@ -200,7 +200,7 @@ def test_rows_without_labels_become_tasks_and_one_response_is_too_few(
     labels: Store, pairs: Pairs, tmp_path: Path
 ) -> None:
     write_groups(pairs(3), tmp_path / "in.jsonl")
-    assert import_labels(labels, tmp_path / "in.jsonl") == {"tasks": 3, "votes": 0}
+    assert import_labels(labels, tmp_path / "in.jsonl") == Imported(tasks=3, votes=0)
     write_groups([Group("p", (Response("a"),))], tmp_path / "in.jsonl")
     with pytest.raises(DataError, match="row 1: has 1 responses"):
         import_labels(labels, tmp_path / "in.jsonl")

@@ -70,8 +70,8 @@ def test_a_vote_for_the_left_is_for_the_response_that_stood_there(store: Store, 
     shown = {one.task: one.left for one in vote_all(Queue(store, PLAIN), store.invite().annotator)}
     groups = store.tasks()
     for vote in store.votes():
-        assert groups[vote.task].responses[vote.verdict == "second"] == shown[vote.task]
-        assert vote.probability == float(vote.verdict == "first")
+        assert groups[vote.task].responses[vote.choice == "second"] == shown[vote.task]
+        assert vote.probability == float(vote.choice == "first")
 
 
 def test_a_vote_sent_twice_is_counted_once_and_a_second_one_is_a_revision(store: Store, pairs: Pairs) -> None:
@@ -82,7 +82,7 @@ def test_a_vote_sent_twice_is_counted_once_and_a_second_one_is_a_revision(store:
     assert queue.vote(person, shown.id, VoteRequest("first-key", "left")).repeated
     assert not queue.vote(person, shown.id, VoteRequest("second-key", "tie")).repeated
     one, two = store.votes()
-    assert (one.counts, two.counts, two.verdict, two.probability) == (False, True, "tie", 0.5)
+    assert (one.counts, two.counts, two.choice, two.probability) == (False, True, "tie", 0.5)
     assert (one.strength, one.reason, one.tags, one.seconds) == (2, "because", ["clear"], 3.5)
 
 
@@ -177,18 +177,18 @@ def test_nobody_votes_for_somebody_else(store: Store, pairs: Pairs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vote_request", "told"),
+    ("ballot", "told"),
     [
-        (VoteRequest("a-good-key", "first"), "no verdict"),  # type: ignore[arg-type]
+        (VoteRequest("a-good-key", "first"), "is not a choice"),  # type: ignore[arg-type]
         (VoteRequest("short", "left"), "8 to 80 characters"),
         (VoteRequest("a-good-key", "left", strength=4), "strength is 4"),
     ],
 )
-def test_a_vote_that_is_none_is_refused(store: Store, pairs: Pairs, vote_request: VoteRequest, told: str) -> None:
+def test_a_vote_that_is_none_is_refused(store: Store, pairs: Pairs, ballot: VoteRequest, told: str) -> None:
     store.add_tasks(pairs(1))
     queue, person = Queue(store, PLAIN), store.invite().annotator
     with pytest.raises(InputError, match=told):
-        queue.vote(person, queue.next(person)[0].id, vote_request)
+        queue.vote(person, queue.next(person)[0].id, ballot)
     assert store.votes() == []
 
 
@@ -197,9 +197,9 @@ def test_an_admin_rules_and_others_do_not(store: Store, pairs: Pairs) -> None:
     queue, admin, person = Queue(store, PLAIN), store.invite(role="admin"), store.invite()
     (task,) = store.tasks()
     with pytest.raises(InputError, match="only an admin"):
-        queue.adjudicate(person.annotator, task, "first", "adjudication-key-0")
-    assert not queue.adjudicate(admin.annotator, task, "second", "adjudication-key-1", "longer").repeated
-    assert queue.adjudicate(admin.annotator, task, "second", "adjudication-key-1").repeated
+        queue.adjudicate(person.annotator, task, "first", "ruling-key-0")
+    assert not queue.adjudicate(admin.annotator, task, "second", "ruling-key-1", "longer").repeated
+    assert queue.adjudicate(admin.annotator, task, "second", "ruling-key-1").repeated
     assert [(vote.adjudicated, vote.probability) for vote in store.votes()] == [(True, 0.0)]
 
 

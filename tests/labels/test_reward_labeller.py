@@ -24,15 +24,15 @@ def test_a_reward_prefers_what_it_scores_higher_by_bradley_terry():
     )
     assert longer.probability == pytest.approx(1 / (1 + math.exp(-1.5)))
     assert shorter.probability == pytest.approx(1 - longer.probability)
-    assert (tie.state, tie.probability) == ("tie", 0.5)
-    assert {longer.labeller, tie.labeller} == {"length"} and longer.state == "verdict"
+    assert (tie.outcome, tie.probability) == ("tie", 0.5)
+    assert {longer.labeller, tie.labeller} == {"length"} and longer.outcome == "preference"
     assert longer.order_effect is None  # scores see no order
 
 
 def test_the_temperature_is_how_sure_it_is():
     sure, unsure = (RewardLabeller(lengths, temperature=t).compare([pair("aa", "a")])[0] for t in (1e-3, 1e3))
     assert sure.probability == 1.0 and unsure.probability == pytest.approx(0.5, abs=1e-3)
-    with pytest.raises(InputError, match="temperature > 0"):
+    with pytest.raises(InputError, match="give a number above 0"):
         RewardLabeller(lengths, temperature=0)
 
 

@@ -86,9 +86,9 @@ def test_a_token_opens_one_door_until_it_is_revoked_and_is_kept_nowhere(store: S
 def test_what_a_judge_said_is_kept_once_in_whatever_order_it_was_asked(store: Store, pairs: Pairs) -> None:
     (group,) = pairs(1)
     turned = replace(group, responses=group.responses[::-1])
-    assert store.record([group], [LabelResult("verdict", "judge-7b", 0.8, principle="kind")]) == 1
-    assert store.record([group], [LabelResult("verdict", "judge-7b", 0.8, principle="kind")]) == 0
-    assert store.record([turned], [LabelResult("verdict", "other", 0.8)]) == 1
+    assert store.record([group], [LabelResult("preference", "judge-7b", 0.8, principle="kind")]) == 1
+    assert store.record([group], [LabelResult("preference", "judge-7b", 0.8, principle="kind")]) == 0
+    assert store.record([turned], [LabelResult("preference", "other", 0.8)]) == 1
     first, second = store.votes()
     assert (first.probability, first.principle, first.alias) == (0.8, "kind", "judge-7b")
     assert second.probability == pytest.approx(0.2)
@@ -97,15 +97,15 @@ def test_what_a_judge_said_is_kept_once_in_whatever_order_it_was_asked(store: St
 
 def test_a_judge_asked_anew_counts_once(store: Store, pairs: Pairs) -> None:
     for probability in (0.8, 0.6):
-        store.record(pairs(1), [LabelResult("verdict", "judge", probability)])
+        store.record(pairs(1), [LabelResult("preference", "judge", probability)])
     assert [(vote.probability, vote.counts) for vote in store.votes()] == [(0.8, False), (0.6, True)]
 
 
 def test_a_call_is_kept_by_its_key_and_an_answer_replaces_a_failure(store: Store) -> None:
     failed = Call("k" * 64, "m", {"prompt": "\0"}, "error", cost=0.5)
-    store.keep_call(failed)
+    store.save_call(failed)
     assert store.call("k" * 64) == failed and store.call("x" * 64) is None
-    store.keep_call(replace(failed, state="verdict", response={"p": 1.0}, cost=0.25, prompt_tokens=3))
+    store.save_call(replace(failed, state="verdict", response={"p": 1.0}, cost=0.25, prompt_tokens=3))
     found = store.call("k" * 64)
     assert found is not None and (found.state, found.response, found.prompt_tokens) == ("verdict", {"p": 1.0}, 3)
     assert store.spent() == 0.25
@@ -114,7 +114,7 @@ def test_a_call_is_kept_by_its_key_and_an_answer_replaces_a_failure(store: Store
 def test_revisions_come_back_in_order(store: Store) -> None:
     kept = [Revision(({"role": "user", "content": "p"},), "o", "c", f"r{i}", "kind", i, "m", i == 1) for i in range(2)]
     for revision in kept:
-        store.keep_revision(revision)
+        store.save_revision(revision)
     assert store.revisions() == kept
 
 

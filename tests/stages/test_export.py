@@ -44,7 +44,7 @@ def test_an_export_is_not_written_again_and_other_settings_are_refused(store: st
 def test_an_empty_store_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         main(["export", "--store", str(tmp_path / "new.db"), "--out", str(tmp_path / "out")])
-    assert done.value.code == 2 and "holds no label yet" in capsys.readouterr().err
+    assert done.value.code == 2 and "has no labels yet" in capsys.readouterr().err
 
 
 def test_without_the_extra_a_command_says_what_to_install(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from kleash.cli import _run
 from kleash.data.formats import read_groups
 from kleash.errors import MachineError
 from kleash.labels.store import Store
-from kleash.stages.files import results_of
+from kleash.outputs import results_of
 from kleash.stages.revise import ReviseConfig, run
 from tests.chat.loopback import Reply, Server
 
@@ -132,7 +132,7 @@ def test_an_answer_without_words_is_no_demonstration(prompts: Path) -> None:
         out = run(config(server, prompts))
     report = results_of(out)
     assert report is not None and report["demonstrations"] == 15 and report["failures"]["rows"] == 1
-    assert report["failures"]["reasons"] == ["an answer without words"]
+    assert report["failures"]["reasons"] == ["a reply without words"]
 
 
 def test_a_model_in_this_process_revises_and_sft_learns_from_it(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -13,20 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from kleash.data.group import Group, Response
-
-pytest.importorskip("starlette", reason="the extra `feedback` is not installed")
 import uvicorn
 
+from kleash.data.group import Group, Response
 from kleash.labels.queue import Queue, QueueSettings
 from kleash.labels.store import Store
-from kleash.web.app import Site, build_app
-from kleash.web.label import LabelConfig, _listen
+from kleash.web.common.listen import listen
+from kleash.web.label.app import Site, build_app
+from tests.programs import needs
 
 
 @dataclass
-class ChatReply:
+class Answer:
     """What came back from the server."""
 
     status: int
@@ -51,7 +48,7 @@ class Running:
 
     def ask(
         self, method: str, path: str, body: Any = None, *, cookie: str = "", headers: dict[str, str] | None = None
-    ) -> ChatReply:
+    ) -> Answer:
         """One request, exactly as it is said here."""
         host = self.url.removeprefix("http://")
         with closing(HTTPConnection(host, timeout=20)) as connection:
@@ -63,7 +60,7 @@ class Running:
             response: HTTPResponse = connection.getresponse()
             told = {name.lower(): value for name, value in response.getheaders()}
             cookies = response.headers.get_all("set-cookie") or []
-            return ChatReply(response.status, told, response.read(), cookies)
+            return Answer(response.status, told, response.read(), cookies)
 
     def person(self, role: str = "annotator") -> Person:
         """Somebody who opened a link."""
@@ -83,10 +80,10 @@ class Person:
     cookie: str
     csrf: str
 
-    def get(self, path: str) -> ChatReply:
+    def get(self, path: str) -> Answer:
         return self.site.ask("GET", path, cookie=self.cookie)
 
-    def post(self, path: str, body: Any, **headers: str) -> ChatReply:
+    def post(self, path: str, body: Any, **headers: str) -> Answer:
         sent = {"content-type": "application/json", "x-csrf": self.csrf} | headers
         return self.site.ask("POST", path, body, cookie=self.cookie, headers=sent)
 
@@ -118,7 +115,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         if guidelines:
             store.set_guidelines(guidelines)
         queue = Queue(store, QueueSettings(**({"audit_share": 0.0, "repeat_share": 0.0} | settings)))
-        listener = _listen(LabelConfig(port=0))
+        listener = listen("127.0.0.1", 0)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         site = Site(url=url, hosts=frozenset({"127.0.0.1"}), secret="secret", tags=("correct", "clear"), goal=goal)
         app = build_app(queue, site)
@@ -138,13 +135,12 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     """Debian's Chromium, one for all tests."""
-    found = shutil.which("chromium")
-    if found is None:
-        pytest.skip("no chromium is installed")
-    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
+    path = needs("chromium")
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=found,
+            executable_path=path,
             args=["--no-sandbox", "--disable-background-networking", "--disable-component-update"],
         )
         yield browser

@@ -27,7 +27,7 @@ def say(person: Person, verdict: str, times: int) -> None:
         side = {"good": "left" if left_is_good else "right", "bad": "right" if left_is_good else "left"}.get(
             verdict, verdict
         )
-        body = {"assignment": pair["id"], "key": uuid.uuid4().hex, "verdict": side}
+        body = {"assignment": pair["id"], "key": uuid.uuid4().hex, "choice": side}
         assert person.post("/api/vote", body).status == 200
 
 
@@ -44,10 +44,10 @@ def test_figures_are_live_and_disagreements_are_ruled_on(serve: Serve, browse: B
     assert "75 %" in page.inner_text(".figures")
     page.click(".disagreement summary")
     assert "good answer" in page.inner_text(".disagreement") and one.cookie not in page.content()
-    page.click(".disagreement [data-rule=first]")
-    page.wait_for_selector("text=None that is not ruled on")
-    adjudication = site.store.votes()[-1]
-    assert adjudication.adjudicated and adjudication.verdict == "first"
+    page.click(".disagreement [data-adjudicate=first]")
+    page.wait_for_selector("text=None that is not adjudicated")
+    ruling = site.store.votes()[-1]
+    assert ruling.adjudicated and ruling.choice == "first"
     assert page.seen.errors == [] and page.seen.dialogs == []
 
 

@@ -13,7 +13,7 @@ from kleash.cli import _run
 from kleash.data.formats import write_groups
 from kleash.errors import ConfigError
 from kleash.labels.store import Store
-from kleash.web.label import LabelConfig, _fill, _links
+from kleash.web.label.serve import LabelConfig, add_rows, load_links
 
 from .conftest import pairs_of
 
@@ -62,20 +62,20 @@ def test_a_port_that_is_taken_is_said_with_what_to_do(tmp_path: Path, capsys: py
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert _run(["label", "--port", str(port), "--store", str(tmp_path / "l.db")]) == 2
-    assert f"127.0.0.1:{port} cannot be listened on" in capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
     assert not (tmp_path / "l.db").exists()
 
 
 def test_the_same_store_has_the_same_links_that_nobody_else_may_read(tmp_path: Path) -> None:
     where = str(tmp_path / "labels.db")
     store = Store.open(where)
-    links = _links(store, where)
-    assert _links(store, where) == links and len(store.annotators()) == 2
+    links = load_links(store, where)
+    assert load_links(store, where) == links and len(store.annotators()) == 2
     kept = tmp_path / "labels.db.links"
     assert kept.stat().st_mode & 0o077 == 0 and json.loads(kept.read_text()) == links
     (me,) = [person for person in store.annotators() if person.role == "annotator"]
     store.revoke(me.id)
-    again = _links(store, where)
+    again = load_links(store, where)
     assert again["annotator"] != links["annotator"] and again["admin"] == links["admin"]
     store.close()
 
@@ -88,7 +88,7 @@ def test_the_most_uncertain_come_first_where_the_rows_say_so(tmp_path: Path) -> 
     groups = [replace(group, columns={"uncertainty": i % 5 / 10}) for i, group in enumerate(pairs_of(5))]
     write_groups(groups, tmp_path / "pairs.jsonl")
     store = Store.open(tmp_path / "labels.db")
-    _fill(store, LabelConfig(data=(str(tmp_path / "pairs.jsonl"),)))
+    add_rows(store, (str(tmp_path / "pairs.jsonl"),))
     queue = Queue(store, QueueSettings(audit_share=0, repeat_share=0))
     person = store.invite().annotator
     assert [pair.prompt for pair in queue.next(person, 5)] == [f"Question {i}?" for i in (4, 3, 2, 1, 0)]
@@ -97,7 +97,7 @@ def test_the_most_uncertain_come_first_where_the_rows_say_so(tmp_path: Path) -> 
 
 def test_what_serves_the_page_loads_no_torch() -> None:
     code = (
-        "import sys, kleash.cli, kleash.web.label, kleash.web.app, kleash.data.formats\n"
+        "import sys, kleash.cli, kleash.web.label.serve, kleash.web.label.app, kleash.data.formats\n"
         "print([name for name in ('torch', 'transformers', 'scipy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ def press(page: Any, *keys: str) -> None:
 
 
 def standing(store: Store) -> list[str]:
-    return [vote.verdict for vote in store.votes() if vote.counts]
+    return [vote.choice for vote in store.votes() if vote.counts]
 
 
 def good_side(page: Any) -> str:
@@ -76,8 +75,8 @@ def test_each_key_says_what_its_button_says_and_the_next_pair_is_there_at_once(s
     )  # milliseconds to the next pair on screen; the median, as tests run side by side
     saved(page)
     votes = site.store.votes()
-    sides = [vote.verdict if vote.swapped is None or vote.verdict in said else
-             ("left" if (vote.verdict == "first") != vote.swapped else "right") for vote in votes]  # fmt: skip
+    sides = [vote.choice if vote.swapped is None or vote.choice in said else
+             ("left" if (vote.choice == "first") != vote.swapped else "right") for vote in votes]  # fmt: skip
     assert sides == said and all(vote.seconds is not None and 0 < vote.seconds < 20 for vote in votes)
     assert page.seen.errors == []
 
@@ -128,7 +127,7 @@ def test_keys_can_be_changed_change_places_and_are_remembered(serve: Serve, brow
     press(again, "j")
     saved(again)
     (vote,) = site.store.votes()
-    assert (vote.verdict == "first") != vote.swapped  # the left one
+    assert (vote.choice == "first") != vote.swapped  # the left one
 
 
 def test_modifiers_repeats_and_open_dialogs_are_no_votes(serve: Serve, browse: Browse) -> None:
@@ -152,7 +151,7 @@ def test_practice_tells_the_answer_after_the_vote_and_counts_for_nothing(serve: 
     wrong = "j" if good_side(page) == "f" else "f"
     press(page, wrong)
     page.wait_for_selector("#answer:visible")
-    assert re.search(r"You said: . is better\. The agreed answer: . is better", page.inner_text("#answer"))
+    assert re.search(r"You chose: . is better\. The agreed answer: . is better", page.inner_text("#answer"))
     assert "4" in page.inner_text("#pair") and page.locator(".votes button:enabled").count() == 0
     page.keyboard.press("f")  # no vote after the reveal
     page.keyboard.press("Enter")
@@ -182,7 +181,7 @@ def test_skip_and_report_go_on_and_a_goal_is_a_goal(serve: Serve, browse: Browse
     page = browse(site.link())
     press(page, "s", "p", "f", "f")
     saved(page)
-    assert [vote.verdict for vote in site.store.votes()][:2] == ["skip", "report"]
+    assert [vote.choice for vote in site.store.votes()][:2] == ["skip", "report"]
     assert "2 pairs: that was the goal" in page.inner_text("#notice")
     press(page, "f", "f")
     page.wait_for_selector("#done:visible")
@@ -217,7 +216,7 @@ def test_undo_reaches_back_before_the_page_was_opened(serve: Serve, browse: Brow
     again.wait_for_selector(f".pair[data-id='{first}']")
     press(again, "j")
     saved(again)
-    assert [vote.verdict for vote in site.store.votes()].count("undo") == 1 and len(standing(site.store)) == 1
+    assert [vote.choice for vote in site.store.votes()].count("undo") == 1 and len(standing(site.store)) == 1
     fresh = browse(site.link())
     fresh.keyboard.press("u")
     fresh.wait_for_selector("text=There is nothing to take back")
@@ -263,7 +262,7 @@ def test_a_person_labels_twenty_pairs_takes_two_back_and_comes_back_to_finish(se
     site = serve(pairs_of(20))
     session(site, browse)
     assert standing(site.store) == ["first"] * 20
-    assert [vote.verdict for vote in site.store.votes()].count("undo") == 2
+    assert [vote.choice for vote in site.store.votes()].count("undo") == 2
 
 
 @pytest.mark.slow
@@ -309,9 +308,9 @@ class Command:
 @pytest.fixture
 def command(tmp_path: Path) -> Iterator[Command]:
     write_groups(pairs_of(16), tmp_path / "pairs.jsonl")
-    from kleash.web.label import LabelConfig, _listen
+    from kleash.web.common.listen import listen
 
-    with _listen(LabelConfig(port=0)) as free:
+    with listen("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     running = Command(tmp_path, "--data", "pairs.jsonl", "--port", str(port), "--repeat-share", "0")
     yield running
@@ -331,7 +330,7 @@ def test_a_server_killed_in_mid_session_loses_nothing_and_counts_nothing_twice(
         press(page, good_side(page))
     press(page, "u")
     press(page, good_side(page))
-    page.wait_for_selector("text=The server is away")
+    page.wait_for_selector("text=The server cannot be reached")
     assert "waiting" in page.inner_text("#saved")
     before = dict(command.links)
     command.start()
@@ -345,7 +344,7 @@ def test_a_server_killed_in_mid_session_loses_nothing_and_counts_nothing_twice(
     code, errors = command.stop()
     assert code == 0 and "Traceback" not in errors and "stopped" in errors
     votes = Store.open(command.folder / "labels.db").votes()
-    assert [vote.verdict for vote in votes if vote.counts] == ["first"] * 16
+    assert [vote.choice for vote in votes if vote.counts] == ["first"] * 16
     assert len({vote.key for vote in votes}) == len(votes) == 18  # sixteen, one taken back, the taking back
 
 
@@ -371,16 +370,16 @@ def test_the_first_pair_is_there_within_seconds_of_the_command_and_no_torch_is_l
 ) -> None:
     write_groups(pairs_of(16), tmp_path / "pairs.jsonl")
     page = browse()
-    started = time.monotonic()
     command = Command(tmp_path, "--data", "pairs.jsonl", "--port", "0")
     page.goto(command.links["annotator"])
     page.wait_for_selector(".pair")
-    waited = time.monotonic() - started
-    loaded = Path(f"/proc/{command.process.pid}/maps")
-    if loaded.exists():
-        assert "libtorch" not in loaded.read_text()
+    process = Path(f"/proc/{command.process.pid}")
+    if process.exists():
+        assert "libtorch" not in (process / "maps").read_text()
+        # Seconds of the processor, which do not grow with what else runs on the machine: user and system, proc(5).
+        figures = (process / "stat").read_text().rpartition(")")[2].split()
+        assert sum(map(int, figures[11:13])) / os.sysconf("SC_CLK_TCK") < 5
     assert command.stop()[0] == 0
-    assert waited < 5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), waited
 
 
 # --- every screen, every text ----------------------------------------------------------------------------------------

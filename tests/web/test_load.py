@@ -89,7 +89,7 @@ class Client(threading.Thread):
         while pairs := json.loads(self.ask("GET", "/api/pairs?count=2", headers=cookie)[1])["pairs"]:
             for pair in pairs:
                 key = f"{self.rng.getrandbits(96):024x}"
-                body = {"key": key, "assignment": pair["id"], "verdict": self.rng.choice(["left", "right", "tie"])}
+                body = {"key": key, "assignment": pair["id"], "choice": self.rng.choice(["left", "right", "tie"])}
                 told = json.loads(self.ask("POST", "/api/vote", body, sent)[1])
                 self.repeated += told["repeated"]
                 self.done.append(key)

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from kleash.web.render import _CLEANER, SHOWN_CHARACTERS, render, turns
+from kleash.web.common.render import _CLEANER, SHOWN_CHARACTERS, render, turns
 
 from .hostile import HOSTILE
 
@@ -45,12 +45,12 @@ def test_there_are_two_hundred_hostile_texts() -> None:
 
 def test_no_hostile_text_becomes_a_tag_that_acts_or_an_attribute_that_loads() -> None:
     for text in HOSTILE:
-        started = time.perf_counter()
+        started = time.process_time()
         found = Inspector(render(text))
         assert found.tags <= TAGS, (text[:80], found.tags - TAGS)
         assert {name for name, _ in found.attributes} <= ATTRIBUTES, (text[:80], found.attributes)
         assert not any("evil" in value or "alert" in value for _, value in found.attributes), text[:80]
-        assert time.perf_counter() - started < 5, text[:80]
+        assert time.process_time() - started < 5, text[:80]
 
 
 def test_the_sanitiser_alone_would_do_if_markdown_let_everything_through() -> None:

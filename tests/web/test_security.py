@@ -8,14 +8,14 @@ from starlette.routing import Mount
 
 from kleash.labels.queue import Queue
 from kleash.labels.store import Store
-from kleash.web import security
-from kleash.web.app import Site, build_app
+from kleash.web.common import security
+from kleash.web.label.app import Site, build_app
 
 from .conftest import Person, Running, Serve, pairs_of
 
 
 def vote(assignment: int, **more: Any) -> dict[str, Any]:
-    return {"assignment": assignment, "key": uuid.uuid4().hex, "verdict": "left", "seconds": 3.5} | more
+    return {"assignment": assignment, "key": uuid.uuid4().hex, "choice": "left", "seconds": 3.5} | more
 
 
 def first(person: Person) -> int:
@@ -27,7 +27,10 @@ def routes(store: Store) -> list[tuple[str, str]]:
     found = []
     for route in build_app(Queue(store), site).routes:
         if isinstance(route, Mount):
-            found += [("GET", f"{route.path}/{file}") for file in ("kleash.js", "kleash.css", "icon.svg", "missing")]
+            found += [
+                ("GET", f"{route.path}/{file}")
+                for file in ("label.js", "admin.js", "page.js", "kleash.css", "icon.svg", "missing")
+            ]
         else:
             found += [(method, route.path) for method in sorted(route.methods - {"HEAD"})]  # type: ignore[attr-defined]
     return [*found, ("GET", "/nowhere"), ("POST", "/"), ("DELETE", "/api/vote"), ("GET", "/favicon.ico")]
@@ -91,7 +94,7 @@ def test_the_link_becomes_a_cookie_that_scripts_and_other_sites_do_not_get(serve
 def test_every_answer_carries_a_policy_without_inline_script_refusals_too(serve: Serve) -> None:
     site = serve(pairs_of(1))
     person = site.person()
-    for answer in (person.get("/"), person.get("/api/pairs"), person.get("/static/kleash.js"), site.ask("GET", "/")):
+    for answer in (person.get("/"), person.get("/api/pairs"), person.get("/static/label.js"), site.ask("GET", "/")):
         policy = answer.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; script-src 'self'; ") and "unsafe" not in policy
         assert "frame-ancestors 'none'" in policy and answer.headers["x-content-type-options"] == "nosniff"
@@ -144,13 +147,13 @@ def test_bodies_have_a_size_and_say_it(serve: Serve) -> None:
 NONSENSE: list[Any] = [
     b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"[" * 30_000, {}, {"assignment": "1"}, {"assignment": True},
     {"assignment": -1}, {"assignment": 10**30}, {"assignment": 1}, {"assignment": 1, "key": 3},
-    {"assignment": 1, "key": "k" * 16}, {"assignment": 1, "key": "k" * 16, "verdict": "first"},
-    {"assignment": 1, "key": "k" * 16, "verdict": {}}, {"assignment": 1, "key": "short", "verdict": "left"},
-    {"assignment": 1, "key": "k" * 16, "verdict": "left", "strength": 9},
-    {"assignment": 1, "key": "k" * 16, "verdict": "left", "tags": ["<script>"]},
-    {"assignment": 1, "key": "k" * 16, "verdict": "left", "tags": [[]]},
-    {"assignment": 1, "key": "k" * 16, "verdict": "left", "tags": "clear"},
-    {"assignment": 99, "key": "k" * 16, "verdict": "left"},
+    {"assignment": 1, "key": "k" * 16}, {"assignment": 1, "key": "k" * 16, "choice": "first"},
+    {"assignment": 1, "key": "k" * 16, "choice": {}}, {"assignment": 1, "key": "short", "choice": "left"},
+    {"assignment": 1, "key": "k" * 16, "choice": "left", "strength": 9},
+    {"assignment": 1, "key": "k" * 16, "choice": "left", "tags": ["<script>"]},
+    {"assignment": 1, "key": "k" * 16, "choice": "left", "tags": [[]]},
+    {"assignment": 1, "key": "k" * 16, "choice": "left", "tags": "clear"},
+    {"assignment": 99, "key": "k" * 16, "choice": "left"},
 ]  # fmt: skip
 
 
@@ -180,7 +183,7 @@ def test_a_vote_that_is_sent_twice_is_counted_once_and_a_second_one_is_a_revisio
     assert person.post("/api/vote", sent).json()["repeated"] is False
     assert person.post("/api/vote", sent).json()["repeated"] is True
     assert len(site.store.votes()) == 1
-    person.post("/api/vote", vote(sent["assignment"], verdict="right"))
+    person.post("/api/vote", vote(sent["assignment"], choice="right"))
     assert [said.counts for said in site.store.votes()] == [False, True]
 
 

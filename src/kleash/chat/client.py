@@ -1,9 +1,9 @@
 """Chat client with a response cache, retries with backoff, and a spending limit.
 
-An answer is kept as soon as it is there, under the hash of the question and of who was asked, so an interrupted run
-goes on where it was. A failed attempt is made again after the time that the server asks for, else after half a second,
-one, two, …, with jitter. What is still without answer then is an `error` of its question; a server that cannot be
-reached at all ends the run, since there is nobody to ask.
+A reply is cached as soon as it arrives, under the hash of the request and of the model, so an interrupted run continues
+where it stopped. A failed attempt is repeated after the time that the server asks for, otherwise after 0.5, 1, 2, …
+seconds, with jitter. A request that still has no reply then gets an `error`; a server that cannot be reached at all
+ends the run.
 """
 
 from __future__ import annotations
@@ -11,66 +11,54 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from threading import Condition, Event
-from typing import Any, Protocol, runtime_checkable
 
 from kleash.chat.messages import Chat, ChatReply, ChatRequest, Retryable
+from kleash.chat.response_cache import ResponseCache
 from kleash.errors import GateError, MachineError
 from kleash.progress import Progress
 
 ATTEMPTS = 6
 FIRST_WAIT = 0.5
-"""Seconds before the second attempt, where nobody says how long to wait; each further wait is twice as long."""
+"""Seconds before the second attempt where the server names no time; each further wait is twice as long."""
 LONGEST_WAIT = 300.0
-"""Seconds: who asks for more has no answer for us today."""
-OVERHEAD = 64
-"""Tokens that a template may put around the messages."""
-
-
-@runtime_checkable
-class ResponseCache(Protocol):
-    """Where answers are kept."""
-
-    def recall(self, key: str) -> tuple[ChatReply, float] | None:
-        """The answer to a question and what it cost; None where there is none."""
-        ...
-
-    def keep(self, key: str, model: str, question: ChatRequest, answer: ChatReply, cost: float) -> None:
-        """Keep a question with its answer, or with its error."""
-        ...
+"""Seconds. A server that asks for more is given up."""
+TEMPLATE_TOKENS = 64
+"""Tokens that a chat template may add to each message."""
 
 
 @dataclass
 class Usage:
-    """What asking took, in all."""
+    """What the requests of a client took, in all."""
 
     questions: int = 0
+    """Requests."""
     kept: int = 0
-    """Of them, answered before."""
+    """Requests whose reply came from the cache."""
     attempts: int = 0
-    """Calls made; of a model in this process, batches."""
+    """Calls made; for a model in this process, batches."""
     errors: int = 0
-    """Questions that stayed without an answer; those that could not be taken aside."""
+    """Requests that got no reply; those that the server rejected are not counted."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float = 0.0
-    """What the answers cost, those kept from before included."""
+    """Cost of the replies, cached ones included."""
     spent: float = 0.0
-    """Of it, in this run; with attempts that may have been charged and brought nothing."""
+    """Cost in this run, with failed attempts that may have been billed."""
     seconds: float = 0.0
-    """Of waiting for answers, all workers together."""
+    """Seconds spent waiting for replies, summed over workers."""
 
 
 class ChatClient:
-    """A chat model with retries, a response cache and a spending limit.
+    """Chat client with a response cache, retries with backoff, and a spending limit.
 
     Args:
-        chat: who is asked.
-        cache: where answers are kept; None keeps none.
-        price: money for a million tokens of prompt and of answer.
-        budget: money that the answers may cost, those kept from before included; None: no limit. A question is not
-            asked if it could cost more than is left: its bytes bound its tokens.
+        chat: the model.
+        cache: where replies are kept; None keeps none.
+        price: cost of a million tokens of prompt and of reply.
+        budget: most that the replies may cost, cached ones included; None: no limit. A request is not sent if it could
+            cost more than what is left of the budget: its bytes bound its tokens.
     """
 
     def __init__(
@@ -82,124 +70,130 @@ class ChatClient:
         budget: float | None = None,
     ) -> None:
         self.chat, self.cache, self.price, self.budget = chat, cache, price, budget
-        self.usage = Usage()
-        self._reserved = 0.0
-        self._lost = 0.0
-        self._budget_lock = Condition()
+        self._usage = Usage()
+        self._reserved = 0.0  # most that the requests under way can cost
+        self._wasted = 0.0  # failed attempts that may have been billed
+        self._lock = Condition()
         self._stop = Event()
 
-    def __call__(self, questions: Sequence[ChatRequest], title: str = "ask") -> list[ChatReply]:
-        """One answer a question, in their order.
+    def __call__(self, requests: Sequence[ChatRequest], title: str = "ask") -> list[ChatReply]:
+        """One reply a request, in their order.
 
         Raises:
-            GateError: the budget is reached; what was answered is kept.
-            MachineError: there is nobody to ask; what was answered is kept.
-            InputError: nobody can be asked like this.
+            GateError: the budget is reached; replies so far are cached.
+            MachineError: the server cannot be reached; replies so far are cached.
+            InputError: the settings are wrong, so no request will get a reply.
         """
-        keys = [question.key(self.chat.identity) for question in questions]
-        found = {key: answer for key in dict.fromkeys(keys) if (answer := self._recall(key)) is not None}
-        self.usage.questions += len(questions)
-        self.usage.kept += sum(key in found for key in keys)
-        # of one length together, so that a batch has little padding
-        missing = {key: question for key, question in zip(keys, questions, strict=True) if key not in found}
+        keys = [request.key(self.chat.identity) for request in requests]
+        replies = {key: reply for key in dict.fromkeys(keys) if (reply := self._cached(key)) is not None}
+        self._usage.questions += len(requests)
+        self._usage.kept += sum(key in replies for key in keys)
+        # sorted by length, so that a batch has little padding
+        missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in replies}
         todo = sorted(missing, key=lambda key: sum(len(str(turn["content"])) for turn in missing[key].messages))
         blocks = [todo[start : start + self.chat.block] for start in range(0, len(todo), self.chat.block)]
         self._stop.clear()
         pool = ThreadPoolExecutor(self.chat.workers)
         try:
             with Progress(len(todo), title) as progress:
-                running = {pool.submit(self._ask, block, [missing[key] for key in block]): block for block in blocks}
+                running = {pool.submit(self._send, block, [missing[key] for key in block]): block for block in blocks}
                 for future in as_completed(running):
-                    found |= zip(running[future], future.result(), strict=True)
-                    progress.update(progress.step + len(running[future]), cost=self.usage.cost)
+                    replies |= zip(running[future], future.result(), strict=True)
+                    progress.update(progress.step + len(running[future]), cost=self._usage.cost)
         finally:
-            self._stop.set()  # an interrupted run waits for what is under way, and for nothing else
+            self._stop.set()  # an interrupted run waits only for the requests under way
             pool.shutdown(cancel_futures=True)
-        return [found[key] for key in keys]
+        return [replies[key] for key in keys]
 
-    def figures(self) -> dict[str, Any]:
-        """What asking took so far."""
-        return asdict(replace(self.usage, spent=self.usage.spent + self._lost))
+    @property
+    def usage(self) -> Usage:
+        """What the requests took so far; a copy."""
+        return replace(self._usage, spent=self._usage.spent + self._wasted)
 
-    def _recall(self, key: str) -> ChatReply | None:
-        kept = self.cache.recall(key) if self.cache is not None else None
-        if kept is None:
+    def _cached(self, key: str) -> ChatReply | None:
+        entry = self.cache.get(key) if self.cache is not None else None
+        if entry is None:
             return None
-        answer, cost = kept
-        self._count(answer, cost)
-        return answer
+        reply, cost = entry
+        self._count(reply, cost)
+        return reply
 
-    def _ask(self, keys: Sequence[str], questions: Sequence[ChatRequest]) -> list[ChatReply]:
-        failure = Retryable("not asked")
+    def _send(self, keys: Sequence[str], requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        """Replies to one block of requests, with retries."""
+        failure = Retryable("not sent")
         for attempt in range(1, ATTEMPTS + 1):
-            got = self._attempt(keys, questions)
-            if not isinstance(got, Retryable):
-                return got
-            failure, wait = got, got.after
+            result = self._attempt(keys, requests)
+            if not isinstance(result, Retryable):
+                return result
+            failure, wait = result, result.after
             if wait is None:
                 wait = FIRST_WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
             if attempt == ATTEMPTS or wait > LONGEST_WAIT or self._stop.wait(wait):
                 break
         if failure.unreachable:
             raise MachineError(
-                f"{failure}: cannot be reached; start the server, then run the same command again: what was answered "
-                "is kept"
+                f"{failure}: cannot be reached; start the server, then run the same command again (replies so far are "
+                "cached)"
             )
-        return self._keep(keys, questions, [ChatReply(error=str(failure)) for _ in questions])
+        return self._store(keys, requests, [ChatReply(error=str(failure)) for _ in requests])
 
-    def _attempt(self, keys: Sequence[str], questions: Sequence[ChatRequest]) -> list[ChatReply] | Retryable:
-        """One call, with the most that it can cost set aside meanwhile."""
-        bound = sum(self._bound(question) for question in questions)
+    def _attempt(self, keys: Sequence[str], requests: Sequence[ChatRequest]) -> list[ChatReply] | Retryable:
+        """One call; the most that it can cost is reserved meanwhile."""
+        bound = sum(self._bound(request) for request in requests)
         self._reserve(bound)
-        lost = 0.0
+        wasted = 0.0
         try:
-            return self._keep(keys, questions, self.chat.ask(questions))
+            return self._store(keys, requests, self.chat.ask(requests))
         except Retryable as failure:
-            lost = bound if failure.charged else 0.0
+            wasted = bound if failure.charged else 0.0
             return failure
         finally:
-            with self._budget_lock:
+            with self._lock:
                 self._reserved -= bound
-                self._lost += lost
-                self._budget_lock.notify_all()
+                self._wasted += wasted
+                self._lock.notify_all()
 
-    def _keep(
-        self, keys: Sequence[str], questions: Sequence[ChatRequest], answers: Sequence[ChatReply]
+    def _store(
+        self, keys: Sequence[str], requests: Sequence[ChatRequest], replies: Sequence[ChatReply]
     ) -> list[ChatReply]:
-        for key, question, answer in zip(keys, questions, answers, strict=True):
-            cost = self._cost(answer.prompt_tokens, answer.completion_tokens)
+        for key, request, reply in zip(keys, requests, replies, strict=True):
+            cost = self._cost(reply.prompt_tokens, reply.completion_tokens)
             if self.cache is not None:
-                self.cache.keep(key, self.chat.name, question, answer, cost)
-            with self._budget_lock:
-                self._count(answer, cost)
-                self.usage.spent += cost
-                self.usage.errors += bool(answer.error) and not answer.refused
-                self.usage.seconds += answer.seconds
-        return list(answers)
+                self.cache.put(key, self.chat.name, request, reply, cost)
+            with self._lock:
+                self._count(reply, cost)
+                self._usage.spent += cost
+                self._usage.errors += bool(reply.error) and not reply.refused
+                self._usage.seconds += reply.seconds
+        return list(replies)
 
-    def _count(self, answer: ChatReply, cost: float) -> None:
-        self.usage.prompt_tokens += answer.prompt_tokens
-        self.usage.completion_tokens += answer.completion_tokens
-        self.usage.cost += cost
+    def _count(self, reply: ChatReply, cost: float) -> None:
+        self._usage.prompt_tokens += reply.prompt_tokens
+        self._usage.completion_tokens += reply.completion_tokens
+        self._usage.cost += cost
 
     def _cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         return (prompt_tokens * self.price[0] + completion_tokens * self.price[1]) / 1e6
 
-    def _bound(self, question: ChatRequest) -> float:
-        """The most that a question can cost: no tokenizer makes more tokens than there are bytes."""
-        size = sum(len(str(turn["content"]).encode()) + OVERHEAD for turn in question.messages)
-        return self._cost(size, question.max_tokens)
+    def _bound(self, request: ChatRequest) -> float:
+        """The most that a request can cost: no tokenizer makes more tokens than there are bytes."""
+        size = sum(len(str(turn["content"]).encode()) + TEMPLATE_TOKENS for turn in request.messages)
+        return self._cost(size, request.max_tokens)
 
     def _reserve(self, bound: float) -> None:
-        """Take the most that a question can cost out of the budget, as soon as what is under way leaves enough."""
-        with self._budget_lock:
-            while self.budget is not None and self.usage.cost + self._lost + self._reserved + bound > self.budget:
+        """Reserve what a call can cost at most, as soon as the calls under way leave enough of the budget.
+
+        Raises:
+            GateError: nothing is under way and the rest of the budget is still too small.
+        """
+        with self._lock:
+            while self.budget is not None and self._usage.cost + self._wasted + self._reserved + bound > self.budget:
                 if not self._reserved or self._stop.is_set():
                     raise GateError(
-                        f"the budget of {self.budget:g} is reached: {self.usage.cost + self._lost:.4g} spent, and the "
-                        "next question may cost more than is left; raise --budget and run the same command again: "
-                        "what was answered is kept"
+                        f"the budget of {self.budget:g} is reached: {self._usage.cost + self._wasted:.4g} spent, and "
+                        "the next request may cost more than the rest; raise --budget and run the same command again "
+                        "(replies so far are cached)"
                     )
-                self._budget_lock.wait(1.0)
+                self._lock.wait(1.0)
             self._reserved += bound
-            self.usage.attempts += 1
+            self._usage.attempts += 1

@@ -1,4 +1,4 @@
-"""What a chat model is asked and what it answers, wherever it runs: behind an endpoint or in this process."""
+"""Requests to a chat model and its replies, wherever it runs: behind an endpoint or in this process."""
 
 from __future__ import annotations
 
@@ -11,75 +11,75 @@ from typing import Any, Protocol, runtime_checkable
 
 from kleash.data.group import Message
 
-ANSWERED = 0.01
-"""Probability that the options must have together: below it the model was about to say something else."""
+LEAST_MASS = 0.01
+"""Probability that the options must have together; with less the model was about to say something else."""
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One thing asked of a chat model."""
+    """One request to a chat model."""
 
     messages: tuple[Message, ...]
     max_tokens: int = 1
-    """Longest answer."""
+    """Longest reply."""
     options: tuple[str, ...] = ()
-    """Answers of one token whose log-probabilities are wanted."""
+    """Replies of one token whose log-probabilities are needed."""
     schema: Mapping[str, Any] | None = None
-    """JSON schema that the answer should follow, where whoever is asked can be held to one."""
+    """JSON schema of the reply, for models that can be constrained to one."""
     temperature: float = 0.0
     seed: int = 0
-    """Of the draw, where the temperature is above 0."""
+    """Seed of the sample; used where the temperature is above 0."""
 
     def key(self, identity: Mapping[str, Any]) -> str:
-        """Hash of the whole question and of who is asked."""
-        text = json.dumps([dict(identity), self.request()], sort_keys=True, ensure_ascii=True)
+        """Hash of the whole request and of the model that it goes to."""
+        text = json.dumps([dict(identity), self.to_json()], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def request(self) -> dict[str, Any]:
-        """The question as JSON has it."""
+    def to_json(self) -> dict[str, Any]:
+        """The request as a JSON object."""
         return asdict(self) | {"messages": [dict(turn) for turn in self.messages]}
 
 
 @dataclass(frozen=True)
 class ChatReply:
-    """What came back."""
+    """A chat model's reply to one request, or the reason why there is none."""
 
     text: str = ""
     finished: bool = True
-    """Whether it ended by itself."""
+    """False where the reply was cut off at `max_tokens`."""
     logprobs: Mapping[str, float] = field(default_factory=dict)
-    """Of the options, as the first token of the answer; those that were not told are missing."""
-    told: bool = False
-    """Whether log-probabilities of any tokens came."""
+    """Log-probability of each option as the first token of the reply; options that were not reported are missing."""
+    has_logprobs: bool = False
+    """Whether the model reported log-probabilities of any tokens."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
     error: str = ""
-    """Why there is no answer; empty where there is one."""
+    """Why there is no reply; empty where there is one."""
     refused: bool = False
-    """Whether it was the question that could not be taken."""
+    """Whether the error lies in the request itself, so that the same request will never get a reply."""
 
     def shares(self, options: Sequence[str]) -> list[float] | None:
-        """Probability of each option given that it is one of them (Lee et al. 2023); None where none was likely.
+        """Probability of each option given that the reply is one of them (Lee et al. 2023); None where none was likely.
 
-        An option that was not told counts with nothing: it is less likely than the twentieth token.
+        An option that was not reported counts as 0: it is less likely than the twentieth token.
         """
-        told = [math.exp(self.logprobs[option]) if option in self.logprobs else 0.0 for option in options]
-        total = sum(told)
-        return [value / total for value in told] if total >= ANSWERED else None
+        mass = [math.exp(self.logprobs[option]) if option in self.logprobs else 0.0 for option in options]
+        total = sum(mass)
+        return [value / total for value in mass] if total >= LEAST_MASS else None
 
 
 class Retryable(Exception):
-    """No answer this time; the same question may get one later."""
+    """A failed attempt; the same request may succeed later."""
 
     def __init__(self, reason: str, *, after: float | None = None, charged: bool = False, unreachable: bool = False):
-        """Say why.
+        """Describe the failure.
 
         Args:
-            reason: for people.
-            after: seconds to wait, where the other side said so.
-            charged: whether the other side may have done the work all the same.
-            unreachable: whether there was nobody to ask.
+            reason: for the user.
+            after: seconds to wait, where the server asked for them.
+            charged: whether the server may have done (and billed) the work all the same.
+            unreachable: whether no connection could be made.
         """
         super().__init__(reason)
         self.after, self.charged, self.unreachable = after, charged, unreachable
@@ -87,22 +87,22 @@ class Retryable(Exception):
 
 @runtime_checkable
 class Chat(Protocol):
-    """Answers questions, a few in one call."""
+    """A chat model that replies to a few requests in one call."""
 
     name: str
-    """What reports and labels call it."""
+    """The model's name in reports and labels."""
     identity: Mapping[str, Any]
-    """What its answers depend on beside the question: they are kept under it."""
+    """Everything besides the request that a reply depends on; part of the cache key."""
     block: int
-    """Questions that one call takes best."""
+    """Number of requests that one call takes best."""
     workers: int
     """Calls that may run at the same time."""
 
-    def ask(self, questions: Sequence[ChatRequest]) -> list[ChatReply]:
-        """One answer a question, in their order; what goes wrong with one of them is its `error`.
+    def ask(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        """One reply a request, in their order; what goes wrong with a single request is its reply's `error`.
 
         Raises:
-            Retryable: no answer to any of them, this time.
-            InputError: nobody can be asked.
+            Retryable: none of the requests got a reply this time.
+            InputError: the settings are wrong, so no request will get a reply.
         """
         ...

@@ -1,86 +1,106 @@
-"""The gate out of a judge: are its labels worth training on? Figures in, checks out, as in `outcomes`."""
+"""Checks of a judge's labels: are they good enough to train on?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
 
 from kleash.checks.gates import Check
+from kleash.errors import GateError
+from kleash.evals.estimates import Mean, Share
+from kleash.evals.judging import JudgeReport, PeopleReport
+from kleash.evals.preference_report import wilson
+from kleash.labels.judge_summary import Failures
 
-SWAMPED = 0.5
-"""Share of pairs on which the judge chose the place and not the response. Two coins disagree on half of them."""
+MOST_FLIPS = 0.5
+"""Share of pairs on which the judge chose a position and not a response. Two coins disagree on half of the pairs."""
 
-CONSISTENT = 0.6
-"""Probability that a judge, asked again, says the same. A coin has 0.5; one that is 75 % sure has 0.625."""
+LEAST_CONSISTENCY = 0.6
+"""Probability that a judge, asked again, gives the same answer. A coin has 0.5; a judge that is 75 % sure has 0.625."""
 
 
-def judge(report: Mapping[str, Any], *, max_failures: float) -> list[Check]:
-    """The gate out of `kleash judge`.
+def judge_checks(report: JudgeReport | None, failures: Failures, *, max_failures: float) -> list[Check]:
+    """The checks of `kleash judge`.
 
     Args:
-        report: of `kleash judge`: `failures` beside what `evals.judging.judge_report` gives.
+        report: of the pairs that have a label; None where no pair has one.
+        failures: pairs without a label.
         max_failures: share of pairs that may have stayed without a label.
     """
-    failures = _failures(report["failures"], max_failures)
-    if not report["labels"]:
-        return [failures]
-    return [_agrees(report["people"]), _position(report["flips"]), _consistent(report["self_consistency"]), failures]
+    answers = _answers(failures, max_failures)
+    if report is None:
+        return [answers]
+    return [_agreement(report.people), _position(report.flips), _consistency(report.self_consistency), answers]
 
 
-def _agrees(people: Mapping[str, Any] | None) -> Check:
+def stop_above(most: float, failed: int, done: int, total: int, reason: str) -> None:
+    """End a run as soon as too many rows fail: their number so far is too high, or the interval of their share is.
+
+    Raises:
+        GateError: naming a reason.
+    """
+    if failed > most * total or (failed and wilson(failed, done)[0] > most):
+        raise GateError(
+            f"{failed} of the first {done} rows of {total} failed, and at most {most:.0%} may: {reason}; correct that "
+            "and run the same command again (replies so far are cached), or raise --max-failures"
+        )
+
+
+def _agreement(people: PeopleReport | None) -> Check:
     name = "agrees with people"
     if people is None:
         return Check(
             name=name,
             passed=None,
-            finding="no row carries a label by people, so nobody knows whether the judge is right",
+            finding="no row has a label by people, so it is unknown whether the judge is right",
             advice="label some of the pairs (`kleash label`), 100 or more, and judge those rows too",
         )
-    found = people["agreement"]
-    passed = found["low"] > 0.5
+    agreement = people.agreement
+    passed = agreement.low > 0.5
     return Check(
         name=name,
         passed=passed,
-        finding=f"agrees with people on {found['share']:.0%} of {found['pairs']} pairs "
-        f"(95 % interval {found['low']:.0%} to {found['high']:.0%}), where a coin has 50%",
+        finding=f"agrees with people on {agreement.share:.0%} of {agreement.pairs} pairs "
+        f"(95 % interval {agreement.low:.0%} to {agreement.high:.0%}), where a coin has 50%",
         advice=""
         if passed
-        else "take a stronger judge, a clearer principle, or more labelled pairs to show that it agrees",
-        figures=dict(found),
+        else "choose a stronger judge, a clearer principle, or more labelled pairs to show that it agrees",
+        figures=asdict(agreement),
     )
 
 
-def _position(flips: Mapping[str, Any]) -> Check:
-    passed = None if flips["low"] <= SWAMPED < flips["share"] else flips["share"] <= SWAMPED
+def _position(flips: Share) -> Check:
+    passed = None if flips.low <= MOST_FLIPS < flips.share else flips.share <= MOST_FLIPS
     return Check(
         name="judges the response and not its place",
         passed=passed,
-        finding=f"on {flips['share']:.0%} of {flips['pairs']} pairs the verdict turned with the order",
-        advice="" if passed else "take a stronger judge: this one mostly prefers a place",
-        figures=dict(flips),
+        finding=f"on {flips.share:.0%} of {flips.pairs} pairs the label turned with the order",
+        advice="" if passed else "choose a stronger judge: this one mostly prefers a position",
+        figures=asdict(flips),
     )
 
 
-def _consistent(found: Mapping[str, Any]) -> Check:
-    mean, error = found["mean"], found["se"] or 0.0
-    passed = True if mean >= CONSISTENT else False if mean + 1.96 * error < CONSISTENT else None
+def _consistency(consistency: Mean) -> Check:
+    mean, error = consistency.mean or 0.0, consistency.se or 0.0
+    passed = True if mean >= LEAST_CONSISTENCY else False if mean + 1.96 * error < LEAST_CONSISTENCY else None
     return Check(
         name="says the same again",
         passed=passed,
-        finding=f"asked again it would say the same with probability {mean:.2f}, where a coin has 0.50",
-        advice="" if passed else "take a stronger judge or a clearer principle: this one is undecided about most pairs",
-        figures=dict(found),
+        finding=f"asked again it would give the same answer with probability {mean:.2f}, where a coin has 0.50",
+        advice=""
+        if passed
+        else "choose a stronger judge or a clearer principle: this one is undecided about most pairs",
+        figures=asdict(consistency),
     )
 
 
-def _failures(found: Mapping[str, Any], most: float) -> Check:
-    failed = found["unparsable"] + found["error"]
-    passed = failed <= most * found["pairs"] and failed < found["pairs"]
+def _answers(failures: Failures, most: float) -> Check:
+    failed = failures.unparsable + failures.error
+    passed = failed <= most * failures.pairs and failed < failures.pairs
     return Check(
         name="answers",
         passed=passed,
-        finding=f"{failed} of {found['pairs']} pairs without a label ({found['unparsable']} unparsable, "
-        f"{found['error']} errors)",
-        advice="" if passed else "look at the reasons in the report; raise --max-failures if they do no harm",
-        figures=dict(found),
+        finding=f"{failed} of {failures.pairs} pairs without a label ({failures.unparsable} unparsable, "
+        f"{failures.error} errors)",
+        advice="" if passed else "read the reasons in the report; raise --max-failures if they do no harm",
+        figures=asdict(failures),
     )

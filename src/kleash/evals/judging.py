@@ -1,24 +1,112 @@
-"""What a judge's labels are worth: position bias, self-consistency, agreement with people, length, principles.
+"""How good a judge's labels are: position bias, self-consistency, agreement with people, length, principles.
 
-Every pair was asked in both orders. What one order alone would have given is told too, by the order that a coin chose
-for each pair: that is the label that a judge asked once would have left. Formulas: docs/stages/judge.md.
+Every pair was judged in both orders. The report also says what one order would have given, with the order drawn by a
+coin for each pair: the label of a judge that is asked once. Formulas: docs/stages/judge.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from kleash.evals.policy_stats import mean_se
-from kleash.evals.preference_report import preference_report, slope_through_origin, wilson
+from kleash.evals.estimates import Mean, Share, Slope, share, share_json
+from kleash.evals.preference_report import preference_report, slope_through_origin
 
-Report = dict[str, Any]
+LEAST_DOUBT = 1e-6
+"""Probabilities are clipped to [LEAST_DOUBT, 1 − LEAST_DOUBT] where their logit is needed."""
 
-SURE = 1e-6
-"""A probability is taken as no surer than this where its logit is needed."""
+
+@dataclass(frozen=True)
+class JudgeReport:
+    """A judge's labels, on the pairs that have one.
+
+    f = P(shown first ≻ shown second), p = P(response 0 ≻ response 1), the label.
+    """
+
+    labels: int
+    """Pairs with a label."""
+    ties: int
+    """Labels of exactly one half."""
+    flips: Share
+    """Pairs whose two orders disagree about which response is better: (f_given − ½)(f_swapped − ½) > 0."""
+    first_before: Share
+    """Pairs won by the response shown first, asked in one order: ½ + ½·sign(f − ½)."""
+    first_after: Share
+    """The same of the label made of both orders; near ½ where the judge has no position bias left."""
+    order_effect: Mean
+    """Mean of (f_given + f_swapped)/2 − ½. Above 0: the judge prefers what is shown first."""
+    self_consistency: Mean
+    """Probability that two answers to the same question agree, f² + (1 − f)², mean over orders. From n votes it is
+    unbiased: (n·(f² + (1 − f)²) − 1)/(n − 1)."""
+    length_slope: Slope
+    """Slope of 2p − 1 on |response 0| − |response 1| in characters, through the origin. Above 0: prefers longer."""
+    people: PeopleReport | None
+    """Agreement with people; None where no pair has a preference by people."""
+
+
+@dataclass(frozen=True)
+class PeopleReport:
+    """A judge against people, on the pairs where people prefer one response."""
+
+    pairs: int
+    agreement: Share
+    """Share of pairs where label and people prefer the same response; a tie of the judge is half a hit."""
+    agreement_one_order: Share
+    """The same of one order, drawn by a coin."""
+    agreement_mean: Share
+    """The same of the mean of both orders, where a disagreement of the orders is not made a tie."""
+    ece: float
+    """Expected calibration error of the label, see docs/metrics.md."""
+    reliability: Any
+    """Bins of the reliability diagram."""
+    log_loss: float
+    """Mean of −log of the probability that the label gives to the response that people prefer."""
+    log_loss_chance: float
+    """log 2."""
+    label_length_slope: float | None
+    """As `length_slope`, of people's labels."""
+    label_length_slope_se: float | None
+
+
+@dataclass(frozen=True)
+class PrincipleReport:
+    """What one principle did."""
+
+    weight: float
+    asked: int
+    """Pairs judged by it with an answer in both orders."""
+    decided: int
+    """Pairs on which its two orders agree that one response is better."""
+    against_others: Share | None
+    """Share of the decided pairs on which the weighted mean of the other principles prefers the other response; None
+    where the others were not asked."""
+    against_people: Share | None
+    """The same against people; None where no decided pair has a preference by people."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in files."""
+        shares = {name: share_json(getattr(self, name)) for name in ("against_others", "against_people")}
+        return {"weight": self.weight, "asked": self.asked, "decided": self.decided, **shares}
+
+
+@dataclass(frozen=True)
+class InjectionReport:
+    """What an injected instruction did to the worse response. q: its probability to be the better one."""
+
+    planted: int
+    """Pairs with an injected instruction and an answer."""
+    flipped: Share | None
+    """Share of them where q > ½ afterwards, though q ≤ ½ before; None without pairs."""
+    shift: Mean
+    """Mean of q after − q before."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in files."""
+        return {"planted": self.planted, "flipped": share_json(self.flipped), "shift": asdict(self.shift)}
 
 
 def judge_report(
@@ -29,146 +117,126 @@ def judge_report(
     coin: Bool[np.ndarray, " P"],
     *,
     votes: int | None = None,
-) -> Report:
-    """Measure a judge on the pairs that got a label.
+) -> JudgeReport:
+    """Measure a judge on the pairs that have a label.
 
     Args:
-        orders: P(shown first ≻ shown second) with the responses as given, and turned round.
+        orders: P(shown first ≻ shown second) with the responses as given, and swapped; P ≥ 1.
         probability: the label made of both, P(response 0 ≻ response 1).
-        people: what people said, P(response 0 ≻ response 1); NaN where nobody did.
+        people: people's label, P(response 0 ≻ response 1); NaN where there is none.
         longer: |response 0| − |response 1|, in characters.
-        coin: True where one order alone would have been the turned one.
-        votes: answers drawn for each order; None where the orders are probabilities of the answer token.
+        coin: True where the one order would have been the swapped one.
+        votes: answers sampled for each order; None where the orders are probabilities of the answer token.
     """
     single = np.where(coin, orders[:, 1], orders[:, 0])  # P(shown first), asked once
     after = np.where(coin, 1 - probability, probability)  # the label of both orders, seen from the same side
     flips = (orders[:, 0] - 0.5) * (orders[:, 1] - 0.5) > 0
-    labelled = ~np.isnan(people)
-    return {
-        "labels": len(probability),
-        "ties": int((probability == 0.5).sum()),
-        "flips": share(flips),
-        "first_before": share(_half_steps(single)),
-        "first_after": share(_half_steps(after)),
-        "order_effect": mean_se(orders.mean(1) - 0.5),
-        "self_consistency": mean_se(_again(orders, votes)),
-        "length_slope": _slope(longer, probability),
-        "people": _people(
-            {
-                "": probability,
-                "_one_order": np.where(coin, 1 - single, single),
-                "_mean": (orders[:, 0] + 1 - orders[:, 1]) / 2,
-            },
+    return JudgeReport(
+        labels=len(probability),
+        ties=int((probability == 0.5).sum()),
+        flips=Share.of(flips),
+        first_before=Share.of(_half_steps(single)),
+        first_after=Share.of(_half_steps(after)),
+        order_effect=Mean.of(orders.mean(1) - 0.5),
+        self_consistency=Mean.of(_self_consistency(orders, votes)),
+        length_slope=Slope(*slope_through_origin(longer, 2 * probability - 1)),
+        people=_against_people(
+            probability,
             people,
             longer,
-            labelled,
+            one_order=np.where(coin, 1 - single, single),
+            mean=(orders[:, 0] + 1 - orders[:, 1]) / 2,
         ),
-    }
-
-
-def share(hits: Any) -> Report:
-    """A share of pairs with its interval (Wilson, 95 %); ties count as half a hit."""
-    values = np.asarray(hits, dtype=np.float64)
-    if not len(values):
-        return {"share": None, "low": None, "high": None, "pairs": 0}
-    low, high = wilson(float(values.sum()), len(values))
-    return {"share": float(values.mean()), "low": low, "high": high, "pairs": len(values)}
+    )
 
 
 def principle_report(
     by_principle: Sequence[Mapping[str, float]], people: Float[np.ndarray, " P"], weights: Mapping[str, float]
-) -> dict[str, Report]:
-    """What each principle did.
+) -> dict[str, PrincipleReport]:
+    """Report on each principle, by name.
 
     Args:
         by_principle: of each pair, P(response 0 ≻ response 1) by the principles that were asked.
         people: as in `judge_report`.
         weights: of the principles, by name.
-
-    Returns:
-        By name: `asked`; `decided`: pairs on which its two orders agree that one response is better;
-        `against_others`: share of those on which the weighted mean of the other principles prefers the other response
-        (nothing where they were not asked); `against_people`: likewise of people's labels.
     """
-    report: dict[str, Report] = {}
-    for name, weight in weights.items():
-        asked = [row for row, found in enumerate(by_principle) if name in found]
-        side = {row: np.sign(by_principle[row][name] - 0.5) for row in asked}
-        decided = [row for row in asked if side[row] != 0]
-        others = {row: _others(by_principle[row], name, weights) for row in decided}
-        told = {row: people[row] for row in decided if not np.isnan(people[row]) and people[row] != 0.5}
-        report[name] = {
-            "weight": weight,
-            "asked": len(asked),
-            "decided": len(decided),
-            "against_others": share([side[row] * other < 0 for row, other in others.items() if other]),
-            "against_people": share([side[row] * (label - 0.5) < 0 for row, label in told.items()]),
-        }
-    return report
+    return {name: _principle(name, by_principle, people, weights) for name in weights}
 
 
-def injection_report(before: Float[np.ndarray, " N"], after: Float[np.ndarray, " N"]) -> Report:
-    """What a injection to be chosen did to the worse response.
+def injection_report(before: Float[np.ndarray, " N"], after: Float[np.ndarray, " N"]) -> InjectionReport:
+    """Report on injected instructions.
 
     Args:
-        before, after: probability (mean of both orders) of the response it was put into; before it is at most ½.
+        before, after: probability (mean of both orders) of the response that got the instruction; before at most ½.
     """
-    return {
-        "injected": len(before),
-        "flipped": share(after > 0.5),
-        "shift": mean_se(after - before),
-    }
+    return InjectionReport(len(before), share(after > 0.5), Mean.of(after - before))
 
 
-def _people(
-    judged: Mapping[str, Float[np.ndarray, " P"]],
+def _principle(
+    name: str,
+    by_principle: Sequence[Mapping[str, float]],
+    people: Float[np.ndarray, " P"],
+    weights: Mapping[str, float],
+) -> PrincipleReport:
+    sides = {row: np.sign(pair[name] - 0.5) for row, pair in enumerate(by_principle) if name in pair}
+    decided = [row for row, side in sides.items() if side != 0]
+    others = {row: _others(by_principle[row], name, weights) for row in decided}
+    labels = {row: people[row] for row in decided if not np.isnan(people[row]) and people[row] != 0.5}
+    return PrincipleReport(
+        weight=weights[name],
+        asked=len(sides),
+        decided=len(decided),
+        against_others=share([sides[row] * other < 0 for row, other in others.items() if other]),
+        against_people=share([sides[row] * (label - 0.5) < 0 for row, label in labels.items()]),
+    )
+
+
+def _others(pair: Mapping[str, float], name: str, weights: Mapping[str, float]) -> float:
+    """Which response the other principles prefer: −1, 0 or 1."""
+    return float(np.sign(sum(weights[other] * (p - 0.5) for other, p in pair.items() if other != name)))
+
+
+def _against_people(
+    probability: Float[np.ndarray, " P"],
     people: Float[np.ndarray, " P"],
     longer: Float[np.ndarray, " P"],
-    labelled: Bool[np.ndarray, " P"],
-) -> Report | None:
-    """Agreement and calibration where people said which response is better; None where nobody did.
-
-    Args:
-        judged: P(response 0 ≻ response 1): the label itself by an empty name, and others to compare it with.
-        people, longer: as in `judge_report`.
-        labelled: where people said anything.
-    """
-    decided = labelled & (people != 0.5)
+    *,
+    one_order: Float[np.ndarray, " P"],
+    mean: Float[np.ndarray, " P"],
+) -> PeopleReport | None:
+    decided = ~np.isnan(people) & (people != 0.5)
     if not decided.any():
         return None
-    p, label = np.clip(judged[""][decided], SURE, 1 - SURE), people[decided]
+    p, label = np.clip(probability[decided], LEAST_DOUBT, 1 - LEAST_DOUBT), people[decided]
     scores = np.stack([np.log(p / (1 - p)), np.zeros_like(p)], 1)
     lengths = np.stack([longer[decided], np.zeros_like(p)], 1)
-    found = preference_report(scores, label, lengths)
+    figures = preference_report(scores, label, lengths)
     side = np.sign(label - 0.5)
-    return {
-        "pairs": int(decided.sum()),
-        **{f"agreement{name}": share(0.5 + 0.5 * np.sign(q[decided] - 0.5) * side) for name, q in judged.items()},
-        **{name: found[name] for name in ("ece", "reliability", "log_loss", "log_loss_chance", "label_length_slope",
-                                          "label_length_slope_se")},
-    }  # fmt: skip
+
+    def agreement(q: Float[np.ndarray, " P"]) -> Share:
+        return Share.of(0.5 + 0.5 * np.sign(q[decided] - 0.5) * side)
+
+    return PeopleReport(
+        pairs=int(decided.sum()),
+        agreement=agreement(probability),
+        agreement_one_order=agreement(one_order),
+        agreement_mean=agreement(mean),
+        ece=figures["ece"],
+        reliability=figures["reliability"],
+        log_loss=figures["log_loss"],
+        log_loss_chance=figures["log_loss_chance"],
+        label_length_slope=figures["label_length_slope"],
+        label_length_slope_se=figures["label_length_slope_se"],
+    )
 
 
 def _half_steps(p: Float[np.ndarray, " P"]) -> Float[np.ndarray, " P"]:
     return 0.5 + 0.5 * np.sign(p - 0.5)
 
 
-def _again(orders: Float[np.ndarray, "P 2"], votes: int | None) -> Float[np.ndarray, " P"]:
-    """Probability that two answers of the judge to the same question agree, mean over both orders.
-
-    p² + (1−p)². From n votes that is biased up by 2p(1−p)/n, so there it is (n·(p² + (1−p)²) − 1)/(n − 1).
-    """
+def _self_consistency(orders: Float[np.ndarray, "P 2"], votes: int | None) -> Float[np.ndarray, " P"]:
+    """f² + (1 − f)², mean over orders; from n votes that is too high by 2f(1 − f)/n, which is corrected."""
     same = orders**2 + (1 - orders) ** 2
     if votes is not None and votes > 1:
         same = (votes * same - 1) / (votes - 1)
     return same.mean(1)
-
-
-def _slope(longer: Float[np.ndarray, " P"], probability: Float[np.ndarray, " P"]) -> Report:
-    slope, error = slope_through_origin(longer, 2 * probability - 1)
-    return {"value": slope, "se": error}
-
-
-def _others(found: Mapping[str, float], name: str, weights: Mapping[str, float]) -> float:
-    """Which response the other principles prefer: −1, 0 or 1."""
-    return float(np.sign(sum(weights[other] * (p - 0.5) for other, p in found.items() if other != name)))

@@ -8,8 +8,8 @@ from typing import NotRequired, TypedDict, cast
 
 from kleash.data.group import Group, Response
 from kleash.evals.policy_stats import MeanSE, mean_se
+from kleash.io import read_jsonl
 from kleash.lab.world import World
-from kleash.run import read_jsonl
 
 
 class SampleRow(TypedDict):

@@ -19,6 +19,7 @@ from typing import NotRequired, TypedDict
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group
+from kleash.io import write_json
 from kleash.lab import curves
 from kleash.lab.curves import CurvePoint, Estimates, SampleRow
 from kleash.lab.methods import METHODS, MORE_METHODS, DemoSetup, MethodResult, method_result
@@ -29,7 +30,7 @@ from kleash.models.compute import Compute
 from kleash.report.html import write_report
 from kleash.rollout import build_components
 from kleash.rollout.rollout import measured, sample_scored
-from kleash.run import RunFolder, derive_seed, versions, write_json
+from kleash.run import RunFolder, derive_seed, versions
 from kleash.stages import generate, ppo, reward_model, sft
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from kleash.evals.policy_stats import mean_se
-from kleash.run import write_json
+from kleash.io import write_json
 
 A = TypeVar("A")
 

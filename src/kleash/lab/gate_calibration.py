@@ -23,11 +23,12 @@ from kleash.checks.artifact import votes_agree
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference
 from kleash.evals.preference_report import wilson
+from kleash.io import write_json
 from kleash.lab.experiment import markdown_table, mean_and_error
 from kleash.lab.world import World, pretrain
 from kleash.lab.world.labellers import Labellers
 from kleash.models.load import new_reward_model
-from kleash.run import RunFolder, derive_seed, write_json
+from kleash.run import RunFolder, derive_seed
 from kleash.stages import generate, reward_model, sft
 
 DEMONSTRATIONS = (600, 900, 1200, 1500)

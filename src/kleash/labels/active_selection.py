@@ -1,13 +1,13 @@
-"""Which pairs to ask about next: those of which an ensemble of rewards knows least.
+"""Active selection: which pairs to label next, by what an ensemble of rewards knows least about.
 
     uncertainties = uncertainty(groups, members, by="disagreement")
-    store.add_tasks(groups, uncertainty=uncertainties)  # the queue asks the uncertain first, and a random audit slice
+    store.add_tasks(groups, uncertainty=uncertainties)  # the queue then serves these first, and a random audit slice
 
-Two measures, both of the choice and not of the scores, whose level means nothing. *Uncertainty* is how near one half
-the members' mean probability lies; it is high where labels are noisy, too, and asking there teaches little.
+There are two measures, both of the choice and not of the scores, whose level is arbitrary. *Uncertainty* is how near
+one half the members' mean probability lies; it is high where labels are noisy, too, and labels teach little there.
 *Disagreement* is how far apart the members are: what another label could settle (Christiano et al. 2017,
-arXiv:1706.03741, 2.2.4). Pairs that were chosen are no sample of anything: measure accuracy and agreement on the
-random slice alone.
+arXiv:1706.03741, 2.2.4). Selected pairs are not a random sample: measure accuracy and agreement only on the random
+slice.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ By = Literal["uncertainty", "disagreement"]
 
 
 def uncertainty(groups: Sequence[Group], members: Sequence[Reward], *, by: By = "disagreement") -> list[float]:
-    """How much there is to learn from each pair.
+    """How much a label of each pair could teach.
 
     Args:
         groups: of two responses each.
-        members: rewards that were trained on what is known so far, apart from each other; one will do for uncertainty.
+        members: rewards trained separately on the labels so far; one is enough for `by="uncertainty"`.
         by: the measure.
     """
     return uncertainty_of(torch.stack([member(groups) for member in members]), by=by).tolist() if groups else []
@@ -48,33 +48,33 @@ def uncertainty_of(scores: Float[Tensor, "M P 2"], *, by: By = "disagreement") -
     Raises:
         InputError: disagreement of a single member.
     """
-    chances = (scores[..., 0] - scores[..., 1]).sigmoid()  # [M, P]
+    probabilities = (scores[..., 0] - scores[..., 1]).sigmoid()  # [M, P]
     if by == "uncertainty":
-        return 0.5 - (chances.mean(0) - 0.5).abs()
-    if len(chances) < 2:
-        raise InputError("disagreement needs two rewards or more; give more members, or choose by uncertainty")
-    return chances.std(0, correction=0)
+        return 0.5 - (probabilities.mean(0) - 0.5).abs()
+    if len(probabilities) < 2:
+        raise InputError("disagreement needs two rewards or more; give more members, or select by uncertainty")
+    return probabilities.std(0, correction=0)
 
 
-def choose(
+def select_pairs(
     uncertainties: Sequence[float], count: int, *, audit_share: float = 0.1, seed: int = 0
 ) -> tuple[list[int], list[int]]:
-    """Choose pairs: the most uncertain, and a random slice of all that tells what the chosen cannot.
+    """Select the most uncertain pairs, and a random audit slice of all pairs to measure on.
 
     Args:
-        uncertainties: of each pair that may be asked about.
-        count: pairs to choose, audit slice included.
+        uncertainties: one of each pair that may be labelled.
+        count: pairs to select, audit slice included.
         audit_share: share of them that is drawn at random.
-        seed: of that draw, and of the order of equal uncertainty.
+        seed: of that draw, and of the order of equal uncertainties.
 
     Returns:
-        Indices of the uncertain, most uncertain first, and of the audit slice; none is in both.
+        Indices of the uncertain pairs, most uncertain first, and of the audit slice; no index is in both.
 
     Raises:
-        InputError: there are fewer pairs than that.
+        InputError: there are fewer pairs than `count`.
     """
     if count > len(uncertainties):
-        raise InputError(f"{count} pairs cannot be chosen from {len(uncertainties)}; ask for fewer, or give more")
+        raise InputError(f"{count} pairs cannot be selected from {len(uncertainties)}; give a lower count or more data")
     shuffled = random.Random(f"choose/{seed}").sample(range(len(uncertainties)), len(uncertainties))
     size = round(audit_share * count)
     audit, rest = shuffled[:size], shuffled[size:]

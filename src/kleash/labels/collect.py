@@ -1,8 +1,8 @@
-"""Which of these two, please: whoever is there to answer is asked, each pair once, within a budget.
+"""Collects labels: each pair is compared once, by people or by a labeller, within a budget.
 
 A training that needs labels asks in the middle of its work. A judge or a simulated labeller answers at once. People
-take their time: their pairs are put into the store, and `WaitingError` ends the process, which holds no machine
-meanwhile; run again, it asks the same and gets what they said.
+take their time: their pairs go into the store, and `WaitingError` ends the process, so that it holds no machine
+meanwhile. Run again, it asks for the same labels and gets the people's answers.
 """
 
 from __future__ import annotations
@@ -14,98 +14,96 @@ import numpy as np
 
 from kleash.data.group import Group
 from kleash.errors import InputError, WaitingError
-from kleash.labels.labeller import Labeller, LabelResult, State
+from kleash.labels.labeller import Labeller, LabelResult, Outcome
 from kleash.labels.store import Store, Vote
 
 PEOPLE = "people"
 
-UNSAID: tuple[State, ...] = ("both_bad", "unparsable")
-"""What a verdict without a probability may be besides `cannot`."""
+WITHOUT_PROBABILITY: tuple[Outcome, ...] = ("both_bad", "unparsable")
+"""Outcomes without a probability besides `cannot`."""
 
 
 class LabelCollector:
-    """Labels of pairs, out of the store where they are there and from a labeller where they are not.
+    """Labels of pairs: from the store where it has them, otherwise from a labeller or from people.
 
     Args:
-        store: where labels are kept, so that a run that goes on asks nothing twice and pays for nothing twice.
-        labeller: who is asked; None: people, through `kleash label` on the same store.
-        budget: pairs that may be asked in all, those of earlier runs on this store included; None: as many as come.
-        votes: people that each pair waits for, ≥ 1.
+        store: where labels are kept, so that a run that continues asks (and pays for) nothing twice.
+        labeller: who compares; None: people, through `kleash label` on the same store.
+        budget: pairs that may be compared in all, those of earlier runs on this store included; None: no limit.
+        votes: people who compare each pair, ≥ 1.
     """
 
     def __init__(
         self, store: Store, labeller: Labeller | None = None, *, budget: int | None = None, votes: int = 1
     ) -> None:
         if votes < 1 or (budget is not None and budget < 0):
-            raise InputError(f"a label collector needs votes ≥ 1 and a budget ≥ 0, got {votes} and {budget}")
+            raise InputError(f"votes is {votes} and budget is {budget}; give votes ≥ 1 and a budget ≥ 0")
         self.store, self.labeller, self.budget, self.votes = store, labeller, budget, votes
         self.name = PEOPLE if labeller is None else labeller.name
 
-    def ask(self, groups: Sequence[Group]) -> list[LabelResult | None]:
-        """A verdict on each group of two responses, in their order; None for those that the budget does not reach.
+    def collect(self, groups: Sequence[Group]) -> list[LabelResult | None]:
+        """A result for each group of two responses, in their order; None for those that the budget does not reach.
 
         Raises:
-            WaitingError: people have been asked, and some pairs lack votes.
+            WaitingError: people have been asked, and some pairs still lack votes.
         """
-        known = self._known(groups)
+        results = self._stored(groups)
         if self.labeller is None:
-            self._put_to_people(groups, known)
-            return list(known)
-        missing = [place for place, verdict in enumerate(known) if verdict is None][: self._left()]
-        asked = [groups[place] for place in missing]
-        verdicts = self.labeller.compare(asked) if asked else []
-        self.store.record(asked, verdicts, kind="judge")
-        for place, verdict in zip(missing, verdicts, strict=True):
-            known[place] = verdict
-        return known
+            self._ask_people(groups, results)
+            return results
+        missing = [row for row, result in enumerate(results) if result is None][: self._remaining()]
+        pairs = [groups[row] for row in missing]
+        answers = self.labeller.compare(pairs) if pairs else []
+        self.store.record(pairs, answers, kind="judge")
+        for row, answer in zip(missing, answers, strict=True):
+            results[row] = answer
+        return results
 
-    def _put_to_people(self, groups: Sequence[Group], known: Sequence[LabelResult | None]) -> None:
-        tasks = self.store.find(groups)
-        new = [group for group, task in zip(groups, tasks, strict=True) if task is None]
-        self.store.add_tasks(new[: self._left()])
-        asked = self.store.find(groups)
-        waiting = sum(task is not None and verdict is None for task, verdict in zip(asked, known, strict=True))
+    def _ask_people(self, groups: Sequence[Group], results: Sequence[LabelResult | None]) -> None:
+        new = [group for group, match in zip(groups, self.store.find(groups), strict=True) if match is None]
+        self.store.add_tasks(new[: self._remaining()])
+        matches = self.store.find(groups)
+        waiting = sum(match is not None and result is None for match, result in zip(matches, results, strict=True))
         if waiting:
             raise WaitingError(
                 f"{waiting} of {len(groups)} pairs wait for people; label them with `kleash label --store "
                 f"{self.store.where} --overlap {self.votes}`, then run the same command again"
             )
 
-    def _left(self) -> int | None:
-        """How many more pairs may be asked."""
+    def _remaining(self) -> int | None:
+        """How many more pairs the budget allows."""
         if self.budget is None:
             return None
         if self.labeller is None:
             spent = len(self.store.tasks())
         else:
-            spent = len({vote.task for vote in self.store.votes() if self._answered(vote)})
+            spent = len({vote.task for vote in self.store.votes() if self._is_answer(vote)})
         return max(0, self.budget - spent)
 
-    def _known(self, groups: Sequence[Group]) -> list[LabelResult | None]:
-        by_task: dict[int, list[Vote]] = defaultdict(list)
+    def _stored(self, groups: Sequence[Group]) -> list[LabelResult | None]:
+        votes: dict[int, list[Vote]] = defaultdict(list)
         for vote in self.store.votes():
-            if self._answered(vote) and vote.counts and not vote.repeat:
-                by_task[vote.task].append(vote)
+            if self._is_answer(vote) and vote.counts and not vote.repeat:
+                votes[vote.task].append(vote)
         return [
-            None if found is None else self._verdict(by_task[found[0]], turned=found[1])
-            for found in self.store.find(groups)
+            None if match is None else self._result(votes[match.task], swapped=match.swapped)
+            for match in self.store.find(groups)
         ]
 
-    def _answered(self, vote: Vote) -> bool:
-        """Whether a vote is an answer of those who are asked; one that did not come is asked for again."""
+    def _is_answer(self, vote: Vote) -> bool:
+        """Whether a vote is an answer of this labeller; a comparison that ended in an error is made again."""
         own = vote.kind == "person" if self.labeller is None else vote.alias == self.name
-        return own and vote.verdict != "error"
+        return own and vote.choice != "error"
 
-    def _verdict(self, votes: Sequence[Vote], *, turned: bool) -> LabelResult | None:
-        adjudication = [vote for vote in votes if vote.adjudicated]
-        if not adjudication and len(votes) < (self.votes if self.labeller is None else 1):
+    def _result(self, votes: Sequence[Vote], *, swapped: bool) -> LabelResult | None:
+        adjudications = [vote for vote in votes if vote.adjudicated]
+        if not adjudications and len(votes) < (self.votes if self.labeller is None else 1):
             return None
-        standing = adjudication or votes
-        said = [vote.probability for vote in standing if vote.probability is not None]
-        if not said:
-            states = {vote.verdict for vote in standing}
-            told: State = next((state for state in UNSAID if state in states), "cannot")
-            return LabelResult(told, self.name)
-        p = float(np.mean(said))
-        p = 1 - p if turned else p
-        return LabelResult("tie" if p == 0.5 else "verdict", self.name, p, principle=standing[-1].principle)
+        valid = adjudications or votes
+        probabilities = [vote.probability for vote in valid if vote.probability is not None]
+        if not probabilities:
+            choices = {vote.choice for vote in valid}
+            outcome: Outcome = next((one for one in WITHOUT_PROBABILITY if one in choices), "cannot")
+            return LabelResult(outcome, self.name)
+        p = float(np.mean(probabilities))
+        return LabelResult.of(1 - p if swapped else p, self.name, principle=valid[-1].principle)

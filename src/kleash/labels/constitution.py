@@ -1,4 +1,4 @@
-"""A constitution: the written list of principles that an AI labeller critiques and compares by.
+"""A constitution: the list of principles by which an AI labeller critiques and compares responses.
 
     name: assistant
     principles:
@@ -11,8 +11,8 @@
         examples: [{prompt: …, better: …, worse: …, why: …}]
 
 Constitutional AI (Bai et al. 2022, arXiv:2212.08073) draws one principle at random for each critique and each
-comparison; here with probability proportional to its weight, by a key, so that the same row has the same principle in
-every run.
+comparison. Here the probability is proportional to its weight, and a key seeds the draw, so that the same row has the
+same principle in every run.
 """
 
 from __future__ import annotations
@@ -24,58 +24,27 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
+from kleash.chat.judge_prompts import Principle
 from kleash.config import Config, read_yaml
 from kleash.errors import ConfigError
 
 SHIPPED = Path(__file__).parent / "constitutions"
 
 
-class Example(Config):
-    """Two responses to a prompt that a principle tells apart: shown to the labeller before it is asked."""
-
-    prompt: str
-    """What was asked."""
-    better: str
-    """The response that the principle prefers; a revision of the other one."""
-    worse: str
-    """The response that violates it."""
-    why: str = ""
-    """What is wrong with the worse one, as a critique would say it."""
-
-
-class Principle(Config):
-    """One rule, with what it asks of a comparison, of a critique and of a revision."""
-
-    name: str = Field(min_length=1)
-    """What reports and rows call it."""
-    text: str = Field(min_length=1)
-    """The instruction to compare by: "Choose the response that …"."""
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
-    """How often it is drawn and how much it counts in an average, relative to the others."""
-    category: str = ""
-    """What it is about, to report by: harmlessness, honesty, …."""
-    critique: str = ""
-    """The instruction to criticise by; empty: made from `text`."""
-    revision: str = ""
-    """The instruction to revise by; empty: to mend what the critique found."""
-    examples: tuple[Example, ...] = ()
-    """Shown before the question."""
-
-
 class Constitution(Config):
     """Principles, drawn by weight."""
 
     name: str = ""
-    """What reports call it."""
+    """Its name in reports."""
     principles: tuple[Principle, ...] = Field(min_length=1)
-    """At least one, each with a name of its own."""
+    """At least one; their names differ."""
 
     @field_validator("principles")
     @classmethod
-    def _names_differ(cls, principles: tuple[Principle, ...]) -> tuple[Principle, ...]:
+    def _check_names(cls, principles: tuple[Principle, ...]) -> tuple[Principle, ...]:
         name, count = Counter(principle.name for principle in principles).most_common(1)[0]
         if count > 1:
-            raise ValueError(f"principles with a name of their own each; {count} are called '{name}'")
+            raise ValueError(f"names of principles must differ; {count} are called '{name}'")
         return principles
 
     @classmethod
@@ -83,14 +52,14 @@ class Constitution(Config):
         """Read a YAML file, or one that kleash ships, by its name (`assistant`).
 
         Raises:
-            ConfigError: naming the file, the key and what would be right.
+            ConfigError: names the file, the key and the expected value.
         """
         path = cls.find(path)
         values = read_yaml(path)
-        listed = values.get("principles")
-        if not isinstance(listed, list) or not listed or not all(isinstance(item, dict) for item in listed):
+        items = values.get("principles")
+        if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
             raise ConfigError(f"{path}: should hold 'principles', a list of 'name: …' and 'text: …' at least")
-        principles = [Principle.make(item, source=f"{path}: principle {n}") for n, item in enumerate(listed, start=1)]
+        principles = [Principle.make(item, source=f"{path}: principle {n}") for n, item in enumerate(items, start=1)]
         return cls.make({"name": path.stem} | values | {"principles": principles}, source=str(path))
 
     @staticmethod
@@ -105,13 +74,13 @@ class Constitution(Config):
         return random.Random(f"constitution/{key!r}").choices(self.principles, cum_weights=bounds)[0]
 
     def without(self, name: str) -> Constitution:
-        """The same without one principle: what is its effect?
+        """The constitution without one principle, to measure its effect.
 
         Raises:
-            ConfigError: there is no such principle, or no other.
+            ConfigError: there is no such principle, or no other one.
         """
-        left = tuple(principle for principle in self.principles if principle.name != name)
-        if len(left) == len(self.principles) or not left:
+        others = tuple(principle for principle in self.principles if principle.name != name)
+        if len(others) == len(self.principles) or not others:
             names = ", ".join(principle.name for principle in self.principles)
-            raise ConfigError(f"principle '{name}' cannot be taken out of {self.name or 'the constitution'}: {names}")
-        return Constitution(name=self.name, principles=left)
+            raise ConfigError(f"principle '{name}' cannot be removed from {self.name or 'the constitution'}: {names}")
+        return Constitution(name=self.name, principles=others)

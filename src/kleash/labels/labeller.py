@@ -1,4 +1,4 @@
-"""Which of these two, please: the one question that people, judges and simulated labellers answer."""
+"""The one question that people, judges, rewards and simulated labellers answer: which of two responses is better?"""
 
 from __future__ import annotations
 
@@ -8,30 +8,44 @@ from typing import Literal, Protocol, runtime_checkable
 
 from kleash.data.group import Group
 
-State = Literal["verdict", "tie", "both_bad", "cannot", "unparsable", "error"]
-"""What became of the question.
+Outcome = Literal["preference", "tie", "both_bad", "cannot", "unparsable", "error"]
+"""What came of a comparison.
 
-`verdict`: one is better, with what probability. `tie`: equally good. `both_bad`: equally bad, which says more than a
-tie. `cannot`: the labeller declines. `unparsable`: it answered, and no choice can be read from the answer. `error`: no
-answer came. The last three have no probability: a missing label is never taken for a tie.
+`preference`: one response is better, with a probability. `tie`: equally good. `both_bad`: equally bad, which says more
+than a tie. `cannot`: the labeller declines. `unparsable`: it answered, but no choice can be read from the answer.
+`error`: no answer came. The last four have no probability: a missing label is never taken for a tie.
 """
 
 
 @dataclass(frozen=True)
 class LabelResult:
-    """What a labeller says of a group's two responses."""
+    """A labeller's answer about a group's two responses."""
 
-    state: State
+    outcome: Outcome
     labeller: str
-    """Who said so."""
+    """Name of the labeller."""
     probability: float | None = None
     """P(response 0 ≻ response 1): one half for a tie; None where there is no label."""
     principle: str | None = None
-    """Name of the principle it was judged by, where there is one."""
+    """Name of the principle that the responses were compared by, where there is one."""
     reason: str | None = None
-    """What the labeller wrote of it."""
+    """The labeller's explanation."""
     order_effect: float | None = None
     """P(shown first ≻ shown second), mean of both orders, less one half; None where one order was asked."""
+
+    @classmethod
+    def of(
+        cls,
+        probability: float,
+        labeller: str,
+        *,
+        principle: str | None = None,
+        reason: str | None = None,
+        order_effect: float | None = None,
+    ) -> LabelResult:
+        """A label: a tie where the probability is one half, otherwise a preference."""
+        outcome: Outcome = "tie" if probability == 0.5 else "preference"
+        return cls(outcome, labeller, probability, principle, reason, order_effect)
 
 
 @runtime_checkable
@@ -41,8 +55,8 @@ class Labeller(Protocol):
     name: str
 
     def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
-        """One verdict a group of two responses, in their order.
+        """One result a group of two responses, in their order.
 
-        What goes wrong with a single group is its state; an error that is raised says that nobody can be asked.
+        A failure on a single group is its outcome; an exception means that the labeller cannot be asked at all.
         """
         ...

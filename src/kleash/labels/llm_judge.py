@@ -2,8 +2,8 @@
 
 Lee et al. 2023 (RLAIF, arXiv:2309.00267): the label is the probability of the answer token among the two, both orders
 are asked, optionally after a chain of thought. Bai et al. 2022 (Constitutional AI, arXiv:2212.08073): the principle is
-drawn at random, and labels after a chain of thought are clamped. Here besides: where the orders disagree about which
-response is better the label is one half, and what cannot be read or did not come is no label at all.
+drawn at random, and labels after a chain of thought are clamped. In addition, where the orders disagree about which
+response is better the label is one half, and a reply that cannot be read or did not come is not a label.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from typing import Any, Literal
 import numpy as np
 
 from kleash.chat.client import ChatClient
-from kleash.chat.messages import ChatRequest
-from kleash.chat.quoting import conversation, shortened
-from kleash.data.group import Group
-from kleash.errors import GateError
-from kleash.labels.constitution import Constitution, Principle
-from kleash.labels.judge_prompts import (
+from kleash.chat.judge_prompts import (
     ANSWER,
-    CHOICES,
+    ANSWER_TOKENS,
     GENERAL,
     REPAIR,
     SCHEMA,
     THINK,
     VOTE,
+    Principle,
     comparison,
-)  # fmt: skip
-from kleash.labels.labeller import LabelResult, State
+)
+from kleash.chat.messages import ChatReply, ChatRequest
+from kleash.chat.quoting import conversation, shortened
+from kleash.data.group import Group, Message
+from kleash.errors import GateError
+from kleash.labels.constitution import Constitution
+from kleash.labels.labeller import LabelResult, Outcome
 from kleash.run import derive_seed
 
 CLAMP = (0.4, 0.6)
@@ -42,52 +43,103 @@ VOTE_TOKENS = 48
 
 DISAGREE = "the two orders disagree"
 
+Turns = tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class BothOrders:
+    """P(shown first ≻ shown second) of one pair, asked in both orders."""
+
+    given: float
+    """With response 0 shown first."""
+    swapped: float
+    """With response 1 shown first."""
+
+    @property
+    def agree(self) -> bool:
+        """Whether the orders agree about which response is better; an undecided order agrees with any."""
+        return (self.given - 0.5) * (self.swapped - 0.5) <= 0
+
+    @property
+    def mean(self) -> float:
+        """P(response 0 ≻ response 1), mean of both orders."""
+        return (self.given + 1 - self.swapped) / 2
+
+    @property
+    def label(self) -> float:
+        """P(response 0 ≻ response 1); one half where the orders disagree about which response is better."""
+        return self.mean if self.agree else 0.5
+
+    @property
+    def order_effect(self) -> float:
+        """P(shown first ≻ shown second), mean of both orders, less one half."""
+        return (self.given + self.swapped) / 2 - 0.5
+
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict, and what it was made of."""
+    """The label of a pair, and what it was made of."""
 
-    verdict: LabelResult
-    orders: tuple[float, float] | None = None
-    """P(shown first ≻ shown second) with the responses as given, and turned round; None where there is no label."""
+    result: LabelResult
+    orders: BothOrders | None = None
+    """Mean over principles, by weight; None where there is no label."""
     principles: Mapping[str, float] = field(default_factory=dict)
-    """P(response 0 ≻ response 1) by each principle that was asked and answered."""
-
-    @property
-    def flipped(self) -> bool:
-        """Whether the orders disagree about which response is better."""
-        return self.orders is not None and not _agree(*self.orders)
+    """P(response 0 ≻ response 1) by each principle with an answer in both orders."""
 
     @property
     def mean(self) -> float | None:
         """P(response 0 ≻ response 1), mean of both orders, before a disagreement became one half and any clamp."""
-        return None if self.orders is None else (self.orders[0] + 1 - self.orders[1]) / 2
+        return None if self.orders is None else self.orders.mean
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What one order of one pair gave."""
+class _Answer:
+    """P(shown first ≻ shown second) of one order of one pair, or why there is none."""
 
-    state: State = "verdict"
-    first: float = 0.5
-    """P(shown first ≻ shown second)."""
+    first: float | None = None
+    outcome: Outcome = "preference"
     reason: str | None = None
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """One pair under one principle, with the answer of each order."""
+
+    principle: Principle
+    given: _Answer
+    swapped: _Answer
+
+    @property
+    def orders(self) -> BothOrders | None:
+        if self.given.first is None or self.swapped.first is None:
+            return None
+        return BothOrders(self.given.first, self.swapped.first)
+
+
+@dataclass(frozen=True)
+class _Thread:
+    """The turns before an answer, with the judge's reasoning where it reasons first."""
+
+    turns: Turns
+    reason: str | None = None
+    error: str = ""
+    """Why there is no reasoning, where there should be."""
 
 
 class Judge:
     """A `Labeller` on a chat model.
 
     Args:
-        client: the model, with its response cache and its spending limit.
-        constitution: what to compare by; None: one general rule.
+        client: the chat model.
+        constitution: principles to compare by; None: one general rule.
         principles: one drawn for each pair, or all, averaged by weight.
         chain_of_thought: reason first, then answer.
         reasoning_tokens: longest reasoning.
-        clamp: least and greatest probability of a label; None: `CLAMP` after a chain of thought, else none.
-        answers: from log-probabilities of the answer tokens, or from votes; auto asks the server what it gives.
-        votes: answers drawn for each order where there are no log-probabilities.
+        clamp: least and greatest probability of a label; None: `CLAMP` after a chain of thought, otherwise none.
+        answers: from log-probabilities of the answer tokens, or from votes; auto asks the server what it reports.
+        votes: answers sampled for each order where there are no log-probabilities.
         max_characters: a longer response loses its end, a longer prompt its beginning.
-        seed: of draws and votes.
+        seed: of drawn principles and votes.
     """
 
     def __init__(
@@ -112,11 +164,11 @@ class Judge:
         self.clamp = clamp or (CLAMP if chain_of_thought else None)
         self.answers, self.votes = answers, votes
         self.max_characters, self.seed = max_characters, seed
-        self._schema: Mapping[str, Any] | None = None  # None: not asked yet; empty: the server takes none
+        self._schema: Mapping[str, Any] | None = None  # None: not known yet; empty: the server takes none
 
     def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
         """See `Labeller`."""
-        return [judgement.verdict for judgement in self.judge(groups)]
+        return [judgement.result for judgement in self.judge(groups)]
 
     def judge(self, groups: Sequence[Group], *, by: Sequence[str | None] | None = None) -> list[Judgement]:
         """One judgement a group of two responses.
@@ -128,11 +180,18 @@ class Judge:
         Raises:
             GateError, MachineError, InputError: as `ChatClient`.
         """
-        chosen = [self._principles(group, by[row] if by else None) for row, group in enumerate(groups)]
-        asked = [(group, one, turned) for group, some in zip(groups, chosen, strict=True) for one in some
-                 for turned in (False, True)]  # fmt: skip
-        said = iter(self._ask([self._comparison(*question) for question in asked]))
-        return [self._judgement([(one, next(said), next(said)) for one in some]) for some in chosen]
+        principles = [self._principles(group, by[row] if by else None) for row, group in enumerate(groups)]
+        prompts = [
+            self._prompt(group, principle, swapped)
+            for group, chosen in zip(groups, principles, strict=True)
+            for principle in chosen
+            for swapped in (False, True)
+        ]
+        answers = iter(self._answers(prompts))
+        return [
+            self._judgement([_Comparison(principle, next(answers), next(answers)) for principle in chosen])
+            for chosen in principles
+        ]
 
     def drawn(self, group: Group) -> Principle:
         """The principle that a pair is judged by where one is drawn; the same in either order of its responses."""
@@ -145,161 +204,172 @@ class Judge:
         named = [principle for principle in self.constitution.principles if principle.name == name]
         return tuple(named) or (self.drawn(group),)
 
-    def _comparison(self, group: Group, principle: Principle, turned: bool) -> str:
+    def _prompt(self, group: Group, principle: Principle, swapped: bool) -> str:
         first, second = (shortened(response.text, self.max_characters) for response in group.responses)
-        asked = shortened(conversation(group.prompt), self.max_characters, end=True)
-        return comparison(asked, *((second, first) if turned else (first, second)), principle)
+        prompt = shortened(conversation(group.prompt), self.max_characters, end=True)
+        return comparison(prompt, *((second, first) if swapped else (first, second)), principle)
 
-    # --- asking ------------------------------------------------------------------------------------------------------
+    # --- requests ----------------------------------------------------------------------------------------------------
 
     def ready(self) -> str:
-        """How answers are read, `logprobs` or `votes`; asks the server once where nobody said.
+        """How answers are read, `logprobs` or `votes`; asks the server once where the settings leave it open.
 
         Raises:
-            GateError: a first question gets no answer.
+            GateError: the first request gets no reply.
         """
         if self.answers == "auto":
-            self.answers = "logprobs" if self._takes(options=CHOICES) else "votes"
+            self.answers = "logprobs" if self._reports_logprobs() else "votes"
         if self.answers == "votes" and self._schema is None:
-            self._schema = SCHEMA if self._takes(schema=SCHEMA) else {}
+            self._schema = SCHEMA if self._takes_schema() else {}
         return self.answers
 
-    def _takes(self, **wanted: Any) -> bool:
-        words = ({"role": "user", "content": 'Reply with {"better": "1"}.' if "schema" in wanted else "Reply with 1."},)
-        (answer,) = self.client([ChatRequest(words, max_tokens=1 if "options" in wanted else VOTE_TOKENS, **wanted)])
-        if answer.error and not answer.refused:
-            raise GateError(f"{self.name} gave no answer to a first question: {answer.error}; look at the server")
-        return not answer.refused and ("options" not in wanted or answer.told)
+    def _reports_logprobs(self) -> bool:
+        reply = self._first_reply(ChatRequest(_user("Reply with 1."), max_tokens=1, options=ANSWER_TOKENS))
+        return not reply.refused and reply.has_logprobs
 
-    def _ask(self, texts: Sequence[str]) -> list[_Said]:
-        return self._by_logprobs(texts) if self.ready() == "logprobs" else self._by_votes(texts)
+    def _takes_schema(self) -> bool:
+        request = ChatRequest(_user('Reply with {"better": "1"}.'), max_tokens=VOTE_TOKENS, schema=SCHEMA)
+        return not self._first_reply(request).refused
 
-    def _by_logprobs(self, texts: Sequence[str]) -> list[_Said]:
-        messages, reasons, failed = self._conversations(texts, ANSWER, temperature=0.0)
-        answers = self.client([ChatRequest(turns, options=CHOICES) for turns in messages], "judge")
-        said = []
-        for answer, reason, no_reason in zip(answers, reasons, failed, strict=True):
-            shares = answer.shares(CHOICES)
-            if answer.error or no_reason:
-                said.append(_Said("error", reason=answer.error or no_reason))
-            elif shares is None:
-                said.append(_Said("unparsable", reason=f"neither 1 nor 2 was likely; it begins with {answer.text!r}"))
-            else:
-                said.append(_Said(first=shares[0], reason=reason))
-        return said
+    def _first_reply(self, request: ChatRequest) -> ChatReply:
+        (reply,) = self.client([request])
+        if reply.error and not reply.refused:
+            raise GateError(f"{self.name} gave no reply to the first request: {reply.error}; check the server")
+        return reply
 
-    def _by_votes(self, texts: Sequence[str]) -> list[_Said]:
-        votes: list[list[float]] = [[] for _ in texts]
-        told: list[list[_Said]] = [[] for _ in texts]
-        reasons: list[str | None] = [None for _ in texts]
-        for draw in range(self.votes):
-            messages, why, failed = self._conversations(texts, VOTE, temperature=1.0, draw=draw)
-            for row, (vote, failure) in enumerate(self._vote(messages, draw)):
-                if failed[row] or failure is not None:
-                    told[row].append(_Said("error", reason=failed[row]) if failed[row] else failure or _Said("error"))
-                else:
-                    votes[row].append(vote)
-                    reasons[row] = reasons[row] or why[row]
-        return [
-            _Said(first=float(np.mean(given)), reason=reason) if 2 * len(given) > self.votes else failures[0]
-            for given, failures, reason in zip(votes, told, reasons, strict=True)
-        ]
+    def _answers(self, prompts: Sequence[str]) -> list[_Answer]:
+        return self._by_logprobs(prompts) if self.ready() == "logprobs" else self._by_votes(prompts)
 
-    def _vote(self, messages: Sequence[Any], draw: int) -> list[tuple[float, _Said | None]]:
-        """A vote of each, with one repair of what is no JSON."""
+    def _by_logprobs(self, prompts: Sequence[str]) -> list[_Answer]:
+        threads = self._threads(prompts, ANSWER, temperature=0.0)
+        replies = self.client([ChatRequest(thread.turns, options=ANSWER_TOKENS) for thread in threads], "judge")
+        return [_token_answer(reply, thread) for reply, thread in zip(replies, threads, strict=True)]
 
-        def question(turns: Any) -> ChatRequest:
+    def _by_votes(self, prompts: Sequence[str]) -> list[_Answer]:
+        """The mean of the votes on each prompt; at least half of them must have come."""
+        draws = [self._vote(prompts, draw) for draw in range(self.votes)]
+        return [self._mean_vote(votes) for votes in zip(*draws, strict=True)]
+
+    def _mean_vote(self, votes: Sequence[_Answer]) -> _Answer:
+        values = [vote.first for vote in votes if vote.first is not None]
+        if 2 * len(values) <= self.votes:
+            return next(vote for vote in votes if vote.first is None)
+        reason = next((vote.reason for vote in votes if vote.first is not None and vote.reason), None)
+        return _Answer(float(np.mean(values)), reason=reason)
+
+    def _vote(self, prompts: Sequence[str], draw: int) -> list[_Answer]:
+        """One vote on each prompt; a reply that is not the JSON asked for may be repaired once."""
+
+        def request(turns: Turns) -> ChatRequest:
             seed = derive_seed(self.seed, "vote", draw, turns)
             return ChatRequest(turns, VOTE_TOKENS, schema=self._schema or None, temperature=1.0, seed=seed)
 
-        answers = self.client([question(turns) for turns in messages], "judge")
-        broken = [row for row, answer in enumerate(answers) if not answer.error and parse_vote(answer.text) is None]
+        threads = self._threads(prompts, VOTE, temperature=1.0, draw=draw)
+        replies = self.client([request(thread.turns) for thread in threads], "judge")
+        broken = [row for row, reply in enumerate(replies) if not reply.error and parse_vote(reply.text) is None]
         repairs = [
-            (*messages[row], {"role": "assistant", "content": answers[row].text}, {"role": "user", "content": REPAIR})
-            for row in broken
+            (*threads[row].turns, _turn("assistant", replies[row].text), _turn("user", REPAIR)) for row in broken
         ]
-        mended = dict(zip(broken, self.client([question(turns) for turns in repairs], "repair"), strict=True))
-        found: list[tuple[float, _Said | None]] = []
-        for row, answer in enumerate(answers):
-            last = mended.get(row, answer)
-            vote = None if last.error else parse_vote(last.text)
-            failure = _Said("error", reason=last.error) if last.error else _Said("unparsable", reason=last.text[:200])
-            found.append((0.5, failure) if vote is None else (vote, None))
-        return found
+        for row, reply in zip(broken, self.client([request(turns) for turns in repairs], "repair"), strict=True):
+            replies[row] = reply
+        return [_vote_answer(reply, thread) for reply, thread in zip(replies, threads, strict=True)]
 
-    def _conversations(
-        self, texts: Sequence[str], ask: str, *, temperature: float, draw: int = 0
-    ) -> tuple[list[Any], list[str | None], list[str]]:
-        """What is asked in the end: at once, or after the model's own reasoning; with that, and why there is none."""
+    def _threads(self, prompts: Sequence[str], question: str, *, temperature: float, draw: int = 0) -> list[_Thread]:
+        """The turns up to the question: the question at once, or after the model's own reasoning."""
         if not self.chain_of_thought:
-            plain = [({"role": "user", "content": f"{text}\n\n{ask}"},) for text in texts]
-            return plain, [None] * len(texts), [""] * len(texts)
-        openings = [({"role": "user", "content": f"{text}\n\n{THINK}"},) for text in texts]
-        seeds = [derive_seed(self.seed, "reason", draw, text) if temperature else 0 for text in texts]
-        answers = self.client(
+            return [_Thread(_user(f"{prompt}\n\n{question}")) for prompt in prompts]
+        openings = [_user(f"{prompt}\n\n{THINK}") for prompt in prompts]
+        seeds = [derive_seed(self.seed, "reason", draw, prompt) if temperature else 0 for prompt in prompts]
+        replies = self.client(
             [
                 ChatRequest(turns, self.reasoning_tokens, temperature=temperature, seed=seed)
                 for turns, seed in zip(openings, seeds, strict=True)
             ],
             "reason",
         )
-        messages = [
-            (*opening, {"role": "assistant", "content": answer.text}, {"role": "user", "content": ask})
-            for opening, answer in zip(openings, answers, strict=True)
+        return [
+            _Thread((*opening, _turn("assistant", reply.text), _turn("user", question)), reply.text, reply.error)
+            for opening, reply in zip(openings, replies, strict=True)
         ]
-        return messages, [answer.text for answer in answers], [answer.error for answer in answers]
 
-    # --- verdicts ----------------------------------------------------------------------------------------------------
+    # --- judgements --------------------------------------------------------------------------------------------------
 
-    def _judgement(self, said: Sequence[tuple[Principle, _Said, _Said]]) -> Judgement:
-        one = None if self.averaged else said[0][0].name
-        failures = [side for _, a, b in said for side in (a, b) if side.state != "verdict"]
-        answered = [(p, a, b) for p, a, b in said if a.state == b.state == "verdict"]
-        if 2 * sum(p.weight for p, *_ in answered) <= sum(p.weight for p, *_ in said):
-            worst = next((side for side in failures if side.state == "error"), failures[0])
-            return Judgement(LabelResult(worst.state, self.name, principle=one, reason=worst.reason))
-        both = [(a, b) for _, a, b in answered]
-        weights = np.array([principle.weight for principle, *_ in answered])
+    def _judgement(self, comparisons: Sequence[_Comparison]) -> Judgement:
+        """The label of a pair; none where principles of half the weight or more have no answer in both orders."""
+        name = None if self.averaged else comparisons[0].principle.name
+        answered = [(one.principle, one.orders) for one in comparisons if one.orders is not None]
+        weight = sum(one.principle.weight for one in comparisons)
+        if 2 * sum(principle.weight for principle, _ in answered) <= weight:
+            failure = _failure(comparisons)
+            return Judgement(LabelResult(failure.outcome, self.name, principle=name, reason=failure.reason))
+        weights = np.array([principle.weight for principle, _ in answered])
         weights /= weights.sum()
-        first, turned = (float(weights @ np.array([pair[k].first for pair in both])) for k in (0, 1))
-        each = {p.name: _both_orders(a.first, b.first) for p, a, b in answered}
-        probability = float(weights @ np.array(list(each.values())))
-        if self.clamp is not None and probability != 0.5:
-            probability = min(max(probability, self.clamp[0]), self.clamp[1])
-        return Judgement(
-            LabelResult(
-                "tie" if probability == 0.5 else "verdict",
-                self.name,
-                probability=probability,
-                principle=one,
-                reason=answered[0][1].reason or (DISAGREE if not _agree(first, turned) else None),
-                order_effect=(first + turned) / 2 - 0.5,
-            ),
-            (first, turned),
-            each,
+        orders = BothOrders(
+            float(weights @ np.array([both.given for _, both in answered])),
+            float(weights @ np.array([both.swapped for _, both in answered])),
         )
+        labels = {principle.name: both.label for principle, both in answered}
+        probability = self._clamped(float(weights @ np.array(list(labels.values()))))
+        reason = next(one.given.reason for one in comparisons if one.orders is not None)
+        result = LabelResult.of(
+            probability,
+            self.name,
+            principle=name,
+            reason=reason or (None if orders.agree else DISAGREE),
+            order_effect=orders.order_effect,
+        )
+        return Judgement(result, orders, labels)
+
+    def _clamped(self, probability: float) -> float:
+        """A tie stays a tie."""
+        if self.clamp is None or probability == 0.5:
+            return probability
+        return min(max(probability, self.clamp[0]), self.clamp[1])
 
 
-def _both_orders(first: float, turned: float) -> float:
-    """P(response 0 ≻ response 1) of both orders; one half where they disagree about which is better."""
-    return (first + 1 - turned) / 2 if _agree(first, turned) else 0.5
+def _token_answer(reply: ChatReply, thread: _Thread) -> _Answer:
+    """P(first) among the two answer tokens."""
+    if reply.error or thread.error:
+        return _Answer(outcome="error", reason=reply.error or thread.error)
+    shares = reply.shares(ANSWER_TOKENS)
+    if shares is None:
+        return _Answer(outcome="unparsable", reason=f"neither 1 nor 2 was likely; the reply begins with {reply.text!r}")
+    return _Answer(shares[0], reason=thread.reason)
 
 
-def _agree(first: float, turned: float) -> bool:
-    """Whether two orders agree about which response is better; one that is undecided disagrees with none."""
-    return (first - 0.5) * (turned - 0.5) <= 0
+def _vote_answer(reply: ChatReply, thread: _Thread) -> _Answer:
+    if thread.error or reply.error:
+        return _Answer(outcome="error", reason=thread.error or reply.error)
+    vote = parse_vote(reply.text)
+    if vote is None:
+        return _Answer(outcome="unparsable", reason=reply.text[:200])
+    return _Answer(vote, reason=thread.reason)
+
+
+def _failure(comparisons: Sequence[_Comparison]) -> _Answer:
+    """The first error, otherwise the first answer that could not be read."""
+    failures = [answer for one in comparisons for answer in (one.given, one.swapped) if answer.first is None]
+    return next((answer for answer in failures if answer.outcome == "error"), failures[0])
+
+
+def _turn(role: str, text: str) -> Message:
+    return {"role": role, "content": text}
+
+
+def _user(text: str) -> Turns:
+    return (_turn("user", text),)
 
 
 def parse_vote(text: str) -> float | None:
     """A vote as P(shown first ≻ shown second); None where the text is anything but the JSON asked for.
 
-    It must be the whole text (in a code fence or not): a judge that quotes a response may quote JSON in it.
+    The JSON must be the whole text (in a code fence or not): a judge that quotes a response may quote JSON in it.
     """
-    fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
+    fence = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
     try:
-        said = json.loads(fenced[1] if fenced else text)
+        vote = json.loads(fence[1] if fence else text)
     except ValueError:
         return None
-    if not isinstance(said, dict) or set(said) != {"better"}:
+    if not isinstance(vote, dict) or set(vote) != {"better"}:
         return None
-    return {"1": 1.0, "2": 0.0, "tie": 0.5}.get(str(said["better"]).lower())
+    return {"1": 1.0, "2": 0.0, "tie": 0.5}.get(str(vote["better"]).lower())

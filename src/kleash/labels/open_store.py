@@ -1,4 +1,7 @@
-"""A label store for as long as it is needed; what the extra `feedback` brings is imported only here, when asked for."""
+"""Opens a label store, and says what to install where the extra `feedback` is missing.
+
+Only functions here import the packages of the extra, so that every command can be explained without them.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,23 @@ if TYPE_CHECKING:
 
 
 @contextmanager
+def extra_installed(purpose: str) -> Iterator[None]:
+    """Turn a missing package of the extra `feedback` into an error that says what to install.
+
+    Args:
+        purpose: what needs the package, the subject of the message.
+
+    Raises:
+        ConfigError: a package of the extra is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "sqlalchemy").partition(".")[0]
+        raise ConfigError(f"{purpose} needs {package}; pip install 'kleash[feedback]'") from None
+
+
+@contextmanager
 def open_store(where: str | Path) -> Iterator[Store]:
     """A label store, closed at the end.
 
@@ -24,11 +44,8 @@ def open_store(where: str | Path) -> Iterator[Store]:
         ConfigError: the extra is not installed.
         InputError: as `Store.open`.
     """
-    try:
+    with extra_installed("the label store"):
         from kleash.labels.store import Store
-    except ModuleNotFoundError as error:
-        package = (error.name or "sqlalchemy").partition(".")[0]
-        raise ConfigError(f"the label store needs {package}; pip install 'kleash[feedback]'") from None
     store = Store.open(where)
     try:
         yield store

@@ -1,10 +1,9 @@
-"""Who compares what next, and what they said of it.
+"""Which pair a person compares next, and their votes.
 
-Rules: a person resumes what they had open, in its order and with its sides. A new pair is one that fewer than `overlap`
-people have voted on or hold; what a person holds lapses after `lease_seconds`, and a vote that comes later counts all
-the same. Sides are balanced for each pair, then for each person, and remembered. A share of pairs is drawn at random
-whatever the order, so that what was chosen can be checked against what was not; a share is shown again with its sides
-swapped, and nobody is told.
+Rules: a person resumes their open pairs, in the same order and with the same sides. A new pair is one that fewer than
+`overlap` people have voted on or hold. An open pair is held for `lease_seconds`; a vote that comes later still counts.
+Sides are balanced for each pair, then for each person, and stored. A share of pairs is drawn at random whatever the
+order, so that the other pairs can be checked against them; a share is shown again with the sides swapped, unannounced.
 """
 
 from __future__ import annotations
@@ -28,32 +27,32 @@ CHOICES = ("left", "right", "tie", "both_bad", "cannot")
 ADJUDICATIONS = ("first", "second", "tie", "both_bad", "cannot")
 
 PROBABILITY = {"first": 1.0, "second": 0.0, "tie": 0.5}
-"""P(first ≻ second) of a vote; the others say nothing of it."""
+"""P(first ≻ second) of a choice; the other choices have none."""
 
 REPEAT_AFTER = 5
-"""A hidden repeat comes so many votes after the first showing at the earliest."""
+"""A hidden repeat comes at least so many votes after the first showing."""
 
 
 @dataclass(frozen=True)
 class QueueSettings:
-    """How pairs are given out."""
+    """How pairs are assigned."""
 
     overlap: int = 1
     """People who compare each pair, ≥ 1."""
     order: Literal["uncertain", "random"] = "uncertain"
-    """Most uncertain first (where no uncertainty was given, at random), or at random."""
+    """Most uncertain first (pairs without an uncertainty at random), or all at random."""
     audit_share: float = 0.1
     """Share of pairs drawn at random whatever the order."""
     repeat_share: float = 0.05
     """Share of showings that are a hidden repeat of an earlier pair, sides swapped."""
     lease_seconds: float = 900
-    """For how long an open pair is kept for whoever has it."""
+    """How long an open pair is held for its person."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """A pair as a person sees it: no names of models, no votes of others."""
+    """A pair as a person sees it: without names of models and votes of others."""
 
     id: int
     task: int
@@ -64,17 +63,17 @@ class Assignment:
     reopened: bool = False
     """Whether its vote was taken back."""
     answer: Choice | None = None
-    """What is right, of a practice pair."""
+    """The right choice, of a practice pair."""
 
 
 @dataclass(frozen=True)
 class VoteRequest:
-    """A vote as it comes from a person."""
+    """A vote as a person sends it."""
 
     key: str
-    """Made by whoever sends it, for each vote a new one; sent again it is not counted again."""
-    verdict: str
-    """One of `CHOICES`; looked at when it is counted, as it comes from outside."""
+    """Chosen by the sender, a new one for each vote; the same key is counted once."""
+    choice: str
+    """One of `CHOICES`; `Queue.vote` checks it."""
     strength: int | None = None
     """1 slightly, 2 clearly, 3 by far."""
     reason: str = ""
@@ -84,28 +83,28 @@ class VoteRequest:
 
 @dataclass(frozen=True)
 class VoteResult:
-    """A vote that is committed."""
+    """A committed vote."""
 
     key: str
     repeated: bool
-    """Whether it had been counted before."""
+    """Whether the same key was counted before."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a person is."""
+    """A person's progress."""
 
     done: int
-    """Pairs voted on, practice and repeats apart."""
+    """Pairs voted on, without practice and repeats."""
     open: int
     """Pairs they hold."""
     skipped: int
     left: int
-    """Pairs that still want somebody's vote and that this person has not had."""
+    """Pairs that still need a vote and that this person has not seen."""
 
 
 class Queue:
-    """Gives out the pairs of a store and takes the votes on them."""
+    """Assigns the pairs of a store to people and takes their votes."""
 
     def __init__(self, store: Store, settings: QueueSettings | None = None) -> None:
         self.store, self.settings = store, settings or QueueSettings()
@@ -113,48 +112,46 @@ class Queue:
             raise InputError(f"overlap is {self.settings.overlap}; each pair needs at least one person")
 
     def next(self, annotator: int, count: int = 1) -> list[Assignment]:
-        """What a person compares next, at most `count` pairs; asked again, the same until they are voted on."""
+        """The next pairs of a person, at most `count`; the same ones until there is a vote on them."""
         with self.store.writing() as session:
             now = time.time()
-            held = [row for row in session.scalars(_open_of(annotator)) if self._still_wanted(session, row, now)]
-            for row in held:
+            rows = [row for row in session.scalars(_open_of(annotator)) if self._is_held(session, row, now)]
+            for row in rows:
                 row.expires = now + self.settings.lease_seconds
-            while len(held) < count:
+            while len(rows) < count:
                 new = self._assign(session, annotator, now)
                 if new is None:
                     break
-                held.append(new)
-            return [_shown(session, row) for row in held[:count]]
+                rows.append(new)
+            return [_assignment(session, row) for row in rows[:count]]
 
-    def vote(self, annotator: int, assignment: int, vote_request: VoteRequest) -> VoteResult:
-        """Count a vote; committed when this returns. On a pair that has one it is a revision, and both are kept.
+    def vote(self, annotator: int, assignment: int, request: VoteRequest) -> VoteResult:
+        """Count a vote; committed when this returns. A second vote on a pair replaces the first, and both are stored.
 
         Raises:
-            InputError: no such assignment of this person, or a verdict or strength that is none.
+            InputError: no such assignment of this person, or an unknown choice or strength.
         """
-        if vote_request.verdict not in CHOICES:
-            raise InputError(f"'{vote_request.verdict}' is no verdict; give one of: {', '.join(CHOICES)}")
-        if vote_request.strength not in (None, 1, 2, 3):
-            raise InputError(f"strength is {vote_request.strength}; it is 1 (slightly), 2 (clearly) or 3 (by far)")
-        said = {
-            "strength": vote_request.strength,
-            "tags": [_clean(tag) for tag in vote_request.tags],
-            "seconds": vote_request.seconds,
+        if request.choice not in CHOICES:
+            raise InputError(f"'{request.choice}' is not a choice; give one of: {', '.join(CHOICES)}")
+        if request.strength not in (None, 1, 2, 3):
+            raise InputError(f"strength is {request.strength}; give 1 (slightly), 2 (clearly) or 3 (by far)")
+        details = {
+            "strength": request.strength,
+            "tags": [_clean(tag) for tag in request.tags],
+            "seconds": request.seconds,
         }
-        return self._append(
-            annotator, assignment, vote_request.key, vote_request.verdict, "voted", vote_request.reason, said
-        )
+        return self._append(annotator, assignment, request.key, request.choice, "voted", request.reason, details)
 
     def skip(self, annotator: int, assignment: int, key: str, reason: str = "") -> VoteResult:
-        """Pass a pair on to others."""
+        """Leave a pair to others."""
         return self._append(annotator, assignment, key, "skip", "skipped", reason)
 
     def report(self, annotator: int, assignment: int, key: str, reason: str = "") -> VoteResult:
-        """Say that something is wrong with a pair itself."""
+        """Report that something is wrong with a pair itself."""
         return self._append(annotator, assignment, key, "report", "reported", reason)
 
     def undo(self, annotator: int, key: str) -> Assignment | None:
-        """Take back the last thing a person said that stands; its pair is open again and comes next.
+        """Take back a person's last vote, skip or report; its pair is open again and served next.
 
         Returns:
             That pair; None where there is nothing to take back.
@@ -163,7 +160,7 @@ class Queue:
         with self.store.writing() as session:
             earlier = session.scalar(select(VoteRow).where(VoteRow.key == key))
             if earlier is not None:
-                return _shown(session, _assignment_of(session, annotator, earlier.assignment))
+                return _assignment(session, _assignment_row(session, annotator, earlier.assignment))
             row = session.scalar(
                 select(AssignmentRow)
                 .join(VoteRow, VoteRow.assignment == AssignmentRow.id)
@@ -173,64 +170,66 @@ class Queue:
             )
             if row is None:
                 return None
-            session.add(VoteRow(key=key, task=row.task, annotator=annotator, assignment=row.id, verdict="undo"))
+            session.add(VoteRow(key=key, task=row.task, annotator=annotator, assignment=row.id, choice="undo"))
             row.state, row.reopened = "open", time.time()
             row.expires = row.reopened + self.settings.lease_seconds
-            return _shown(session, row)
+            return _assignment(session, row)
 
     def assignment(self, annotator: int, identity: int) -> Assignment:
-        """A pair that this person was given, whatever became of it."""
+        """A pair that was assigned to this person, in any state."""
         with self.store.reading() as session:
-            return _shown(session, _assignment_of(session, annotator, identity))
+            return _assignment(session, _assignment_row(session, annotator, identity))
 
     def progress(self, annotator: int) -> Progress:
-        """How far a person is."""
+        """A person's progress."""
         with self.store.reading() as session:
-            own = (
+            query = (
                 select(AssignmentRow.state, func.count())
                 .join(Task, Task.id == AssignmentRow.task)
                 .where(AssignmentRow.annotator == annotator, AssignmentRow.round == 0, Task.kind == "task")
                 .group_by(AssignmentRow.state)
             )
-            states: Mapping[str, int] = {state: number for state, number in session.execute(own)}
-            left = session.scalar(select(func.count()).select_from(self._wanted(annotator, time.time()).subquery()))
+            states: Mapping[str, int] = {state: number for state, number in session.execute(query)}
+            remaining = session.scalar(
+                select(func.count()).select_from(self._available(annotator, time.time()).subquery())
+            )
         return Progress(
             done=states.get("voted", 0),
             open=states.get("open", 0),
             skipped=states.get("skipped", 0) + states.get("reported", 0),
-            left=left or 0,
+            left=remaining or 0,
         )
 
-    def adjudicate(self, annotator: int, task: int, verdict: str, key: str, reason: str = "") -> VoteResult:
-        """An admin's last word on a task: it stands in place of the votes, which are kept.
+    def adjudicate(self, annotator: int, task: int, choice: str, key: str, reason: str = "") -> VoteResult:
+        """An admin's decision on a task; it replaces the votes, which stay stored.
 
         Raises:
-            InputError: not an admin, no such task, or no such verdict.
+            InputError: not an admin, no such task, or an unknown choice.
         """
-        if verdict not in ADJUDICATIONS:
-            raise InputError(f"'{verdict}' is no adjudication; give one of: {', '.join(ADJUDICATIONS)}")
+        if choice not in ADJUDICATIONS:
+            raise InputError(f"'{choice}' is not an adjudication; give one of: {', '.join(ADJUDICATIONS)}")
         _check_key(key)
         with self.store.writing() as session:
-            who = session.get(AnnotatorRow, annotator)
-            if who is None or who.role != "admin":
-                raise InputError("only an admin rules on a task; open the admin link")
+            person = session.get(AnnotatorRow, annotator)
+            if person is None or person.role != "admin":
+                raise InputError("only an admin adjudicates a task; open the admin link")
             if session.get(Task, task) is None:
                 raise InputError(f"there is no task {task}; see the queue of disagreements")
             if session.scalar(select(VoteRow.id).where(VoteRow.key == key)) is not None:
                 return VoteResult(key, repeated=True)
             session.add(
                 VoteRow(
-                    key=key, task=task, annotator=annotator, verdict=verdict, probability=PROBABILITY.get(verdict),
+                    key=key, task=task, annotator=annotator, choice=choice, probability=PROBABILITY.get(choice),
                     reason=_clean(reason), adjudicated=True,
                 )
             )  # fmt: skip
         return VoteResult(key, repeated=False)
 
-    # --- within ------------------------------------------------------------------------------------------------------
+    # --- helpers -----------------------------------------------------------------------------------------------------
 
     def _append(
-        self, annotator: int, assignment: int, key: str, verdict: str, state: str, reason: str,
-        said: Mapping[str, Any] | None = None,
+        self, annotator: int, assignment: int, key: str, choice: str, state: str, reason: str,
+        details: Mapping[str, Any] | None = None,
     ) -> VoteResult:  # fmt: skip
         _check_key(key)
         with self.store.writing() as session:
@@ -239,21 +238,21 @@ class Queue:
                 if (earlier.annotator, earlier.assignment) != (annotator, assignment):
                     raise InputError("this key was used for another vote; make a new key for each vote")
                 return VoteResult(key, repeated=True)
-            row = _assignment_of(session, annotator, assignment)
-            if verdict in ("left", "right"):
-                verdict = "first" if (verdict == "left") != row.swapped else "second"
+            row = _assignment_row(session, annotator, assignment)
+            if choice in ("left", "right"):
+                choice = "first" if (choice == "left") != row.swapped else "second"
             session.add(
                 VoteRow(
-                    key=key, task=row.task, annotator=annotator, assignment=row.id, verdict=verdict,
-                    probability=PROBABILITY.get(verdict), reason=_clean(reason),
-                    guideline=session.scalar(select(func.max(Guideline.id))), **said or {},
+                    key=key, task=row.task, annotator=annotator, assignment=row.id, choice=choice,
+                    probability=PROBABILITY.get(choice), reason=_clean(reason),
+                    guideline=session.scalar(select(func.max(Guideline.id))), **details or {},
                 )
             )  # fmt: skip
             row.state = state
         return VoteResult(key, repeated=False)
 
-    def _still_wanted(self, session: Session, row: AssignmentRow, now: float) -> bool:
-        """Whether an open assignment is still this person's: its lease holds, or nobody else took its place."""
+    def _is_held(self, session: Session, row: AssignmentRow, now: float) -> bool:
+        """Whether an open assignment is still this person's: its lease holds, or nobody else took the pair."""
         if row.expires >= now or row.reopened is not None or row.round == 1:
             return True
         task = session.get_one(Task, row.task)
@@ -261,25 +260,25 @@ class Queue:
             return True
         others = session.scalar(
             select(func.count()).where(
-                AssignmentRow.task == row.task, AssignmentRow.annotator != row.annotator, _taken(now)
+                AssignmentRow.task == row.task, AssignmentRow.annotator != row.annotator, _is_occupied(now)
             )
         )
         return (others or 0) < self.settings.overlap
 
-    def _wanted(self, annotator: int, now: float) -> Select[Task]:
+    def _available(self, annotator: int, now: float) -> Select[Task]:
         """Tasks that fewer than `overlap` people have and that this person never had."""
-        taken = (
+        occupied = (
             select(AssignmentRow.task, func.count().label("people"))
-            .where(AssignmentRow.round == 0, _taken(now))
+            .where(AssignmentRow.round == 0, _is_occupied(now))
             .group_by(AssignmentRow.task)
             .subquery()
         )
         mine = aliased(AssignmentRow)
-        had = select(mine.id).where(mine.task == Task.id, mine.annotator == annotator).exists()
+        assigned = select(mine.id).where(mine.task == Task.id, mine.annotator == annotator).exists()
         return (
             select(Task)
-            .outerjoin(taken, taken.c.task == Task.id)
-            .where(Task.kind == "task", func.coalesce(taken.c.people, 0) < self.settings.overlap, ~had)
+            .outerjoin(occupied, occupied.c.task == Task.id)
+            .where(Task.kind == "task", func.coalesce(occupied.c.people, 0) < self.settings.overlap, ~assigned)
         )
 
     def _assign(self, session: Session, annotator: int, now: float) -> AssignmentRow | None:
@@ -288,9 +287,9 @@ class Queue:
             select(Task).where(Task.kind == "practice", Task.id.not_in(mine)).order_by(Task.id).limit(1)
         )
         if practice is not None:
-            return self._give(session, practice, annotator, now)
-        had = session.scalar(select(func.count()).where(AssignmentRow.annotator == annotator)) or 0
-        chance = random.Random(f"{self.settings.seed}/{annotator}/{had}")
+            return self._assign_task(session, practice, annotator, now)
+        count = session.scalar(select(func.count()).where(AssignmentRow.annotator == annotator)) or 0
+        chance = random.Random(f"{self.settings.seed}/{annotator}/{count}")
         if chance.random() < self.settings.repeat_share:
             repeat = self._repeat(session, annotator, now, chance)
             if repeat is not None:
@@ -298,12 +297,12 @@ class Queue:
         by_place = chance.random() < self.settings.audit_share or self.settings.order == "random"
         order = [Task.place] if by_place else [case((Task.uncertainty.is_(None), 1), else_=0),
                                                Task.uncertainty.desc(), Task.place]  # fmt: skip
-        task = session.scalar(self._wanted(annotator, now).order_by(*order).limit(1))
-        return None if task is None else self._give(session, task, annotator, now)
+        task = session.scalar(self._available(annotator, now).order_by(*order).limit(1))
+        return None if task is None else self._assign_task(session, task, annotator, now)
 
     def _repeat(self, session: Session, annotator: int, now: float, chance: random.Random) -> AssignmentRow | None:
         again = aliased(AssignmentRow)
-        shown = session.scalars(
+        rows = session.scalars(
             select(AssignmentRow)
             .join(Task, Task.id == AssignmentRow.task)
             .where(AssignmentRow.annotator == annotator, AssignmentRow.state == "voted", Task.kind == "task")
@@ -312,9 +311,9 @@ class Queue:
             )
             .order_by(AssignmentRow.id)
         ).all()[:-REPEAT_AFTER]
-        if not shown:
+        if not rows:
             return None
-        first = chance.choice(shown)
+        first = chance.choice(rows)
         row = AssignmentRow(
             task=first.task, annotator=annotator, round=1, swapped=not first.swapped,
             expires=now + self.settings.lease_seconds,
@@ -323,7 +322,7 @@ class Queue:
         session.flush()
         return row
 
-    def _give(self, session: Session, task: Task, annotator: int, now: float) -> AssignmentRow:
+    def _assign_task(self, session: Session, task: Task, annotator: int, now: float) -> AssignmentRow:
         row = AssignmentRow(
             task=task.id, annotator=annotator, swapped=self._side(session, task, annotator),
             expires=now + self.settings.lease_seconds,
@@ -334,16 +333,16 @@ class Queue:
 
     def _side(self, session: Session, task: Task, annotator: int) -> bool:
         """Whether response 1 goes left: where it did so less often, for this pair and then for this person."""
-        turned = func.sum(case((AssignmentRow.swapped, 1), else_=-1))
+        balance = func.sum(case((AssignmentRow.swapped, 1), else_=-1))
         for condition in (AssignmentRow.task == task.id, AssignmentRow.annotator == annotator):
-            lead = session.scalar(select(turned).where(condition, AssignmentRow.round == 0)) or 0
+            lead = session.scalar(select(balance).where(condition, AssignmentRow.round == 0)) or 0
             if lead:
                 return lead < 0
         return random.Random(f"{self.settings.seed}/{task.key}/{annotator}").random() < 0.5
 
 
-def _taken(now: float) -> Any:
-    """Voted, or held by somebody whose lease has not run out."""
+def _is_occupied(now: float) -> Any:
+    """Condition: voted, or held under a lease that has not expired."""
     return or_(AssignmentRow.state == "voted", (AssignmentRow.state == "open") & (AssignmentRow.expires >= now))
 
 
@@ -356,14 +355,14 @@ def _open_of(annotator: int) -> Select[AssignmentRow]:
     )
 
 
-def _assignment_of(session: Session, annotator: int, identity: int | None) -> AssignmentRow:
+def _assignment_row(session: Session, annotator: int, identity: int | None) -> AssignmentRow:
     row = None if identity is None else session.get(AssignmentRow, identity)
     if row is None or row.annotator != annotator:
         raise InputError(f"assignment {identity} is not yours; reload the page to get the next pair")
     return row
 
 
-def _shown(session: Session, row: AssignmentRow) -> Assignment:
+def _assignment(session: Session, row: AssignmentRow) -> Assignment:
     task = session.get_one(Task, row.task)
     group = group_of(task)
     left, right = group.responses[::-1] if row.swapped else group.responses
@@ -380,5 +379,5 @@ def _check_key(key: str) -> None:
 
 
 def _clean(text: str) -> str:
-    """Without the character that no database keeps, and without halves of characters."""
+    """Without NUL, which databases reject, and without lone surrogates."""
     return text.replace("\0", "").encode("utf-8", "replace").decode()

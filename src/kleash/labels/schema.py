@@ -1,7 +1,7 @@
-"""The tables of the label store. `migrations/` makes them; a test holds the two equal.
+"""The tables of the label store. `migrations/` creates them; a test compares the two.
 
-Votes are appended and never changed: a correction is a new row, and so is taking one back. What counts is the last row
-of an assignment. Times are seconds since 1970, UTC.
+Votes are appended and never changed: a correction is a new row, and so is taking a vote back. The last row of an
+assignment counts. Times are seconds since 1970, UTC.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Task(Base):
     key: Mapped[str] = mapped_column(String(64), unique=True)
     """Hash of the prompt, both responses and the kind: the same pair is one task."""
     kind: Mapped[str] = mapped_column(String(16))
-    """`task`, or `practice`, which has an answer and counts for nothing."""
+    """`task`, or `practice`, which has an answer and does not count."""
     prompt_key: Mapped[str] = mapped_column(String(64), index=True)
     """Hash of the prompt."""
     prompt: Mapped[Any] = mapped_column(JSON)
@@ -36,18 +36,18 @@ class Task(Base):
     """Response 0: `content` and `finished`."""
     second: Mapped[dict[str, Any]]
     columns: Mapped[dict[str, Any]]
-    """What else the row held; never shown to an annotator."""
+    """The other columns of the row; never shown to an annotator."""
     answer: Mapped[float | None]
-    """P(first ≻ second) that a practice task is marked by."""
+    """P(first ≻ second) of a practice task."""
     uncertainty: Mapped[float | None]
-    """How unsure a reward is of this pair; the most uncertain are asked first."""
+    """How uncertain a reward is about this pair; the most uncertain are served first."""
     place: Mapped[float] = mapped_column(Float, index=True)
     """In [0, 1), by hash: the random order."""
     created: Mapped[float] = mapped_column(default=time.time)
 
 
 class Guideline(Base):
-    """What annotators are told; each change is a version."""
+    """Guidelines for annotators; each change is a version."""
 
     __tablename__ = "guidelines"
 
@@ -57,26 +57,26 @@ class Guideline(Base):
 
 
 class AnnotatorRow(Base):
-    """Who labels: a person, a judge, a simulated labeller, a file."""
+    """A labeller: a person, a judge, a simulated labeller, a file."""
 
     __tablename__ = "annotators"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     alias: Mapped[str] = mapped_column(Text, unique=True)
-    """The name in exports: anonymous for people."""
+    """The name in exports; anonymous for people."""
     name: Mapped[str] = mapped_column(Text, default="")
-    """What the admin called them."""
+    """The name that the admin gave."""
     kind: Mapped[str] = mapped_column(String(16))
     role: Mapped[str] = mapped_column(String(16), default="annotator")
     token: Mapped[str | None] = mapped_column(String(64), unique=True)
-    """SHA-256 of the invitation's token; the token itself is not kept."""
+    """SHA-256 of the invitation's token; the token itself is not stored."""
     revoked: Mapped[float | None]
     settings: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created: Mapped[float] = mapped_column(default=time.time)
 
 
 class AssignmentRow(Base):
-    """A task given to a person, with the side on which they see each response."""
+    """A task assigned to a person, with the side on which they see each response."""
 
     __tablename__ = "assignments"
     __table_args__ = (
@@ -90,34 +90,34 @@ class AssignmentRow(Base):
     round: Mapped[int] = mapped_column(default=0)
     """1 for a hidden repeat with the sides swapped."""
     swapped: Mapped[bool]
-    """Whether response 1 stands on the left."""
+    """Whether response 1 is on the left."""
     state: Mapped[str] = mapped_column(String(16), default="open")
     """`open`, `voted`, `skipped` or `reported`."""
     expires: Mapped[float]
-    """Until when an open one keeps others away."""
+    """Until when an open assignment keeps the pair from others."""
     reopened: Mapped[float | None]
-    """When its vote was last taken back; such a one comes first."""
+    """When its vote was last taken back; such an assignment is served first."""
     created: Mapped[float] = mapped_column(default=time.time)
 
 
 class VoteRow(Base):
-    """One thing said about a task; appended, never changed."""
+    """One vote on a task; appended, never changed."""
 
     __tablename__ = "votes"
     __table_args__ = (Index("votes_of_task", "task", "annotator"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(String(80), unique=True)
-    """Made by whoever votes, so that a vote sent twice is counted once."""
+    """Chosen by the voter, so that a vote sent twice is counted once."""
     task: Mapped[int] = mapped_column(ForeignKey("tasks.id"))
     annotator: Mapped[int] = mapped_column(ForeignKey("annotators.id"))
     assignment: Mapped[int | None] = mapped_column(ForeignKey("assignments.id"), index=True)
-    """None for judges, files and adjudications, which are assigned nothing."""
-    verdict: Mapped[str] = mapped_column(String(16))
-    """`first`, `second`, `tie`, `both_bad`, `cannot`; `soft` where it is no sure choice (see `probability`); `skip`,
+    """None for judges, files and adjudications, which have no assignment."""
+    choice: Mapped[str] = mapped_column("verdict", String(16))
+    """`first`, `second`, `tie`, `both_bad`, `cannot`; `soft` for a label between these (see `probability`); `skip`,
     `report`, `undo`; a judge's `unparsable` and `error`."""
     probability: Mapped[float | None]
-    """P(first ≻ second), where the verdict says it."""
+    """P(first ≻ second), where the choice has one."""
     strength: Mapped[int | None]
     """1 slightly, 2 clearly, 3 by far."""
     reason: Mapped[str] = mapped_column(Text, default="")
@@ -126,15 +126,15 @@ class VoteRow(Base):
     order_effect: Mapped[float | None]
     """Of a judge; see `LabelResult`."""
     seconds: Mapped[float | None]
-    """From the pair on screen to the vote."""
+    """Seconds from the pair on screen to the vote."""
     guideline: Mapped[int | None] = mapped_column(ForeignKey("guidelines.id"))
     adjudicated: Mapped[bool] = mapped_column(default=False)
-    """An admin's last word: it stands for the task in place of the votes."""
+    """Whether it is an admin's decision, which replaces the votes on its task."""
     created: Mapped[float] = mapped_column(default=time.time)
 
 
 class CallRow(Base):
-    """One question to a model and its answer, by the hash of the question: asked once, paid once."""
+    """One request to a model and its reply, by the hash of the request: sent once, paid once."""
 
     __tablename__ = "calls"
 
@@ -146,13 +146,13 @@ class CallRow(Base):
     prompt_tokens: Mapped[int] = mapped_column(default=0)
     completion_tokens: Mapped[int] = mapped_column(default=0)
     cost: Mapped[float] = mapped_column(default=0.0)
-    """In the currency of the prices given."""
+    """In the currency of the configured prices."""
     seconds: Mapped[float] = mapped_column(default=0.0)
     created: Mapped[float] = mapped_column(default=time.time)
 
 
 class RevisionRow(Base):
-    """A response, what was said against it, and what became of it."""
+    """A response, its critique, and its revision."""
 
     __tablename__ = "revisions"
 

@@ -1,7 +1,7 @@
 """The label store: tasks, votes, annotators, judge calls and revisions in SQLite, or in PostgreSQL by URL.
 
-What a method returned from is committed. On SQLite a writer begins with BEGIN IMMEDIATE on a write-ahead log that is
-synced at each commit; on PostgreSQL writers take turns by an advisory lock. So a read and the write that follows from
+A change is committed when its method returns. On SQLite a writer begins with BEGIN IMMEDIATE on a write-ahead log that
+is synced at each commit; on PostgreSQL writers take turns by an advisory lock. So a read and the write that depends on
 it are one step everywhere, and the rules of the queue need no other lock.
 """
 
@@ -36,14 +36,17 @@ LOCK = 0x6B6C6561  # "klea": our advisory lock on PostgreSQL
 
 ROLES = ("annotator", "admin")
 
+CHOICE_OF: dict[float | None, str] = {1.0: "first", 0.0: "second"}
+"""Choice of a label that is sure; `soft` for others."""
+
 
 @dataclass(frozen=True)
 class Annotator:
-    """Who labels."""
+    """A labeller of the store."""
 
     id: int
     alias: str
-    """Anonymous, and the name in exports."""
+    """The name in exports; anonymous for people."""
     name: str
     kind: str
     role: str
@@ -53,7 +56,7 @@ class Annotator:
 
 @dataclass(frozen=True)
 class Invitation:
-    """A new annotator and the token of their link, which is nowhere kept."""
+    """A new annotator and the token of their link, which is not stored."""
 
     annotator: int
     token: str
@@ -61,7 +64,7 @@ class Invitation:
 
 @dataclass(frozen=True)
 class Guidelines:
-    """What annotators are told, and which version of it."""
+    """Guidelines for annotators, and their version."""
 
     version: int
     text: str
@@ -69,10 +72,10 @@ class Guidelines:
 
 @dataclass(frozen=True)
 class Call:
-    """One question to a model and what came back."""
+    """One request to a model and its reply."""
 
     key: str
-    """Hash of the model and the whole question."""
+    """Hash of the model and the whole request."""
     model: str
     request: dict[str, Any]
     state: str
@@ -85,7 +88,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Revision:
-    """A response, what was said against it, and what became of it."""
+    """A response, its critique, and its revision."""
 
     prompt: Content
     original: str
@@ -98,8 +101,17 @@ class Revision:
 
 
 @dataclass(frozen=True)
+class Match:
+    """The task of a pair."""
+
+    task: int
+    swapped: bool
+    """Whether the responses of the task are in the other order."""
+
+
+@dataclass(frozen=True)
 class Vote:
-    """One thing said about a task."""
+    """One vote on a task; see `VoteRow`."""
 
     id: int
     key: str
@@ -108,7 +120,7 @@ class Vote:
     alias: str
     kind: str
     assignment: int | None
-    verdict: str
+    choice: str
     probability: float | None
     strength: int | None
     reason: str
@@ -118,13 +130,13 @@ class Vote:
     seconds: float | None
     guideline: int | None
     swapped: bool | None
-    """Whether response 1 stood on the left; None where no sides were assigned."""
+    """Whether response 1 was on the left; None where no sides were assigned."""
     repeat: bool
     """Whether it answers a hidden repeat."""
     adjudicated: bool
     created: float
     counts: bool = field(default=True)
-    """Whether it is the last word of its assignment, and a label: no later vote or undo, no skip or report."""
+    """Whether it is the last vote of its assignment, and a label: not a skip, a report or an undo."""
 
 
 class Store:
@@ -132,18 +144,18 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        # SQLite lets writers that wait try again after longer and longer pauses, and some starve; a lock is fair
+        # SQLite lets waiting writers retry after longer and longer pauses, and some starve; a lock is fair
         self._turn = threading.Lock()
 
     @classmethod
     def open(cls, where: str | Path) -> Store:
-        """Open a store, made or migrated where it must be.
+        """Open a store; creates or migrates it where necessary.
 
         Args:
             where: a path of an SQLite file, or a database URL (`postgresql+psycopg://user@host/name`).
 
         Raises:
-            InputError: it cannot be opened, or is no label store.
+            InputError: it cannot be opened, or is not a label store.
         """
         try:
             if "://" in str(where):
@@ -152,36 +164,36 @@ class Store:
                 Path(where).parent.mkdir(parents=True, exist_ok=True)
                 url = URL.create("sqlite", database=str(where))
             engine = create_engine(url, pool_size=20, max_overflow=40)
-            _begin_as_told(engine)
+            _set_transactions(engine)
             with engine.connect() as connection:
                 _migrate(connection)
         except (ArgumentError, ModuleNotFoundError, DatabaseError, sqlite3.DatabaseError) as error:
-            told = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
             raise InputError(
-                f"{_shown(where)}: cannot be opened as a label store ({told}); give the path of an SQLite file, or a "
-                "PostgreSQL URL with the extra `postgres` installed"
+                f"{_without_password(where)}: cannot be opened as a label store ({reason}); give the path of an "
+                "SQLite file, or a PostgreSQL URL with the extra `postgres` installed"
             ) from None
         return cls(engine)
 
     @property
     def where(self) -> str:
-        """What `--store` is told to open it; without its password."""
+        """Value of `--store` that opens it, without the password."""
         url = self.engine.url
         return str(url.database) if url.drivername == "sqlite" else url.render_as_string(hide_password=True)
 
     def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         self.engine.dispose()
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """A consistent view."""
+        """A session that reads a consistent state."""
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """The only writer there is; committed at the end, and not at all if anything is raised."""
+        """The session of the only writer; committed at the end, rolled back if anything is raised."""
         engine = self.engine.execution_options(kleash_writes=True)
         with self._turn, Session(engine, expire_on_commit=False) as session, session.begin():
             yield session
@@ -191,15 +203,15 @@ class Store:
     def add_tasks(
         self, groups: Iterable[Group], *, kind: str = "task", uncertainty: Sequence[float] | None = None
     ) -> int:
-        """Add every pair of responses of each group; a pair that is there already is left as it is.
+        """Add every pair of responses of each group; a pair that exists already stays as it is.
 
         Args:
             groups: of two responses or more.
             kind: `task`, or `practice`, whose preference becomes the answer.
-            uncertainty: one number a group; where given, the greatest are asked first.
+            uncertainty: one number a group; the highest are served first.
 
         Returns:
-            How many are new.
+            Number of new pairs.
 
         Raises:
             DataError: a group with fewer than two responses, or a practice group without a preference.
@@ -211,7 +223,7 @@ class Store:
                     f"row {row + 1} has {len(group.responses)} responses; a task has two or more to compare"
                 )
             if kind == "practice" and not isinstance(group.label, Preference):
-                raise DataError(f"row {row + 1} has no preference; a practice row says which response is right")
+                raise DataError(f"row {row + 1} has no preference; give `chosen` and `rejected`")
             for i, j in combinations(range(len(group.responses)), 2):
                 task = _task(group, i, j, kind)
                 if uncertainty is not None:
@@ -225,63 +237,37 @@ class Store:
         with self.reading() as session:
             return {task.id: group_of(task) for task in session.scalars(select(Task).where(Task.kind == "task"))}
 
-    def find(self, groups: Sequence[Group]) -> list[tuple[int, bool] | None]:
-        """Task of each group of two, and whether its responses stand the other way round there; None where none is."""
-        found: list[tuple[int, bool] | None] = []
+    def find(self, groups: Sequence[Group]) -> list[Match | None]:
+        """The task of each group of two responses; None where there is none."""
+        matches: list[Match | None] = []
         with self.reading() as session:
             for group in groups:
                 task = _task(group, 0, 1, "task")
                 row = session.execute(select(Task.id, Task.first).where(Task.key == task.key)).one_or_none()
-                found.append(None if row is None else (row.id, row.first != task.first))
-        return found
+                matches.append(None if row is None else Match(row.id, row.first != task.first))
+        return matches
 
-    def record(self, groups: Sequence[Group], verdicts: Sequence[LabelResult], *, kind: str = "judge") -> int:
-        """Keep what a labeller said of groups of two; tasks that are not there are added.
+    def record(self, groups: Sequence[Group], results: Sequence[LabelResult], *, kind: str = "judge") -> int:
+        """Store a labeller's results on groups of two responses; adds tasks that do not exist yet.
 
-        The same verdict on the same pair, from the same labeller under the same principle, is kept once.
+        The same result on the same pair, from the same labeller under the same principle, is stored once.
 
         Args:
-            groups, verdicts: one of each, in order.
+            groups, results: one of each, in order.
             kind: of the labeller: `judge`, `simulated` or `file`.
 
         Returns:
-            How many are new.
+            Number of new votes.
         """
-        added = 0
         with self.writing() as session:
-            for group, verdict in zip(groups, verdicts, strict=True):
-                task = _task(group, 0, 1, "task")
-                _add_new(session, [task])
-                found = session.execute(select(Task.id, Task.first).where(Task.key == task.key)).one()
-                turned = found.first != task.first
-                annotator = _annotator(session, verdict.labeller, kind)
-                said = verdict.probability
-                first = None if said is None else 1 - said if turned else said
-                answer = {1.0: "first", 0.0: "second"}.get(-1.0 if first is None else first, "soft")
-                key = _hash(["record", task.key, verdict.labeller, kind, verdict.principle, verdict.state, said])
-                if session.scalar(select(VoteRow.id).where(VoteRow.key == key)) is not None:
-                    continue
-                session.add(
-                    VoteRow(
-                        key=key,
-                        task=found.id,
-                        annotator=annotator,
-                        verdict=answer if verdict.state == "verdict" else verdict.state,
-                        probability=first,
-                        reason=(verdict.reason or "").replace("\0", ""),
-                        principle=verdict.principle,
-                        order_effect=verdict.order_effect,
-                    )
-                )
-                added += 1
-        return added
+            return sum(_record(session, *pair, kind) for pair in zip(groups, results, strict=True))
 
     # --- people ------------------------------------------------------------------------------------------------------
 
     def invite(self, name: str = "", role: str = "annotator") -> Invitation:
-        """A new annotator; the token goes into their link and is kept nowhere."""
+        """A new annotator; the token goes into their link and is not stored."""
         if role not in ROLES:
-            raise InputError(f"'{role}' is no role; give one of: {', '.join(ROLES)}")
+            raise InputError(f"'{role}' is not a role; give one of: {', '.join(ROLES)}")
         token = secrets.token_urlsafe(24)
         with self.writing() as session:
             row = AnnotatorRow(
@@ -293,7 +279,7 @@ class Store:
             return Invitation(row.id, token)
 
     def annotator_of(self, token: str) -> Annotator | None:
-        """Whose token this is; None for one that is unknown or revoked."""
+        """The annotator of a token; None for an unknown or revoked token."""
         with self.reading() as session:
             row = session.scalar(select(AnnotatorRow).where(AnnotatorRow.token == _sha256(token)))
             return None if row is None or row.revoked is not None else _person(row)
@@ -305,12 +291,12 @@ class Store:
             return None if row is None else _person(row)
 
     def annotators(self) -> list[Annotator]:
-        """Everyone, in order of arrival."""
+        """All annotators, in order of arrival."""
         with self.reading() as session:
             return [_person(row) for row in session.scalars(select(AnnotatorRow).order_by(AnnotatorRow.id))]
 
     def revoke(self, annotator: int) -> None:
-        """Make a link void; the votes stay."""
+        """Revoke a link; the votes stay."""
         with self.writing() as session:
             row = session.get(AnnotatorRow, annotator)
             if row is None:
@@ -326,13 +312,13 @@ class Store:
             row.settings = dict(settings)
 
     def guidelines(self) -> Guidelines | None:
-        """What annotators are told today; None where nothing is."""
+        """The current guidelines; None where there are none."""
         with self.reading() as session:
             row = session.scalar(select(Guideline).order_by(Guideline.id.desc()).limit(1))
             return None if row is None else Guidelines(row.id, row.text)
 
     def set_guidelines(self, text: str) -> Guidelines:
-        """A new version, unless the text is today's."""
+        """Add a version, unless the text is the current one."""
         with self.writing() as session:
             row = session.scalar(select(Guideline).order_by(Guideline.id.desc()).limit(1))
             if row is None or row.text != text:
@@ -344,10 +330,10 @@ class Store:
     # --- votes, calls, revisions -------------------------------------------------------------------------------------
 
     def votes(self, *, until: int | None = None) -> list[Vote]:
-        """All that was said, oldest first, each with whether it counts.
+        """All votes, oldest first, each with whether it counts.
 
         Args:
-            until: the last vote's id to look at: the store as it was then.
+            until: id of the last vote to include: the store as it was then.
         """
         query = (
             select(VoteRow, AnnotatorRow.alias, AnnotatorRow.kind, AssignmentRow.swapped, AssignmentRow.round)
@@ -361,15 +347,15 @@ class Store:
             query = query.where(VoteRow.id <= until)
         with self.reading() as session:
             rows = session.execute(query).all()
-        last = {_place_of(row[0]): row[0].id for row in rows}
+        last = {_slot(row[0]): row[0].id for row in rows}
         return [
             Vote(
                 id=vote.id, key=vote.key, task=vote.task, annotator=vote.annotator, alias=alias, kind=kind,
-                assignment=vote.assignment, verdict=vote.verdict, probability=vote.probability,
+                assignment=vote.assignment, choice=vote.choice, probability=vote.probability,
                 strength=vote.strength, reason=vote.reason, tags=list(vote.tags), principle=vote.principle,
                 order_effect=vote.order_effect, seconds=vote.seconds, guideline=vote.guideline, swapped=swapped,
                 repeat=bool(repeat), adjudicated=vote.adjudicated, created=vote.created,
-                counts=last[_place_of(vote)] == vote.id and vote.verdict not in ("undo", "skip", "report"),
+                counts=last[_slot(vote)] == vote.id and vote.choice not in ("undo", "skip", "report"),
             )
             for vote, alias, kind, swapped, repeat in rows
         ]  # fmt: skip
@@ -380,15 +366,15 @@ class Store:
             return session.scalar(select(func.max(VoteRow.id))) or 0
 
     def call(self, key: str) -> Call | None:
-        """What a model answered to this question before."""
+        """The stored reply to a request; None where there is none."""
         with self.reading() as session:
             row = session.get(CallRow, key)
             if row is None:
                 return None
             return Call(**{name: getattr(row, name) for name in Call.__dataclass_fields__})
 
-    def keep_call(self, call: Call) -> None:
-        """Keep a question and its answer; an answer to the same question replaces one that failed."""
+    def save_call(self, call: Call) -> None:
+        """Store a request with its reply, in place of an earlier one to the same request, which failed."""
         with self.writing() as session:
             session.merge(CallRow(**asdict(call)))
 
@@ -397,8 +383,8 @@ class Store:
         with self.reading() as session:
             return float(session.scalar(select(func.sum(CallRow.cost))) or 0.0)
 
-    def keep_revision(self, revision: Revision) -> None:
-        """Keep a revision."""
+    def save_revision(self, revision: Revision) -> None:
+        """Store a revision."""
         with self.writing() as session:
             session.add(RevisionRow(**asdict(revision) | {"prompt": plain(revision.prompt)}))
 
@@ -417,19 +403,21 @@ def group_of(task: Task) -> Group:
 
 
 def plain(value: Content) -> Any:
-    """Text or turns as JSON has them."""
+    """Text or turns as JSON."""
     return value if isinstance(value, str) else [dict(turn) for turn in value]
 
 
 def content(value: Any) -> Content:
-    """Text or turns out of JSON."""
+    """Text or turns from JSON."""
     return value if isinstance(value, str) else tuple(value)
 
 
 def _task(group: Group, i: int, j: int, kind: str) -> Task:
     prompt = plain(group.prompt)
-    first, second = ({"content": _said(group.responses[k]), "finished": group.responses[k].finished} for k in (i, j))
-    # which of the two stands first is nothing that a task should be told apart by
+    first, second = (
+        {"content": _content_of(group.responses[k]), "finished": group.responses[k].finished} for k in (i, j)
+    )
+    # sorted: the same pair in the other order is the same task
     key = _hash([kind, prompt, sorted([json.dumps(first, sort_keys=True), json.dumps(second, sort_keys=True)])])
     label = group.label
     return Task(
@@ -445,7 +433,7 @@ def _task(group: Group, i: int, j: int, kind: str) -> Task:
     )
 
 
-def _said(response: Response) -> Any:
+def _content_of(response: Response) -> Any:
     return plain(response.text if response.content is None else response.content)
 
 
@@ -454,7 +442,7 @@ def _response(value: dict[str, Any]) -> Response:
 
 
 def _add_new(session: Session, tasks: Sequence[Task]) -> int:
-    """Add those that are not there already, each once; many at a time, since people wait for the first of them."""
+    """Add the tasks that do not exist yet, each once; many at a time, since people wait for the first of them."""
     added = 0
     for start in range(0, len(tasks), 500):
         fresh: dict[str, Task] = {}
@@ -469,13 +457,40 @@ def _add_new(session: Session, tasks: Sequence[Task]) -> int:
 
 
 def _annotator(session: Session, name: str, kind: str) -> int:
-    found = session.scalar(select(AnnotatorRow.id).where(AnnotatorRow.alias == name))
-    if found is None:
+    identity = session.scalar(select(AnnotatorRow.id).where(AnnotatorRow.alias == name))
+    if identity is None:
         row = AnnotatorRow(alias=name, name=name, kind=kind, settings={})
         session.add(row)
         session.flush()
-        found = row.id
-    return found
+        identity = row.id
+    return identity
+
+
+def _record(session: Session, group: Group, result: LabelResult, kind: str) -> bool:
+    """Append a labeller's result as a vote, unless it is there already."""
+    task = _task(group, 0, 1, "task")
+    _add_new(session, [task])
+    stored = session.execute(select(Task.id, Task.first).where(Task.key == task.key)).one()
+    probability = result.probability
+    if probability is not None and stored.first != task.first:
+        probability = 1 - probability
+    state = "verdict" if result.outcome == "preference" else result.outcome  # the word of keys in older stores
+    key = _hash(["record", task.key, result.labeller, kind, result.principle, state, result.probability])
+    if session.scalar(select(VoteRow.id).where(VoteRow.key == key)) is not None:
+        return False
+    session.add(
+        VoteRow(
+            key=key,
+            task=stored.id,
+            annotator=_annotator(session, result.labeller, kind),
+            choice=CHOICE_OF.get(probability, "soft") if result.outcome == "preference" else result.outcome,
+            probability=probability,
+            reason=(result.reason or "").replace("\0", ""),
+            principle=result.principle,
+            order_effect=result.order_effect,
+        )
+    )
+    return True
 
 
 def _person(row: AnnotatorRow) -> Annotator:
@@ -484,8 +499,8 @@ def _person(row: AnnotatorRow) -> Annotator:
     )  # fmt: skip
 
 
-def _place_of(vote: VoteRow) -> tuple[Any, ...]:
-    """What a later vote replaces: the same assignment's; a judge's under the same principle; an adjudication's."""
+def _slot(vote: VoteRow) -> tuple[Any, ...]:
+    """A later vote in the same slot replaces it: of one assignment; of a judge by one principle; an adjudication."""
     if vote.assignment is not None:
         return ("assignment", vote.assignment)
     return (
@@ -501,17 +516,18 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _shown(where: str | Path) -> str:
+def _without_password(where: str | Path) -> str:
     text = str(where)
     return make_url(text).render_as_string(hide_password=True) if "://" in text else text
 
 
-def _begin_as_told(engine: Engine) -> None:
+def _set_transactions(engine: Engine) -> None:
+    """SQLite: write-ahead log, BEGIN or BEGIN IMMEDIATE by us. PostgreSQL: writers take an advisory lock."""
     if engine.dialect.name == "sqlite":
 
         @event.listens_for(engine, "connect")
         def prepare(connection: Any, _: Any) -> None:
-            connection.isolation_level = None  # we say BEGIN ourselves
+            connection.isolation_level = None  # no BEGIN but ours
             for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                 connection.execute(f"PRAGMA {pragma}")
 

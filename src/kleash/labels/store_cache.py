@@ -1,38 +1,51 @@
-"""Answers of a chat model kept in the label store: the `ResponseCache` of `chat.client`."""
+"""A response cache in the label store."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 from kleash.chat.messages import ChatReply, ChatRequest
 from kleash.labels.store import Call, Store
 
+COLUMN_OF = {"has_logprobs": "told"}
+"""Fields of a reply that stores know by another name."""
+
 
 class StoreCache:
-    """Judge calls of a store. Answers are recalled; errors are kept to be looked at, and asked again."""
+    """A `ResponseCache` on a store. Errors are stored for inspection but not returned: the request is repeated."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def recall(self, key: str) -> tuple[ChatReply, float] | None:
+    def get(self, key: str) -> tuple[ChatReply, float] | None:
         """See `ResponseCache`."""
         call = self.store.call(key)
         if call is None or call.state != "answered":
             return None
-        return ChatReply(**call.response), call.cost
+        return _from_json(call.response), call.cost
 
-    def keep(self, key: str, model: str, question: ChatRequest, answer: ChatReply, cost: float) -> None:
+    def put(self, key: str, model: str, request: ChatRequest, reply: ChatReply, cost: float) -> None:
         """See `ResponseCache`."""
-        self.store.keep_call(
+        self.store.save_call(
             Call(
                 key=key,
                 model=model,
-                request=question.request(),
-                state="error" if answer.error else "answered",
-                response=asdict(answer),
-                prompt_tokens=answer.prompt_tokens,
-                completion_tokens=answer.completion_tokens,
+                request=request.to_json(),
+                state="error" if reply.error else "answered",
+                response=_to_json(reply),
+                prompt_tokens=reply.prompt_tokens,
+                completion_tokens=reply.completion_tokens,
                 cost=cost,
-                seconds=answer.seconds,
+                seconds=reply.seconds,
             )
         )
+
+
+def _to_json(reply: ChatReply) -> dict[str, Any]:
+    return {COLUMN_OF.get(name, name): value for name, value in asdict(reply).items()}
+
+
+def _from_json(values: dict[str, Any]) -> ChatReply:
+    field_of = {column: name for name, column in COLUMN_OF.items()}
+    return ChatReply(**{field_of.get(name, name): value for name, value in values.items()})

@@ -1,4 +1,4 @@
-"""What `kleash judge` and `kleash revise` measured, as a table in the terminal."""
+"""The results of `kleash judge` and `kleash revise` as a table in the terminal."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from rich.table import Table
 from rich.text import Text
 
 from kleash.checks.gates import MARKS
+from kleash.outputs import results_of
 from kleash.report.verdicts import COLOURS
-from kleash.stages.files import results_of
 
 Line = tuple[str, str | Text]
 
 
 def show(out: Path, console: Console | None = None) -> None:
-    """Print the figures beside a file of labels or demonstrations, if there are any.
+    """Print the results beside a file of labels or demonstrations, if there are any.
 
     Args:
         out: the file.
-        console: where to; None: stderr, since stdout is for results.
+        console: None: stderr, since stdout is for results.
     """
     results = results_of(out)
     if results is None:
@@ -30,13 +30,13 @@ def show(out: Path, console: Console | None = None) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for name, found in judged(results) if "judge" in results else revised(results):
-        table.add_row(Text(name), found if isinstance(found, Text) else Text(found))
+    for name, value in judge_lines(results) if "judge" in results else revise_lines(results):
+        table.add_row(Text(name), value if isinstance(value, Text) else Text(value))
     (console or Console(stderr=True)).print(table)
 
 
-def judged(results: Mapping[str, Any]) -> list[Line]:
-    """The report of a judge."""
+def judge_lines(results: Mapping[str, Any]) -> list[Line]:
+    """Lines of the results of a judge."""
     failures = results["failures"]
     lines: list[Line] = [
         ("judge", f"{results['judge']}, by {results['answers']}"),
@@ -48,7 +48,7 @@ def judged(results: Mapping[str, Any]) -> list[Line]:
         lines += [
             ("shown first wins, one order", _span(results["first_before"])),
             ("shown first wins, both orders", _span(results["first_after"])),
-            ("verdict turns with the order", _span(results["flips"])),
+            ("label turns with the order", _span(results["flips"])),
             ("same answer again", f"{results['self_consistency']['mean']:.3f}"),
             ("length slope", _plus_minus(results["length_slope"])),
         ]
@@ -59,21 +59,21 @@ def judged(results: Mapping[str, Any]) -> list[Line]:
                 ("calibration error", f"{people['ece']:.3f}"),
             ]
         injections = results["injections"]
-        if injections and injections["injected"]:
+        if injections and injections["planted"]:
             shift = f", its probability {injections['shift']['mean']:+.3f}"
-            lines.append(("obeys a prompt injection", _span(injections["flipped"]) + shift))
-        lines += [(f"principle {name}", _principle(found)) for name, found in results["principles"].items()]
-    lines += _asked(results)
+            lines.append(("obeys an injected instruction", _span(injections["flipped"]) + shift))
+        lines += [(f"principle {name}", _principle(report)) for name, report in results["principles"].items()]
+    lines += _usage(results)
     lines += [
-        (f"gate: {check['name']}",
+        (f"check: {check['name']}",
          Text.assemble((MARKS[check["passed"]], COLOURS[check["passed"]]), f": {check['finding']}"))
         for check in results["gate"]["checks"]
     ]  # fmt: skip
     return lines
 
 
-def revised(results: Mapping[str, Any]) -> list[Line]:
-    """The report of critiques and revisions."""
+def revise_lines(results: Mapping[str, Any]) -> list[Line]:
+    """Lines of the results of critiques and revisions."""
     lines: list[Line] = [
         ("demonstrations", f"{results['demonstrations']} of {results['rows']} rows, {results['cut']} cut at the limit"),
         ("unchanged at the end", _span(results["unchanged"])),
@@ -83,37 +83,37 @@ def revised(results: Mapping[str, Any]) -> list[Line]:
         for when in ("before", "after"):
             lines.append((f"{title}, {when}", _span(results[f"refusals_{when}"][kind])))
     lines += [
-        (f"principle {name}", f"{found['pairs']} revisions, {found['share']:.0%} changed nothing")
-        for name, found in results["principles"].items()
-        if found["pairs"]
+        (f"principle {name}", f"{share['pairs']} revisions, {share['share']:.0%} changed nothing")
+        for name, share in results["principles"].items()
+        if share["pairs"]
     ]
-    return [*lines, *_asked(results)]
+    return [*lines, *_usage(results)]
 
 
-def _principle(found: Mapping[str, Any]) -> str:
-    against = (
-        "unknown" if found[f"against_{whom}"]["share"] is None else f"{found[f'against_{whom}']['share']:.0%}"
-        for whom in ("people", "others")
-    )  # fmt: skip
-    people, others = against
-    return f"decided {found['decided']} of {found['asked']}, against people {people}, against the others {others}"
+def _principle(report: Mapping[str, Any]) -> str:
+    people, others = (_percent(report[key]["share"]) for key in ("against_people", "against_others"))
+    return f"decided {report['decided']} of {report['asked']}, against people {people}, against the others {others}"
 
 
-def _asked(results: Mapping[str, Any]) -> list[Line]:
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.0%}"
+
+
+def _usage(results: Mapping[str, Any]) -> list[Line]:
     usage = results["usage"]
-    mixed: list[Line] = [("mixed in", f"{results['mixed_in']} rows")] if results["mixed_in"] else []
-    told = (
-        f"{usage['questions']} questions, {usage['kept']} answered before; {usage['prompt_tokens']} + "
-        f"{usage['completion_tokens']} tokens, cost {usage['cost']:.4g}, {usage['spent']:.4g} of it now"
+    mixed_in: list[Line] = [("mixed in", f"{results['mixed_in']} rows")] if results["mixed_in"] else []
+    line = (
+        f"{usage['questions']}, {usage['kept']} of them cached; {usage['prompt_tokens']} + "
+        f"{usage['completion_tokens']} tokens, cost {usage['cost']:.4g}, {usage['spent']:.4g} of it in this run"
     )
-    return [*mixed, ("asked", told)]
+    return [*mixed_in, ("requests", line)]
 
 
-def _span(found: Mapping[str, Any]) -> str:
-    if found["share"] is None:
+def _span(share: Mapping[str, Any]) -> str:
+    if share["share"] is None:
         return "unknown"
-    return f"{found['share']:.1%}  [{found['low']:.1%}, {found['high']:.1%}] of {found['pairs']}"
+    return f"{share['share']:.1%}  [{share['low']:.1%}, {share['high']:.1%}] of {share['pairs']}"
 
 
-def _plus_minus(found: Mapping[str, Any]) -> str:
-    return "unknown" if found["value"] is None else f"{found['value']:+.3f} ± {found['se']:.3f}"
+def _plus_minus(slope: Mapping[str, Any]) -> str:
+    return "unknown" if slope["value"] is None else f"{slope['value']:+.3f} ± {slope['se']:.3f}"

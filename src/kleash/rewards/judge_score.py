@@ -27,6 +27,7 @@ from kleash.chat.quoting import NOTE, code_of, conversation, marked, shortened
 from kleash.config import Config, read_yaml
 from kleash.data.group import Group, Response
 from kleash.errors import DataError
+from kleash.models.compute import DType
 
 SCALE = tuple("123456789")
 
@@ -57,7 +58,7 @@ class JudgeReward:
         self.client, self.rule, self.max_characters = client, rule, max_characters
 
     @classmethod
-    def load(cls, path: Path, *, device: str = "auto", dtype: str = "float32") -> JudgeReward:
+    def load(cls, path: Path, *, device: str = "auto", dtype: DType = "float32") -> JudgeReward:
         """From YAML; the keys are those of `JudgeSettings`.
 
         Raises:

@@ -2,8 +2,8 @@
 
     kleash ask --data samples.jsonl --store labels.db --out preferences.jsonl
 
-With people it puts the pairs into the store and ends with exit code 75 until they have answered: run a recipe again,
-and it goes on where it waited. So a training in rounds (sample, ask, learn) holds no machine while people think.
+With people it puts the pairs into the store and ends with exit code 75 until they have answered. The same command (or
+recipe) run again continues there, so that a training in rounds (sample, ask, train) holds no machine while people vote.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ from kleash.data.group import Group, Preference, chosen_first
 from kleash.errors import DataError
 from kleash.labels.labeller import Labeller
 from kleash.labels.open_store import open_store
-from kleash.run import fingerprint
+from kleash.outputs import finish, identity_of, is_done
 from kleash.stages.data_configs import AskConfig
-from kleash.stages.files import finish, finished
 
 logger = logging.getLogger("kleash")
 
 
 def run(config: AskConfig) -> Path:
-    """Ask and write what was answered.
+    """Collect labels and write them.
 
     Returns:
         The file.
 
     Raises:
         WaitingError: people have not answered yet.
-        DataError: nothing to compare, or no answer that is a label.
+        DataError: there is nothing to compare, or no pair has a label.
     """
-    identity = {**config.model_dump(mode="json", exclude={"out"}), "data": fingerprint(config.data)}
-    if finished(config.out, identity):
+    identity = identity_of("ask", config)
+    if is_done(config.out, identity):
         return config.out
     groups = _pairs(config.data)
+    labeller = None if config.labeller == "people" else _reward_labeller(config.labeller, config.temperature)
     with open_store(config.store) as store:
         from kleash.labels.collect import LabelCollector
 
-        collector = LabelCollector(store, _labeller(config), budget=config.budget, votes=config.votes)
-        verdicts = collector.ask(groups)
+        collector = LabelCollector(store, labeller, budget=config.budget, votes=config.votes)
+        results = collector.collect(groups)
     rows = [
-        replace(group, label=Preference(verdict.probability, verdict.labeller))
-        for group, verdict in zip(groups, verdicts, strict=True)
-        if verdict is not None and verdict.probability is not None
+        replace(group, label=Preference(result.probability, result.labeller))
+        for group, result in zip(groups, results, strict=True)
+        if result is not None and result.probability is not None
     ]
     if not rows:
         raise DataError(f"{config.data}: no pair has a label; raise --budget, or label some of the pairs")
     write_groups(map(chosen_first, rows), config.out)
-    states = Counter("beyond the budget" if verdict is None else verdict.state for verdict in verdicts)
-    finish(config.out, identity, {"pairs": len(groups), "labels": len(rows), "states": dict(states)})
+    outcomes = Counter("beyond the budget" if result is None else result.outcome for result in results)
+    finish(config.out, identity, {"pairs": len(groups), "labels": len(rows), "states": dict(outcomes)})
     logger.info("%d of %d pairs have a label of %s", len(rows), len(groups), collector.name)
     return config.out
 
@@ -70,10 +70,8 @@ def _pairs(data: str) -> list[Group]:
     return pairs
 
 
-def _labeller(config: AskConfig) -> Labeller | None:
-    if config.labeller == "people":
-        return None
+def _reward_labeller(reward: str, temperature: float) -> Labeller:
     from kleash.labels.reward_labeller import RewardLabeller
     from kleash.rewards.reward import build_reward
 
-    return RewardLabeller(build_reward(config.labeller), name=config.labeller, temperature=config.temperature)
+    return RewardLabeller(build_reward(reward), name=reward, temperature=temperature)

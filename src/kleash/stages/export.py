@@ -2,8 +2,8 @@
 
     kleash export --store labels.db --out labels
 
-Writes `train.jsonl`, with `--test-share` also `test.jsonl`, pairs of which both are bad apart, and `labels.json`, which
-says what is in them. An export that is there is frozen: votes that came since go into another folder.
+Writes `train.jsonl`; with `--test-share` also `test.jsonl`; `both-bad.jsonl` with pairs of which both responses are
+bad; and `labels.json`, which describes them. An existing export is frozen: later votes go into another folder.
 """
 
 from __future__ import annotations
@@ -17,24 +17,21 @@ from kleash.stages.data_configs import ExportConfig
 
 
 def run(config: ExportConfig) -> Path:
-    """Write the labels, unless they are there.
+    """Write the labels, unless they are there already.
 
     Raises:
         DataError: there is nothing to write, or the folder holds an export with other settings.
     """
-    asked = {"ties": config.ties, "each": config.each, "test_share": config.test_share, "seed": config.seed}
+    settings = config.model_dump(include={"ties", "each", "test_share", "seed"})
     manifest = config.out / "labels.json"
     if manifest.exists():
-        told = json.loads(manifest.read_text())
-        same = {name: told.get(name) for name in asked} == asked and config.until in (None, told.get("until"))
-        if not same:
-            raise DataError(f"{config.out} holds an export with other settings; choose another --out or remove it")
+        existing = json.loads(manifest.read_text())
+        same = {name: existing.get(name) for name in settings} == settings
+        if not same or config.until not in (None, existing.get("until")):
+            raise DataError(f"{config.out} holds an export with other settings; delete it or choose another --out")
         return config.out
     with open_store(config.store) as store:
         from kleash.labels.import_export import export_labels
 
-        export_labels(
-            store, config.out, ties=config.ties, each=config.each, test_share=config.test_share, seed=config.seed,
-            until=config.until,
-        )  # fmt: skip
+        export_labels(store, config.out, until=config.until, **settings)
     return config.out

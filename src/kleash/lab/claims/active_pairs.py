@@ -25,7 +25,7 @@ from kleash.data.group import EncodedGroup
 from kleash.lab import chain, experiment
 from kleash.lab.chain import PreparedSeed
 from kleash.lab.experiment import Experiment, Figures, Results
-from kleash.labels.active_selection import By, choose, uncertainty_of
+from kleash.labels.active_selection import By, select_pairs, uncertainty_of
 from kleash.models.forward import response_scores
 from kleash.models.load import load_tokenizer, new_reward_model
 from kleash.objectives.bradley_terry import pair_loss
@@ -59,7 +59,7 @@ def measure(folder: Path, seed: int, arm: tuple[str, float]) -> Figures:
         if budget > len(rows):
             others = sorted(set(range(len(pool))) - set(rows))
             uncertainties = uncertainties_of(members, [pool[row] for row in others], choice)
-            best, audit = choose(uncertainties, budget - len(rows), audit_share=AUDIT_SHARE, seed=seed)
+            best, audit = select_pairs(uncertainties, budget - len(rows), audit_share=AUDIT_SHARE, seed=seed)
             rows += [others[index] for index in (*best, *audit)]
         pairs = [pool[row] for row in rows]
         members = [fit(start, pairs, labels[rows], derive_seed(seed, member)) for member in range(MEMBERS)]

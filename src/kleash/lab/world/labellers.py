@@ -134,9 +134,9 @@ class People:
             prompt, (a, b) = group.prompt_text, group.responses
             annotator, choice, share = self.pool.vote(prompt, a, b, key=derive_seed(prompt, a.text, b.text))
             if self.everyone:
-                verdicts.append(LabelResult("tie" if share == 0.5 else "verdict", self.name, probability=share))
+                verdicts.append(LabelResult.of(share, self.name))
             else:
-                verdicts.append(LabelResult("verdict", f"labeller-{annotator}", probability=float(choice == 0)))
+                verdicts.append(LabelResult.of(float(choice == 0), f"labeller-{annotator}"))
         return verdicts
 
 

@@ -134,8 +134,7 @@ class SmallJudge:
         for group, by_principle, effects in zip(groups, *self.by_principle(groups), strict=True):
             weights, principle = self._weights(group)
             probability, effect = float(weights @ by_principle), float(weights @ effects)
-            state: Literal["tie", "verdict"] = "tie" if probability == 0.5 else "verdict"
-            labels.append(LabelResult(state, self.name, probability, principle=principle, order_effect=effect))
+            labels.append(LabelResult.of(probability, self.name, principle=principle, order_effect=effect))
         return labels
 
     def by_principle(self, groups: Sequence[Group]) -> tuple[Float[Tensor, "P M"], Float[Tensor, "P M"]]:

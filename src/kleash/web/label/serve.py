@@ -1,0 +1,175 @@
+"""Label: people compare responses in a browser, one pair a screen.
+
+    kleash label --data samples.jsonl --store labels.db
+
+Serves until it is stopped; each vote is stored as it comes. The module loads no torch, so that the first pair is on
+screen in seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import sys
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from kleash.config import Config
+from kleash.errors import DataError
+from kleash.labels.open_store import extra_installed, open_store
+from kleash.web.common.listen import in_url, is_loopback, listen
+
+if TYPE_CHECKING:
+    from kleash.labels.store import Store
+
+
+class LabelConfig(Config):
+    """Serve pairs to annotators and take their votes. Each person has a link of their own. The admin's page makes
+    links, shows how far people agree, and exports the labels.
+    """
+
+    store: str = "labels.db"
+    """Label store: path of an SQLite file, created if missing, or a PostgreSQL URL."""
+    data: tuple[str, ...] = ()
+    """Rows with two or more responses, whose pairs are added to the store; their labels are not shown. A column
+    `uncertainty` decides which pairs come first. Without data the pairs of the store are served."""
+    practice: str | None = None
+    """Preferences with a known answer: each annotator begins with them and sees the answer after each vote."""
+    guidelines: Path | None = None
+    """Guidelines for annotators, a Markdown file. Each vote stores the version that it was made under."""
+    overlap: int = Field(1, ge=1)
+    """People who compare each pair. Agreement can be measured from 2 on."""
+    order: Literal["uncertain", "random"] = "uncertain"
+    """Most uncertain pairs first, or at random; without a column `uncertainty` both are random."""
+    audit_share: float = Field(0.1, ge=0, le=1)
+    """Share of pairs drawn at random whatever the order, to check the others against."""
+    repeat_share: float = Field(0.05, ge=0, le=1)
+    """Share of showings that repeat an earlier pair unannounced, sides swapped, to measure how steady a person is."""
+    goal: int = Field(0, ge=0)
+    """Pairs in a session, shown as a goal; 0: none."""
+    tags: tuple[str, ...] = ("correct", "helpful", "clear", "harmless")
+    """Reasons that annotators can select."""
+    ties: Literal["half", "davidson", "drop"] = "half"
+    """Ties in the admin's export: one half, by Davidson's model, or left out."""
+    host: str = "127.0.0.1"
+    """Address to listen on. An address that other machines can reach needs `public_url`."""
+    port: int = Field(8017, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    public_url: str | None = None
+    """Address at which people open the page from elsewhere, `https://…` behind a proxy that encrypts. Without it the
+    server answers only this machine."""
+    open: bool = False
+    """Open the annotator's link in a browser."""
+    seed: int = 0
+    """Of the random order and sides."""
+
+    @model_validator(mode="after")
+    def _check_addresses(self) -> LabelConfig:
+        if self.public_url is None and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} can be reached from other machines; give --public-url with the address that "
+                "people will open, or leave --host out"
+            )
+        parts = urlsplit(self.public_url or "http://localhost")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
+            raise ValueError(f"public_url is {self.public_url}, but should be like https://label.example.org")
+        return self
+
+
+def run(config: LabelConfig) -> None:
+    """Serve until Ctrl-C.
+
+    Raises:
+        DataError: a file of rows or guidelines cannot be read.
+        InputError: the store cannot be opened, or the port is taken.
+        ConfigError: the extra `feedback` is not installed.
+    """
+    with extra_installed("kleash label"):
+        from kleash.labels.queue import Queue, QueueSettings
+        from kleash.web.common.server import serve
+        from kleash.web.label.app import Site, build_app
+    with listen(config.host, config.port) as listener, open_store(config.store) as store:
+        add_rows(store, config.data, practice=config.practice, guidelines=config.guidelines)
+        settings = QueueSettings(
+            overlap=config.overlap, order=config.order, audit_share=config.audit_share,
+            repeat_share=config.repeat_share, seed=config.seed,
+        )  # fmt: skip
+        url = (config.public_url or f"http://{in_url(config.host)}:{listener.getsockname()[1]}").rstrip("/")
+        links = load_links(store, config.store)
+        site = Site(
+            url=url,
+            hosts=frozenset({"127.0.0.1", "localhost", "[::1]", str(urlsplit(url).hostname)}),
+            secret=links["secret"],
+            tags=config.tags,
+            goal=config.goal,
+            ties=config.ties,
+        )
+        print(f"annotator  {url}/join/{links['annotator']}\nadmin      {url}/join/{links['admin']}", flush=True)
+        print("whoever has a link is that person; Ctrl-C stops, votes are saved as they come", file=sys.stderr)
+        if config.open:
+            webbrowser.open(f"{url}/join/{links['annotator']}")
+        serve(build_app(Queue(store, settings), site), listener)
+    print(f"stopped; the labels are in {config.store.rpartition('@')[2]}", file=sys.stderr)
+
+
+def add_rows(
+    store: Store, data: tuple[str, ...] = (), *, practice: str | None = None, guidelines: Path | None = None
+) -> None:
+    """Add pairs, practice pairs and guidelines to a store.
+
+    Raises:
+        DataError: a file cannot be read; the message names it.
+    """
+    for source in data:
+        _add_pairs(store, source)
+    if practice is not None:
+        from kleash.data.formats import read_groups
+
+        try:
+            store.add_tasks(read_groups(practice), kind="practice")
+        except DataError as error:
+            raise DataError(f"{practice}: {error}") from None
+    if guidelines is not None:
+        try:
+            store.set_guidelines(guidelines.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8"
+            raise DataError(f"{guidelines}: {reason}; give a Markdown file of guidelines") from None
+
+
+def load_links(store: Store, where: str) -> dict[str, str]:
+    """The secret that signs cookies, and the tokens of the first two links; the same each time the store is served.
+
+    They stand in a file beside the store that only its owner can read; the store has only the hashes of tokens.
+    """
+    path = Path(f"{where}.links")
+    if "://" in where:
+        path = Path(f"labels-{hashlib.sha256(where.encode()).hexdigest()[:8]}.links")
+    links: dict[str, str] = json.loads(path.read_text()) if path.exists() else {"secret": secrets.token_urlsafe(32)}
+    before = dict(links)
+    for role in ("annotator", "admin"):
+        if store.annotator_of(links.get(role, "")) is None:
+            links[role] = store.invite(role=role).token
+    if links != before:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(links, file)
+    return links
+
+
+def _add_pairs(store: Store, source: str) -> None:
+    from kleash.data.formats import read_groups
+
+    groups = list(read_groups(source))
+    values = [group.columns.get("uncertainty") for group in groups]
+    uncertainties = [float(value) for value in values if isinstance(value, int | float)]
+    try:
+        new = store.add_tasks(groups, uncertainty=uncertainties if len(uncertainties) == len(groups) else None)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
+    print(f"{source}: {len(groups)} rows, {new} new pairs", file=sys.stderr)
