@@ -10,6 +10,7 @@ import torch
 from kleash.cli import _run
 from kleash.data.group import Group, Response
 from kleash.errors import ConfigError
+from kleash.evals.best_of_n_report import best_of_n_curve
 from kleash.io import read_jsonl
 from kleash.recipe import run_recipe
 from kleash.stages import best_of_n
@@ -60,9 +61,9 @@ def test_a_gold_reward_that_is_not_there_is_said_before_anything_is_sampled(base
 
 def test_a_text_that_occurs_again_ties_with_itself_whatever_rounding_says() -> None:
     pool = [Group("a", tuple(Response(text) for text in ("x", "y", "x")))]
-    (_, two, three) = best_of_n.curve(pool, [[1.0, 0.0, 1.0 + 1e-7]])
-    (_, tied, all_tied) = best_of_n.curve(pool, [[1.0, 0.0, 1.0]])
-    assert (two["kl"], three["kl"]) == (tied["kl"], all_tied["kl"])
+    (_, two, three) = best_of_n_curve(pool, [[1.0, 0.0, 1.0 + 1e-7]])
+    (_, tied, all_tied) = best_of_n_curve(pool, [[1.0, 0.0, 1.0]])
+    assert (two.kl, three.kl) == (tied.kl, all_tied.kl)
 
 
 def test_a_pool_that_was_sampled_before_an_interruption_is_not_sampled_again(
