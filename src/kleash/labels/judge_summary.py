@@ -106,7 +106,7 @@ def summarise(
     report = None
     if labelled:
         report = judge_report(
-            np.array([(orders.given, orders.swapped) for _, _, orders, _ in labelled], dtype=np.float64),
+            np.array([(orders.original, orders.swapped) for _, _, orders, _ in labelled], dtype=np.float64),
             np.array([probability for _, probability, _, _ in labelled], dtype=np.float64),
             people,
             np.array(longer, dtype=np.float64),
