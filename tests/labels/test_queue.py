@@ -179,18 +179,18 @@ def test_nobody_votes_for_somebody_else(store: Store, pairs: Pairs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request", "message"),
+    ("vote", "message"),
     [
         (VoteRequest("a-good-key", "first"), "is not a choice"),  # type: ignore[arg-type]
         (VoteRequest("short", "left"), "8 to 80 characters"),
         (VoteRequest("a-good-key", "left", strength=4), "strength is 4"),
     ],
 )
-def test_a_vote_that_is_none_is_refused(store: Store, pairs: Pairs, request: VoteRequest, message: str) -> None:
+def test_a_vote_that_is_none_is_refused(store: Store, pairs: Pairs, vote: VoteRequest, message: str) -> None:
     store.add_tasks(pairs(1))
     queue, person = Queue(store, PLAIN), store.invite().annotator
     with pytest.raises(InputError, match=message):
-        queue.vote(person, queue.next(person)[0].id, request)
+        queue.vote(person, queue.next(person)[0].id, vote)
     assert store.votes() == []
 
 

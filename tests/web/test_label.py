@@ -225,8 +225,10 @@ def test_undo_reaches_back_before_the_page_was_opened(serve: Serve, browse: Brow
 
 def test_what_is_said_is_said_to_a_screen_reader_and_the_pair_has_the_focus(serve: Serve, browse: Browse) -> None:
     page = browse()
-    with page.expect_response(lambda response: "/api/pairs" in response.url):
+    with page.expect_response(lambda response: "/api/pairs" in response.url) as pairs_ahead:
         page.goto(serve(pairs_of(3)).link())
+    pairs_ahead.value.finished()
+    page.evaluate("() => new Promise((done) => setTimeout(done))")  # the page has taken them up
     page.click("[data-act=tie]")
     page.wait_for_selector("#live:text-is('Equally good. Pair 2.')", state="attached")
     assert page.evaluate("document.activeElement.id") == "pair"
