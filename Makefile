@@ -13,21 +13,31 @@ PIP := $(BIN)/pip install --disable-pip-version-check $(shell test -t 2 || echo 
 PYTEST := $(BIN)/pytest -q -n auto --dist loadscope# a process a core, each module in one of them
 READY := .venv/ready
 
-.PHONY: help demo test test-slow lint types bench setup clean
+.PHONY: help demo test test-slow test-docs nightly programs lint types bench setup clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: $(READY) ## the small world, from base model to report: 5 minutes on 2 cores
 	$(BIN)/kleash demo
+	@$(BIN)/python -c 'import json; s = json.load(open("runs/demo/summary.json")); print("seconds:", \
+		", ".join(f"{name} {value:.0f}" for name, value in s["stages"].items()), "· total", round(s["seconds"]))'
 
 test: $(READY) ## the fast tests
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not docs"
 
-test-slow: $(READY) ## the slow tests: training to the closed form, kill and resume, the demo made small
-	$(PYTEST) -m slow
+test-slow: $(READY) ## the slow tests: closed forms, kill and resume, the small demo; PART=2/3 runs every third file
+	KLEASH_TEST_PART=$(PART) $(PYTEST) -m "slow and not docs"
 
-lint: $(READY) ## style, format and the floors
+test-docs: $(READY) ## every command and snippet of README and docs, as printed
+	$(PYTEST) -m docs tests/docs
+
+nightly: lint types test demo test-slow test-docs ## everything that CI runs in rotation, at once
+
+programs: $(READY) ## what some tests need besides: Chromium, PostgreSQL, TRL and trackio
+	@.ci/programs
+
+lint: $(READY) ## style, format and the layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -36,23 +46,34 @@ types: $(READY) ## the type checker
 	$(BIN)/mypy
 
 bench: $(READY) ## ratios against the plain way, in one run each
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in benchmarks/*.py; do echo "== $$file"; $(firstword $(wildcard .venv-extra/bin/python) $(BIN)/python) $$file || exit 1; done
 
 setup: $(READY) ## only the set-up
 
 # A stamp, so that the set-up is made once and again when the dependencies change. PyTorch goes first and alone: no other
-# index may answer with gigabytes of CUDA. What PyTorch itself needs comes with the rest, from PyPI.
+# index may answer with gigabytes of CUDA, unless its own cannot be reached. What PyTorch itself needs comes with the
+# rest, from PyPI.
 $(READY): pyproject.toml
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "kleash needs Python 3.11 or newer; install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || \
 		{ echo "this Python cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "setting up .venv: PyTorch from $(TORCH_INDEX), then kleash and what it needs (minutes, once)"
-	@$(PIP) --retries 2 --no-deps --index-url $(TORCH_INDEX) "$(TORCH)" || \
-		{ echo "no $(TORCH) from $(TORCH_INDEX); name another: make TORCH=torch==VERSION TORCH_INDEX=URL" >&2; exit 1; }
-	@$(PIP) -e ".[dev]"
+	@rm -f .venv/torch.log; \
+	if $(PIP) --log .venv/torch.log --retries 0 --timeout 15 --no-deps --index-url $(TORCH_INDEX) "$(TORCH)" 2>/dev/null; then \
+		! grep -q "Could not fetch URL" .venv/torch.log || \
+			echo "no answer from $(TORCH_INDEX), so $(TORCH) was taken from this machine's pip configuration"; \
+	elif grep -q "Could not fetch URL" .venv/torch.log; then \
+		echo "no answer from $(TORCH_INDEX), so $(TORCH) is taken from pip's own index"; \
+		$(PIP) --no-deps "$(TORCH)" 2>/dev/null || \
+			{ echo "no $(TORCH) there either; name another: make TORCH=torch==VERSION TORCH_INDEX=URL" >&2; exit 1; }; \
+	else \
+		echo "no $(TORCH) from $(TORCH_INDEX); name another: make TORCH=torch==VERSION TORCH_INDEX=URL" >&2; exit 1; \
+	fi
+	@$(PIP) -e ".[dev]" 2>.venv/pip.log || \
+		{ grep ERROR .venv/pip.log >&2; echo "pip cannot install what kleash needs; all it said is in .venv/pip.log" >&2; exit 1; }
 	@touch $@
 
 clean: ## the set-up and every cache, not the runs
-	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-extra dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

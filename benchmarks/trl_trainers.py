@@ -1,7 +1,7 @@
 """Our stages against TRL's trainers: the same weights, data, batch, optimiser and machine, as ratios in one run.
 
-    pip install trl        # into an environment that has kleash
-    python benchmarks/trl_trainers.py [--model FOLDER] [--only sft grpo] [--steps 6 --repeats 3]
+    make programs          # TRL, on top of .venv
+    .venv-extra/bin/python benchmarks/trl_trainers.py [--model FOLDER] [--only sft grpo] [--steps 6 --repeats 3]
 
 Each measurement is a process of its own, kleash and TRL in turn. A step runs from one optimiser step to the next, so
 loading and the first step are left out. float32, no gradient checkpointing; what else is told apart from the defaults
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if importlib.util.find_spec("trl") is None:
-        print("TRL is not installed, so there is nothing to compare with: pip install trl", file=sys.stderr)
+        print("no TRL to compare with; `make programs`, then run this by .venv-extra/bin/python", file=sys.stderr)
         return
 
     if options.measure:

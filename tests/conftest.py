@@ -1,9 +1,11 @@
-"""What every test runs under: shapes and types checked, no network, one thread."""
+"""What every test runs under: shapes and types checked, no network, one thread, fixed seeds."""
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,14 @@ jaxtyping.install_import_hook("kleash", "type_guard.check")  # before kleash: ev
 import network_guard
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tests import programs
+from tests.jitter import SEED, jitter, seed_everything
 
 WORDS = ("<pad>", "<end>", "<unk>", "user", "assistant", "system", *"abcdefghijklmnopqrstuvwxyz", *"0123456789")
 
@@ -62,7 +68,50 @@ def tiny_model() -> LlamaForCausalLM:
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return LlamaForCausalLM(config).eval()
+        return jitter(LlamaForCausalLM(config).eval())
+
+
+settings.register_profile("kleash", deadline=None, print_blob=True)  # a busy machine is not a failure
+settings.load_profile("kleash")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Hypothesis draws the same examples in every run, and others under another jitter."""
+    if config.getoption("hypothesis_seed", None) is None:
+        config.option.hypothesis_seed = str(SEED or 0)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """`KLEASH_TEST_PART=2/3` keeps the second of three parts of the files, by a hash of a file's name that stays."""
+    if not (part := os.environ.get("KLEASH_TEST_PART")):
+        return
+    number, parts = map(int, part.split("/"))
+    chosen = [item for item in items if zlib.crc32(item.path.name.encode()) % parts == number - 1]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say where the time went, and what was skipped for want of a program (in the controller, under xdist)."""
+    seconds: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            folder = getattr(report, "nodeid", "").split("::")[0].removeprefix("tests/").split("/")[0]
+            seconds[folder.removesuffix(".py")] += getattr(report, "duration", 0.0)
+    if sum(seconds.values()) > 20:
+        figures = ", ".join(f"{folder} {value:.0f}" for folder, value in seconds.most_common() if value >= 1)
+        terminalreporter.write_line(f"seconds of the tests by folder: {figures}")
+    skips = programs.missing(str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
+    if skips:
+        counts = ", ".join(f"{count} that need {program}" for program, count in sorted(skips.items()))
+        terminalreporter.write_line(f"skipped: {counts}; `{programs.INSTALL}` installs it, then they run", yellow=True)
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    """No test depends on those that ran before it."""
+    seed_everything()
 
 
 class Network:

@@ -468,7 +468,7 @@ def try_out(job: tuple[str, Fault | None]) -> str | None:
         first, tests = First(), [f"tests/{name}" for name in TESTS[file].split()]
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1), os.dup2(quiet, 2)
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "--hypothesis-seed=0"]
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not docs", "--hypothesis-seed=0"]
         options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what was imported before pytest began
         code = pytest.main([*options, *tests], plugins=[first])
         assert sys.modules["kleash"].__file__ == f"{folder}/kleash/__init__.py", "the tests took another kleash"

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from kleash.cli import STAGE_HELP, _run
-from kleash.run import read_jsonl
+from kleash.cli import COMMANDS, _run
+from kleash.io import read_jsonl
+from kleash.stages import STAGES
 
 
 def kleash(*words: object) -> int:
@@ -115,7 +116,7 @@ def test_a_typo_in_an_option_or_a_config_key_is_one_line(
         r"unknown option --learning-rat; did you mean --learning-rate\?",
         *sft(base, demonstrations, "--learning-rat", 1),
     )
-    fails(capsys, 2, r"invalid choice: 'sfft'", "sfft")
+    fails(capsys, 2, r"there is no command 'sfft'; did you mean `kleash sft`\?", "sfft")
     config = tmp_path / "sft.yaml"
     config.write_text("learning_rat: 1e-4\n")
     fails(
@@ -210,7 +211,8 @@ def test_generate_adds_responses_beside_the_columns(base: Path, prompts: Path, t
 def test_generate_does_not_write_over_what_is_there(
     base: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fails(capsys, 2, "is there already", "generate", "--model", base, "--data", prompts, "--out", prompts)
+    words = ["generate", "--model", base, "--data", prompts, "--out", prompts]
+    fails(capsys, 2, "exists and no stage of kleash finished it", *words)
 
 
 def test_a_reward_that_is_nothing_is_one_line(base: Path, prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -273,15 +275,100 @@ def test_a_corrected_command_may_use_the_folder_of_one_that_did_nothing(
 
 
 def test_the_help_of_every_command_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    for stage in STAGE_HELP:
+    for name in COMMANDS:
         with pytest.raises(SystemExit) as ended:
-            kleash(stage, "--help")
+            kleash(name, "--help")
         assert ended.value.code == 0
         text = capsys.readouterr().out
-        assert "example:" in text and "--out" in text and "(default: " in text
+        assert "example:" in text
+        assert name not in STAGES or (("--out" in text and "(default: " in text and "[TRL" in text) or name == "export")
     with pytest.raises(SystemExit):
         kleash("--help")
     assert "kleash demo" in capsys.readouterr().out
+
+
+def test_the_help_names_the_method_and_the_kind_of_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        kleash("ppo", "--help")
+    text = capsys.readouterr().out
+    assert "PPO: train a policy against a reward with a KL penalty." in text
+    assert "--model MODEL" in text and "--reward REWARD" in text and "--eval-data DATA" in text
+
+
+def test_underscored_options_are_taken(base: Path, demonstrations: Path) -> None:
+    assert kleash(*sft(base, demonstrations, "--learning_rate=1e-4", "--batch_size", 8)) == 0
+    used = json.loads((base.parent / "out" / "run.json").read_text())["config"]
+    assert (used["learning_rate"], used["batch_size"]) == (1e-4, 8)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("grpo --leash loss-k3", "unknown option --leash; --leash is now --kl-in$"),
+        ("demo --all-roads", "unknown option --all-roads; --all-roads is now --all-methods$"),
+        ("reward --hold_out_share=0.1", "--hold-out-share is now --validation-share$"),
+        ("sft --num_train_epochs 3", "`--num-train-epochs` is `--epochs` here$"),
+        ("grpo actor_rollout_ref.rollout.n=8", "`actor_rollout_ref.rollout.n` is `--group-size` here$"),
+        ("grpo --num-generations 8", "`--num-generations` is `--group-size` here$"),
+        ("dpo --gradient-accumulation-steps 8", "--batch-size is the batch of one optimiser step"),
+        ("rloo --model m", "there is no command 'rloo'; `kleash rloo` is `kleash grpo --preset rloo`$"),
+        ("kto", "not built yet; with preference pairs take `kleash dpo`$"),
+        ("train sft.yaml", "name the method: `kleash sft`, `reward`, `ppo`, `grpo` or `dpo`"),
+        ("online_dpo", "repeat `kleash generate -n 2`"),
+        ("xyzzy", "there is no command 'xyzzy'; `kleash --help` lists the commands$"),
+    ],
+)
+def test_what_it_is_called_elsewhere_or_was_called_is_explained(
+    capsys: pytest.CaptureFixture[str], words: str, message: str
+) -> None:
+    fails(capsys, 2, message, *words.split())
+
+
+QUICK = """
+import sys
+from kleash.cli import COMMANDS, _run
+try:
+    code = _run(sys.argv[1:])
+except SystemExit as ended:
+    code = ended.code
+slow = sorted({"torch", "transformers", "datasets", "numpy", "scipy", "jaxtyping"} & sys.modules.keys())
+print(f"\\n{code} {slow}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        *[(f"{name} --help", 0) for name in COMMANDS],
+        ("--help", 0),
+        ("--version", 0),
+        ("xyzzy", 2),
+        ("ppo --leash 1", 2),
+        ("sft --model nowhere/at/all --data d.jsonl --out out --learning-rate fast", 2),
+        ("sft --model nowhere/at/all --data here.jsonl --out out", 2),
+        ("sft --model here --data nowhere.jsonl --out out", 2),
+        ("sft --config nowhere.yaml", 2),
+        ("ppo --model here --data here.jsonl --reward nowhere/reward --out out", 2),
+        ("ppo --model here --data here.jsonl --reward nowhere.yaml --out out", 2),
+        ("overopt --run nowhere --gold math --out out", 2),
+        ("judge --model here --data here.jsonl --constitution nowhere.yaml --out out.jsonl", 2),
+        ("run nowhere.yaml", 2),
+        ("run recipe.yaml", 2),
+        ("check nowhere", 2),
+        ("check here --data nowhere.jsonl", 2),
+        ("inspect --model here --data nowhere.jsonl", 2),
+        ("import --store labels.db --data nowhere.jsonl", 2),
+    ],
+)  # fmt: skip
+def test_help_and_mistakes_answer_without_importing_torch(tmp_path: Path, words: str, code: int) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "recipe.yaml").write_text("out: runs\nstages: {sft: {model: here, data: nowhere.jsonl}}\n")
+    command = [sys.executable, "-c", QUICK, *words.split()]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ended.stdout.splitlines()[-1] == f"{code} []", ended.stdout + ended.stderr
+    assert code == 0 or len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "here.jsonl", "recipe.yaml"]
 
 
 def test_inspect_shows_the_rows(base: Path, demonstrations: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from network_guard import NetworkRefusedError
 
 import kleash
+from kleash.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,6 +31,12 @@ def test_public_names_exist_and_are_documented(name: str) -> None:
     public = getattr(kleash, name)
     if callable(public):
         assert public.__doc__, f"kleash.{name} has no docstring"
+
+
+def test_every_stage_is_a_function_and_its_config_is_public() -> None:
+    for name, stage in STAGES.items():
+        assert getattr(kleash, name.replace("-", "_")).__name__ == "run"
+        assert getattr(kleash, stage.config.__name__) is stage.config
 
 
 def test_the_api_page_lists_exactly_the_public_names() -> None:

@@ -51,9 +51,9 @@ def test_settings_beside_the_stages_reach_every_stage_that_has_them(tmp_path: Pa
 
 
 def test_what_lies_in_an_earlier_stage_can_be_named(tmp_path: Path) -> None:
-    text = CHAIN.format(folder=tmp_path).replace('reward: "@rm"', 'reward: "@rm", hold_out: "@rm/validation"')
+    text = CHAIN.format(folder=tmp_path).replace('reward: "@rm"', 'reward: "@rm", hold_out: "@rm/hold-out"')
     ppo = read_recipe(recipe(tmp_path, text))[2].config
-    assert getattr(ppo, "hold_out", "") == str(tmp_path / "runs" / "rm" / "validation")
+    assert getattr(ppo, "hold_out", "") == str(tmp_path / "runs" / "rm" / "hold-out")
 
 
 @pytest.mark.parametrize(

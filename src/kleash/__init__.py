@@ -1,6 +1,6 @@
-"""kleash: learning from feedback, and where it went wrong.
+"""kleash: post-training of language models from feedback, and measurement of reward over-optimisation.
 
-The public names, explained in docs/api.md. They are imported when first used, so that `import kleash` takes no time.
+The public names are explained in docs/api.md. Each is imported when it is first used, so that `import kleash` is fast.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ _HOMES = {
     "kleash.rewards.reward": ("Reward", "build_reward"),
     "kleash.rewards.learned": ("LearnedReward",),
     "kleash.run": ("RunFolder",),
+    "kleash.stages.training_configs": ("SFTConfig", "EnsembleConfig", "PPOConfig", "GRPOConfig", "DPOConfig"),
+    "kleash.stages.data_configs": (
+        "GenerateConfig", "ScoreConfig", "BestOfNConfig", "JudgeConfig", "ReviseConfig", "OveroptConfig", "AskConfig",
+        "ExportConfig",
+    ),
     "kleash.recipe": ("run_recipe",),
     "kleash.errors": (
         "ConfigError", "DataError", "GateError", "InputError", "KleashError", "MachineError", "ModelError",
@@ -29,10 +34,19 @@ _HOMES = {
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["__version__", *sorted(_HOME_OF)]
+_STAGES = {
+    "sft": "sft", "reward": "reward_ensemble", "ppo": "ppo", "grpo": "grpo", "dpo": "dpo", "generate": "generate",
+    "score": "score", "best_of_n": "best_of_n", "judge": "judge", "revise": "revise", "overopt": "overopt",
+    "ask": "ask", "export": "export",
+}  # fmt: skip
+"""Stages as functions, each with the module whose `run` it is."""
+
+__all__ = ["__version__", *sorted((*_HOME_OF, *_STAGES))]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _STAGES:
+        return import_module(f"kleash.stages.{_STAGES[name]}").run
     if name not in _HOME_OF:
         raise AttributeError(f"kleash has no {name!r}; the public names are in docs/api.md")
     return getattr(import_module(_HOME_OF[name]), name)

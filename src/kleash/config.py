@@ -1,28 +1,68 @@
 """Typed, frozen configs: one definition for YAML, command line and Python.
 
 A stage's config is a subclass of `Config` with a docstring under each field, which is also its help text. Values are
-validated when the config is made, whatever they were read from, and what is wrong is one line (`ConfigError`).
+validated when the config is made, whatever they were read from, and a wrong one is one line (`ConfigError`).
+
+A field that names a model, data, a reward or another file says so by its type (`ModelRef`, `DataRef`, `RewardRef`, …).
+What is hashed into a run's identity, which parents are checked, and what `--help` shows follow from that type.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from kleash.errors import ConfigError
+from kleash.option_names import renamed
 
 C = TypeVar("C", bound="Config")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the text of a field is the name of."""
+
+    name: Literal["model", "reward", "data", "run", "constitution"]
+    metavar: str
+    """What `--help` shows in its place."""
+    parent: bool = False
+    """Whether a stage is built on it: then its own checks have to have passed."""
+
+
+MODEL = Kind("model", "MODEL", parent=True)
+REWARD = Kind("reward", "REWARD", parent=True)
+MEASURE = Kind("reward", "REWARD")
+DATA = Kind("data", "DATA")
+RUN = Kind("run", "RUN")
+CONSTITUTION = Kind("constitution", "FILE")
+
+ModelRef = Annotated[str, MODEL]
+"""A model's folder or hub name."""
+RewardRef = Annotated[str, REWARD]
+"""A reward: a model's folder, `module:function`, a verifier, a .yaml composition."""
+MeasureRef = Annotated[str, MEASURE]
+"""A reward, in the same words, that measures and that nothing is trained against."""
+DataRef = Annotated[str, DATA]
+"""Rows: a file, a saved `datasets` folder or a hub name."""
+RunRef = Annotated[Path, RUN]
+"""The folder of a run."""
+ConstitutionRef = Annotated[str, CONSTITUTION]
+"""A constitution's YAML file, or the name of one that kleash ships."""
 
 
 class Config(BaseModel):
     """Base of every config: frozen, unknown keys refused, field docstrings kept."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"out", "device", "force"})
+    """Fields that change nothing in the result: a run may go on with other values."""
 
     @classmethod
     def make(cls: type[C], values: Mapping[str, Any], *, source: str = "config") -> C:
@@ -37,23 +77,65 @@ class Config(BaseModel):
         """
         try:
             return cls.model_validate(dict(values))
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
         except ValidationError as error:
             problems = "; ".join(cls._problem(dict(problem)) for problem in error.errors())
             raise ConfigError(f"{source}: {problems}") from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _explain_other_names(cls, values: Any) -> Any:
+        """Refuse an option of kleash 0.1 or of another library by its name here, in Python as well."""
+        for key in values if isinstance(values, Mapping) else ():
+            if key not in cls.model_fields and renamed(str(key), cls.model_fields) is not None:
+                raise ConfigError(f"unknown key '{key}'; {cls._remedy(str(key))}")
+        return values
+
+    @classmethod
+    def kinds(cls) -> dict[str, Kind]:
+        """The fields that name a model, data, a reward or another file: name → kind."""
+        kinds = {name: _kind(field.annotation, field.metadata) for name, field in cls.model_fields.items()}
+        return {name: kind for name, kind in kinds.items() if kind is not None}
+
+    def references(self) -> dict[str, tuple[Kind, str]]:
+        """What this config names: field → kind and name, without the fields that are null."""
+        return {
+            name: (kind, str(value))
+            for name, kind in self.kinds().items()
+            if (value := getattr(self, name)) is not None
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that the result depends on. What a reference names counts by its content, which is not here."""
+        return self.model_dump(mode="json", exclude={*self.NOT_IDENTITY, *self.references()})
 
     @classmethod
     def _problem(cls, problem: Mapping[str, Any]) -> str:
         key = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("function-", "constrained-")))
         if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, cls.model_fields, n=1)
-            known = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(cls.model_fields)}"
-            return f"unknown key '{key}'; {known}"
+            return f"unknown key '{key}'; {cls._remedy(key)}"
         if problem["type"] == "missing":
             return f"'{key}' is missing; give {describe(cls, key)}"
         message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
         if not key:
             return message
+        new_value = RENAMED_VALUES.get(f"{key}: {problem['input']}")
+        if new_value is not None:
+            return f"'{key}' is {problem['input']!r}; it is '{new_value}' now"
         return f"'{key}' is {problem['input']!r}, but should be {message}"
+
+    @classmethod
+    def _remedy(cls, key: str) -> str:
+        name = renamed(key, cls.model_fields)
+        if name is not None:
+            return name.in_a_config
+        near = difflib.get_close_matches(key, cls.model_fields, n=1)
+        return f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(cls.model_fields)}"
+
+
+RENAMED_VALUES = {"criterion: hold-out": "validation"}
+"""Values of kleash 0.1, each with its field → values of today."""
 
 
 def describe(config: type[Config], key: str) -> str:
@@ -73,13 +155,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}; give the path of a YAML file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not text; give the path of a YAML file") from None
     except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" line {where.line + 1}" if where else ""
-        raise ConfigError(
-            f"{path}{line}: not YAML ({getattr(error, 'problem', None) or error}); mend the file"
-        ) from None
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: invalid YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path}: holds {type(values).__name__}, but should be a mapping of 'key: value' lines")
     # 1e-5 has no dot, so YAML 1.1 reads it as text; pydantic turns it into the number that was meant.
     return values
+
+
+def _kind(annotation: Any, metadata: Any = ()) -> Kind | None:
+    """The kind in a field's type: `ModelRef`, `ModelRef | None`, `tuple[DataRef, ...]`."""
+    for item in metadata:
+        if isinstance(item, Kind):
+            return item
+    parts = (_kind(part, getattr(part, "__metadata__", ())) for part in get_args(annotation))
+    return next((kind for kind in parts if kind is not None), None)

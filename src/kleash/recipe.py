@@ -9,12 +9,11 @@
 
 `@name` is what an earlier stage wrote, `@name/part` what lies in it. Each stage writes to `out/name`, or to
 `out/name.jsonl` where it writes rows. Keys beside `stages` are settings of every stage that has them. A stage that is
-done, with unchanged settings, data and parents, is not run again; an interrupted one goes on where it was.
+done, with unchanged settings, data and parents, is not run again; an interrupted one continues where it stopped.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,32 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from kleash.config import Config, read_yaml
+from kleash.content import refuse_missing
 from kleash.errors import ConfigError
+from kleash.option_names import renamed
+from kleash.run import RunFolder
+from kleash.stages import STAGES
 
 logger = logging.getLogger("kleash")
-
-STAGES = {
-    "sft": ("kleash.stages.sft", "SFTConfig"),
-    "reward": ("kleash.stages.reward_ensemble", "EnsembleConfig"),
-    "ppo": ("kleash.stages.ppo", "PPOConfig"),
-    "grpo": ("kleash.stages.grpo", "GRPOConfig"),
-    "dpo": ("kleash.stages.dpo", "DPOConfig"),
-    "generate": ("kleash.stages.generate", "GenerateConfig"),
-    "score": ("kleash.stages.score", "ScoreConfig"),
-    "best-of-n": ("kleash.stages.best_of_n", "BestOfNConfig"),
-    "judge": ("kleash.stages.judge", "JudgeConfig"),
-    "revise": ("kleash.stages.revise", "ReviseConfig"),
-    "overopt": ("kleash.stages.overopt", "OveroptConfig"),
-    "ask": ("kleash.stages.ask", "AskConfig"),
-    "export": ("kleash.stages.export", "ExportConfig"),
-}
-"""Stage name → module and config; imported when asked for, since torch takes its time."""
-
-PAGES = {"overopt": "kleash.report.overoptimization_report"}
-"""Stages whose folder holds a page of its own, and what writes it: reports stand above stages."""
-
-WRITE_A_FILE = ("generate", "score", "best-of-n", "judge", "revise", "ask")
-"""Stages whose `out` is a file of rows and no folder."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +39,15 @@ class Step:
     config: Config
 
 
-def stage_config(stage: str) -> type[Config]:
-    """The config of a stage."""
-    module, name = STAGES[stage]
-    config: type[Config] = getattr(importlib.import_module(module), name)
-    return config
-
-
-def run_stage(stage: str, config: Config) -> Any:
+def run_stage(stage: str, config: Config) -> RunFolder | Path:
     """Run a stage, and draw the page of one that has one."""
-    done = importlib.import_module(STAGES[stage][0]).run(config)
-    if stage in PAGES:
-        importlib.import_module(PAGES[stage]).write_page(done.path)
-    return done
+    row = STAGES[stage]
+    output = row.run(config)
+    if row.writes == "page" and isinstance(output, RunFolder):
+        from kleash.report.overoptimization_report import write_page  # reports stand above stages
+
+        write_page(output.path)
+    return output
 
 
 def read_recipe(path: Path, *, out: Path | None = None) -> list[Step]:
@@ -94,21 +70,28 @@ def read_recipe(path: Path, *, out: Path | None = None) -> list[Step]:
         raise ConfigError(f"{path}: 'out' is missing; give a folder to write to, there or as --out")
     steps: list[Step] = []
     outputs: dict[str, str] = {}
-    used: set[str] = set()
+    stage_keys: set[str] = set()
     for name, settings in stages.items():
         if not isinstance(settings, dict) or settings.get("stage", name) not in STAGES:
             raise ConfigError(f"{path}: stage '{name}': 'stage' should be one of {', '.join(STAGES)}")
         stage = str(settings.get("stage", name))
-        known = stage_config(stage).model_fields
-        used |= recipe.keys() & known.keys()
-        values = {key: value for key, value in recipe.items() if key in known} | settings
+        config, writes = STAGES[stage].config, STAGES[stage].writes
+        stage_keys |= recipe.keys() & config.model_fields.keys()
+        values = {key: value for key, value in recipe.items() if key in config.model_fields} | settings
         values.pop("stage", None)
-        values.setdefault("out", str(root / (f"{name}.jsonl" if stage in WRITE_A_FILE else name)))
-        values = {key: _resolve(value, outputs, f"{path}: stage '{name}': '{key}'") for key, value in values.items()}
-        steps.append(Step(name, stage, stage_config(stage).make(values, source=f"{path}: stage '{name}'")))
+        values.setdefault("out", str(root / (f"{name}.jsonl" if writes == "rows" else name)))
+        kinds = config.kinds()
+        values |= {
+            key: _resolve(values[key], outputs, f"{path}: stage '{name}': '{key}'")
+            for key in kinds.keys() & values.keys()
+        }
+        steps.append(Step(name, stage, config.make(values, source=f"{path}: stage '{name}'")))
         outputs[name] = str(values["out"])
-    if recipe.keys() - used:
-        raise ConfigError(f"{path}: no stage knows '{min(recipe.keys() - used)}'; remove it or move it into a stage")
+    for key in sorted(recipe.keys() - stage_keys):
+        fields = {field for step in steps for field in type(step.config).model_fields}
+        name = renamed(key, fields)
+        remedy = name.in_a_config if name is not None else "remove it or move it into a stage"
+        raise ConfigError(f"{path}: no stage knows '{key}'; {remedy}")
     return steps
 
 
@@ -117,8 +100,13 @@ def run_recipe(path: Path, *, out: Path | None = None) -> list[Path]:
 
     Returns:
         What each stage wrote.
+
+    Raises:
+        ConfigError: the recipe is wrong, before anything is run.
+        InputError: a file or folder that no earlier stage writes is missing, likewise.
     """
     steps = read_recipe(path, out=out)
+    _refuse_missing(steps)
     for number, step in enumerate(steps, start=1):
         logger.info("%d/%d %s → %s", number, len(steps), step.name, getattr(step.config, "out", ""))
         run_stage(step.stage, step.config)
@@ -130,6 +118,21 @@ def _resolve(value: Any, outputs: Mapping[str, str], where: str) -> Any:
         return value
     name, slash, below = value[1:].partition("/")
     if name not in outputs:
-        known = ", ".join(f"@{name}" for name in outputs) or "none yet"
-        raise ConfigError(f"{where} is {value}, but no earlier stage has that name; known: {known}")
+        names = ", ".join(f"@{name}" for name in outputs) or "none yet"
+        raise ConfigError(f"{where} is {value}, but no earlier stage has that name; known: {names}")
     return outputs[name] + slash + below
+
+
+def _refuse_missing(steps: list[Step]) -> None:
+    outputs: list[Path] = []
+    for step in steps:
+        for kind, name in step.config.references().values():
+            if not any(_may_write(output, Path(name)) for output in outputs):
+                refuse_missing(name, kind)
+        outputs.append(Path(getattr(step.config, "out", "")))
+
+
+def _may_write(output: Path, path: Path) -> bool:
+    """Whether a stage with this output may write a path: the output, what is in it, or `best.pool.jsonl` beside it."""
+    beside = path.parent == output.parent and path.name.startswith(f"{output.stem}.")
+    return beside or path.is_relative_to(output)

@@ -1,13 +1,12 @@
 """A run folder: what a stage was asked, what it was made from, what it measured, and the state to go on from.
 
     out/
-      run.json          config, seed, versions, hashes of data and parents, gates, results, status
+      run.json          schema version, config, seed, versions, hashes of data and parents, gates, results, status
       metrics.jsonl     one object a step
       checkpoints/      the state to go on from
       …                 the artifact itself, in the ecosystem's formats
 
-Every write is atomic (a new file beside the old one, synced, then renamed), so that a kill at any instant leaves either
-the state before or the state after.
+Every write is atomic (see `io.py`), so that a kill at any instant leaves either the state before or the state after.
 """
 
 from __future__ import annotations
@@ -16,27 +15,20 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-from safetensors import SafetensorError
-
 import kleash
-from kleash.errors import InputError, MachineError
+from kleash.config import Config
+from kleash.content import Fingerprints, fingerprints, folder_hash
+from kleash.errors import InputError
+from kleash.io import machine_errors, read_jsonl, write_json, write_text
 from kleash.memory import peak_memory, reset_peak
-
-Fingerprints = Mapping[str, Mapping[str, str]]
-"""What a run was made from: role → {"path", "sha256"}."""
-
-# Where and how often things are written changes nothing about the result, so a run may go on with other values.
-NOT_IDENTITY = frozenset({"out", "force", "trackers", "save_every", "keep_states", "log_rollouts", "device", "config"})
+from kleash.outputs import SCHEMA, identity_of, refuse_other, refuse_other_schema
 
 
 class RunFolder:
@@ -49,33 +41,39 @@ class RunFolder:
         reset_peak()
 
     @classmethod
-    def open(cls, path: Path, *, stage: str, config: BaseModel, inputs: Fingerprints) -> RunFolder:
+    def open(cls, path: Path, *, stage: str, config: Config, inputs: Fingerprints | None = None) -> RunFolder:
         """Open a folder for a run, new or to be gone on with.
 
         Args:
             path: the folder; made if missing.
             stage: name of the stage.
-            config: the run's config; its fields must agree with an earlier run's in the same folder.
-            inputs: data and parents by role, with their hashes; they must agree too.
+            config: the run's config; the fields that its result depends on must agree with an earlier run's in the
+                same folder.
+            inputs: what stands in the place of things that the config names (a live model, say), or beside them, by
+                role. The content of everything that the run is made from must agree too; its paths need not: a parent
+                may have moved since.
 
         Raises:
-            InputError: the folder holds another run; the message names what differs (F11).
+            DataError: the folder holds another run, or one of another version; the message names what differs (F11).
             MachineError: the folder cannot be written.
         """
+        inputs = fingerprints(config, instead=inputs or {})
+        identity = identity_of(stage, config, inputs)
         settings = config.model_dump(mode="json")
-        identity = {"stage": stage, **{k: v for k, v in settings.items() if k not in NOT_IDENTITY}}
-        identity |= {f"sha256 of {role}": value["sha256"] for role, value in inputs.items()}
         record = read_record(path)
         if record is not None and record["identity"] != identity and not _has_work(path, record):
             record = None  # an earlier attempt ended before it had done anything: there is nothing to protect
         elif record is not None:
-            _refuse_other(path, record["identity"], identity, inputs)
-            record["config"] = settings
-            return cls(path, record)
+            refuse_other(path, record["identity"], identity, {role: value["path"] for role, value in inputs.items()})
+            folder = cls(path, record | {"config": settings, "inputs": inputs})
+            if folder.record != record:
+                folder.save()
+            return folder
         if path.is_dir() and any(path.iterdir()) and not (path / "run.json").exists():
             raise InputError(f"{path} holds files that are not a kleash run; choose another --out or empty it")
         record = {
             "kleash": kleash.__version__,
+            "schema": SCHEMA,
             "stage": stage,
             "status": "running",
             "seed": settings.get("seed"),
@@ -147,81 +145,48 @@ class RunFolder:
         self.record["peak_memory"] = peak_memory()
         self.record["seconds"] += round(time.monotonic() - self._started, 3)
         if "out" in self.record["gates"]:  # what the verdict speaks of: a gate in trusts it while this hash agrees
-            self.record["gates"]["out"]["sha256"] = sha256_of(self.path)
+            self.record["gates"]["out"]["sha256"] = folder_hash(self.path)
         self.note("results", **results)
         return self
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The run.json of a folder, or None where there is none."""
+    """The run.json of a folder, or None where there is none.
+
+    Raises:
+        InputError: it is not JSON.
+        DataError: another version of kleash wrote it.
+    """
+    file = path / "run.json"
     try:
-        record: dict[str, Any] = json.loads((path / "run.json").read_text())
+        record: dict[str, Any] = json.loads(file.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except json.JSONDecodeError as error:
-        raise InputError(f"{path / 'run.json'} is not JSON ({error}); remove the folder or restore the file") from None
+        raise InputError(f"{file} is not JSON ({error}); remove the folder or restore the file") from None
+    refuse_other_schema(file, record)
     return record
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file; a last line that a kill cut short is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]
+def parent_of(path: Path, role: str) -> Path | None:
+    """The folder of a parent of the run in `path`, by its content; None where no such folder is found.
 
+    A parent that moved since is found where it moved along with the run, or to the run's side.
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file by text, atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with machine_errors(path):
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a file by JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
-
-
-def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Make or replace a folder: `fill` writes into a new one, which then takes the old one's place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with machine_errors(path):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        fill(temporary)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.replace(path)
-
-
-def sha256_of(path: Path) -> str:
-    """Hash of a file, or of a folder's own files, without what a run leaves beside a model."""
-    digest = hashlib.sha256()
-    if path.is_file():
-        with path.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
-    aside = {"run.json", "metrics.jsonl", "samples.jsonl", "rollouts.jsonl", "README.md"}
-    for file in sorted(path.iterdir()):
-        if file.is_file() and file.name not in aside and not file.name.startswith("."):
-            digest.update(file.name.encode())
-            digest.update(sha256_of(file).encode())
-    return digest.hexdigest()
-
-
-def fingerprint(path: str | Path) -> dict[str, str]:
-    """Path and hash of a file or folder; a name that is no path here (a hub name) stands for itself."""
-    found = Path(path)
-    if not found.exists():
-        return {"path": str(path), "sha256": hashlib.sha256(str(path).encode()).hexdigest()}
-    return {"path": str(path), "sha256": sha256_of(found)}
+    Args:
+        path: the run's folder.
+        role: what the parent is to it: `model`, `reward`, ….
+    """
+    record = read_record(path) if path.is_dir() else None
+    parent = ((record or {}).get("inputs") or {}).get(role)
+    if record is None or parent is None:
+        return None
+    recorded, out = Path(parent["path"]), Path(record["config"].get("out", path))
+    relative = os.path.relpath(recorded.absolute(), out.absolute())
+    for candidate in (recorded, path / relative, path.parent / recorded.name):
+        if candidate.is_dir() and folder_hash(candidate) == parent["sha256"]:
+            return candidate
+    return None
 
 
 def derive_seed(*parts: object) -> int:
@@ -241,18 +206,6 @@ def versions() -> dict[str, str]:
     }
 
 
-@contextmanager
-def machine_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a forbidden folder into one line."""
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise MachineError(f"{path}: {reason}; free space or choose another place, then run again") from None
-
-
 def _has_work(path: Path, record: Mapping[str, Any]) -> bool:
     """Whether a run has got so far that starting anew would lose something."""
     return (
@@ -260,18 +213,6 @@ def _has_work(path: Path, record: Mapping[str, Any]) -> bool:
         or any(path.glob("checkpoints/step-*"))
         or bool(read_jsonl(path / "metrics.jsonl"))
     )
-
-
-def _refuse_other(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], inputs: Fingerprints) -> None:
-    for key in [*new, *(key for key in old if key not in new)]:
-        if old.get(key) == new.get(key):
-            continue
-        role = key.removeprefix("sha256 of ")
-        if role != key and role in inputs:
-            what = f"with another {role} (now {inputs[role]['path']}, whose content differs)"
-        else:
-            what = f"with {key} = {old.get(key)!r}, and now it is {new.get(key)!r}"
-        raise InputError(f"{path} was made {what}; choose another --out, or remove the folder to start anew")
 
 
 def _plain(value: Any) -> Any:

@@ -9,9 +9,10 @@ import pytest
 
 from kleash.data.formats import read_groups
 from kleash.data.group import Preference
+from kleash.io import read_jsonl
 from kleash.lab import demo
 from kleash.report.html import story
-from kleash.run import read_jsonl, read_record
+from kleash.run import read_record
 
 SMALL = demo.Size(
     base_tokens=60_000,

@@ -16,6 +16,7 @@ from kleash.lab.world import pretrain
 from kleash.lab.world.small_world import World
 from kleash.labels.constitution import Constitution
 from kleash.models.load import freeze, save_model
+from tests.jitter import jitter
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def base(world, tmp_path_factory) -> Path:
     """A base model that knows nothing yet: enough for everything but quality."""
     folder = tmp_path_factory.mktemp("base")
     torch.manual_seed(0)
-    save_model(folder, LlamaForCausalLM(world.base_config()), world.tokenizer(), "random\n")
+    save_model(folder, jitter(LlamaForCausalLM(world.base_config())), world.tokenizer(), "random\n")
     return folder
 
 

@@ -14,15 +14,13 @@ import pytest
 
 from kleash.data.group import Group, Response
 from kleash.labels.store import Store
+from tests.programs import needs
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """URL of a PostgreSQL server of our own, gone at the end."""
-    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if Path("/usr/lib/postgresql").is_dir() else []
-    found = shutil.which("initdb") or (binaries and str(binaries[-1] / "initdb"))
-    if not found:
-        pytest.skip("PostgreSQL is not installed")
+    programs = needs("postgresql")
     folder = Path(tempfile.mkdtemp(prefix="kleash-pg-"))
     as_user: dict[str, int] = {}
     if os.geteuid() == 0:  # PostgreSQL refuses root
@@ -32,7 +30,7 @@ def postgres() -> Iterator[str]:
 
     def run(name: str, *arguments: str) -> None:
         subprocess.run(
-            [str(Path(found).with_name(name)), *arguments], check=True, cwd=folder, stdout=subprocess.DEVNULL, **as_user
+            [str(programs / name), *arguments], check=True, cwd=folder, stdout=subprocess.DEVNULL, **as_user
         )  # fmt: skip
 
     run("initdb", "-D", f"{folder}/data", "-U", "kleash", "--auth=trust", "--no-sync")

@@ -12,6 +12,7 @@ from kleash.data.group import EncodedGroup, EncodedResponse, Group
 from kleash.errors import ModelError
 from kleash.models.forward import response_scores
 from kleash.models.heads import ValueModel, values
+from tests.jitter import jitter
 
 
 def config(labels: int = 1, width: int = 32) -> LlamaConfig:
@@ -30,12 +31,12 @@ def config(labels: int = 1, width: int = 32) -> LlamaConfig:
 
 def policy(width: int = 32) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return LlamaForCausalLM(config(width=width)).eval()
+    return jitter(LlamaForCausalLM(config(width=width)).eval())
 
 
 def reward_model(labels: int = 1) -> LlamaForSequenceClassification:
     torch.manual_seed(1)
-    return LlamaForSequenceClassification(config(labels)).eval()
+    return jitter(LlamaForSequenceClassification(config(labels)).eval())
 
 
 def encoded(*lengths: tuple[int, tuple[int, ...]]) -> list[EncodedGroup]:

@@ -12,10 +12,12 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from kleash.data.batch import GroupBatch, collate
 from kleash.data.group import EncodedGroup, EncodedResponse, Group
+from kleash.io import read_jsonl
 from kleash.models import reference
 from kleash.models.forward import response_logprobs
 from kleash.models.load import load_policy, load_reward_model
 from kleash.models.lora import add_lora, lora_off, merge_lora
+from kleash.rollout.rollout_log import read_rollout
 from kleash.run import read_record
 from kleash.stages import dpo, grpo, ppo, reward_model, sft
 
@@ -142,31 +144,52 @@ class EarlyLetters:
         )
 
 
+def nats(policy: Any, reference: Any, tokenizer: Any, prompt: str, response: str, end: bool) -> float:
+    """log π(y|x) − log π_ref(y|x), each by one pass of plain transformers."""
+    start = len(tokenizer(prompt).input_ids)
+    ids = torch.tensor([tokenizer(f"{prompt} {response}").input_ids + [tokenizer.eos_token_id] * end])
+    with torch.no_grad():
+        first, second = (model(ids).logits[0, start - 1 : -1].log_softmax(-1) for model in (policy, reference))
+    return float((first - second).gather(-1, ids[0, start:, None]).sum())
+
+
 @pytest.mark.parametrize("stage", ["ppo", "grpo", "dpo"])
 def test_the_reference_is_the_policy_with_its_adapters_off(
     stage: str, base: Path, prompts: Path, comparisons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What a run logs as its distance is that of its own weights from those it began with, response by response."""
+
     def no_copy(model: Any) -> Any:
         raise AssertionError("a second model in memory")
 
     monkeypatch.setattr(reference, "frozen_copy", no_copy)
     monkeypatch.setattr(dpo, "frozen_copy", no_copy)
     common = {"model": str(base), "out": tmp_path / "out", "max_steps": 6, "batch_size": 8, "learning_rate": 2e-2}
-    common |= {"lora_rank": 4, "max_new_tokens": 6}
+    common |= {"lora_rank": 4, "max_new_tokens": 6, "snapshot_every": 3}
+    start, tokenizer = load_policy(base)
     if stage == "dpo":
-        run = dpo.run(dpo.DPOConfig.make({**common, "data": str(comparisons), "kl_every": 3}))
-        kls = [row["eval_kl"] for row in run.metrics() if row.get("eval_kl") is not None]
-        assert kls[-1] > 0.02
-    elif stage == "grpo":
-        settings = {**common, "data": str(prompts), "reward": "early letters", "group_size": 4, "snapshot_every": 3}
-        run = grpo.run(grpo.GRPOConfig.make(settings), reward=EarlyLetters())
-        kls = [row["kl"] for row in run.metrics()]
-        assert kls[0] == pytest.approx(0, abs=1e-5) and kls[-1] > 0.02
+        changes = {"data": str(comparisons), "eval_data": str(comparisons), "kl_samples": 0}
+        run = dpo.run(dpo.DPOConfig.make(common | changes))
+        trained = load_policy(run.path)[0]
+        shifts = [
+            nats(trained, start, tokenizer, row["prompt"], row["chosen"], end=True) / (len(row["chosen"].split()) + 1)
+            for row in read_jsonl(comparisons)
+        ]
+        assert max(map(abs, shifts)) > 0.1, "the weights have moved"
+        assert run.metrics()[-1]["eval_chosen_shift"] == pytest.approx(sum(shifts) / len(shifts), abs=1e-4)
     else:
-        settings = {**common, "data": str(prompts), "reward": "early letters", "snapshot_every": 3}
-        run = ppo.run(ppo.PPOConfig.make(settings), reward=EarlyLetters())
-        kls = [row["kl"] for row in run.metrics()]
-        assert kls[0] == pytest.approx(0, abs=1e-5) and kls[-1] > 0.02
+        settings = {**common, "data": str(prompts), "reward": "early letters"}
+        if stage == "grpo":
+            run = grpo.run(grpo.GRPOConfig.make(settings | {"group_size": 4}), reward=EarlyLetters())
+        else:
+            run = ppo.run(ppo.PPOConfig.make(settings), reward=EarlyLetters())
+        assert run.metrics()[0]["kl"] == pytest.approx(0, abs=1e-5)
+        sampled_by = load_policy(run.path / "snapshots" / "step-000003")[0]  # the policy of step 4
+        # Only responses whose words are all their tokens: text leaves special tokens out.
+        rows = [row for row in read_rollout(run.path, 4) if len(row["text"].split()) == 6 and not row["finished"]]
+        expected = [nats(sampled_by, start, tokenizer, row["prompt"], row["text"], end=False) for row in rows]
+        assert max(map(abs, expected)) > 0.1, "the weights have moved"
+        assert [row["kl"] for row in rows] == pytest.approx(expected, abs=1e-4)
     names = load_policy(base)[0].state_dict().keys()
     for folder in (run.path, *run.path.glob("snapshots/*")):
         assert load_policy(folder)[0].state_dict().keys() == names

@@ -1,6 +1,7 @@
 """Where TRL computes the same loss it gets the same number: its trainers' own code on a tiny model and real batches.
 
-TRL is no dependency: skipped without `pip install trl`. Where the two differ on purpose, a test says by how much.
+TRL is not a dependency: `make programs` puts it into an environment of its own. Where the two differ on purpose, a test
+says by how much.
 """
 
 from __future__ import annotations
@@ -35,8 +36,12 @@ from kleash.objectives import (
     smoothed_dpo_loss,
     token_weights,
 )
+from tests.jitter import jitter
+from tests.programs import needs
 
-trl = pytest.importorskip("trl", minversion="1.16")
+needs("trl")
+import trl  # noqa: E402  (only where it is installed)
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 PAIRS = [
@@ -197,7 +202,7 @@ def test_the_reward_models_loss_is_that_of_trl(margin, centring, tmp_path, tiny_
     torch.manual_seed(0)
     config = copy.deepcopy(tiny_model.config)
     config.num_labels = 1
-    model = LlamaForSequenceClassification(config).eval()
+    model = jitter(LlamaForSequenceClassification(config).eval())
     rows = [{**row, "margin": margin} for row in PAIRS] if margin else PAIRS
     trainer = trl.RewardTrainer(
         model=copy.deepcopy(model),

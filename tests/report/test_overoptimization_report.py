@@ -10,6 +10,7 @@ import pytest
 
 from kleash.errors import InputError
 from kleash.evals import overoptimization
+from kleash.outputs import SCHEMA
 from kleash.report.overoptimization_report import story, write_page
 from tests.report.test_figures import is_affine, points
 from tests.report.test_html import HOSTILE, Page
@@ -45,7 +46,8 @@ def record(
     }  # fmt: skip
     words = {name: overoptimization.in_words(analysis) for name, analysis in kl_curves.items()}
     return {
-        "stage": "overopt", "status": "finished", "config": {"gold": text, "seed": 0}, "versions": {"python": "3"},
+        "schema": SCHEMA, "stage": "overopt", "status": "finished", "config": {"gold": text, "seed": 0},
+        "versions": {"python": "3"},
         "gates": {"in (proxy)": {"passed": False, "finding": text, "forced": True}},
         "results": {"roads": kl_curves, "words": words},
     }, shown  # fmt: skip

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from kleash.content import reward_hash
 from kleash.data.group import Group, Response
 from kleash.errors import ConfigError
-from kleash.rewards.composition import content_of
 from kleash.rewards.reward import Reward, build_reward, explain
 
 GROUPS = [
@@ -105,10 +105,10 @@ def test_F11_a_reward_is_another_one_where_anything_it_is_made_of_changes(
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    before = content_of("reward.yaml")["sha256"]
-    assert content_of("reward.yaml")["sha256"] == before
+    before = reward_hash("reward.yaml")
+    assert reward_hash("reward.yaml") == before
     for name, text in files.items():
         (tmp_path / name).write_text(text.replace("0.0", "1.0").replace("name: n", "name: o") + " ")
-        assert content_of("reward.yaml")["sha256"] != before, name
+        assert reward_hash("reward.yaml") != before, name
         (tmp_path / name).write_text(text)
-    assert content_of("m:g") != content_of("pack.mine:f") != content_of("nowhere:f")
+    assert reward_hash("m:g") != reward_hash("pack.mine:f") != reward_hash("nowhere:f")

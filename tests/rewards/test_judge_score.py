@@ -9,9 +9,9 @@ import torch
 
 from kleash.chat.client import ChatClient
 from kleash.chat.openai_endpoint import Endpoint
+from kleash.content import reward_hash
 from kleash.data.group import Group, Response
 from kleash.errors import ConfigError, DataError
-from kleash.rewards.composition import content_of
 from kleash.rewards.judge_score import SCALE, JudgeReward
 from kleash.rewards.reward import build_reward
 from tests.chat.loopback import Reply, Server
@@ -49,9 +49,9 @@ def test_a_judge_is_a_reward_by_its_file_and_the_file_stands_for_its_model(base:
     reward = build_reward(str(path), device="cpu")
     scores = reward([group("a b", "z z z"), group("c", "d")])
     assert scores.shape == (2, 2) and bool((scores.abs() <= 1).all())
-    before = content_of(str(path))["sha256"]
+    before = reward_hash(str(path))
     (base / "config.json").write_text((base / "config.json").read_text() + " ")
-    assert content_of(str(path))["sha256"] != before
+    assert reward_hash(str(path)) != before
 
 
 def test_a_file_that_is_wrong_is_one_line(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_numbers_on_the_way_are_no_guesses(text: str) -> None:
 
 
 def test_guards_take_no_time_on_what_a_model_may_write() -> None:
-    began = time.monotonic()
+    began = time.process_time()  # of the processor: whatever else runs on the machine
     for text in (
         "1," * 50_000,
         "1 " * 50_000 + "x",
@@ -191,14 +191,15 @@ def test_guards_take_no_time_on_what_a_model_may_write() -> None:
         checks.loops(text)
         checks.guesses(text)
         checks.last_number(text)
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_F15_a_check_that_does_not_end_is_counted_and_the_next_one_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verifiers, "SECONDS", 0.3)
     assert verdict("regex", "a" * 60 + "!", "(a+)+") == "timed_out"
-    assert verdict("regex", "aaa", "(a+)+") == "right"
     assert verdict("json-schema", '"' + "a" * 60 + '!"', {"pattern": "^(a+)+$"}) == "timed_out"
+    monkeypatch.undo()  # what ends shall have its time, on a busy machine too
+    assert verdict("regex", "aaa", "(a+)+") == "right"
 
 
 def test_F15_computer_algebra_that_does_not_end_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

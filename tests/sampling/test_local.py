@@ -20,6 +20,7 @@ from kleash.errors import DataError, ModelError
 from kleash.models.forward import response_logprobs
 from kleash.sampling import local
 from kleash.sampling.local import LocalSampler, draw, stream
+from tests.jitter import jitter
 
 PAD, END = 0, 1
 PROMPTS = [[5, 6, 7], [9], [3, 4, 5, 6, 7, 8, 9, 10], [11, 12], [8, 8, 8], [20, 21, 22, 23, 24]]
@@ -63,7 +64,7 @@ def build(kind: str = "llama", size: int = 40, spread: float = 3.0, **changes):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(spread) if parameter.dim() > 1 else None
-    return model
+    return jitter(model)
 
 
 def responses(batch: GroupBatch) -> list[list[list[int]]]:
@@ -99,18 +100,22 @@ def test_F7_logprobs_are_those_of_the_training_forward(kind: str, temperature: f
 
 def test_a_response_is_the_same_alone_in_a_batch_in_another_order_and_with_other_siblings(model) -> None:
     sampler = LocalSampler(model, tokenizer(), max_new_tokens=16, end_ids=[END, 7, 9])
-    whole = sampler(PROMPTS, group_size=5, seed=3)
-    assert sampler.near_ties == 0  # else rounding could decide
+    for seed in range(3, 9):
+        sampler.near_ties = 0
+        whole = sampler(PROMPTS, group_size=5, seed=seed)
+        if sampler.near_ties == 0:  # else rounding could decide
+            break
+    assert sampler.near_ties == 0
     expected = responses(whole)
     for key, prompt in enumerate(PROMPTS):
-        alone = sampler([prompt], group_size=1, seed=3, keys=[key])
+        alone = sampler([prompt], group_size=1, seed=seed, keys=[key])
         assert responses(alone) == [expected[key][:1]]
         length = len(expected[key][0])
         torch.testing.assert_close(
             alone.sampler_logprobs[0, 0, :length], whole.sampler_logprobs[key, 0, :length], atol=1e-5, rtol=0
         )
     order = [4, 1, 5, 0, 3, 2]
-    shuffled = sampler([PROMPTS[key] for key in order], group_size=3, seed=3, keys=order)
+    shuffled = sampler([PROMPTS[key] for key in order], group_size=3, seed=seed, keys=order)
     assert responses(shuffled) == [expected[key][:3] for key in order]
 
 

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from kleash.data.batch import collate
 from kleash.data.group import EncodedGroup, EncodedResponse, Group, Response
 from kleash.models.forward import response_logprobs
+from tests.jitter import jitter
 
 END, TOKENS, LONGEST = 0, (1, 2, 3), 3
 PROMPTS = ("a b", "c")
@@ -39,7 +40,7 @@ def model(seed: int = 0, *, sharpness: float = 1.0) -> PreTrainedModel:
     llama = LlamaForCausalLM(config)
     with torch.no_grad():
         llama.lm_head.weight.normal_(std=sharpness * 0.18)
-    return llama.eval()
+    return jitter(llama.eval())
 
 
 def responses() -> list[tuple[int, ...]]:

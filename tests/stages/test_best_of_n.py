@@ -10,8 +10,8 @@ import torch
 from kleash.cli import _run
 from kleash.data.group import Group, Response
 from kleash.errors import ConfigError
+from kleash.io import read_jsonl
 from kleash.recipe import run_recipe
-from kleash.run import read_jsonl
 from kleash.stages import best_of_n
 
 
@@ -104,7 +104,7 @@ def test_the_command_tells_its_figures_and_refuses_another_run_over_them(
     results = json.loads(capsys.readouterr().out)["results"]
     assert sum(results["verdicts"].values()) == 16 and len(results["best_of"]) == 8
     assert _run([*map(str, words), "--reward", "number", "-n", "4"]) == 2
-    assert "is there already and was made otherwise" in capsys.readouterr().err
+    assert "exists and was written with other settings" in capsys.readouterr().err
 
 
 def test_the_best_are_demonstrations_for_sft(base: Path, prompts: Path, tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups
 from kleash.data.group import EncodedGroup, Group, Preference, Ranking, Response
 from kleash.errors import ConfigError, DataError
+from kleash.io import read_jsonl
 from kleash.models import reference as references_module
 from kleash.models.forward import response_logprobs
 from kleash.models.load import load_policy
-from kleash.run import read_jsonl, read_record
+from kleash.run import read_record
 from kleash.stages import dpo, sft
 from kleash.training import checkpoint
 from kleash.training.optim import Optimizer

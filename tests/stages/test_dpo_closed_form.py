@@ -13,16 +13,20 @@ from kleash.stages import dpo
 from tests.stages import enumerable
 
 PAIRS = 300
-"""Of each prompt. Labels are exact probabilities and no draws; which responses get compared is drawn, once."""
+"""Of each prompt. Labels are exact probabilities and not draws; which responses get compared is drawn, once."""
 
 
 def write_pairs(path: Path, reference: Tensor, rewards: Tensor) -> None:
-    """Pairs of responses as the reference draws them, each with the probability that Bradley–Terry gives it."""
+    """Pairs of responses about as the reference draws them, each with the probability that Bradley–Terry gives it.
+
+    The reference's probabilities are rounded to hundredths, so that every processor draws the same pairs.
+    """
     words, known = ("", "a", "b", "c"), enumerable.responses()
     rows = []
     for prompt, likelihood, reward in zip(enumerable.PROMPTS, reference.exp(), rewards, strict=True):
         generator = torch.Generator().manual_seed(0)
-        drawn = torch.multinomial(likelihood, 2 * PAIRS, replacement=True, generator=generator).view(-1, 2)
+        hundredths = (100 * likelihood).round() + 1
+        drawn = torch.multinomial(hundredths, 2 * PAIRS, replacement=True, generator=generator).view(-1, 2)
         for pair in drawn[drawn[:, 0] != drawn[:, 1]].tolist():
             ids = [known[response] for response in pair]
             row = {
@@ -46,8 +50,8 @@ def test_dpo_reaches_the_closed_form_optimum(tmp_path: Path) -> None:
 
     values = {
         "model": str(tmp_path / "model"), "data": str(tmp_path / "pairs.jsonl"), "out": tmp_path / "dpo", "beta": beta,
-        "max_steps": 250, "batch_size": 64, "learning_rate": 1e-2, "max_new_tokens": enumerable.LONGEST,
-        "kl_samples": 2000, "save_every": 250,
+        "max_steps": 400, "batch_size": 64, "learning_rate": 1e-2, "max_new_tokens": enumerable.LONGEST,
+        "kl_samples": 2000, "save_every": 400,
     }  # fmt: skip
     folder = dpo.run(dpo.DPOConfig.make(values))
 

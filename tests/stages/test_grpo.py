@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM
 
 from kleash.data.group import EncodedGroup, Group
 from kleash.errors import ConfigError, TrainingError
+from kleash.io import read_jsonl
 from kleash.models.compute import Compute
 from kleash.models.inference import batch_logprobs, split_to_fit
 from kleash.models.load import load_policy
 from kleash.models.reference import Reference
 from kleash.rollout import Components, Rollout, Rollouts, read_prompts
-from kleash.run import read_jsonl
 from kleash.sampling.local import LocalSampler
 from kleash.stages import grpo
 from kleash.stopping import zero_spread
@@ -327,6 +327,11 @@ def test_a_reward_is_optimised_and_the_formula_is_written_down(preset: str, base
     assert {"prompt", "response", "finished", "score", "kl", "number"} <= samples[0].keys()
 
 
+def last_kl(rows: list[dict[str, Any]]) -> float:
+    """Mean KL of the last five rollouts: that of one is an estimate from few samples."""
+    return sum(row["kl"] for row in rows[-5:]) / 5
+
+
 @pytest.mark.parametrize("kl_in", ["reward", "loss-k3", "loss-k2-response"])
 def test_the_policy_stays_near_the_reference_with_a_large_kl_penalty(kl_in: str, base: Path, prompts: Path) -> None:
     long, short = (
@@ -336,10 +341,10 @@ def test_the_policy_stays_near_the_reference_with_a_large_kl_penalty(kl_in: str,
                 out=base.parent / str(beta),
             ),
             reward=CountZ(),
-        ).metrics()[-1]["kl"]
+        ).metrics()
         for beta in (0.0, 5.0)
     )  # fmt: skip
-    assert short < long / 4
+    assert last_kl(short) < last_kl(long) / 4
 
 
 def test_F7_the_ratio_is_one_before_the_first_update(base: Path, prompts: Path) -> None:

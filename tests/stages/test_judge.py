@@ -19,7 +19,7 @@ from kleash.data.formats import read_groups
 from kleash.data.group import Preference
 from kleash.errors import ConfigError, DataError, GateError, MachineError
 from kleash.labels.store import Store
-from kleash.stages.files import results_of
+from kleash.outputs import results_of
 from kleash.stages.judge import JudgeConfig, run
 from tests.chat.loopback import Reply, Server, counts_z, shown
 
@@ -65,7 +65,7 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(pairs: Pa
         out = run(config(server, pairs))
         asked = len(server.requests)
         assert run(config(server, pairs)) == out and len(server.requests) == asked
-        with pytest.raises(DataError, match="made otherwise"):
+        with pytest.raises(DataError, match="written with other settings"):
             run(config(server, pairs, chain_of_thought=True))
 
 

@@ -12,9 +12,10 @@ from kleash.cli import _run
 from kleash.data.group import Group
 from kleash.errors import ConfigError, GateError, InputError
 from kleash.evals import overoptimization
+from kleash.io import read_jsonl
 from kleash.lab.world.small_world import World, gold
 from kleash.models.load import load_policy
-from kleash.run import read_jsonl
+from kleash.outputs import SCHEMA
 from kleash.stages import overopt, ppo
 
 
@@ -34,7 +35,7 @@ def trained(base: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrained
     for step in (2, 4, 6, 8):
         folder = run / "snapshots" / f"step-{step:06d}"
         with torch.no_grad():
-            tiny_model.lm_head.weight[tiny_tokenizer.convert_tokens_to_ids("z")] += 0.15
+            tiny_model.lm_head.weight[tiny_tokenizer.convert_tokens_to_ids("z")] += 0.3
         tiny_model.save_pretrained(folder)
         tiny_tokenizer.save_pretrained(folder)
     (run / "metrics.jsonl").write_text("".join(json.dumps({"step": s, "kl": 0.1 * s}) + "\n" for s in range(1, 9)))
@@ -42,9 +43,8 @@ def trained(base: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrained
         "model": str(base), "reference": None, "reward": "count:z", "eval_data": str(prompts), "temperature": 0.9,
         "max_new_tokens": 8,
     }  # fmt: skip
-    (run / "run.json").write_text(
-        json.dumps({"stage": "ppo", "status": "finished", "config": config, "gates": {}, "results": {"step": 8}})
-    )
+    record = {"stage": "ppo", "status": "finished", "config": config, "gates": {}, "results": {"step": 8}}
+    (run / "run.json").write_text(json.dumps({"schema": SCHEMA, **record}))
     return run
 
 
@@ -185,7 +185,7 @@ def test_a_reward_that_failed_its_gate_is_refused_unless_forced(trained: Path, b
     failed = tmp_path / "failed"
     failed.mkdir()
     gates = {"out": {"passed": False, "finding": "no better than a coin", "advice": "get more data"}}
-    (failed / "run.json").write_text(json.dumps({"gates": gates}))
+    (failed / "run.json").write_text(json.dumps({"schema": SCHEMA, "gates": gates}))
     with pytest.raises(GateError, match=r"gold .* failed its own gate: no better than a coin"):
         overopt.run(config(trained, gold=str(failed)), proxy=count("z"))
     forced = config(trained, proxy=str(failed), force=True, out=tmp_path / "forced")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kleash.errors import InputError
-from kleash.run import read_jsonl
+from kleash.io import read_jsonl
 from kleash.stages import sft
 
 REWARD = """
@@ -125,10 +125,10 @@ def test_F11_other_data_in_the_same_folder_is_refused_and_named(
 ) -> None:
     settings = {"model": str(base), "data": str(demonstrations), "out": tmp_path / "sft", "max_steps": 2}
     sft.run(sft.SFTConfig.make(settings))
-    with pytest.raises(InputError, match=r"was made with max_steps = 2, and now it is 3; choose another --out"):
+    with pytest.raises(InputError, match=r"was written with other settings \(max_steps 2, now 3\); delete it or"):
         sft.run(sft.SFTConfig.make(settings | {"max_steps": 3}))
     demonstrations.write_text(demonstrations.read_text().replace("a", "b", 1))
-    with pytest.raises(InputError, match=r"with another data \(now .*demonstrations.jsonl, whose content differs\)"):
+    with pytest.raises(InputError, match=r"the content of data in .*demonstrations.jsonl differs"):
         sft.run(sft.SFTConfig.make(settings))
 
 
@@ -137,7 +137,7 @@ def test_F11_another_parent_is_refused_and_named(base: Path, demonstrations: Pat
     sft.run(sft.SFTConfig.make(settings))
     other = sft.run(sft.SFTConfig.make(settings | {"out": tmp_path / "other", "learning_rate": 1e-2}))
     shutil.copy(other.path / "model.safetensors", base / "model.safetensors")
-    with pytest.raises(InputError, match="with another model"):
+    with pytest.raises(InputError, match=r"the content of model in .* differs"):
         sft.run(sft.SFTConfig.make(settings))
 
 

@@ -12,7 +12,7 @@ from kleash.cli import _run
 from kleash.data.formats import read_groups
 from kleash.errors import MachineError
 from kleash.labels.store import Store
-from kleash.stages.files import results_of
+from kleash.outputs import results_of
 from kleash.stages.revise import ReviseConfig, run
 from tests.chat.loopback import Reply, Server
 

@@ -15,10 +15,11 @@ from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups
 from kleash.data.group import EncodedGroup, Group, Preference, Ranking, Response
 from kleash.errors import ConfigError, ModelError
+from kleash.io import read_jsonl
 from kleash.models.load import load_reward_model, new_reward_model, save_model
 from kleash.rewards.learned import LearnedReward, score_encoded
 from kleash.rewards.reward import build_reward
-from kleash.run import read_jsonl, read_record
+from kleash.run import read_record
 from kleash.stages import reward_model
 from kleash.stages.reward_report import repeated_votes
 from kleash.training.optim import Optimizer
@@ -317,5 +318,5 @@ def test_a_learning_curve_that_cannot_be_drawn_is_refused_before_training(
 
 
 def test_gold_without_best_of_is_refused(base: Path, comparisons: Path) -> None:
-    with pytest.raises(ConfigError, match="gold measures what is chosen of best_of samples; give best_of too"):
+    with pytest.raises(ConfigError, match="gold scores what is chosen from best_of samples; give 'best_of' too"):
         config(base, comparisons, gold="ended")

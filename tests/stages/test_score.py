@@ -11,9 +11,9 @@ from kleash.cli import _run
 from kleash.data.formats import read_groups
 from kleash.data.group import Group, Response
 from kleash.errors import DataError
+from kleash.io import read_jsonl
 from kleash.recipe import run_recipe
 from kleash.rewards.reward import build_reward
-from kleash.run import read_jsonl
 from kleash.stages import reward_model, score
 
 
@@ -97,7 +97,7 @@ def test_what_is_done_is_not_done_again_and_nothing_else_is_written_over(
     written = (tmp_path / "s.jsonl").stat().st_mtime_ns
     assert kleash(*words, "number") == 0 and (tmp_path / "s.jsonl").stat().st_mtime_ns == written
     assert kleash(*words, "exact") == 2
-    assert "is there already and was made otherwise" in capsys.readouterr().err
+    assert "exists and was written with other settings" in capsys.readouterr().err
 
 
 def test_generated_samples_are_scored_in_a_recipe_by_a_composition(base: Path, write: Any, tmp_path: Path) -> None:

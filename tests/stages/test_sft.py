@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +11,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups
 from kleash.errors import DataError, GateError
+from kleash.io import read_jsonl
 from kleash.models.load import load_policy
-from kleash.run import read_jsonl, read_record
+from kleash.run import read_record
 from kleash.stages import sft
 from kleash.training.optim import Optimizer
+
+Write = Callable[[str, list[dict[str, Any]]], Path]
 
 
 def config(base: Path, data: Path, **changes: object) -> sft.SFTConfig:
@@ -92,24 +97,21 @@ def test_a_finished_run_is_not_run_again(base: Path, demonstrations: Path) -> No
     assert (first.path / "model.safetensors").stat().st_mtime_ns == weights
 
 
-def test_choosing_the_best_keeps_the_weights_of_the_least_held_out_loss(base: Path, demonstrations: Path) -> None:
-    # A rate this high overshoots, so that the best is not the last.
-    chosen = sft.run(
-        config(
-            base,
-            demonstrations,
-            max_steps=30,
-            learning_rate=0.3,
-            schedule="constant",
-            eval_every=3,
-            keep_weights="best",
-        )
+def test_choosing_the_best_keeps_the_weights_of_the_least_held_out_loss(base: Path, write: Write) -> None:
+    # Both files end after one letter, which is learned first; then the letters part them, and the held-out loss rises.
+    train, held_out = (
+        write(f"{letter}.jsonl", [{"prompt": one, "response": letter} for one in "abcdefgh"]) for letter in "yz"
     )
-    losses = {row["step"]: row["eval_loss"] for row in chosen.metrics() if "eval_loss" in row}
+    changes = {"eval_data": str(held_out), "max_steps": 30, "learning_rate": 1e-2, "schedule": "constant"}
+    folder = sft.run(config(base, train, eval_every=3, keep_weights="best", **changes))
+    losses = {row["step"]: row["eval_loss"] for row in folder.metrics() if "eval_loss" in row}
     best = min(losses, key=lambda step: losses[step])
-    assert best != 30, "the last step was the best: this test says nothing"
-    assert chosen.record["results"]["step"] == best
-    assert chosen.record["results"]["eval_loss"] == pytest.approx(losses[best], rel=1e-6)
+    assert losses[3] > losses[best] < losses[30] - 1, "the best is neither the first nor the last, by far"
+    assert folder.record["results"]["step"] == best
+    model, tokenizer = load_policy(folder.path)
+    again = sft.evaluate(model, encode_all(list(read_groups(held_out)), tokenizer)[0], config(base, train))
+    assert again == pytest.approx(losses[best], rel=1e-6)
+    assert folder.record["results"]["eval_loss"] == pytest.approx(losses[best], rel=1e-6)
 
 
 def test_live_models_can_be_trained_without_a_folder(base: Path, demonstrations: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from kleash.errors import ConfigError
-from kleash.run import RunFolder, read_jsonl
+from kleash.io import read_jsonl
+from kleash.run import RunFolder
 from kleash.stages import grpo, ppo
 from kleash.stages.reward_ensemble import EnsembleConfig
 from kleash.stages.reward_ensemble import run as learn_reward
@@ -25,6 +26,15 @@ def z(prompts, completions, **columns):
 
 def no_z(prompts, completions, **columns):
     return [-float(text.count("z")) for text in completions]
+
+def level(prompts, completions, **columns):
+    return [1.0] * len(completions)
+
+calls = []
+
+def best_third(prompts, completions, **columns):  # called once a measurement; the first is before step 1
+    calls.append(1)
+    return [-abs(len(calls) - 4.0)] * len(completions)
 """
 
 
@@ -64,9 +74,9 @@ def test_every_step_is_watched_and_some_of_its_responses_are_kept(stage: str, ba
         assert row["truncated"] == pytest.approx(1 - row["end_rate"], abs=1e-6)
     kls = [row["kl"] for row in rows]
     assert rows[2]["kl_acceleration"] == pytest.approx(kls[2] - 2 * kls[1] + kls[0], abs=1e-6)
-    kept = read_jsonl(folder.path / "rollouts.jsonl")
-    assert {row["step"] for row in kept} == {1, 2, 3}
-    assert all(row["score"] == row["response"].count("z") for row in kept)
+    samples = read_jsonl(folder.path / "rollouts.jsonl")
+    assert {row["step"] for row in samples} == {1, 2, 3}
+    assert all(row["score"] == row["response"].count("z") for row in samples)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -83,18 +93,27 @@ def test_gold_is_measured_on_held_out_prompts_and_changes_no_weight(stage: str, 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_checkpoint_that_is_best_by_gold_is_kept(stage: str, base: Path, prompts: Path) -> None:
-    folder = train(stage, base, prompts, gold="letters:no_z", criterion="gold", keep_weights="best", max_steps=6)
+    folder = train(stage, base, prompts, gold="letters:best_third", criterion="gold", keep_weights="best", max_steps=6)
     measured = {row["step"]: row["eval_gold"] for row in folder.metrics() if row["step"] > 0}
-    assert folder.record["results"]["step"] == max(measured, key=lambda step: measured[step])
+    assert max(measured, key=lambda step: measured[step]) == 3, "neither the first nor the last"
+    assert folder.record["results"]["step"] == 3
+    again = train(stage, base, prompts, out=base.parent / "again", snapshot_every=3, max_steps=6)
+    weights, at_step_3 = (
+        AutoModelForCausalLM.from_pretrained(path).state_dict()
+        for path in (folder.path, again.path / "snapshots" / "step-000003")
+    )
+    assert all(torch.equal(weights[name], tensor) for name, tensor in at_step_3.items())
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_beyond_its_kl_budget_ends_there_and_is_measured(stage: str, base: Path, prompts: Path) -> None:
-    free = train(stage, base, prompts, out=base.parent / "free", max_steps=6)
+    fast = {"max_steps": 6, "learning_rate": 2e-2}
+    free = train(stage, base, prompts, out=base.parent / "free", **fast)
     kls = {row["step"]: row["kl"] for row in free.metrics() if row["step"] > 0}
-    budget = max(kls[1], 0.0) + 1e-6
+    budget = max(kls[step] for step in range(2, 6)) / 2
+    assert budget > 0.5 and kls[1] < budget, "the KL grows to nats, or this test says nothing"
     first = next(step for step, kl in kls.items() if kl > budget)
-    folder = train(stage, base, prompts, kl_budget=budget, max_steps=6)
+    folder = train(stage, base, prompts, kl_budget=budget, **fast)
     rows = folder.metrics()
     assert rows[-1]["step"] == first < 6
     assert "eval_reward" in rows[-1]
@@ -102,7 +121,7 @@ def test_a_run_beyond_its_kl_budget_ends_there_and_is_measured(stage: str, base:
 
 
 def test_a_run_that_was_stopped_is_not_gone_on_with_after_a_kill(base: Path, prompts: Path) -> None:
-    settings: dict[str, Any] = {"gold": "letters:no_z", "criterion": "gold", "patience": 1, "max_steps": 6}
+    settings: dict[str, Any] = {"gold": "letters:level", "criterion": "gold", "patience": 1, "max_steps": 6}
     folder = train("ppo", base, prompts, **settings)
     rows = folder.metrics()
     assert rows[-1]["step"] < 6

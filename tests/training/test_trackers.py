@@ -13,6 +13,7 @@ from kleash.errors import ConfigError
 from kleash.run import RunFolder
 from kleash.training import trackers
 from kleash.training.trackers import Trackers
+from tests.programs import needs
 
 
 @pytest.fixture
@@ -88,9 +89,9 @@ print("a result")
 """
 
 
-def start_and_go_on(name: str, folder: RunFolder) -> str:
+def start_and_go_on(name: str, folder: RunFolder, python: Path = Path(sys.executable)) -> str:
     for step in ("1", "2"):
-        command = [sys.executable, "-c", SCRIPT, name, str(folder.path), step]
+        command = [str(python), "-c", SCRIPT, name, str(folder.path), step]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert (done.returncode, done.stdout) == (0, "a result\n"), done.stderr
     return json.loads((folder.path / "run.json").read_text())["trackers"]["id"]
@@ -98,7 +99,6 @@ def start_and_go_on(name: str, folder: RunFolder) -> str:
 
 @pytest.mark.slow  # starts Python twice, and torch with it
 def test_an_interrupted_run_goes_on_under_its_id_in_wandb(folder, monkeypatch) -> None:
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     identity = start_and_go_on("wandb", folder)
@@ -109,9 +109,9 @@ def test_an_interrupted_run_goes_on_under_its_id_in_wandb(folder, monkeypatch) -
 
 @pytest.mark.slow  # starts Python twice, and torch with it
 def test_an_interrupted_run_goes_on_under_its_name_in_trackio(folder, monkeypatch) -> None:
-    pytest.importorskip("trackio")
+    python = needs("trackio")
     monkeypatch.setenv("TRACKIO_DIR", str(folder.path / "trackio"))
-    identity = start_and_go_on("trackio", folder)
+    identity = start_and_go_on("trackio", folder, python)
     with closing(sqlite3.connect(folder.path / "trackio" / "kleash.db")) as database:
         rows = database.execute("select run_name, step, metrics from metrics order by step").fetchall()
     assert [(name, step, json.loads(metrics)) for name, step, metrics in rows] == [

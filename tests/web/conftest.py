@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -13,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from kleash.data.group import Group, Response
-
-pytest.importorskip("starlette", reason="the extra `feedback` is not installed")
 import uvicorn
 
+from kleash.data.group import Group, Response
 from kleash.labels.queue import Queue, QueueSettings
 from kleash.labels.store import Store
 from kleash.web.common.listen import listen
 from kleash.web.label.app import Site, build_app
+from tests.programs import needs
 
 
 @dataclass
@@ -138,13 +135,12 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     """Debian's Chromium, one for all tests."""
-    found = shutil.which("chromium")
-    if found is None:
-        pytest.skip("no chromium is installed")
-    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
+    path = needs("chromium")
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=found,
+            executable_path=path,
             args=["--no-sandbox", "--disable-background-networking", "--disable-component-update"],
         )
         yield browser

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -373,16 +372,16 @@ def test_the_first_pair_is_there_within_seconds_of_the_command_and_no_torch_is_l
 ) -> None:
     write_groups(pairs_of(16), tmp_path / "pairs.jsonl")
     page = browse()
-    started = time.monotonic()
     command = Command(tmp_path, "--data", "pairs.jsonl", "--port", "0")
     page.goto(command.links["annotator"])
     page.wait_for_selector(".pair")
-    waited = time.monotonic() - started
-    loaded = Path(f"/proc/{command.process.pid}/maps")
-    if loaded.exists():
-        assert "libtorch" not in loaded.read_text()
+    process = Path(f"/proc/{command.process.pid}")
+    if process.exists():
+        assert "libtorch" not in (process / "maps").read_text()
+        # Seconds of the processor, which do not grow with what else runs on the machine: user and system, proc(5).
+        figures = (process / "stat").read_text().rpartition(")")[2].split()
+        assert sum(map(int, figures[11:13])) / os.sysconf("SC_CLK_TCK") < 5
     assert command.stop()[0] == 0
-    assert waited < 5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), waited
 
 
 # --- every screen, every text ----------------------------------------------------------------------------------------

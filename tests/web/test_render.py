@@ -45,12 +45,12 @@ def test_there_are_two_hundred_hostile_texts() -> None:
 
 def test_no_hostile_text_becomes_a_tag_that_acts_or_an_attribute_that_loads() -> None:
     for text in HOSTILE:
-        started = time.perf_counter()
+        started = time.process_time()
         match = Inspector(render(text))
         assert match.tags <= TAGS, (text[:80], match.tags - TAGS)
         assert {name for name, _ in match.attributes} <= ATTRIBUTES, (text[:80], match.attributes)
         assert not any("evil" in value or "alert" in value for _, value in match.attributes), text[:80]
-        assert time.perf_counter() - started < 5, text[:80]
+        assert time.process_time() - started < 5, text[:80]
 
 
 def test_the_sanitiser_alone_would_do_if_markdown_let_everything_through() -> None:

@@ -12,6 +12,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.chat.messages import ChatReply, ChatRequest
+from kleash.config import MODEL
+from kleash.content import content_hash
 from kleash.data.batch import collate
 from kleash.data.chat import encode_prompt
 from kleash.data.group import Content, EncodedGroup, EncodedResponse, Group
@@ -19,7 +21,6 @@ from kleash.errors import DataError
 from kleash.models.compute import DType
 from kleash.models.forward import response_logprobs
 from kleash.models.load import autocast, context_length, load_policy
-from kleash.run import fingerprint
 from kleash.sampling.sampler import build_sampler, decode_groups
 
 
@@ -70,7 +71,7 @@ class LocalChat:
             ModelError: the model cannot be found or loaded.
         """
         live, tokenizer = load_policy(model, device=device)
-        identity = {"sha256 of model": fingerprint(model)["sha256"], "dtype": dtype}
+        identity = {"sha256 of model": content_hash(model, MODEL), "dtype": dtype}
         name = model.rstrip("/").rsplit("/", 1)[-1]
         return cls(live, tokenizer, name=name, identity=identity, block=block, dtype=dtype)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from kleash.checks.sample_stats import excess_nll
 from kleash.data.group import EncodedGroup, Group, Preference
 from kleash.evals.preference_report import ceiling_bounds, sign_test
 from kleash.models.load import load_policy
-from kleash.run import read_record, sha256_of
+from kleash.run import parent_of
 
 FEW_PAIRS = 2000
 """Below so many comparisons a reward model is near chance (Gao et al. 2022, arXiv:2210.10760)."""
@@ -82,16 +81,11 @@ def on_policy_check(model: str, groups: Sequence[EncodedGroup], *, device: str, 
     """
     chosen = groups[:: max(1, len(groups) // ROWS)][:ROWS]
     own = excess_nll(load_policy(model, device=device)[0], chosen, dtype=dtype)
-    made_from = ((read_record(Path(model)) or {}).get("inputs") or {}).get("model") if Path(model).is_dir() else None
-    if made_from is None or not _still_there(made_from):
+    path = parent_of(Path(model), "model")
+    if path is None:
         return SampledBy(own)
-    parent = excess_nll(load_policy(made_from["path"], device=device)[0], chosen, dtype=dtype)
-    return SampledBy(own, parent, made_from["path"])
-
-
-def _still_there(fingerprint: dict[str, Any]) -> bool:
-    path = Path(fingerprint["path"])
-    return path.is_dir() and sha256_of(path) == fingerprint["sha256"]
+    parent = excess_nll(load_policy(path, device=device)[0], chosen, dtype=dtype)
+    return SampledBy(own, parent, str(path))
 
 
 def _count(pairs: Sequence[Group], rows: int) -> Check:

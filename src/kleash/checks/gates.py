@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kleash.content import folder_hash
 from kleash.errors import GateError
-from kleash.run import RunFolder, read_record, sha256_of
+from kleash.run import RunFolder, read_record
 
 logger = logging.getLogger("kleash")
 
@@ -110,4 +111,4 @@ def check_parents(folder: RunFolder, *, role: str, parent: str | Path, force: bo
 
 def changed(path: Path, found: CheckReport) -> bool:
     """Whether a folder is no longer what its verdict speaks of; a verdict without a hash is taken at its word."""
-    return found.get("sha256") not in (None, sha256_of(path))
+    return found.get("sha256") not in (None, folder_hash(path))

@@ -1,4 +1,4 @@
-"""How a stage that trains begins."""
+"""How a stage that trains begins: its folder, opened for its settings and inputs, and a look at what it is built on."""
 
 from __future__ import annotations
 
@@ -8,19 +8,34 @@ from torch import nn
 
 from kleash.checks.gates import check_parents
 from kleash.run import RunFolder
+from kleash.training.model_folder import weights_hash
 from kleash.training.settings import TrainingConfig
 from kleash.training.trackers import require
 
 
 def open_run(stage: str, config: TrainingConfig, **live: tuple[nn.Module, Any] | object | None) -> RunFolder:
-    """Open the folder of a run, new, to be gone on with, or finished."""
-    from kleash.stages.artifacts import inputs_of
+    """Open the folder of a run, new, to be gone on with, or finished.
 
+    Args:
+        stage: name of the stage, as run.json has it.
+        config: its settings. Fields of the kinds `ModelRef`, `RewardRef`, `DataRef` are hashed by content; models and
+            rewards that the stage is built on must have passed their own checks.
+        live: objects given in the place of what the config names, by its field (`model=(model, tokenizer)`). A model
+            counts by its weights. A live reward counts as what `config.reward` names, since a function has no hash.
+
+    Raises:
+        ConfigError: a tracker is not installed.
+        DataError: the folder holds another run.
+        GateError: a parent failed its own checks; `force` goes on.
+    """
     require(config.trackers)
-    models = {role: value for role, value in live.items() if isinstance(value, tuple)}
-    folder = RunFolder.open(config.out, stage=stage, config=config, inputs=inputs_of(config, **models))
+    models = {role: value[0] for role, value in live.items() if isinstance(value, tuple)}
+    inputs = {
+        role: {"path": f"live {type(model).__name__}", "sha256": weights_hash(model)} for role, model in models.items()
+    }
+    folder = RunFolder.open(config.out, stage=stage, config=config, inputs=inputs)
     if not folder.finished:
-        for role in ("model", "reference", "reward"):
-            if (name := getattr(config, role, None)) is not None:
+        for role, (kind, name) in config.references().items():
+            if kind.parent:
                 check_parents(folder, role=role, parent=name, force=config.force)
     return folder

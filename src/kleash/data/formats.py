@@ -33,8 +33,8 @@ import pyarrow.parquet as pq
 
 from kleash.data.group import Content, Group, Label, Message, Preference, Ranking, Response, Scores
 from kleash.errors import DataError
+from kleash.io import ROW_ENDINGS as ENDINGS
 
-ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 Row = dict[str, Any]

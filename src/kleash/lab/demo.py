@@ -19,6 +19,7 @@ import torch
 from kleash.data.chat import encode_all, end_ids
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Response
+from kleash.io import read_jsonl, write_json
 from kleash.lab import measure, methods
 from kleash.lab.labellers import Labellers
 from kleash.lab.world import pretrain
@@ -28,7 +29,7 @@ from kleash.models.load import load_policy
 from kleash.objectives import kl
 from kleash.report.html import write_report
 from kleash.rewards.learned import LearnedReward
-from kleash.run import RunFolder, derive_seed, read_jsonl, versions, write_json
+from kleash.run import RunFolder, derive_seed, versions
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
 from kleash.stages import generate, ppo, reward_model, sft

@@ -22,12 +22,13 @@ from torch import Tensor
 
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, Response, chosen_first
+from kleash.io import read_jsonl, write_json
 from kleash.lab import judges, measure
 from kleash.lab.world import pretrain
 from kleash.lab.world.small_world import World
 from kleash.labels.labeller import LabelResult
 from kleash.rewards.learned import LearnedReward
-from kleash.run import derive_seed, read_jsonl, write_json
+from kleash.run import derive_seed
 from kleash.stages import generate, ppo, reward_model, sft
 
 T = TypeVar("T")

@@ -24,11 +24,12 @@ from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference
 from kleash.evals.policy_stats import mean_se
 from kleash.evals.preference_report import wilson
+from kleash.io import write_json
 from kleash.lab.labellers import Labellers
 from kleash.lab.world import pretrain
 from kleash.lab.world.small_world import World
 from kleash.models.load import new_reward_model
-from kleash.run import RunFolder, derive_seed, write_json
+from kleash.run import RunFolder, derive_seed
 from kleash.stages import generate, reward_model, sft
 
 DEMONSTRATIONS = (600, 900, 1200, 1500)

@@ -18,13 +18,14 @@ from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Scores
 from kleash.evals.best_of_n_curve import best_of_k, kl_of_best_of_k
 from kleash.evals.policy_stats import mean_se
+from kleash.io import read_jsonl
 from kleash.lab import judges
 from kleash.lab.experiment import labelled
 from kleash.lab.measure import curve, without_choice
 from kleash.lab.world.small_world import World
 from kleash.labels.constitution import Constitution
 from kleash.rollout import build_components, evaluate, read_prompts
-from kleash.run import RunFolder, derive_seed, read_jsonl, read_record
+from kleash.run import RunFolder, derive_seed, read_record
 from kleash.stages import best_of_n, dpo, generate, grpo, ppo, reward_model, score
 from kleash.stages.ppo import PPOConfig
 

@@ -19,12 +19,13 @@ from jaxtyping import Float
 from scipy import optimize
 from scipy.special import expit, logsumexp, roots_hermitenorm
 
+from kleash.content import file_hash
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, Scores, chosen_first
 from kleash.errors import DataError
+from kleash.io import write_json
 from kleash.labels.labeller import LabelResult
 from kleash.labels.store import Store, Vote
-from kleash.run import sha256_of, write_json
 
 Ties = Literal["half", "davidson", "drop"]
 Each = Literal["pair", "vote"]
@@ -194,7 +195,7 @@ def _write(rows: Mapping[str, list[Group]], out: Path) -> dict[str, ExportedFile
         if groups:
             path = out / f"{name}.jsonl"
             write_groups(groups, path)
-            files[path.name] = ExportedFile(len(groups), sha256_of(path))
+            files[path.name] = ExportedFile(len(groups), file_hash(path))
     return files
 
 

@@ -23,8 +23,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from kleash.content import cached_commit
 from kleash.errors import ModelError
-from kleash.run import derive_seed, write_folder
+from kleash.io import write_folder
+from kleash.run import derive_seed
 
 PAD_TOKEN = "<|pad|>"
 
@@ -180,7 +182,8 @@ def _where(model: str | Path) -> dict[str, Any]:
         return {"local_files_only": True}
     if str(model).startswith((".", "/", "~")) or str(model).count("/") > 1:
         raise ModelError(f"{model}: there is no such folder; give a folder with config.json or a hub name")
-    return {}
+    commit = cached_commit(str(model))  # what the identity of a run names, whatever is pushed meanwhile
+    return {} if commit is None else {"revision": commit}
 
 
 @contextlib.contextmanager

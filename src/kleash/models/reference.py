@@ -16,11 +16,11 @@ from transformers import PreTrainedModel
 
 from kleash.data.batch import GroupBatch
 from kleash.data.group import EncodedGroup
+from kleash.io import write_folder
 from kleash.models.compute import Compute
 from kleash.models.inference import batch_logprobs, summed_logprobs
 from kleash.models.load import freeze, frozen_copy, load_policy
 from kleash.models.lora import lora_off
-from kleash.run import write_folder
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 from markupsafe import Markup
 
 from kleash.errors import InputError
+from kleash.io import read_jsonl, write_text
 from kleash.report import figures
 from kleash.report.reward_section import reward_pieces
-from kleash.run import read_jsonl, read_record, write_text
+from kleash.run import read_record
 
 Summary = Mapping[str, Any]
 

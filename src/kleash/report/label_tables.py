@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kleash.checks.gates import MARKS
+from kleash.outputs import results_of
 from kleash.report.verdicts import COLOURS
-from kleash.stages.files import results_of
 
 Line = tuple[str, str | Text]
 

@@ -15,9 +15,10 @@ from markupsafe import Markup
 
 from kleash.errors import InputError
 from kleash.evals.overoptimization import point_name
+from kleash.io import write_text
 from kleash.report import figures
 from kleash.report.html import environment
-from kleash.run import read_record, write_text
+from kleash.run import read_record
 
 LABELS = {"checkpoints": "the run", "best-of-n": "best of n"}
 

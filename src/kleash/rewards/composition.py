@@ -13,7 +13,6 @@ and weight: a sum alone does not say which of its parts is being optimised.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,7 @@ from torch import Tensor
 from kleash.config import Config, read_yaml
 from kleash.data.group import Group
 from kleash.errors import ConfigError
-from kleash.rewards.reward import Parts, Reward, build_reward, explain, module_file
-from kleash.run import fingerprint, sha256_of
+from kleash.rewards.reward import Parts, Reward, build_reward, explain
 
 
 class Part(Config):
@@ -62,22 +60,6 @@ class Part(Config):
     def title(self) -> str:
         """The name it goes by."""
         return self.name or self.reward
-
-
-def content_of(name: str) -> dict[str, str]:
-    """Path and hash of all that a reward is made of, by its name: a run goes on with the same reward only (F11).
-
-    A composition stands for its file and its parts, a judge for its file and its model, a function for the file of its
-    module; see `run.fingerprint`.
-    """
-    found = fingerprint(name)
-    if name.endswith((".yaml", ".yml")):
-        judge = read_yaml(Path(name)).get("judge")
-        named = [fingerprint(judge)] if judge else [content_of(part.reward) for part in read_parts(Path(name))]
-        parts = [part["sha256"] for part in named]
-        return found | {"sha256": hashlib.sha256("".join([found["sha256"], *parts]).encode()).hexdigest()}
-    module = module_file(name)
-    return found if module is None else found | {"sha256": sha256_of(module)}
 
 
 def read_parts(path: Path) -> list[Part]:

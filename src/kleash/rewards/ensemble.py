@@ -17,12 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kleash.content import folder_hash
 from kleash.data.group import Group
 from kleash.errors import ModelError
+from kleash.io import write_json
 from kleash.objectives.combine import Combine, combine_scores
 from kleash.rewards.learned import LearnedReward
 from kleash.rewards.reward import Parts
-from kleash.run import sha256_of, write_json
 
 FILE = "ensemble.json"
 VALIDATION = "validation"
@@ -51,7 +52,7 @@ class EnsembleReward:
         """
         told = json.loads((folder / FILE).read_text())
         for name, sha256 in told["members"].items():
-            if not (folder / name).is_dir() or sha256_of(folder / name) != sha256:
+            if not (folder / name).is_dir() or folder_hash(folder / name) != sha256:
                 raise ModelError(f"{folder / name} is not the member that {FILE} names; run `kleash reward` again")
         members = [LearnedReward.load(folder / name, **settings) for name in told["members"]]
         return cls(members, combine=told["combine"], variance_penalty=told["variance_penalty"])
@@ -75,5 +76,5 @@ class EnsembleReward:
 
 def write_ensemble(folder: Path, members: Sequence[str], *, combine: Combine, variance_penalty: float) -> None:
     """Write the ensemble.json of a folder whose members are there, by their paths within it."""
-    hashes = {name: sha256_of(folder / name) for name in members}
+    hashes = {name: folder_hash(folder / name) for name in members}
     write_json(folder / FILE, {"members": hashes, "combine": combine, "variance_penalty": variance_penalty})

@@ -140,19 +140,6 @@ def build_reward(name: str, *, policy_tokenizer: PreTrainedTokenizerBase | None 
     )
 
 
-def module_file(name: str) -> Path | None:
-    """The file that holds the function of `module:function`; None for another name, or where there is no such file."""
-    module_name, colon, _ = name.partition(":")
-    if not colon:
-        return None
-    places: list[str] | None = [str(Path.cwd()), *sys.path]
-    spec = None
-    for part in module_name.split("."):  # without importing the packages on the way
-        spec = importlib.machinery.PathFinder.find_spec(part, places) if places else None
-        places = list(spec.submodule_search_locations or ()) if spec is not None else None
-    return Path(spec.origin) if spec is not None and spec.origin is not None else None
-
-
 def _find(name: str) -> Callable[..., Any]:
     module_name, _, function_name = name.partition(":")
     here = str(Path.cwd())

@@ -20,8 +20,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kleash.io import machine_errors
 from kleash.rollout.rollout import Rollout
-from kleash.run import RunFolder, machine_errors
+from kleash.run import RunFolder
 
 FOLDER = "rollouts"
 

@@ -19,9 +19,8 @@ from kleash.data.group import Group, Preference, chosen_first
 from kleash.errors import DataError
 from kleash.labels.labeller import Labeller
 from kleash.labels.open_store import open_store
-from kleash.run import fingerprint
+from kleash.outputs import finish, identity_of, is_done
 from kleash.stages.data_configs import AskConfig
-from kleash.stages.files import finish, finished
 
 logger = logging.getLogger("kleash")
 
@@ -36,8 +35,8 @@ def run(config: AskConfig) -> Path:
         WaitingError: people have not answered yet.
         DataError: there is nothing to compare, or no pair has a label.
     """
-    identity = {**config.model_dump(mode="json", exclude={"out"}), "data": fingerprint(config.data)}
-    if finished(config.out, identity):
+    identity = identity_of("ask", config)
+    if is_done(config.out, identity):
         return config.out
     groups = _pairs(config.data)
     labeller = None if config.labeller == "people" else _reward_labeller(config.labeller, config.temperature)

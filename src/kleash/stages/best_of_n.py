@@ -20,12 +20,10 @@ from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Scores
 from kleash.evals.best_of_n_curve import best_of_k, kl_bound, kl_of_best_of_k
 from kleash.evals.policy_stats import mean_se
-from kleash.rewards.composition import content_of
+from kleash.outputs import beside, finish, identity_of, is_done
 from kleash.rewards.reward import Reward, build_reward
-from kleash.run import fingerprint
 from kleash.stages import generate
 from kleash.stages.data_configs import BestOfNConfig
-from kleash.stages.files import beside, finish, finished
 from kleash.stages.generate import GenerateConfig
 from kleash.stages.score import describe, score_groups
 
@@ -48,12 +46,8 @@ def run(
     Returns:
         The file of the best responses; the pool and the figures lie beside it.
     """
-    contents = {"model": fingerprint(config.model), "data": fingerprint(config.data)}
-    contents |= {role: content_of(name) for role in ("reward", "gold") if (name := getattr(config, role)) is not None}
-    identity = config.model_dump(mode="json", exclude=generate.NOT_IDENTITY) | {
-        f"sha256 of {role}": content["sha256"] for role, content in contents.items()
-    }
-    if finished(config.out, identity):
+    identity = identity_of("best-of-n", config)
+    if is_done(config.out, identity):
         return config.out
     reward = reward or build_reward(config.reward, device=config.device, dtype=config.dtype)
     if gold is None and config.gold is not None:

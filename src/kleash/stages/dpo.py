@@ -32,6 +32,7 @@ from kleash.data.read import read_encoded
 from kleash.data.split import best_against_worst, comparison
 from kleash.errors import DataError
 from kleash.evals.policy_stats import MeanSE, mean_se
+from kleash.io import write_text
 from kleash.models.forward import check_forward, response_logprobs
 from kleash.models.inference import summed_logprobs
 from kleash.models.load import context_length, freeze, frozen_copy, load_policy, save_model
@@ -41,7 +42,7 @@ from kleash.models.trainable import make_trainable
 from kleash.objectives import LOSSES, implicit_rewards, kl, masked_sum, plackett_luce_loss
 from kleash.rewards.reward import Reward, build_reward
 from kleash.rollout.rollout import with_logprobs
-from kleash.run import RunFolder, derive_seed, write_text
+from kleash.run import RunFolder, derive_seed
 from kleash.sampling.sampler import build_sampler, sample_groups
 from kleash.stages.reward_model import pairs_of, rewards_report
 from kleash.stages.training_configs import DPOConfig

@@ -21,16 +21,16 @@ from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group
 from kleash.data.split import prompt_only, read_usable
 from kleash.errors import DataError
+from kleash.io import write_json
 from kleash.models.load import autocast, context_length, load_policy
+from kleash.outputs import finish, identity_of, is_done
 from kleash.progress import Progress
-from kleash.run import derive_seed, fingerprint, write_text
+from kleash.run import derive_seed
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
 from kleash.stages.data_configs import GenerateConfig
 
 logger = logging.getLogger("kleash")
-
-NOT_IDENTITY = {"out", "device", "rows_at_once"}
 
 
 def run(config: GenerateConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> Path:
@@ -46,12 +46,9 @@ def run(config: GenerateConfig, *, policy: tuple[PreTrainedModel, PreTrainedToke
     Raises:
         DataError: a prompt leaves no room for a response, or the file holds something else.
     """
-    stamp = config.out.with_name(f".{config.out.name}.json")
-    identity = _identity(config)
-    if config.out.exists():
-        if stamp.exists() and json.loads(stamp.read_text()) == identity:
-            return config.out
-        raise DataError(f"{config.out} is there already and was made otherwise; choose another --out or remove it")
+    identity = identity_of("generate", config)
+    if is_done(config.out, identity):
+        return config.out
     model, tokenizer = policy or load_policy(config.model, device=config.device)
     prompts = [_bare(group) for group in read_usable(config.data, prompt_only, config.max_rows)]
     ids = [encode_prompt(group.prompt, tokenizer) for group in prompts]
@@ -75,7 +72,7 @@ def run(config: GenerateConfig, *, policy: tuple[PreTrainedModel, PreTrainedToke
                 write_groups(decode_groups(batch, [prompts[row] for row in rows], tokenizer, end_ids(tokenizer)), block)
             progress.update(rows.stop)
     write_groups((group for block in sorted(blocks.glob("*.jsonl")) for group in read_groups(block)), config.out)
-    write_text(stamp, json.dumps(identity))
+    finish(config.out, identity, None)
     for block in blocks.iterdir():
         block.unlink()
     blocks.rmdir()
@@ -87,14 +84,6 @@ def run(config: GenerateConfig, *, policy: tuple[PreTrainedModel, PreTrainedToke
     return config.out
 
 
-def _identity(config: GenerateConfig) -> dict[str, object]:
-    settings = config.model_dump(mode="json", exclude=NOT_IDENTITY)
-    return settings | {
-        "sha256 of model": fingerprint(config.model)["sha256"],
-        "sha256 of data": fingerprint(config.data)["sha256"],
-    }
-
-
 def _start_anew_unless(blocks: Path, identity: dict[str, object]) -> None:
     """Keep the blocks of an interrupted run with these settings, drop those of another."""
     stamp = blocks / "identity.json"
@@ -102,7 +91,7 @@ def _start_anew_unless(blocks: Path, identity: dict[str, object]) -> None:
         for old in blocks.glob("*"):
             old.unlink()
         blocks.mkdir(parents=True, exist_ok=True)
-        write_text(stamp, json.dumps(identity))
+        write_json(stamp, identity)
 
 
 def _refuse_too_long(config: GenerateConfig, ids: Sequence[tuple[int, ...]], context: int | None) -> None:

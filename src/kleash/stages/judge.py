@@ -26,10 +26,9 @@ from kleash.labels.constitution import Constitution
 from kleash.labels.judge_summary import labelled_groups, summarise
 from kleash.labels.llm_judge import Judge, Judgement
 from kleash.labels.prompt_injection import probe
+from kleash.outputs import beside, finish, identity_of, is_done
 from kleash.progress import Progress
-from kleash.run import fingerprint
 from kleash.stages.data_configs import JudgeConfig
-from kleash.stages.files import beside, finish, finished
 
 logger = logging.getLogger("kleash")
 
@@ -53,10 +52,8 @@ def run(config: JudgeConfig, *, chat: Chat | None = None) -> Path:
         DataError: a row has fewer than two responses, or the file holds something else.
     """
     constitution = Constitution.load(config.constitution) if config.constitution else None
-    identity = config.identity()
-    if config.constitution:
-        identity["sha256 of constitution"] = fingerprint(Constitution.find(config.constitution))["sha256"]
-    if finished(config.out, identity):
+    identity = identity_of("judge", config)
+    if is_done(config.out, identity):
         return config.out
     groups = list(islice(_pairs(config.data), config.max_rows))
     mixed_in = read_usable(config.mix_in, comparison) if config.mix_in else []

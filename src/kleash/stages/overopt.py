@@ -29,23 +29,14 @@ from kleash.data.group import EncodedGroup, Group, Response
 from kleash.data.split import prompt_only, read_usable
 from kleash.errors import ConfigError, InputError
 from kleash.evals import overoptimization
+from kleash.io import read_jsonl, write_json, write_text
 from kleash.models.forward import response_logprobs
 from kleash.models.inference import micro_batches
 from kleash.models.load import autocast, context_length, freeze, load_policy
 from kleash.objectives import kl
 from kleash.progress import Progress
-from kleash.rewards.composition import content_of
 from kleash.rewards.reward import Reward, build_reward
-from kleash.run import (
-    Fingerprints,
-    RunFolder,
-    derive_seed,
-    fingerprint,
-    read_jsonl,
-    read_record,
-    write_json,
-    write_text,
-)
+from kleash.run import RunFolder, derive_seed, read_record
 from kleash.sampling.local import LocalSampler
 from kleash.sampling.sampler import decode_groups
 from kleash.stages.best_of_n import one_score_a_text
@@ -79,7 +70,7 @@ def run(config: OveroptConfig, *, proxy: Reward | None = None, gold: Reward | No
         GateError: the proxy or the gold reward failed its own gate.
     """
     config = _filled_from_run(config, live_proxy=proxy is not None)
-    folder = RunFolder.open(config.out, stage="overopt", config=config, inputs=_inputs(config))
+    folder = RunFolder.open(config.out, stage="overopt", config=config)
     if folder.finished:
         return folder
     for role, live in (("proxy", proxy), ("gold", gold)):
@@ -322,11 +313,6 @@ def _record(run: Path) -> dict[str, Any]:
     if record is None:
         raise InputError(f"{run} holds no run.json; give the folder of a ppo, grpo or dpo run")
     return record
-
-
-def _inputs(config: OveroptConfig) -> Fingerprints:
-    inputs = {name: fingerprint(value) for name in ("run", "model", "data") if (value := getattr(config, name))}
-    return inputs | {name: content_of(value) for name in ("proxy", "gold") if (value := getattr(config, name))}
 
 
 def _points(config: OveroptConfig) -> list[Point]:

@@ -20,10 +20,9 @@ from kleash.data.split import demonstration, read_usable
 from kleash.labels.cached_chat import ChatSettings, cached_chat
 from kleash.labels.constitution import Constitution
 from kleash.labels.revisions import Draft, Reviser, demonstration_of, save_revisions, summarise
+from kleash.outputs import beside, finish, identity_of, is_done
 from kleash.progress import Progress
-from kleash.run import fingerprint
 from kleash.stages.data_configs import ReviseConfig
-from kleash.stages.files import beside, finish, finished
 
 ROWS_AT_ONCE = 64
 """Rows between two looks at the failures."""
@@ -45,9 +44,8 @@ def run(config: ReviseConfig, *, chat: Chat | None = None) -> Path:
         DataError: the file holds something else.
     """
     constitution = Constitution.load(config.constitution)
-    identity = config.identity()
-    identity["sha256 of constitution"] = fingerprint(Constitution.find(config.constitution))["sha256"]
-    if finished(config.out, identity):
+    identity = identity_of("revise", config)
+    if is_done(config.out, identity):
         return config.out
     mixed_in = read_usable(config.mix_in, demonstration) if config.mix_in else []
     prompts = [

@@ -23,20 +23,21 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import data_checks
-from kleash.checks.gates import check_parents
+from kleash.checks.open_run import open_run
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import EncodedGroup, Group
 from kleash.data.split import comparison, hold_out, read_split
 from kleash.errors import ConfigError
+from kleash.io import write_text
 from kleash.models.average import average_weights
 from kleash.models.load import load_reward_model, load_tokenizer, new_reward_model, save_model
 from kleash.rewards.ensemble import VALIDATION, EnsembleReward, write_ensemble
 from kleash.rewards.learned import LearnedReward
-from kleash.run import RunFolder, derive_seed, write_text
+from kleash.run import RunFolder, derive_seed
 from kleash.stages import reward_model, reward_report
-from kleash.stages.artifacts import inputs_of, model_card
 from kleash.stages.training_configs import EnsembleConfig, RewardConfig
+from kleash.training.model_folder import model_card
 
 logger = logging.getLogger("kleash")
 
@@ -60,10 +61,9 @@ def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedToke
         return reward_model.run(_single(config), reward=reward)
     if reward is not None:
         raise ConfigError("a live reward model is a single one; leave out members and validation_share, or the model")
-    folder = RunFolder.open(config.out, stage="reward", config=config, inputs=inputs_of(config))
+    folder = open_run("reward", config)
     if folder.finished:
         return folder
-    check_parents(folder, role="model", parent=config.model, force=config.force)
     files = _split(config, folder)
     if config.validation_share:
         held = _member(config, folder.path / VALIDATION, files, data="validation")

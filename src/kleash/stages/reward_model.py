@@ -39,11 +39,11 @@ from kleash.rewards.learned import score_encoded
 from kleash.rewards.reward import Reward, build_reward
 from kleash.run import RunFolder, derive_seed
 from kleash.stages import reward_report
-from kleash.stages.artifacts import model_card
 from kleash.stages.reward_report import held_out_rewards, pairs_of
 from kleash.stages.training_configs import RewardConfig
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop, State
+from kleash.training.model_folder import model_card
 from kleash.training.optim import Optimizer
 
 logger = logging.getLogger("kleash")

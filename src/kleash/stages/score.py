@@ -21,13 +21,11 @@ from kleash.data.formats import read_rows, write_rows
 from kleash.data.group import Group, Preference, Ranking
 from kleash.errors import DataError
 from kleash.evals.policy_stats import mean_se
+from kleash.outputs import finish, identity_of, is_done
 from kleash.progress import Progress
 from kleash.rewards.checks import VERDICTS
-from kleash.rewards.composition import content_of
 from kleash.rewards.reward import Reward, build_reward, explain
-from kleash.run import fingerprint
 from kleash.stages.data_configs import ScoreConfig
-from kleash.stages.files import finish, finished
 
 logger = logging.getLogger("kleash")
 
@@ -47,11 +45,8 @@ def run(config: ScoreConfig, *, reward: Reward | None = None) -> Path:
     Raises:
         DataError: a row has no response or is a preference, or the file holds something else.
     """
-    identity = config.model_dump(mode="json", exclude={"out", "device"}) | {
-        "sha256 of data": fingerprint(config.data)["sha256"],
-        "sha256 of reward": content_of(config.reward)["sha256"],
-    }
-    if finished(config.out, identity):
+    identity = identity_of("score", config)
+    if is_done(config.out, identity):
         return config.out
     reward = reward or build_reward(config.reward, device=config.device, dtype=config.dtype)
     rows, groups = zip(*read_rows(config.data), strict=True)

@@ -1,4 +1,4 @@
-"""What the stages that train are told: their configs, without anything that takes time to import."""
+"""The configs of the stages that train, in a module that is imported without torch."""
 
 from __future__ import annotations
 
@@ -7,87 +7,93 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from kleash.training.settings import RolloutConfig, TrainingConfig
+from kleash.config import DataRef, MeasureRef, ModelRef
+from kleash.training.settings import RolloutConfig, Schedule, TrainingConfig
 
 
 class SFTConfig(TrainingConfig):
-    """Imitate the responses of `data`. Defaults: N+ (arXiv:2403.17031): one epoch; a batch of 32 as InstructGPT."""
+    """Imitate the responses in `data`. Defaults: N+ (arXiv:2403.17031), one epoch, and InstructGPT's batch of 32."""
 
     learning_rate: float = 1e-5
-    """Peak learning rate. InstructGPT took 9.65e-6, N+ 3e-6; small models bear 100 times as much."""
+    """Peak learning rate. InstructGPT used 9.65e-6, N+ 3e-6; models of a few million parameters take 100 times as
+    much."""
     response_column: str | None = None
-    """Column that holds the response, where it is none of `response`, `completion`, `messages` (`solution`, say)."""
+    """Column that holds the response, if it is not `response`, `completion` or `messages` (`solution`, say)."""
     gate_prompts: int = Field(64, ge=0)
-    """Held-out prompts to which the gate out samples two responses each, to see whether they end, loop, differ; 0
-    samples nothing, nor does a model of more than a billion parameters on a CPU."""
+    """Held-out prompts for which the checks after training sample two responses each, to see whether they end, repeat
+    themselves and differ. 0 samples nothing; nor does a model of more than a billion parameters on a CPU."""
     gate_max_new_tokens: int = Field(128, ge=1)
-    """Longest of those samples in tokens; shorter where nine tenths of the demonstrations are."""
+    """Longest of those samples, in tokens. They are shorter if nine tenths of the demonstrations are."""
 
 
 class RewardConfig(TrainingConfig):
-    """Learn a reward from comparisons. Defaults: Ouyang et al. 2022 (arXiv:2203.02155), C.2, unless a field says."""
+    """Train a Bradley–Terry reward model on comparisons. Defaults: Ouyang et al. 2022 (arXiv:2203.02155), C.2, unless a
+    field says otherwise.
+    """
 
     batch_size: int = Field(64, ge=1)
     """Prompts in one optimiser step, each with all pairs of its K responses."""
     learning_rate: float = Field(9e-6, ge=0)
-    """Peak learning rate; N+ (arXiv:2403.17031) took 3e-6."""
-    schedule: str = Field("cosine", pattern="^(linear|cosine|constant)$")  # type: ignore[assignment]
-    """How the rate falls: cosine to a tenth as InstructGPT, linear to 0, or constant."""
+    """Peak learning rate; N+ (arXiv:2403.17031) used 3e-6."""
+    schedule: Schedule = "cosine"
+    """Learning-rate schedule: cosine to a tenth of the peak (InstructGPT), linear to 0, or constant."""
     margin: float = Field(0.0, ge=0)
-    """m: the chosen response's score has to lead by this much (Touvron et al. 2023, arXiv:2307.09288, eq. 2)."""
+    """Margin m by which the chosen response's score has to lead (Touvron et al. 2023, arXiv:2307.09288, eq. 2)."""
     centring: float = Field(0.0, ge=0)
-    """Coefficient of (r_a + r_b)², which keeps scores near zero while training (Eisenstein et al. 2023,
-    arXiv:2312.09244). The final shift to mean zero is done in any case."""
+    """Coefficient of (r_a + r_b)², which keeps scores near zero during training (Eisenstein et al. 2023,
+    arXiv:2312.09244). The scores are shifted to mean zero at the end in any case."""
     heads: int = Field(1, ge=1)
-    """Heads on one trunk: an ensemble for the price of one model. Each learns from a half of the comparisons of its
-    own, counted twice (double-or-nothing bootstrap: Owen and Eckles 2012, Annals of Applied Statistics 6, 895), and the
-    trunk from all."""
+    """Score heads on one model: an ensemble at the cost of one. Each head is trained on its own half of the
+    comparisons, counted twice (double-or-nothing bootstrap: Owen and Eckles 2012, Annals of Applied Statistics 6, 895),
+    the model below them on all."""
     combine: Literal["mean", "worst", "mean-variance"] = "mean"
-    """What several heads or members say together: their mean, the worst of them, or mean − λ·variance (Coste et al.
-    2023, arXiv:2310.02743, eq. 3–5)."""
+    """How to combine the scores of several heads or members: their mean, the lowest of them, or mean − λ·variance
+    (Coste et al. 2023, arXiv:2310.02743, eq. 3–5)."""
     variance_penalty: float = Field(0.5, ge=0)
     """λ of `mean-variance`."""
-    centre_data: str | None = None
-    """Rows with one response whose mean score becomes zero; null samples them from `model`."""
+    centre_data: DataRef | None = None
+    """Rows with one response each, whose mean score becomes zero; null samples responses from `model`."""
     centre_samples: int = Field(128, ge=0)
-    """How many responses to sample for the centring; 0 takes the training responses instead."""
+    """Responses to sample for centring the scores; 0 uses the training responses instead."""
     centre_max_new_tokens: int = Field(64, ge=1)
-    """Longest of those samples, and of those of `best_of`, in tokens."""
+    """Longest of those samples, and of those for `best_of`, in tokens."""
     best_of: int = Field(0, ge=0)
-    """Sample so many responses of `model` to held-out prompts and report what the best of k is worth, for k up to this;
-    0 does not."""
-    gold: str | None = None
-    """With `best_of`: another reward, in the words of `--reward`, that measures what is chosen and chooses nothing."""
+    """Sample this many responses to each held-out prompt from `model` and report the score of the best of k, for every
+    k up to this; 0 does not."""
+    gold: MeasureRef | None = None
+    """With `best_of`: another reward, given as for `--reward`, that scores the chosen responses and chooses none."""
     learning_curve: bool = False
-    """Train on an eighth, a quarter and half of the rows as well and report what twice the labels would bring; takes
-    nearly as long again."""
+    """Train on an eighth, a quarter and half of the rows too and report what twice the labels would add. Doubles the
+    time."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> RewardConfig:
         if self.gold is not None and not self.best_of:
-            raise ValueError("gold measures what is chosen of best_of samples; give best_of too, or leave gold out")
+            raise ValueError("gold scores what is chosen from best_of samples; give 'best_of' too, or leave 'gold' out")
         return self
 
 
 class EnsembleConfig(RewardConfig):
-    """Learn a reward from comparisons. Defaults: Ouyang et al. 2022 (arXiv:2203.02155), C.2, unless a field says."""
+    """Train a Bradley–Terry reward model on comparisons. Defaults: Ouyang et al. 2022 (arXiv:2203.02155), C.2, unless a
+    field says otherwise.
+    """
 
     members: int = Field(1, ge=1)
-    """Reward models to train on the same comparisons, each from a seed of its own; `out` then holds an ensemble, whose
-    score is what `combine` says. Five is what Coste et al. 2023 (arXiv:2310.02743) took."""
+    """Reward models to train on the same comparisons, each from its own seed. From 2 on, `out` holds an ensemble whose
+    score is given by `combine`. Coste et al. 2023 (arXiv:2310.02743) used 5."""
     average_weights: bool = False
-    """Members start from one head, and `out` is a single model of their mean weights (WARM: Ramé et al. 2024,
-    arXiv:2401.12187), for the price of one at scoring. Needs members ≥ 2."""
+    """Start all members from the same head and write one model with the mean of their weights (WARM: Ramé et al. 2024,
+    arXiv:2401.12187), which costs one forward pass to score. Needs `members` ≥ 2."""
     validation_share: float = Field(0.0, ge=0, lt=1)
-    """Share of the comparisons, by prompt, that go to a reward model of their own under validation/, which is measured
-    beside the reward while a policy trains, and never optimised."""
+    """Share of the comparisons, by prompt, on which a separate reward model is trained, in hold-out/. Stages that train
+    a policy against `out` measure it as validation reward and never train against it."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> EnsembleConfig:
         if self.average_weights and self.members < 2:
             raise ValueError("average_weights needs 'members' of 2 or more")
         if self.members > 1 and self.heads > 1:
-            raise ValueError("members of several 'heads' each are not supported; give 'members' or 'heads'")
+            raise ValueError("members with several heads each are not supported; give either 'members' or 'heads'")
         return self
 
 
@@ -108,45 +114,50 @@ PPO_PRESETS: dict[str, dict[str, Any]] = {
 
 
 class PPOConfig(RolloutConfig):
-    """PPO. Defaults: N+ (Huang et al. 2024, arXiv:2403.17031), but for what changes the objective, which is off."""
+    """PPO with a value network. Defaults: N+ (Huang et al. 2024, arXiv:2403.17031), except that everything that changes
+    the objective is off.
+    """
 
     preset: Literal["instructgpt", "n-plus"] | None = None
-    """A published set of values for everything not given: `instructgpt` or `n-plus`."""
+    """Published values for every option that is not given: `instructgpt` or `n-plus`."""
     target_kl: float | None = Field(None, gt=0)
-    """Nats a response that `beta` is steered to (Ziegler et al. 2019, arXiv:1909.08593, §2.2); null keeps it fixed."""
+    """Adapt `beta` so that the KL comes to this many nats a response (Ziegler et al. 2019, arXiv:1909.08593, §2.2);
+    null keeps `beta` fixed."""
     kl_horizon: float = Field(10_000, gt=0)
-    """Responses over which that steering acts; needs `target_kl`."""
+    """Responses over which `beta` adapts; used with `target_kl`."""
     batch_size: int = Field(64, ge=1)
     """Prompts in a rollout, each with one response."""
     inner_epochs: int = Field(4, ge=1)
-    """Passes over a rollout, reshuffled each."""
+    """Passes over each rollout, reshuffled each time."""
     gamma: float = Field(1.0, ge=0, le=1)
-    """Discount a token; below 1 the optimum is no longer π*."""
+    """Discount factor for each token; below 1 the optimum is not the optimum of reward − β·KL."""
     lam: float = Field(0.95, ge=0, le=1)
-    """λ of GAE: 1 trusts returns, 0 trusts the value network."""
+    """λ of generalised advantage estimation: 1 trusts the returns, 0 trusts the value network."""
     whiten_advantages: bool = True
-    """Advantages of a rollout to mean 0 and variance 1."""
+    """Normalise the advantages of a rollout to mean 0 and variance 1."""
     value_learning_rate: float | None = Field(None, ge=0)
-    """Peak rate of the value network; null is `learning_rate`."""
+    """Peak learning rate of the value network; null is `learning_rate`."""
     value_coefficient: float = Field(0.1, gt=0)
-    """Weight of the value loss. The value network has its own Adam, so this acts through clipping and ε alone."""
+    """Weight of the value loss. The value network has its own Adam, so this acts only through gradient clipping and
+    ε."""
     value_clip: float | None = Field(0.2, gt=0)
-    """How far a value may move from the rollout's, in units of reward; null leaves it free."""
+    """Clip the change of a value from the rollout's to this, in units of reward; null does not clip."""
     value_init: Literal["reward", "policy"] = "reward"
-    """Where the value network starts: the reward model (of several the first) where it reads the policy's ids, else the
-    policy."""
+    """Weights that the value network starts from: the reward model's (the first one's of an ensemble) if it has the
+    policy's tokenizer, else the policy's."""
     missing_eos_score: float | None = None
-    """Score of a response that did not end, in place of its reward; null scores it like any other."""
+    """Score of a response that has no end token, in place of its reward; null scores it like the others."""
     whiten_rewards: bool = False
-    """Token rewards to variance 1, mean kept. Changes the objective (and shortens responses: N+)."""
+    """Scale token rewards to variance 1 and keep their mean. Changes the objective (and shortens responses: N+)."""
     reward_clip: float | None = Field(None, gt=0)
-    """Scores are cut to ± this. Changes the objective."""
+    """Clip scores to ± this. Changes the objective."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
-    """End with an exponential moving average of the weights; InstructGPT took 0.992. Null: the weights themselves."""
-    pretraining_data: str | None = None
-    """Demonstrations or text whose likelihood is kept up (PPO-ptx of InstructGPT)."""
+    """Save an exponential moving average of the weights with this decay; InstructGPT used 0.992. Null saves the weights
+    themselves."""
+    pretraining_data: DataRef | None = None
+    """Demonstrations or text on which the language-model loss is added (InstructGPT's PPO-ptx)."""
     pretraining_coefficient: float = Field(27.8, gt=0)
-    """Weight of that likelihood; needs `pretraining_data`."""
+    """Weight of that loss; used with `pretraining_data`."""
 
     def actor_critic_settings(self) -> dict[str, Any]:
         """The settings of `ActorCritic`, but for the number of steps."""
@@ -174,17 +185,17 @@ class PPOConfig(RolloutConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _take_preset(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("preset") in PPO_PRESETS:
-            return {**PPO_PRESETS[given["preset"]], **given}
-        return given
+    def _take_preset(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("preset") in PPO_PRESETS:
+            return {**PPO_PRESETS[values["preset"]], **values}
+        return values
 
     @model_validator(mode="after")
     def _fits_together(self) -> PPOConfig:
         if self.minibatches > self.batch_size:
             raise ValueError(f"minibatches ({self.minibatches}) cannot be more than batch_size ({self.batch_size})")
         if self.target_kl is not None and self.beta == 0:
-            raise ValueError("target_kl steers beta by factors, so beta must start above 0")
+            raise ValueError("target_kl multiplies beta, so 'beta' must start above 0")
         return self
 
 
@@ -215,30 +226,35 @@ GRPO_PRESETS: dict[str, dict[str, Any]] = {
 
 
 class GRPOConfig(RolloutConfig):
-    """GRPO, Dr. GRPO, RLOO, DAPO. Without a preset: the exact gradient of reward less KL penalty, in expectation."""
+    """GRPO, Dr. GRPO, RLOO, DAPO: see `preset`. Without a preset the gradient is, in expectation, exactly that of
+    reward − β·KL.
+    """
 
     preset: Literal["grpo", "dr-grpo", "rloo", "dapo"] | None = None
-    """A published set of values for everything not given."""
+    """Published values for every option that is not given."""
     batch_size: int = Field(16, ge=1)
     """Prompts in a rollout, each with `group_size` responses."""
     group_size: int = Field(8, ge=2)
-    """Responses sampled for a prompt. The others are a response's baseline, so at least 2."""
+    """Responses sampled for each prompt, G. The others are a response's baseline, so at least 2."""
     kl_in: Literal["reward", "loss-k3", "loss-k2-response"] = "reward"
-    """Where β acts. reward: each response's score loses β for each of its nats, before the advantage. loss-k3: as the
-    GRPO paper has it, whose gradient is that of the forward KL. loss-k2-response: as a loss with the reverse KL's."""
+    """Where the KL penalty is. reward: β times a response's KL is subtracted from its score, before the advantage.
+    loss-k3: a term of the loss, as in the GRPO paper; its gradient is that of the forward KL. loss-k2-response: a term
+    of the loss with the gradient of the reverse KL."""
     advantage: Literal["leave-one-out", "centred", "standardised"] = "leave-one-out"
-    """A score less the mean of the others' (RLOO), less the group's mean (Dr. GRPO), or that by the group's standard
-    deviation (GRPO), which weighs all groups alike."""
+    """A response's score minus the mean of the others' (leave-one-out: RLOO), minus the group's mean (centred: Dr.
+    GRPO), or that divided by the group's standard deviation (standardised: GRPO), which gives every group the same
+    weight."""
     normalisation: Literal["token", "sequence", "constant"] = "constant"
-    """What the sum over tokens is divided by. token: the step's tokens (DAPO). sequence: each response's own, then the
-    responses (GRPO). constant: responses times `max_new_tokens` (Dr. GRPO), the one that keeps lengths honest."""
+    """What the sum over tokens is divided by. token: the number of tokens in the step (DAPO). sequence: each response's
+    length, then the number of responses (GRPO). constant: responses times `max_new_tokens` (Dr. GRPO), the only one
+    without a bias to longer or shorter responses."""
     clip_high: float | None = Field(None, gt=0)
-    """How far the ratio may move up; null is `clip`."""
+    """Upper clipping bound: the ratio counts up to 1 + this; null is `clip`."""
     overlong: Literal["keep", "mask", "penalise"] = "keep"
-    """What becomes of responses that are cut off: nothing; no gradient; or, for all that end in the last fifth of
-    `max_new_tokens`, a penalty that rises to 1 (DAPO)."""
+    """What to do with responses that are cut off. keep: nothing. mask: no gradient. penalise: subtract a penalty that
+    rises to 1 over the last fifth of `max_new_tokens` (DAPO)."""
     resample_zero_spread: bool = False
-    """Replace groups whose responses all have one score by groups of other prompts (DAPO's dynamic sampling)."""
+    """Replace groups whose responses all have the same score by groups of other prompts (DAPO's dynamic sampling)."""
 
     def rollout_settings(self) -> dict[str, Any]:
         """The settings of `Rollouts`."""
@@ -251,10 +267,10 @@ class GRPOConfig(RolloutConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _take_preset(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("preset") in GRPO_PRESETS:
-            return {**GRPO_PRESETS[given["preset"]], **given}
-        return given
+    def _take_preset(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("preset") in GRPO_PRESETS:
+            return {**GRPO_PRESETS[values["preset"]], **values}
+        return values
 
     @model_validator(mode="after")
     def _fits_together(self) -> GRPOConfig:
@@ -268,41 +284,45 @@ PUBLISHED_BETA = {"simpo": 2.0, "length-normalised": 5.0}
 
 
 class DPOConfig(TrainingConfig):
-    """DPO and its kin. Defaults: Rafailov et al. 2023 (arXiv:2305.18290), B, and its code, unless a field says."""
+    """DPO and its variants: see `loss`. Defaults: Rafailov et al. 2023 (arXiv:2305.18290), B, and its code, unless a
+    field says otherwise.
+    """
 
     loss: Literal["sigmoid", "smoothed", "robust", "ipo", "simpo", "length-normalised"] = "sigmoid"
-    """What is made of a comparison: DPO; labels taken to be noisy (smoothed), or corrected for it (robust); a margin
-    that ends (ipo); mean log-probability a token, without reference (simpo) or with (length-normalised). Rankings of
-    more than two responses need sigmoid."""
+    """Loss of a comparison. sigmoid: DPO. smoothed: conservative DPO, for noisy labels. robust: corrected for noisy
+    labels. ipo: a finite target for the margin. simpo: mean log-probability of a token, without a reference.
+    length-normalised: the same with a reference. Rankings of more than two responses need sigmoid."""
     beta: float = Field(0.1, gt=0)
-    """Price of one nat of KL from the reference. Large: never leaves it. Towards 0: the labels are followed, whatever
-    it takes. Not given it is 2 for simpo and 5 for length-normalised, as published: they divide by the length."""
+    """β, the coefficient of the KL penalty: what one nat of KL from the reference costs. Large: the policy stays at the
+    reference. Near 0: it follows the labels at any distance. If it is not given it is 2 for simpo and 5 for
+    length-normalised, as published, since these divide by the length."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """ε, the share of labels taken to be flipped: needed by smoothed and robust, and of no other loss."""
+    """ε, the assumed share of flipped labels; required for the losses smoothed and robust, and used by no other."""
     gamma_ratio: float = Field(0.5, ge=0)
-    """γ/β of simpo: how far the chosen response's mean log-probability must lead (arXiv:2405.14734)."""
+    """SimPO's γ/β: how far the chosen response's mean log-probability must lead (arXiv:2405.14734)."""
     sft_coefficient: float = Field(0.0, ge=0)
-    """Weight of −log π(chosen) a token, which keeps the chosen response likely (Pang et al. 2024, arXiv:2404.19733,
-    took 1)."""
-    reference: str | None = None
-    """The reference of the KL penalty; null is `model` as it starts."""
+    """Weight of an SFT loss on the chosen response, −log π(chosen) a token, which keeps it likely (Pang et al. 2024,
+    arXiv:2404.19733, used 1)."""
+    reference: ModelRef | None = None
+    """Model that the KL is measured from; null is `model` as it starts."""
     batch_size: int = Field(64, ge=1)
     """Prompts in one optimiser step, each with its pair or ranking."""
     learning_rate: float = Field(5e-7, ge=0)
-    """Peak learning rate; the paper took 1e-6 with RMSprop. Small models bear 100 times as much."""
+    """Peak learning rate; the paper used 1e-6 with RMSprop. Models of a few million parameters take 100 times as
+    much."""
     kl_every: int | None = Field(None, ge=1)
-    """Steps between measurements of the KL to the reference, on fresh responses to held-out prompts; null measures at
-    the end alone."""
+    """Steps between two measurements of the KL from the reference, on new responses to held-out prompts; null measures
+    at the end only."""
     kl_samples: int = Field(128, ge=0)
-    """At most so many responses are sampled for it, shared out among the held-out prompts; 0 never measures it."""
+    """Sample at most this many responses for the KL, spread over the held-out prompts; 0 does not measure it."""
     max_new_tokens: int = Field(64, ge=1)
     """Longest of those responses, in tokens."""
     snapshot_every: int | None = Field(None, ge=1)
-    """Steps between weights kept under snapshots/, to be measured later; null keeps none."""
-    hold_out: str | None = None
-    """A reward that those responses are scored with and that nothing is learned from: a folder, a verifier, …"""
-    gold: str | None = None
-    """What is truly wanted, where it can be computed: likewise."""
+    """Steps between two copies of the weights in snapshots/, which `kleash overopt` measures; null keeps none."""
+    hold_out: MeasureRef | None = None
+    """Validation reward that scores those responses and is never trained against: a folder, a verifier, …"""
+    gold: MeasureRef | None = None
+    """Gold reward, which scores them too: what is truly wanted, where it can be computed."""
 
     def kl_due(self, step: int, steps: int) -> bool:
         """Whether the KL is to be measured after `step` steps of `steps`."""
@@ -312,10 +332,10 @@ class DPOConfig(TrainingConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _take_published_beta(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("loss") in PUBLISHED_BETA:
-            return {"beta": PUBLISHED_BETA[given["loss"]], **given}
-        return given
+    def _take_published_beta(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("loss") in PUBLISHED_BETA:
+            return {"beta": PUBLISHED_BETA[values["loss"]], **values}
+        return values
 
     @model_validator(mode="after")
     def _fits_together(self) -> DPOConfig:

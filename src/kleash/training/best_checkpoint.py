@@ -9,7 +9,8 @@ from typing import Any, Literal
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kleash.run import RunFolder, write_folder
+from kleash.io import write_folder
+from kleash.run import RunFolder
 from kleash.training.checkpoint import load_weights, trained_weights
 
 

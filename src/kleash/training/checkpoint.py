@@ -16,7 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kleash.run import RunFolder, write_folder
+from kleash.io import write_folder
+from kleash.run import RunFolder
 
 
 @runtime_checkable

@@ -1,33 +1,34 @@
-"""The settings that every stage has; each stage's file adds its own."""
+"""The settings that stages share; `stages/training_configs.py` and `stages/data_configs.py` add each stage's own."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from kleash.config import Config
+from kleash.config import Config, DataRef, MeasureRef, ModelRef, RewardRef
 from kleash.models.compute import Compute, DType
 
 Schedule = Literal["linear", "cosine", "constant"]
 
 
 class StageConfig(Config):
-    """What every stage is told."""
+    """Settings of every stage that reads a model and rows."""
 
-    model: str
+    model: ModelRef
     """The model to start from: a folder, or a hub name."""
-    data: str
+    data: DataRef
     """Rows to work on: a .jsonl, .jsonl.gz, .json or .parquet file, a saved `datasets` folder, or a hub name."""
     out: Path
-    """Folder to write to; the same command run again goes on with what it finds there."""
+    """Folder to write to. The same command run again continues what is there."""
     seed: int = 0
-    """Same seed, same machine: the same numbers, bit for bit."""
+    """Seed of every random draw. Same seed, same machine: the same numbers, bit for bit."""
     dtype: DType = "float32"
-    """What to compute in. Weights and optimiser stay in float32; bfloat16 halves the time where the hardware has it."""
+    """Precision of the forward and backward pass. Weights and optimiser stay in float32; bfloat16 halves the time on
+    hardware that has it."""
     device: str = "auto"
-    """`cpu`, `cuda`, …; auto takes a GPU where there is one."""
+    """`cpu`, `cuda`, …; `auto` uses a GPU if there is one."""
 
     @property
     def compute(self) -> Compute:
@@ -36,56 +37,60 @@ class StageConfig(Config):
 
 
 class TrainingConfig(StageConfig):
-    """What every stage that trains is told besides."""
+    """Settings of every stage that trains."""
+
+    NOT_IDENTITY: ClassVar[frozenset[str]] = Config.NOT_IDENTITY | {"trackers", "save_every", "keep_states"}
 
     max_steps: int | None = Field(None, ge=1)
-    """Optimiser steps to take (rollouts for ppo and grpo), cycling the data; overrides `epochs`."""
+    """Optimiser steps to take (rollouts for ppo and grpo), repeating the data as needed; overrides `epochs`."""
     epochs: float = Field(1.0, gt=0)
     """Passes over the data."""
     batch_size: int = Field(32, ge=1)
-    """Groups (rows, pairs, prompts) in one optimiser step, whatever memory forces on micro-batches."""
+    """Groups (rows, pairs, prompts) in one optimiser step. How many fit into memory at once is another matter: see
+    `micro_batch_tokens`. There is no gradient accumulation to set."""
     micro_batch_tokens: int = Field(8192, ge=1)
-    """Tokens that are in memory at once, padding included. Changes memory and speed, never the gradient."""
+    """Tokens computed at once, padding included. Changes memory and speed, never the gradient. Lower it if memory runs
+    out."""
     learning_rate: float = Field(1e-5, ge=0)
     """Peak learning rate of AdamW."""
     schedule: Schedule = "linear"
-    """How the rate falls: linear to 0, cosine to a tenth, or constant."""
+    """Learning-rate schedule after the warm-up: linear to 0, cosine to a tenth of the peak, or constant."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps over which the rate rises to its peak."""
+    """Steps over which the learning rate rises to its peak."""
     weight_decay: float = Field(0.0, ge=0)
-    """Decoupled decay of matrices."""
+    """AdamW's decoupled weight decay, applied to matrices only."""
     adam_eps: float = Field(1e-8, gt=0)
-    """Adam's ε. N+ (arXiv:2403.17031) found 1e-5 to matter for PPO."""
+    """Adam's ε. N+ (arXiv:2403.17031) reports that 1e-5 matters for PPO."""
     max_grad_norm: float | None = Field(1.0, gt=0)
-    """Gradients longer than this are scaled down to it; null leaves them."""
+    """Clip the norm of the gradient to this; null does not clip."""
     lora_rank: int | None = Field(None, ge=1)
-    """Train low-rank adapters of this rank and freeze the rest (Hu et al. 2021, arXiv:2106.09685): less memory for
-    gradients, optimiser and reference, and rates about ten times as high. The run still ends in a plain model, the
-    adapters merged. Null trains all weights."""
+    """Train LoRA adapters of this rank and freeze the other weights (Hu et al. 2021, arXiv:2106.09685). Takes less
+    memory for gradients, optimiser and reference, and needs a learning rate about ten times as high. The adapters are
+    merged at the end: `out` holds a plain model. Null trains all weights."""
     lora_alpha: float = Field(32.0, gt=0)
-    """α of those adapters: their output is scaled by α/rank, so that the rate need not change with the rank."""
+    """LoRA's α: the adapters' output is scaled by α/rank, so that the learning rate need not change with the rank."""
     gradient_checkpointing: bool = False
-    """Compute a layer's activations again in the backward pass: less memory, about a third more time, and prompts are
-    computed once a response. Changes no gradient."""
+    """Compute each layer's activations again in the backward pass. Takes less memory and about a third more time, and
+    the prompt is computed once for each response. Does not change the gradient."""
     max_length: int | None = Field(None, ge=2)
-    """Most tokens of prompt and response; longer responses are cut, longer prompts dropped, both counted. Null: the
-    model's context."""
-    eval_data: str | None = None
-    """Held-out rows. Without it a tenth of `data` is held out, by prompt where there are 20 or more."""
+    """Most tokens of prompt and response together. Longer responses are cut, rows with longer prompts are dropped, and
+    both are counted. Null: the model's context length."""
+    eval_data: DataRef | None = None
+    """Held-out rows to evaluate on. Null holds out a tenth of `data`, by prompt if it has 20 prompts or more."""
     eval_every: int | None = Field(None, ge=1)
-    """Steps between measurements on the held-out rows; null measures at the end alone."""
+    """Steps between two evaluations on the held-out rows; null evaluates at the end only."""
     max_eval_rows: int | None = Field(None, ge=1)
-    """At most so many held-out rows are measured."""
+    """Evaluate on at most this many held-out rows."""
     keep_weights: Literal["best", "last"] = "last"
-    """Which weights to keep: the last, or those that did best on the held-out rows."""
+    """Which weights to save: the last ones, or the best ones on the held-out rows."""
     save_every: int | None = Field(None, ge=1)
-    """Steps between states to go on from after an interruption; null: a tenth of the run."""
+    """Steps between two training states, from which an interrupted run continues; null: a tenth of the run."""
     keep_states: int = Field(1, ge=1)
-    """How many of those states stay."""
+    """How many training states to keep."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Where metrics go besides metrics.jsonl; each needs its extra: pip install 'kleash[tensorboard]'."""
+    """Where to log metrics besides metrics.jsonl. Each needs its extra: pip install 'kleash[tensorboard]'."""
     force: bool = False
-    """Go on although a gate says that a precondition does not hold."""
+    """Continue although a check of this stage's inputs failed."""
 
     def steps(self, rows: int) -> int:
         """Optimiser steps in all for so many training rows."""
@@ -113,43 +118,46 @@ class TrainingConfig(StageConfig):
 
 
 class RolloutConfig(TrainingConfig):
-    """What every stage that learns from its own samples is told besides."""
+    """Settings of every stage that trains on its own samples."""
 
-    reward: str
-    """What to optimise: a reward model's folder, `module:function` with TRL's signature, a verifier (number, math,
-    exact, regex, json-schema), or a .yaml composition."""
-    reference: str | None = None
-    """The reference of the KL penalty; null is `model` as it starts."""
+    NOT_IDENTITY: ClassVar[frozenset[str]] = TrainingConfig.NOT_IDENTITY | {"log_rollouts"}
+
+    reward: RewardRef
+    """Reward to train against: a reward model's folder, `module:function` with TRL's signature, a verifier (number,
+    math, exact, regex, json-schema), or a .yaml composition."""
+    reference: ModelRef | None = None
+    """Model that the KL penalty is measured from; null is `model` as it starts."""
     beta: float = Field(0.05, ge=0)
-    """Price of one nat of KL from the reference, in units of reward. 0: no KL penalty, and the policy ends in the
-    reward's blind spots. Large: it never leaves the reference. Published: 0.02 (InstructGPT), 0.05 (N+)."""
+    """β, the coefficient of the KL penalty: what one nat of KL from the reference costs, in units of reward. 0: no
+    penalty, and the policy exploits the reward's errors. Large: it stays at the reference. Published: 0.02
+    (InstructGPT), 0.05 (N+)."""
     max_new_tokens: int = Field(64, ge=1)
     """Longest response, in tokens."""
     temperature: float = Field(1.0, gt=0)
-    """Divides the logits, in sampling and in training alike."""
+    """Sampling temperature, which divides the logits, in training too."""
     inner_epochs: int = Field(1, ge=1)
-    """Passes over a rollout, reshuffled each."""
+    """Passes over each rollout, reshuffled each time."""
     minibatches: int = Field(1, ge=1)
-    """Optimiser steps in a pass."""
+    """Optimiser steps in one pass over a rollout."""
     clip: float = Field(0.2, gt=0)
-    """How far the ratio may move before its gain stops to count."""
+    """PPO's ε: beyond 1 ± this the probability ratio no longer adds to the objective."""
     log_rollouts: int = Field(8, ge=0)
     """Responses of each rollout that are kept token by token under rollouts/; 0 keeps none."""
     snapshot_every: int | None = Field(None, ge=1)
-    """Rollouts between weights kept under snapshots/, to be measured later; null keeps none."""
-    hold_out: str | None = None
-    """A reward that is watched and never optimised: a reward model on other labels, best of all. Null takes the one
-    that `kleash reward --validation-share` left in the folder of `reward`, where there is one."""
-    gold: str | None = None
-    """What is truly wanted, where it can be computed: a reward, in the same words, that scores the held-out responses
-    wherever they are measured, and is never optimised."""
+    """Rollouts between two copies of the weights in snapshots/, which `kleash overopt` measures; null keeps none."""
+    hold_out: MeasureRef | None = None
+    """Validation reward, which is measured and never trained against: best, a reward model trained on other labels.
+    Null takes the one that `kleash reward --validation-share` wrote beside `reward`, if there is one."""
+    gold: MeasureRef | None = None
+    """Gold reward: what is truly wanted, where it can be computed. It scores the held-out responses at every evaluation
+    and is never trained against."""
     criterion: Literal["objective", "gold", "validation"] = "objective"
-    """What `keep_weights` best and `patience` go by, on held-out prompts: reward − β·KL, gold, or the
+    """What `keep_weights best` and `patience` compare, on held-out prompts: reward − β·KL, the gold reward, or the
     validation reward."""
     kl_budget: float | None = Field(None, gt=0)
-    """Nats a response: the run ends with the rollout whose KL is beyond it."""
+    """Stop after the rollout whose KL from the reference exceeds this many nats a response."""
     patience: int | None = Field(None, ge=1)
-    """The run ends after so many measurements (`eval_every`) in a row that did not better the criterion's best."""
+    """Stop after this many evaluations (`eval_every`) in a row without a new best value of `criterion`."""
 
     def component_settings(self) -> dict[str, Any]:
         """The settings of `build_components`."""
@@ -172,9 +180,9 @@ class RolloutConfig(TrainingConfig):
         return {name: getattr(self, name) for name in ("max_new_tokens", "max_length", "max_eval_rows", "seed")}
 
     @model_validator(mode="after")
-    def _measures_what_it_goes_by(self) -> RolloutConfig:
+    def _criterion_is_measured(self) -> RolloutConfig:
         if self.criterion == "gold" and self.gold is None:
-            raise ValueError("criterion gold needs 'gold', the reward that measures it")
+            raise ValueError("criterion gold needs the gold reward; give 'gold' too")
         if self.patience is not None and self.eval_every is None:
-            raise ValueError("patience counts measurements; give 'eval_every' as well")
+            raise ValueError("patience counts evaluations; give 'eval_every' too")
         return self

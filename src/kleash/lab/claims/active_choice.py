@@ -23,6 +23,7 @@ from kleash.data.batch import collate
 from kleash.data.batching import batch_at
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup
+from kleash.io import write_json
 from kleash.lab import experiment
 from kleash.lab.experiment import Bench
 from kleash.labels.active_selection import By, select_pairs, uncertainty_of
@@ -30,7 +31,7 @@ from kleash.models.forward import response_scores
 from kleash.models.load import load_tokenizer, new_reward_model
 from kleash.objectives.bradley_terry import pair_loss
 from kleash.rewards.learned import score_encoded
-from kleash.run import derive_seed, write_json
+from kleash.run import derive_seed
 from kleash.training.optim import Optimizer
 
 WAYS = ("random", "uncertainty", "disagreement")

@@ -18,13 +18,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
+from kleash.io import write_json
 from kleash.lab import experiment, judges
 from kleash.lab.experiment import Bench
 from kleash.lab.labellers import Labellers, People
 from kleash.lab.measure import pm
 from kleash.labels.labeller import Labeller
 from kleash.labels.reward_labeller import RewardLabeller
-from kleash.run import derive_seed, write_json
+from kleash.run import derive_seed
 
 COLUMNS = {
     "accuracy": "labeller's accuracy",

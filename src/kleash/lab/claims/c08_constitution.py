@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
+from kleash.io import write_json
 from kleash.lab import experiment, judges
 from kleash.lab.experiment import Bench
 from kleash.labels.constitution import Constitution
-from kleash.run import write_json
 
 WHOLE = "whole"
 REMOVED = ("no-harm", "courtesy", "respect")

@@ -26,6 +26,7 @@ import numpy as np
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group
 from kleash.evals.overoptimization import KLCurve, analyse, curve_of_checkpoints
+from kleash.io import read_jsonl, write_json
 from kleash.lab.experiment import begin
 from kleash.lab.labellers import Labellers
 from kleash.lab.measure import gold, pm
@@ -35,7 +36,7 @@ from kleash.models.load import load_policy, load_reward_model
 from kleash.rewards.ensemble import EnsembleReward
 from kleash.rewards.learned import LearnedReward
 from kleash.rewards.reward import Reward
-from kleash.run import derive_seed, read_jsonl, write_json
+from kleash.run import derive_seed
 from kleash.stages import generate, ppo, reward_ensemble, reward_model
 
 BETAS = (0.0, 0.05, 0.2)

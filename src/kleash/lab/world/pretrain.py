@@ -14,8 +14,8 @@ from kleash.models.load import move, save_model
 from kleash.objectives.logprobs import token_logprobs
 from kleash.progress import Progress
 from kleash.run import RunFolder, derive_seed
-from kleash.stages.artifacts import model_card
 from kleash.training import checkpoint
+from kleash.training.model_folder import model_card
 from kleash.training.optim import Optimizer
 from kleash.training.settings import StageConfig
 

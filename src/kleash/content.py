@@ -1,0 +1,237 @@
+"""What a name in a config stands for: whether it is there, and the hash of its content.
+
+Identity is content. A model is its weights, its config and its tokenizer files; data are their rows; a hub name is the
+commit that the cache holds. Where a folder lies, when it was written and what a run leaves beside a model do not count,
+so that a folder that was moved is the same folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import kleash
+from kleash.config import MODEL, Config, Kind, read_yaml
+from kleash.errors import ConfigError, DataError, InputError, ModelError
+from kleash.io import ROW_ENDINGS
+
+Fingerprint = dict[str, str]
+"""{"path", "sha256"}: the path is for people, the hash is the identity."""
+
+Fingerprints = Mapping[str, Mapping[str, str]]
+"""What a run was made from: role → fingerprint."""
+
+MODEL_FILES = (
+    "config.json", "generation_config.json", "adapter_config.json", "ensemble.json", "*.safetensors",
+    "*.safetensors.index.json", "pytorch_model*.bin", "*.bin.index.json", "tokenizer*", "special_tokens_map.json",
+    "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "chat_template*", "*.py",
+)  # fmt: skip
+"""Files of a model's folder that make it the model that it is."""
+
+HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(:[\w.-]+)?")
+
+
+def fingerprints(config: Config, *, instead: Fingerprints | None = None) -> dict[str, Fingerprint]:
+    """Path and hash of everything that a config names.
+
+    Args:
+        config: the settings.
+        instead: fingerprints of what is given in the place of a name, or beside the names, by role.
+    """
+    others = {role: dict(value) for role, value in (instead or {}).items()}
+    names = {role: reference for role, reference in config.references().items() if role not in others}
+    return {role: fingerprint(name, kind) for role, (kind, name) in names.items()} | others
+
+
+def fingerprint(name: str | Path, kind: Kind) -> Fingerprint:
+    """Path and hash of what a name stands for."""
+    return {"path": str(name), "sha256": content_hash(name, kind)}
+
+
+def content_hash(name: str | Path, kind: Kind) -> str:
+    """Hash of what a name stands for; a name that nothing here or in the hub's cache has stands for itself.
+
+    Args:
+        name: a path, a hub name, or for a reward any of the words that `--reward` takes.
+        kind: what the name is the name of.
+    """
+    if kind.name == "reward":
+        return reward_hash(str(name))
+    path = Path(name).expanduser()
+    if kind.name == "constitution":
+        path = constitution_file(name)
+    if kind.name in ("model", "run") and path.is_dir():
+        return folder_hash(path)
+    if path.is_dir():
+        return _files_hash(path, (file for file in path.rglob("*") if not file.name.startswith(".")))
+    if path.is_file():
+        return file_hash(path)
+    commit = hub_commit(str(name), dataset=kind.name == "data") if kind.name in ("model", "data") else None
+    return text_hash(str(name) if commit is None else f"{name}@{commit}")
+
+
+def folder_hash(path: Path) -> str:
+    """Hash of the model that a folder holds: weights, config and tokenizer; what a run leaves beside them is not in it.
+
+    An ensemble is its ensemble.json, which names its members by hash.
+    """
+    files = (file for file in path.iterdir() if any(fnmatch(file.name, pattern) for pattern in MODEL_FILES))
+    return _files_hash(path, files)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def text_hash(*texts: str) -> str:
+    """SHA-256 of texts."""
+    return hashlib.sha256("".join(texts).encode()).hexdigest()
+
+
+def reward_hash(name: str) -> str:
+    """Hash of all that a reward is made of: a run goes on with the same reward only (F11).
+
+    A folder stands for its model, a composition for its file and its parts, a judge for its file and its model, a
+    function for the file of its module. A verifier stands for its name.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return folder_hash(path)
+    if name.endswith((".yaml", ".yml")) and path.is_file():
+        return text_hash(file_hash(path), *_parts_hashes(path))
+    if path.is_file():
+        return file_hash(path)
+    module = module_file(name)
+    return text_hash(name) if module is None else file_hash(module)
+
+
+def module_file(name: str) -> Path | None:
+    """The file that holds the function of `module:function`; None for another name, or where there is no such file."""
+    module_name, colon, _ = name.partition(":")
+    if not colon:
+        return None
+    places: list[str] | None = [str(Path.cwd()), *sys.path]
+    spec = None
+    for part in module_name.split("."):  # without importing the packages on the way
+        spec = importlib.machinery.PathFinder.find_spec(part, places) if places else None
+        places = list(spec.submodule_search_locations or ()) if spec is not None else None
+    return Path(spec.origin) if spec is not None and spec.origin is not None else None
+
+
+def constitution_file(name: str | Path) -> Path:
+    """The file of a constitution: a path, or the name of one that kleash ships."""
+    shipped = next(Path(kleash.__file__).parent.glob(f"*/constitutions/{Path(name).name}.yaml"), None)
+    return shipped if shipped is not None and not Path(name).exists() else Path(name)
+
+
+def hub_commit(name: str, *, dataset: bool = False) -> str | None:
+    """The commit that a hub name stands for: the one in the hub's cache, and else the newest one on the hub.
+
+    The hub is asked only for a name that the cache does not have, and then the stage is about to download it (F17).
+
+    Returns:
+        None where neither has it (the hub is out of reach, or there is no such name).
+    """
+    if not HUB_NAME.fullmatch(name):
+        return None
+    repository = name.partition(":")[0]
+    return cached_commit(repository, dataset=dataset) or _newest_commit(repository, dataset)
+
+
+def cached_commit(repository: str, *, dataset: bool = False) -> str | None:
+    """The commit of a model (or a data set) of the hub that lies in the cache, or None."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(HF_HUB_CACHE) / "--".join(["datasets" if dataset else "models", *repository.split("/")])
+    main = folder / "refs" / "main"
+    if main.is_file():
+        return main.read_text().strip()
+    snapshots = sorted((folder / "snapshots").glob("*"))
+    return snapshots[0].name if len(snapshots) == 1 else None
+
+
+@cache
+def _newest_commit(repository: str, dataset: bool) -> str | None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return None
+    try:
+        return HfApi().repo_info(repository, repo_type="dataset" if dataset else "model").sha
+    except Exception:  # no such name, no network, no access: whatever loads it says so in a user's words
+        return None
+
+
+def refuse_missing(name: str | Path, kind: Kind) -> None:
+    """Refuse a name that can only be a path, and of which nothing is there. Costs no import and asks no hub.
+
+    Raises:
+        InputError: of the kind's sort, naming what is missing and what to give.
+    """
+    text, path = str(name), Path(name).expanduser()
+    if path.exists() or not _only_a_path(text, kind):
+        return
+    if kind.name == "reward":
+        raise ConfigError(
+            f"reward {text}: no such folder; give a reward model's folder, module:function, a .yaml composition or a "
+            "verifier"
+        )
+    error, message = _MISSING[kind.name]
+    raise error(message.format(text))
+
+
+_MISSING: dict[str, tuple[type[InputError], str]] = {
+    "model": (ModelError, "{}: there is no such folder; give a folder with config.json or a hub name"),
+    "data": (DataError, "there is no file or folder {}; give a path that exists, or owner/name on the hub"),
+    "run": (InputError, "{}: there is no such folder; give the folder of a ppo, grpo or dpo run"),
+    "constitution": (ConfigError, "{}: there is no such file; give a YAML file, or `assistant`, which kleash ships"),
+}
+
+
+def _only_a_path(text: str, kind: Kind) -> bool:
+    """Whether a name cannot be a hub name, a verifier or a function."""
+    if kind.name == "constitution":
+        return not constitution_file(text).exists()
+    if kind.name == "reward":
+        return text.endswith((".yaml", ".yml")) or (_separated(text) and not re.fullmatch(r"[\w.]+:\w+", text))
+    if kind.name == "run" or text.endswith((*ROW_ENDINGS, ".csv", ".txt", ".gz")):
+        return True
+    if kind.name == "data" and "/" not in text:
+        return True
+    if not HUB_NAME.fullmatch(text):
+        return True
+    here = "/" in text and Path(text).parent.is_dir()  # `runs/sft` beside a folder `runs` is not a hub name
+    return here and cached_commit(text.partition(":")[0], dataset=kind.name == "data") is None
+
+
+def _separated(text: str) -> bool:
+    return "/" in text or text.startswith((".", "~"))
+
+
+def _parts_hashes(path: Path) -> list[str]:
+    values: dict[str, Any] = read_yaml(path)
+    if judge := values.get("judge"):  # behind an endpoint, it is a name that the server knows
+        return [text_hash(str(judge)) if values.get("endpoint") else content_hash(str(judge), MODEL)]
+    parts = values.get("parts")
+    named = [part.get("reward") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    # A composition does not nest (what builds it says so), and hashing one that names itself would not end.
+    return [reward_hash(part) for part in named if isinstance(part, str) and not part.endswith((".yaml", ".yml"))]
+
+
+def _files_hash(root: Path, files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        if file.is_file():
+            digest.update(str(file.relative_to(root)).encode())
+            digest.update(file_hash(file).encode())
+    return digest.hexdigest()

@@ -1,0 +1,156 @@
+"""Is this done already, with these settings? One answer, for folders of a run and for files of rows.
+
+An output is known by its identity: the stage, the settings that change the result, and the hash of everything that it
+was made from. Paths are not part of it. The identity of a folder is in its run.json, that of a file in the
+`….summary.json` beside it. An output with another identity is never written over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kleash.config import Config
+from kleash.content import Fingerprints, fingerprints
+from kleash.errors import DataError
+from kleash.io import ROW_ENDINGS, write_json
+
+SCHEMA = 1
+"""Of run.json and of the summaries beside files. It rises with every change after which older ones mislead."""
+
+Identity = dict[str, Any]
+"""Stage and settings by name, and `sha256 of ROLE` for everything that the output is made from."""
+
+HASH = "sha256 of "
+
+
+def identity_of(stage: str, config: Config, inputs: Fingerprints | None = None) -> Identity:
+    """What the output of a stage depends on.
+
+    Args:
+        stage: its name.
+        config: the settings.
+        inputs: what it is made from, by role; None: what the config names.
+    """
+    inputs = fingerprints(config) if inputs is None else inputs
+    hashes = {f"{HASH}{role}": value["sha256"] for role, value in inputs.items()}
+    return {"stage": stage, **config.identity(), **hashes}
+
+
+def refuse_other(out: Path, old: Mapping[str, Any], new: Mapping[str, Any], paths: Mapping[str, str]) -> None:
+    """Refuse to go on with an output of another identity (F11).
+
+    Args:
+        out: the output.
+        old: its identity.
+        new: what is asked for.
+        paths: where the inputs are now, by role, for the message.
+
+    Raises:
+        DataError: naming what differs.
+    """
+    differences = [
+        _difference(key, old.get(key), new.get(key), paths)
+        for key in [*new, *(key for key in old if key not in new)]
+        if old.get(key) != new.get(key)
+    ]
+    if not differences:
+        return
+    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+    raise DataError(
+        f"{out} exists and was written with other settings ({', '.join(differences[:3])}{more}); delete it or choose "
+        "another --out"
+    )
+
+
+def refuse_other_schema(file: Path, record: Mapping[str, Any]) -> None:
+    """Refuse what another version of kleash wrote.
+
+    Raises:
+        DataError: in one line that says what to do.
+    """
+    schema = record.get("schema")
+    if schema != SCHEMA:
+        version = "has no schema version (kleash 0.1)" if schema is None else f"has schema version {schema}"
+        raise DataError(
+            f"{file} {version}, and this kleash reads version {SCHEMA}; delete it and run its stage again, or use the "
+            "version that wrote it"
+        )
+
+
+def is_done(out: Path, identity: Identity, *, paths: Mapping[str, str] | None = None) -> bool:
+    """Whether a file is there and was written with these settings and from these inputs.
+
+    Args:
+        out: the file.
+        identity: of `identity_of`.
+        paths: where the inputs are, by role, for the message.
+
+    Raises:
+        DataError: it is there and was written otherwise; it is not written over.
+    """
+    if not out.exists():
+        return False
+    record = _summary(out)
+    if record is None:
+        raise DataError(f"{out} exists and no stage of kleash finished it; delete it or choose another --out")
+    refuse_other(out, record["identity"], identity, paths or {})
+    return True
+
+
+def finish(out: Path, identity: Identity, results: Mapping[str, Any] | None) -> None:
+    """Write what was asked and what was measured beside a file, and with it that the file is done.
+
+    Args:
+        out: the file.
+        identity: of `identity_of`.
+        results: figures; None where the stage has none, and then the record is hidden.
+    """
+    file = _hidden(out) if results is None else summary_of(out)
+    write_json(file, {"schema": SCHEMA, "identity": identity, "results": results})
+
+
+def results_of(out: Path) -> dict[str, Any] | None:
+    """The figures beside a file, or None where its stage leaves none."""
+    summary = summary_of(out)
+    return dict(json.loads(summary.read_text())["results"]) if summary.exists() else None
+
+
+def beside(out: Path, part: str, *, ending: str | None = None) -> Path:
+    """A file beside a stage's: `best.jsonl` and "pool" give `best.pool.jsonl`, or `best.pool` and another ending."""
+    suffix = next((known for known in sorted(ROW_ENDINGS, key=len, reverse=True) if out.name.endswith(known)), "")
+    return out.with_name(f"{out.name.removesuffix(suffix)}.{part}{suffix if ending is None else ending}")
+
+
+def summary_of(out: Path) -> Path:
+    """The file with the figures of a file."""
+    return beside(out, "summary", ending=".json")
+
+
+def _summary(out: Path) -> dict[str, Any] | None:
+    for file in (summary_of(out), _hidden(out)):
+        if file.exists():
+            record: dict[str, Any] = json.loads(file.read_text())
+            refuse_other_schema(file, record)
+            return record
+    return None
+
+
+def _hidden(out: Path) -> Path:
+    return out.with_name(f".{out.name}.json")
+
+
+def _difference(key: str, old: Any, new: Any, paths: Mapping[str, str]) -> str:
+    role = key.removeprefix(HASH)
+    if role == key:
+        return f"{key} {_shown(old)}, now {_shown(new)}"
+    if new is None:
+        return f"{role} was given, now it is not"
+    where = f" in {paths[role]}" if role in paths else ""
+    return f"{role} was not given, now it is{where}" if old is None else f"the content of {role}{where} differs"
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)

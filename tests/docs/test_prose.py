@@ -1,0 +1,85 @@
+"""The prose of docs and docstrings: plain sentences with a subject, and lines of at most 100 characters."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import PAGES, ROOT
+
+WIDTH = 100
+
+PLAIN = {
+    "name the subject: who says it, what does it hold?": r"\b(?:is|are|was|were) (?:said|told)\b",
+    "write `only X`": r"\balone(?:[.,;:)]| that\b)",
+    "write `is not a`": r"(?<![Tt]here )\b(?:is|are|was|were) no\b(?! (?:longer|more|less|fewer|better|worse|larger))",
+    "write `is not one`": r"\b(?:is|are|was|were) none\b(?! of\b)",
+}
+"""What to do, and the pattern of what is written otherwise."""
+
+DATED = {"docs/log.md", "docs/decisions.md"}
+"""Diaries: what was written on a day stays as it was written."""
+
+
+def docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    """Docstrings of modules, classes, functions and fields, with their lines."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value
+
+
+def complaints(text: str) -> list[str]:
+    flat = re.sub(r"\s+", " ", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    return [
+        f"{rule}: …{flat[max(0, match.start() - 30) : match.end() + 30]}…"
+        for rule, pattern in PLAIN.items()
+        for match in re.finditer(pattern, flat)
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_is_written_plainly(page: Path) -> None:
+    if str(page.relative_to(ROOT)) not in DATED:
+        assert complaints(page.read_text()) == []
+
+
+def test_docstrings_are_written_plainly() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {complaint}"
+        for path in sorted((ROOT / "src").rglob("*.py"))
+        for line, text in docstrings(path)
+        for complaint in complaints(text)
+    ]
+    assert found == [], "\n".join(found)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_are_at_most_100_wide(page: Path) -> None:
+    """But for tables, links, and what a program printed."""
+    output = False
+    for number, line in enumerate(page.read_text().splitlines(), start=1):
+        if line.startswith("```"):
+            output = not output and line in ("```", "```text", "```diff")
+        visible = re.sub(r"\]\(\S+\)", "]", line)
+        free = output or line.startswith(("|", "#", "<!--", "[!", "!["))
+        assert free or len(visible) <= WIDTH, f"{page.relative_to(ROOT)}:{number}: {len(visible)} characters"
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    ["That is said in run.json.", "It reads text alone.", "A parent that is no run.", "What is none is sent back."],
+)
+def test_the_patterns_find_what_they_are_for(sentence: str) -> None:
+    assert len(complaints(sentence)) == 1
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    ["There is no other.", "It is no longer there.", "Length alone does no better.", "The default is none of them."],
+)
+def test_the_patterns_leave_plain_english_alone(sentence: str) -> None:
+    assert complaints(sentence) == []
