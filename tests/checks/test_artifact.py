@@ -13,6 +13,7 @@ from kleash.checks.check import changed
 from kleash.data.group import Group, Response
 from kleash.errors import GateError, InputError
 from kleash.models.load import new_reward_model, save_model
+from kleash.outputs import SCHEMA
 from kleash.run import read_record
 from kleash.stages import reward_model, sft
 
@@ -153,7 +154,7 @@ def test_what_cannot_be_checked_is_one_line(tmp_path: Path, classifier: Path, pr
 
 
 def test_a_run_that_has_not_finished_fails(tmp_path: Path) -> None:
-    record = {"stage": "reward", "status": "running", "gates": {}, "config": {}}
+    record = {"schema": SCHEMA, "stage": "reward", "status": "running", "gates": {}, "config": {}}
     (tmp_path / "run.json").write_text(json.dumps(record))
     report = check(tmp_path)
     assert report.failed == ["finished"]

@@ -102,12 +102,14 @@ def test_the_curve_stands_at_its_distances_and_its_marks_at_its_points(
     page, _, made = turned
     curve = made["results"]["roads"]["checkpoints"]
     for quantity in ("gold", "proxy"):
-        drawn = points(page, f"kl-curves-checkpoints-{quantity}")
+        drawn = points(page, f"overoptimization-checkpoints-{quantity}")
         assert is_affine(drawn[:, 0], [row["distance"]["value"] for row in curve["points"]])
         assert is_affine(drawn[:, 1], [row[quantity]["mean"] for row in curve["points"]])
-        assert len(points(page, f"kl-curves-best-of-n-{quantity}")) == 4
-        assert f'id="kl-curves-peak-{quantity}"' in page and f'id="kl-curves-recommended-{quantity}"' in page
-    assert len(points(page, "kl-curves-checkpoints-law")) == GRID
+        assert len(points(page, f"overoptimization-best-of-n-{quantity}")) == 4
+        assert (
+            f'id="overoptimization-peak-{quantity}"' in page and f'id="overoptimization-recommended-{quantity}"' in page
+        )
+    assert len(points(page, "overoptimization-checkpoints-law")) == GRID
 
 
 def test_the_picture_is_a_file_of_its_own_with_its_colours(turned: tuple[str, Path, dict[str, Any]]) -> None:
@@ -126,7 +128,7 @@ def test_a_run_that_did_not_turn_and_best_of_n_alone_have_their_page_too(tmp_pat
     made[0]["results"]["words"]["checkpoints"]["law"] = "The law cannot be fitted."
     assert "The law cannot be fitted." in written(tmp_path / "no-law", made)
     page = written(tmp_path / "pools", record("best-of-n"))
-    assert "R(d) = d (α − β′ d)" in page and "kl-curves-checkpoints-gold" not in page
+    assert "R(d) = d (α − β′ d)" in page and "overoptimization-checkpoints-gold" not in page
 
 
 def test_the_story_has_a_line_for_each_point(turned: tuple[str, Path, dict[str, Any]]) -> None:
