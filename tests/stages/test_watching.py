@@ -166,7 +166,7 @@ def test_the_validation_reward_of_a_reward_folder_is_taken_without_being_named(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"criterion": "gold"}, "needs the gold reward; give 'gold' too"),
+        ({"criterion": "gold"}, "needs 'gold'"),
         ({"patience": 2, "eval_every": None}, "give 'eval_every'"),
         ({"criterion": "validation"}, "needs a validation reward"),
     ],

@@ -182,7 +182,7 @@ class RolloutConfig(TrainingConfig):
     @model_validator(mode="after")
     def _criterion_is_measured(self) -> RolloutConfig:
         if self.criterion == "gold" and self.gold is None:
-            raise ValueError("criterion gold needs the gold reward; give 'gold' too")
+            raise ValueError("criterion gold needs 'gold'; give the gold reward")
         if self.patience is not None and self.eval_every is None:
             raise ValueError("patience counts evaluations; give 'eval_every' too")
         return self
