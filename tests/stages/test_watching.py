@@ -125,7 +125,7 @@ def test_a_run_beyond_its_kl_budget_ends_there_and_is_measured(stage: str, base:
     free = train(stage, base, prompts, out=base.parent / "free", **fast)
     kls = {row["step"]: row["kl"] for row in free.metrics() if row["step"] > 0}
     budget = max(kls[step] for step in range(2, 6)) / 2
-    assert budget > 0.5 and kls[1] < budget, "the KL grows to nats, or this test says nothing"
+    assert budget > 0.1 and kls[1] < budget, "the KL grows by far, or this test says nothing"
     first = next(step for step, kl in kls.items() if kl > budget)
     folder = train(stage, base, prompts, kl_budget=budget, **fast)
     rows = folder.metrics()
