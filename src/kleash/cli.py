@@ -1,10 +1,10 @@
-"""The command line: thin. Every field of a stage's config is an option; `--config FILE` reads a YAML of them.
+"""The command line. Every field of a stage's config is an option; `--config FILE` reads a YAML file of options.
 
 Progress and messages go to stderr, results (and `--json`) to stdout. Exit codes: 0 done, 1 a check failed, 2 the input
-is wrong, 3 the machine failed, 75 people have yet to answer, 130 interrupted.
+is wrong, 3 the machine failed, 75 labels are still missing, 130 interrupted.
 
-Nothing here imports torch, transformers or datasets before the options and the files that they name are known to be
-right: help, a wrong option and a missing file answer at once.
+This module imports torch, transformers or datasets only after the options and the files that they name were validated,
+so that help, a wrong option and a missing file are answered at once.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def _stage_command(stage: Stage) -> Command:
         try:
             output = run_stage(stage.name, config)
         finally:
-            if stage.name in ("judge", "revise"):  # checks that refuse the labels have to show why
+            if stage.name in ("judge", "revise"):  # a failed check of the labels has to be shown
                 from kleash.report.label_tables import show
 
                 show(getattr(config, "out"))  # noqa: B009
@@ -331,7 +331,7 @@ class _Parser(argparse.ArgumentParser):
         return parsed
 
     def refuse(self, word: str) -> NoReturn:
-        """Refuse an option that the command does not have, with the one that is meant.
+        """Refuse an unknown option and suggest the right one.
 
         Raises:
             ConfigError: always.
@@ -347,7 +347,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(arguments: Sequence[str]) -> _Parser:
-    """The parser; of the commands only the one that is asked for has its options."""
+    """The parser; only the requested command gets its options."""
     parser = _Parser(
         prog="kleash",
         description="Post-training of language models from feedback: SFT, reward models, PPO, GRPO, DPO, "
@@ -409,7 +409,7 @@ def _add_fields(parser: _Parser, config: type[Config]) -> None:
 
 
 def _config(config: type[C], command: argparse.Namespace) -> C:
-    """The config that a command names, by options and by file."""
+    """The config of a command, from its options and its `--config` file."""
     fields = {key.removeprefix("field:"): value for key, value in vars(command).items() if key.startswith("field:")}
     options = {key: _value(value) for key, value in fields.items() if value is not None and value is not False}
     from_file = read_yaml(command.config) if command.config else {}
@@ -423,7 +423,7 @@ def _value(text: Any) -> Any:
 
 
 def _elsewhere(name: str) -> str:
-    """What the other libraries call a field, for its help: ` [TRL, LLaMA-Factory: num_train_epochs]`."""
+    """A field's name in other libraries, for its help: ` [TRL, LLaMA-Factory: num_train_epochs]`."""
     libraries: dict[str, list[str]] = {}
     for library, theirs in names_elsewhere(name).items():
         libraries.setdefault(theirs, []).append(library)

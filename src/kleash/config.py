@@ -1,7 +1,7 @@
 """Typed, frozen configs: one definition for YAML, command line and Python.
 
 A stage's config is a subclass of `Config` with a docstring under each field, which is also its help text. Values are
-validated when the config is made, whatever they were read from, and a wrong one is one line (`ConfigError`).
+validated when the config is made, whatever they were read from; a wrong value raises a `ConfigError` of one line.
 
 A field that names a model, data, a reward or another file says so by its type (`ModelRef`, `DataRef`, `RewardRef`, …).
 What is hashed into a run's identity, which parents are checked, and what `--help` shows follow from that type.
@@ -26,13 +26,13 @@ C = TypeVar("C", bound="Config")
 
 @dataclass(frozen=True)
 class Kind:
-    """What the text of a field is the name of."""
+    """What kind of thing the text of a field names."""
 
     name: Literal["model", "reward", "data", "run", "constitution"]
     metavar: str
-    """What `--help` shows in its place."""
+    """Placeholder of the value in `--help`."""
     parent: bool = False
-    """Whether a stage is built on it: then its own checks have to have passed."""
+    """Whether it is a parent of the stage: then its own checks must have passed."""
 
 
 MODEL = Kind("model", "MODEL", parent=True)
@@ -47,7 +47,7 @@ ModelRef = Annotated[str, MODEL]
 RewardRef = Annotated[str, REWARD]
 """A reward: a model's folder, `module:function`, a verifier, a .yaml composition."""
 MeasureRef = Annotated[str, MEASURE]
-"""A reward, in the same words, that measures and that nothing is trained against."""
+"""A reward that only measures and is never trained against, named like a `RewardRef`."""
 DataRef = Annotated[str, DATA]
 """Rows: a file, a saved `datasets` folder or a hub name."""
 RunRef = Annotated[Path, RUN]
@@ -62,18 +62,18 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
     NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"out", "device", "force"})
-    """Fields that change nothing in the result: a run may go on with other values."""
+    """Fields that do not change the result: a run may continue with other values."""
 
     @classmethod
     def make(cls: type[C], values: Mapping[str, Any], *, source: str = "config") -> C:
         """Validate values into a config.
 
         Args:
-            values: field name → value; strings are read as YAML or the command line would give them.
+            values: field name → value; strings are parsed as from YAML or the command line.
             source: where the values came from, for the message.
 
         Raises:
-            ConfigError: naming each wrong key, its value and what would be right, in one line.
+            ConfigError: one line that names each wrong key, its value and the valid values.
         """
         try:
             return cls.model_validate(dict(values))
@@ -99,7 +99,7 @@ class Config(BaseModel):
         return {name: kind for name, kind in kinds.items() if kind is not None}
 
     def references(self) -> dict[str, tuple[Kind, str]]:
-        """What this config names: field → kind and name, without the fields that are null."""
+        """The models, data and files that this config names: field → kind and name, without fields that are null."""
         return {
             name: (kind, str(value))
             for name, kind in self.kinds().items()
@@ -107,7 +107,8 @@ class Config(BaseModel):
         }
 
     def identity(self) -> dict[str, Any]:
-        """The settings that the result depends on. What a reference names counts by its content, which is not here."""
+        """The settings that the result depends on. References are left out: they count by their content
+        (`content.py`)."""
         return self.model_dump(mode="json", exclude={*self.NOT_IDENTITY, *self.references()})
 
     @classmethod
@@ -135,7 +136,7 @@ class Config(BaseModel):
 
 
 RENAMED_VALUES = {"criterion: hold-out": "validation"}
-"""Values of kleash 0.1, each with its field → values of today."""
+"""Values of kleash 0.1, each with its field → today's values."""
 
 
 def describe(config: type[Config], key: str) -> str:
@@ -149,7 +150,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping as a dict.
 
     Raises:
-        ConfigError: the file is missing, is not YAML or is not a mapping.
+        ConfigError: the file is missing, is not YAML or not a mapping.
     """
     try:
         values = yaml.safe_load(path.read_text())

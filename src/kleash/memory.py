@@ -1,4 +1,4 @@
-"""The most memory that a stage took."""
+"""Peak memory of a stage."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 
 def reset_peak() -> None:
-    """Begin to measure anew, where the system can (Linux; elsewhere the peak is of the whole process)."""
-    import torch  # not at the top: what reads a store or a run folder starts without it
+    """Reset the peak, where the system can (Linux; elsewhere the peak is that of the whole process)."""
+    import torch  # imported here, so that modules that only read run folders start without it
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -21,7 +21,7 @@ def reset_peak() -> None:
 
 
 def peak_memory() -> dict[str, int]:
-    """Most bytes resident on the host, and allocated on the GPU where there is one, since `reset_peak`."""
+    """Peak bytes resident on the host, and allocated on the GPU if there is one, since `reset_peak`."""
     import torch
 
     peak = {"host": _resident()}

@@ -1,7 +1,7 @@
 """Progress of long work, on stderr: a bar with live figures in a terminal, a plain line now and then in a log.
 
-What takes less than two seconds shows nothing. One display serves all work that is under way, so that a sampler's bar
-stands under the bar of the stage that called it. stdout is left to results.
+Work of less than two seconds shows nothing. One display serves all running work, so that a sampler's bar appears under
+the bar of the stage that called it. stdout is left to results.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torch import Tensor
 SHOW_AFTER = 2.0
 """Seconds of work before anything is shown."""
 LINE_EVERY = 10.0
-"""Seconds between two lines where stderr is no terminal."""
+"""Seconds between two lines where stderr is not a terminal."""
 
 
 class Progress:
     """Steps done of a total, time taken and left, and the latest figures; a context manager.
 
-    It never raises, since the work matters more than its display.
+    It never raises: a failing display must not stop the work.
 
     Args:
         total: steps of the whole work.
-        title: what is done, in a word or two.
-        start: steps done before, where interrupted work goes on; they do not count for the speed.
+        title: the work, in a word or two.
+        start: steps done before an interruption; they do not count for the speed.
     """
 
     def __init__(self, total: int, title: str, *, start: int = 0) -> None:
@@ -49,7 +49,7 @@ class Progress:
         return self
 
     def update(self, step: int, **figures: str | float | Tensor) -> None:
-        """Say how many steps are done; a figure stays until it is given again."""
+        """Set the number of steps done; a figure stays until it is updated."""
         self.step = step
         self.figures.update(figures)
         _display.line(self)
@@ -78,7 +78,7 @@ class Progress:
 
 
 class _Display:
-    """All work under way, the outermost first: it opens the display and closes it."""
+    """All running work, the outermost first; the outermost opens and closes the display."""
 
     def __init__(self) -> None:
         self._work: list[Progress] = []
@@ -93,7 +93,7 @@ class _Display:
         with suppress(Exception):
             console = Console(stderr=True)
             if sys.stderr.isatty() and not console.is_dumb_terminal:
-                # Results on stdout stay there: rich would lead them to stderr.
+                # Results on stdout stay there: rich would redirect them to stderr.
                 live = Live(get_renderable=self._render, console=console, refresh_per_second=4, redirect_stdout=False)
                 live.start()
                 self._live = live

@@ -1,7 +1,7 @@
-"""`kleash check`: the gates of any artifact, made by kleash or not.
+"""`kleash check`: the checks of any artifact, written by kleash or not.
 
-What it is, is told by what lies there: a run's folder, a language model, a reward model, a file of rows. A run's own
-verdicts are trusted while their hash agrees with its content; what has changed, or has no verdict, is measured.
+The files at the path tell its kind: a run's folder, a language model, a reward model, a file of rows. The checks that a
+run recorded are trusted while their hash agrees with its content; a changed or unchecked artifact is measured.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from kleash.run import read_record
 Kind = Literal["language model", "reward model", "rows"]
 
 ROWS = 128
-"""Rows of `--data` that are read unless told otherwise: enough for intervals of ± 0.08 on a share."""
+"""Rows of `--data` that are read by default: enough for intervals of ± 0.08 on a share."""
 
 LIMIT = 128
 """Longest sample in tokens."""
@@ -55,13 +55,13 @@ class CheckReport:
     path: str
     kind: str
     gates: dict[str, Verdict]
-    """Verdicts by name: those of run.json, and `measured`."""
+    """Summaries of checks by name: those of run.json, and `measured`."""
     notes: tuple[str, ...] = ()
-    """What else is to be known, e.g. that a folder is no longer what its verdict speaks of."""
+    """Further remarks, e.g. that a folder has changed since it was checked."""
 
     @property
     def failed(self) -> list[str]:
-        """Names of the verdicts that failed; a measured one stands above what a changed folder says of itself."""
+        """Names of the failed summaries; `measured` overrides the record of a changed folder."""
         superseded = {"out"} if "measured" in self.gates and self.notes else set()
         return [name for name, entry in self.gates.items() if entry["passed"] is False and name not in superseded]
 
@@ -69,17 +69,17 @@ class CheckReport:
 def check(
     path: Path, *, data: str | None = None, labeller: str | None = None, rows: int = ROWS, device: str = "auto"
 ) -> CheckReport:
-    """Run the gates of whatever lies at a path.
+    """Run the checks of the artifact at a path.
 
     Args:
         path: a run's folder, a `transformers` folder, or a file of rows.
         data: rows to measure on: prompts or demonstrations for a language model, comparisons for a reward model.
         labeller: a reward that stands in for a labeller: would two of them agree about the samples?
-        rows: at most so many rows of data.
+        rows: maximum number of rows of data.
         device: to compute on.
 
     Raises:
-        InputError: there is nothing that could be checked, or the data are of another kind.
+        InputError: the path holds nothing that can be checked, or the data do not fit the model.
     """
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder; give a run, a model folder or a file of rows")
@@ -108,7 +108,7 @@ def _unfinished(status: str) -> Check:
 def measure(
     path: Path, *, data: str | None = None, labeller: str | None = None, rows: int = ROWS, device: str = "auto"
 ) -> list[Check]:
-    """Measure an artifact afresh; see `check`. A run that names no other data is measured on its own held-out rows."""
+    """Measure an artifact again; see `check`. Without `data`, a run is measured on its own held-out rows."""
     kind = kind_of(path)
     if kind is None:
         return [answer("measured", None, "it is made of several models, to be checked one by one")]
@@ -125,7 +125,7 @@ def measure(
 
 
 def kind_of(path: Path) -> Kind | None:
-    """What lies at a path, or None where it is nothing that can be measured."""
+    """The kind of artifact at a path, or None where it cannot be measured."""
     try:
         config = json.loads((path / "config.json").read_text())
     except NotADirectoryError:
@@ -148,12 +148,12 @@ def language_model_checks(
     *,
     labeller: Reward | None = None,
 ) -> list[Check]:
-    """What can be told of a language model from its own samples.
+    """The checks of a language model, from its own samples.
 
     Args:
         model: a causal language model.
         tokenizer: its own.
-        groups: prompts, demonstrations or preferences to measure on; none: prompts of ours.
+        groups: prompts, demonstrations or preferences to measure on; empty: built-in prompts.
         labeller: a reward that stands in for a labeller.
     """
     chat = tokenizer.chat_template is not None
@@ -204,7 +204,7 @@ def _finite(model: PreTrainedModel, prompt: EncodedGroup) -> Check:
 
 
 def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[Check]:
-    """Template, beginning and end: what is trained on is what is sampled from (F5, F3)."""
+    """Template, begin and end tokens: training and sampling use the same (F5: template mismatch; F3: pad = end)."""
     pad, ends = tokenizer.pad_token_id, end_ids(tokenizer)
     apart = pad is not None and pad not in ends
     checks = [
@@ -234,7 +234,7 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[Check]:
 
 
 def _begins_once(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the begin token is for beginnings alone; some templates open every turn with it."""
+    """Whether the begin token occurs only at the beginning; some templates open every turn with it."""
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
@@ -244,12 +244,13 @@ def _begins_once(tokenizer: PreTrainedTokenizerBase) -> bool:
 def reward_model_checks(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group] = ()
 ) -> list[Check]:
-    """What can be told of a reward model: on comparisons all of its gate, without them whether it scores at all.
+    """The checks of a reward model: all of them on comparisons; without comparisons only whether it gives sensible
+    scores.
 
     Args:
         model: a sequence classifier with one output.
         tokenizer: its own.
-        groups: comparisons; none: prompts of ours, each with two of four canned answers.
+        groups: comparisons; empty: built-in prompts, each with two of four fixed answers.
     """
     pairs = [group for group in groups if comparison(group) is None and isinstance(group.label, Preference)]
     if groups and not pairs:
@@ -260,7 +261,7 @@ def reward_model_checks(
     if checks[0].passed is False:
         return checks
     checks.append(_same_in_any_batch(model, encoded[:16]))
-    if model.config.num_labels == 1:  # what several heads say together only kleash knows
+    if model.config.num_labels == 1:  # plain `transformers` cannot combine several heads
         checks.append(_plain_agrees(model, encoded[:16]))
     if not pairs:
         return [_spread(scores), *checks]
@@ -290,7 +291,7 @@ def _finite_scores(scores: Float[Tensor, "P K"]) -> Check:
 
 
 def _spread(scores: Float[Tensor, "P K"]) -> Check:
-    """Within a prompt: what a prompt adds to all of its responses is not identified."""
+    """Spread within a prompt: a constant added to all responses of a prompt is not identified."""
     spread = float((scores[:, 0] - scores[:, 1]).abs().mean())
     passed = spread >= 0.02
     return answer(
@@ -310,7 +311,7 @@ def _same_in_any_batch(model: PreTrainedModel, groups: Sequence[EncodedGroup]) -
 
 @torch.no_grad()
 def _plain_agrees(model: PreTrainedModel, groups: Sequence[EncodedGroup]) -> Check:
-    """Plain `transformers` finds the last token by looking for padding: does it look at the right one (F3, F8)?"""
+    """Does plain `transformers`, which finds the last token by its padding, score the right token (F3, F8)?"""
     rows = [[*group.prompt_ids, *group.responses[0].ids] for group in groups]
     pad = model.config.get_text_config().pad_token_id
     if pad is None:
@@ -340,7 +341,7 @@ def _shift(name: str, gap: float, between: str) -> Check:
 
 
 def rows_checks(groups: Sequence[Group]) -> list[Check]:
-    """What a stage needs of rows: comparisons, demonstrations or prompts, whichever they are."""
+    """The checks of rows, by kind: comparisons, demonstrations or prompts."""
     if any(comparison(group) is None for group in groups):
         return data_checks.comparisons(groups)
     answered = [group for group in groups if len(group.responses) == 1]
@@ -351,7 +352,7 @@ def rows_checks(groups: Sequence[Group]) -> list[Check]:
 
 
 def _own_rows(path: Path) -> list[Group]:
-    """The rows that a run held out, where its data still lie there; none of another folder."""
+    """The held-out rows of a run, where its data still exist; empty for other folders."""
     settings: dict[str, Any] = (read_record(path) or {}).get("config", {})
     held_out, data = settings.get("eval_data"), settings.get("data")
     if held_out is not None and Path(held_out).exists():

@@ -1,7 +1,7 @@
-"""What is measured while a policy trains, and is never part of its reward.
+"""Figures that are measured while a policy trains, and are never part of its reward.
 
 An alarm that is used as a reward is optimised away, so nothing here flows back into training. Each figure is written to
-metrics.jsonl beside gold, proxy and KL; a few responses of each step go to rollouts.jsonl. Formulas: docs/metrics.md.
+metrics.jsonl with gold, proxy and KL; a few responses of each step go to rollouts.jsonl. Formulas: docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kleash.evals.policy_stats import diversity
 from kleash.rewards.reward import Parts, Reward
 
 SHOWN_GROUPS = 4
-"""Groups of each step whose responses are kept to be looked at."""
+"""Groups of each step whose responses are written for inspection."""
 
 
 def watch(
@@ -33,13 +33,13 @@ def watch(
 
     Args:
         groups: prompts with the responses that were sampled from the policy.
-        scores: what the reward gave them.
-        parts: what the reward told beside the scores: `spread` is the disagreement of an ensemble, `distance` and
+        scores: their rewards.
+        parts: further outputs of the reward: `spread` is the disagreement of an ensemble, `distance` and
             `outside` how far a reward model is from its training.
         validation_reward: a reward that the policy is not trained against.
 
     Returns:
-        What `describe_responses` gives; of the parts the means; `validation_reward`, its mean score, and
+        The figures of `describe_responses`; the means of the parts; `validation_reward`, its mean score, and
         `validation_reward_agreement`, the rank correlation of both rewards over the responses.
     """
     figures: dict[str, float | None] = describe_responses(groups)
@@ -71,10 +71,10 @@ def describe_responses(groups: Sequence[Group]) -> dict[str, float | None]:
 
 
 def acceleration(history: Sequence[float]) -> float | None:
-    """Second difference of the KL over the last three steps: how much faster it grows than a step before.
+    """Second difference of the KL over the last three steps.
 
     Args:
-        history: the KL of each step so far, the last one now.
+        history: the KL of each step so far, the latest last.
     """
     if len(history) < 3:
         return None
@@ -85,7 +85,7 @@ def acceleration(history: Sequence[float]) -> float | None:
 def sampled_rows(
     step: int, groups: Sequence[Group], scores: Float[Tensor, "P K"], kl: Float[Tensor, "P K"]
 ) -> list[dict[str, Any]]:
-    """Rows of rollouts.jsonl: the first few groups of a step, a row a response."""
+    """Rows of rollouts.jsonl: the first few groups of a step, one row per response."""
     return [
         {
             "step": step,
