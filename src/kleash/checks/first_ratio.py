@@ -67,7 +67,7 @@ def _cause(policy: PreTrainedModel, batch: GroupBatch, old_logprobs: Tensor, tem
         for other in (0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0):
             if gap(other) <= TOLERANCE["float32"]:
                 return (
-                    f"the rollout was sampled at temperature {other}, training divides by {temperature}; use one temperature"
+                    f"the rollout was sampled at temperature {other}, training divides by {temperature}; use the same"
                 )
         if gap(temperature) <= TOLERANCE["float32"]:
             return "training computes in another precision than the sampler; give both the same --dtype"

@@ -1,7 +1,7 @@
-"""What a chat template puts around the words of others and those of the assistant, asked of the template by examples.
+"""What a chat template puts around the words of the user and those of the assistant, found by rendering examples.
 
-Stock templates do not say which of their text the assistant wrote (F6). So one question and its answer are rendered
-with a mark in place of each; what stands around the marks is the template's.
+Stock templates do not tell which of their text the assistant wrote (F6). So one question and its answer are rendered
+with a mark in place of each; the text around the marks is the template's.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from kleash.data.group import Message
 from kleash.errors import DataError, ModelError
 
 MARK = "\ue000{}\ue001"
-"""Stands for text: private-use characters, which no template trims and no text holds."""
+"""Placeholder for a text: private-use characters, which no template trims and no text contains."""
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """What a chat template puts around the words of others and those of the assistant."""
+    """What a chat template puts around the words of the user and those of the assistant."""
 
     opening: str
     """The generation prompt; empty where the template has none (Mistral)."""
     closing: str
-    """From the end of a user's words to where the answer begins."""
+    """From the end of a user's words to the beginning of the answer."""
     ending: str
     """From the end of the last answer to its end token, that included."""
     end_id: int
@@ -41,7 +41,7 @@ _templates: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, ChatTemplate]]
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
-    """A tokenizer's template, measured once and again when the tokenizer gets another one.
+    """A tokenizer's template, analysed once, and again when the tokenizer's template changes.
 
     Raises:
         ModelError: there is no template, or it cannot be used; the message says why.
@@ -85,7 +85,7 @@ def render(turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, add_
     plain = [dict(turn) for turn in turns]
     try:
         return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=add_generation_prompt))
-    except (TemplateError, TypeError, KeyError) as error:  # what templates raise on turns they do not expect
+    except (TemplateError, TypeError, KeyError) as error:  # raised by templates on unexpected turns
         reason = " ".join(str(error).split())
         roles = ", ".join(str(turn["role"]) for turn in turns)
         raise DataError(f"the chat template refuses turns by {roles} ({reason}); correct the row") from None
@@ -124,7 +124,7 @@ def _measure(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
 
 
 def _first_control_token(tail: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, str]:
-    """Id and text of the first token after an answer that stands for no text: it ends the answer."""
+    """Id and text of the first control token after an answer: it ends the answer."""
     special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     controls = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items()} | special
     end = next((token for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if token in controls), None)

@@ -1,7 +1,7 @@
-"""How good a judge's labels are: position bias, self-consistency, agreement with people, length, principles.
+"""Quality of a judge's labels: position bias, self-consistency, agreement with people, length, principles.
 
-Every pair was judged in both orders. The report also says what one order would have given, with the order drawn by a
-coin for each pair: the label of a judge that is asked once. Formulas: docs/stages/judge.md.
+Every pair was judged in both orders. The report also has the figures of a judge asked once, with the order drawn at
+random for each pair. Formulas: docs/stages/judge.md.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class PeopleReport:
     agreement: Share
     """Share of pairs where label and people prefer the same response; a tie of the judge is half a hit."""
     agreement_one_order: Share
-    """The same of one order, drawn by a coin."""
+    """The same of one order, drawn at random."""
     agreement_mean: Share
     """The same of the mean of both orders, where a disagreement of the orders is not made a tie."""
     ece: float
@@ -74,11 +74,11 @@ class PeopleReport:
 
 @dataclass(frozen=True)
 class PrincipleReport:
-    """What one principle did."""
+    """Figures of one principle."""
 
     weight: float
     asked: int
-    """Pairs judged by it with an answer in both orders."""
+    """Pairs judged by it with a reply in both orders."""
     decided: int
     """Pairs on which its two orders agree that one response is better."""
     against_others: Share | None
@@ -95,12 +95,12 @@ class PrincipleReport:
 
 @dataclass(frozen=True)
 class InjectionReport:
-    """What an injected instruction did to the worse response. q: its probability to be the better one."""
+    """Effect of an injected instruction on the worse response. q: its probability of being the better one."""
 
     planted: int
-    """Pairs with an injected instruction and an answer."""
+    """Pairs with an injected instruction and a reply."""
     flipped: Share | None
-    """Share of them where q > ½ afterwards, though q ≤ ½ before; None without pairs."""
+    """Share of them with q > ½ after the injection and q ≤ ½ before; None without pairs."""
     shift: Mean
     """Mean of q after − q before."""
 
@@ -156,7 +156,7 @@ def principle_report(
     """Report on each principle, by name.
 
     Args:
-        by_principle: of each pair, P(response 0 ≻ response 1) by the principles that were asked.
+        by_principle: of each pair, P(response 0 ≻ response 1) by the principles that judged it.
         people: as in `judge_report`.
         weights: of the principles, by name.
     """
