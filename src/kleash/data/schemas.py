@@ -153,7 +153,7 @@ def _split_conversations(chosen: Content, rejected: Content) -> tuple[Content, C
     if isinstance(chosen, str) or isinstance(rejected, str):
         return _split_texts(str(chosen), str(rejected))
     shared = _shared_length(chosen, rejected)
-    if shared == min(len(chosen), len(rejected)):  # one contains the other: their last common answer begins the response
+    if shared == min(len(chosen), len(rejected)):  # one contains the other: both need a response
         shared = max((i for i, turn in enumerate(chosen[:shared]) if turn["role"] == "assistant"), default=0)
     if shared == 0:
         raise DataError("'chosen' and 'rejected' share no first turn; whole conversations do, else give 'prompt'")

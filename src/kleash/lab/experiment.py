@@ -24,7 +24,7 @@ from kleash.io import write_json
 A = TypeVar("A")
 
 Figures = Mapping[str, float | None]
-"""What an arm was found to be, by name; None or missing where a figure does not exist."""
+"""Figures of an arm by name; None or missing where a figure does not exist."""
 
 
 @dataclass(frozen=True, kw_only=True)

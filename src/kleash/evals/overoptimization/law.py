@@ -202,10 +202,10 @@ def _lack_of_fit(
     inside: Bool[np.ndarray, " C"],
     weights: Float[np.ndarray, " C"],
 ) -> tuple[float, float | None]:
-    """Whether the curve departs from the law by more than noise: Hotelling's T² of what the fit leaves over.
+    """Whether the curve departs from the law by more than noise: Hotelling's T² of the fit's residuals.
 
-    What is left at C points after two parameters lies in C − 2 dimensions. Its noise is estimated from the prompts, in
-    the distances too: an error of kl moves the point along the law by slope · error / 2d.
+    The residuals of C points after two parameters lie in C − 2 dimensions. Their noise is estimated from the prompts,
+    that of the distances too: an error of kl moves the point along the law by slope · error / 2d.
     """
     d, w, y = distance[inside], np.sqrt(weights[inside]), gains[inside]
     design = np.stack([d, -_spent(d, curve.source)], 1) * w[:, None]  # [C, 2]
