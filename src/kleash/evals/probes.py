@@ -133,9 +133,9 @@ def _with(response: Response, words: str, *, finished: bool) -> Response:
 
 
 def _in_style(phrase: str, words: str) -> str:
-    """A phrase as the response would have it: small letters and punctuation between spaces, if it has no others.
+    """A phrase in the style of the response: lower case, punctuation between spaces, if the response is written so.
 
-    So that a model with a vocabulary of such words reads the phrase at all.
+    A model whose vocabulary has only such words can then read the phrase.
     """
     if words != words.lower():
         return phrase

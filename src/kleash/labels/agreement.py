@@ -1,4 +1,4 @@
-"""How far labellers agree, and how each of them answers.
+"""Agreement of labellers, and how each of them answers.
 
 Which of two responses is called `first` is arbitrary, so chance is corrected for exchangeable sides: a pair may be
 swapped without changing any figure here. Formulas: docs/feedback.md.
@@ -25,7 +25,7 @@ TOO_FAST = 0.5
 """A vote that took less than this share of the reading time at `WORDS_A_MINUTE` is too fast to have read the text."""
 WORDS_A_MINUTE = 600
 FEWEST_VOTES = 20
-"""Nobody is flagged on fewer votes."""
+"""Annotators with fewer votes are not flagged."""
 FEWEST_REPEATS = 5
 
 RESAMPLES = 1000
@@ -88,7 +88,8 @@ class AnnotatorReport:
 
     @property
     def flags(self) -> list[str]:
-        """What an admin should ask this person about; each holds at the 1 % level, or is beyond what reading allows."""
+        """What an admin should ask this person about; each holds at the 1 % level, or exceeds a plausible reading
+        speed."""
         if self.votes < FEWEST_VOTES:
             return []
         flags = []
@@ -96,7 +97,7 @@ class AnnotatorReport:
             side, part = ("left", self.left.share) if self.left.share > 0.5 else ("right", 1 - self.left.share)
             flags.append(f"chooses the {side} side in {part:.0%} of decided pairs")
         if self.fast is not None and self.fast > 0.25:
-            flags.append(f"{self.fast:.0%} of votes came faster than the text can be read")
+            flags.append(f"{self.fast:.0%} of votes are faster than the text can be read")
         if self.agrees is not None and self.agrees.pairs >= FEWEST_VOTES and self.agrees.high < 0.5:
             flags.append(
                 f"agrees with the others in {self.agrees.share:.0%} of {self.agrees.pairs} pairs they agree on"

@@ -1,8 +1,8 @@
 """Collects labels: each pair is compared once, by people or by a labeller, within a budget.
 
-A training that needs labels asks in the middle of its work. A judge or a simulated labeller answers at once. People
-take their time: their pairs go into the store, and `WaitingError` ends the process, so that it holds no machine
-meanwhile. Run again, it asks for the same labels and gets the people's answers.
+A training run can need labels in the middle of its work. A judge or a simulated labeller answers at once. For people,
+the pairs go into the store and `WaitingError` ends the process, so that it does not occupy a machine. When it is run
+again, it requests the same labels and gets the people's answers.
 """
 
 from __future__ import annotations

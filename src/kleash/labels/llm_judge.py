@@ -37,7 +37,8 @@ from kleash.labels.labeller import LabelResult, Outcome
 from kleash.run import derive_seed
 
 CLAMP = (0.4, 0.6)
-"""Bai et al. 2022, section 4.3: labels after a chain of thought are too sure; clamped to 40–60 % they work best."""
+"""Bai et al. 2022, section 4.3: labels after a chain of thought are overconfident; clamped to 40–60 % they work
+best."""
 
 VOTE_TOKENS = 48
 
@@ -72,13 +73,13 @@ class BothOrders:
 
     @property
     def order_effect(self) -> float:
-        """P(shown first ≻ shown second), mean of both orders, less one half."""
+        """P(shown first ≻ shown second), mean of both orders, minus one half."""
         return (self.original + self.swapped) / 2 - 0.5
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The label of a pair, and what it was made of."""
+    """The label of a pair, and the answers that it was computed from."""
 
     result: LabelResult
     orders: BothOrders | None = None
@@ -246,7 +247,7 @@ class Judge:
         return [_token_answer(reply, thread) for reply, thread in zip(replies, threads, strict=True)]
 
     def _by_votes(self, prompts: Sequence[str]) -> list[_Answer]:
-        """The mean of the votes on each prompt; at least half of them must have come."""
+        """The mean of the votes on each prompt; at least half of them must be valid."""
         draws = [self._vote(prompts, draw) for draw in range(self.votes)]
         return [self._mean_vote(votes) for votes in zip(*draws, strict=True)]
 
