@@ -255,7 +255,7 @@ def _check_forward(model: Model, batch: GroupBatch) -> None:
         if not gap <= tolerance:
             raise ModelError(
                 f"{type(model).__name__}: plain rows and {name} differ by {gap:.2g} on a probe; this kind of model is "
-                "not supported (does it change its logits after the output embedding, or need inputs other than the ids?)"
+                "not supported (does it change its logits after the output embedding, or need more inputs than ids?)"
             )
 
 

@@ -36,7 +36,7 @@ def load_policy(model: str | Path, *, device: str = "auto") -> tuple[PreTrainedM
 
     Args:
         model: a folder, or a hub name.
-        device: `auto` takes a GPU where there is one.
+        device: `auto` uses a GPU if there is one.
 
     Raises:
         ModelError: there is no such model, or it has no end token.

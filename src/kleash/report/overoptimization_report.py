@@ -1,6 +1,6 @@
-"""The Goodhart page: where gold turned while the proxy climbed, for someone who was not there. Reads files alone.
+"""The page of `kleash overopt`: gold and proxy against KL, for a reader who did not run it. Only reads files.
 
-Like the demo's report the page holds everything itself, and what models wrote is text to it, never markup.
+Like the demo's report the page is self-contained, and texts by models are escaped, never markup.
 """
 
 from __future__ import annotations
