@@ -49,7 +49,7 @@ class LocalSampler:
         temperature: divides the logits; 0 takes the likeliest token.
         end_ids: tokens that end a response; None: those of `kleash.data.chat.end_ids`.
         max_rows: responses sampled at once.
-        dtype: what to compute in.
+        dtype: of the computation.
 
     Attributes:
         exact: whether `sampler_logprobs` equal the trainer's: True in float32, where both compute the same.

@@ -106,7 +106,7 @@ class AskingConfig(Config):
     @model_validator(mode="after")
     def _budget_has_prices(self) -> AskingConfig:
         if self.budget is not None and not any(self.price):
-            raise ValueError("'budget' is money, so it needs 'price': the cost of a million tokens of prompt and of reply")
+            raise ValueError("'budget' needs 'price': the cost of a million tokens of prompt, and of reply")
         return self
 
     def references(self) -> dict[str, tuple[Kind, str]]:

@@ -1,7 +1,7 @@
-"""SFT: supervised fine-tuning, which imitates demonstrations.
+"""SFT: supervised fine-tuning on demonstrations.
 
-The first link of the chain: it makes the policy coherent and on-task. Its result is both where policy training starts
-and the reference that the KL is measured from.
+The first stage of the chain: it makes the policy coherent and on-task. Its model is both the start of policy training
+and the reference from which the KL is measured.
 
     kleash sft --model base/ --data demonstrations.jsonl --out runs/sft
 
@@ -44,10 +44,10 @@ SHOWN = ("loss", "eval_loss")
 """Figures of the progress bar."""
 
 UNSAMPLED = 1e9
-"""Parameters from which the gate leaves sampling on a CPU alone: it would take minutes."""
+"""Number of parameters from which the checks do not sample on a CPU: it would take minutes."""
 
 EFFECT_ROWS = 128
-"""Held-out rows whose responses are tried after another row's prompt."""
+"""Held-out rows whose responses are also scored after another row's prompt."""
 
 FORMULA = "loss = − Σ log π(y_t | x, y_<t) / (trained tokens of the step)"
 
@@ -130,7 +130,7 @@ def check(
     after: float,
     config: SFTConfig,
 ) -> None:
-    """Has it learnt to answer as the data do, on prompts it has not seen?"""
+    """Check the model on held-out rows: loss, effect of the prompt, and samples."""
     prompts = list({group.prompt_ids: group for group in held_out}.values())[: config.gate_prompts]
     drawn, unsampled = None, "there are no held-out prompts"
     if config.gate_prompts == 0:

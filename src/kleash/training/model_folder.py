@@ -1,4 +1,4 @@
-"""What a stage lays beside its weights, and what it says of the models that it holds."""
+"""Write a stage's model folder: weights, model card, snapshots; count the parameters in memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from kleash.training.checkpoint import weights
 
 
 def parameters_held(**models: object) -> dict[str, int]:
-    """Parameters of the models that a stage holds in memory side by side; one that takes two parts counts once.
+    """Parameters of the models that a stage has in memory at the same time; a model with two roles counts once.
 
     Args:
-        models: by part; what is not a module, and has neither one under `model` (a reward model's reward has) nor
-            several under `members`, is left out.
+        models: by role; objects that are not modules, and have neither a module `model` (like `LearnedReward`) nor
+            several `members`, are left out.
     """
     held: dict[int, tuple[str, int]] = {}
     members = {
@@ -35,7 +35,7 @@ def parameters_held(**models: object) -> dict[str, int]:
 
 
 def write_model(folder: RunFolder, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, summary: str) -> None:
-    """Write the model that a run ends with, adapters merged for good, and its card."""
+    """Write the final model of a run, adapters merged, and its card."""
     merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, summary))
 
@@ -43,7 +43,8 @@ def write_model(folder: RunFolder, model: PreTrainedModel, tokenizer: PreTrained
 def save_snapshot(
     folder: RunFolder, step: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, every: int | None
 ) -> None:
-    """Keep the weights after each step that `every` divides under snapshots/, adapters merged, to be measured later."""
+    """Save the weights after each step that `every` divides under snapshots/, adapters merged, for later
+    measurement."""
     if not every or step % every:
         return
     path = folder.path / "snapshots" / f"step-{step:06d}"
