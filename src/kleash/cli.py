@@ -338,11 +338,11 @@ class _Parser(argparse.ArgumentParser):
         """
         options = [name for action in self._actions for name in action.option_strings]
         name = renamed(word, {name.lstrip("-").replace("-", "_") for name in options})
-        near = difflib.get_close_matches(word.partition("=")[0], options, n=1)
+        matches = difflib.get_close_matches(word.partition("=")[0], options, n=1)
         if name is not None:
             hint = name.on_the_command_line
         else:
-            hint = f"did you mean {near[0]}?" if near else f"see `{self.prog} --help`"
+            hint = f"did you mean {matches[0]}?" if matches else f"see `{self.prog} --help`"
         raise ConfigError(f"unknown option {word.partition('=')[0]}; {hint}")
 
 
@@ -374,11 +374,11 @@ def _parser(arguments: Sequence[str]) -> _Parser:
 
 def _refuse_command(name: str) -> NoReturn:
     elsewhere = COMMANDS_ELSEWHERE.get(name.lower().replace("_", "-"))
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    matches = difflib.get_close_matches(name, COMMANDS, n=1)
     if elsewhere is not None:
         hint = elsewhere
     else:
-        hint = f"did you mean `kleash {near[0]}`?" if near else "`kleash --help` lists the commands"
+        hint = f"did you mean `kleash {matches[0]}`?" if matches else "`kleash --help` lists the commands"
     raise ConfigError(f"there is no command '{name}'; {hint}")
 
 
@@ -425,9 +425,9 @@ def _value(text: Any) -> Any:
 def _elsewhere(name: str) -> str:
     """A field's name in other libraries, for its help: ` [TRL, LLaMA-Factory: num_train_epochs]`."""
     libraries: dict[str, list[str]] = {}
-    for library, theirs in names_elsewhere(name).items():
-        libraries.setdefault(theirs, []).append(library)
-    return "".join(f" [{', '.join(those)}: {theirs}]" for theirs, those in libraries.items())
+    for library, peer_name in names_elsewhere(name).items():
+        libraries.setdefault(peer_name, []).append(library)
+    return "".join(f" [{', '.join(those)}: {peer_name}]" for peer_name, those in libraries.items())
 
 
 def _metavar(annotation: Any) -> str:

@@ -108,7 +108,8 @@ class Config(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The settings that the result depends on. References are left out: they count by their content
-        (`content.py`)."""
+        (`content.py`).
+        """
         return self.model_dump(mode="json", exclude={*self.NOT_IDENTITY, *self.references()})
 
     @classmethod
@@ -131,8 +132,8 @@ class Config(BaseModel):
         name = renamed(key, cls.model_fields)
         if name is not None:
             return name.in_a_config
-        near = difflib.get_close_matches(key, cls.model_fields, n=1)
-        return f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(cls.model_fields)}"
+        matches = difflib.get_close_matches(key, cls.model_fields, n=1)
+        return f"did you mean '{matches[0]}'?" if matches else f"known keys: {', '.join(cls.model_fields)}"
 
 
 RENAMED_VALUES = {"criterion: hold-out": "validation"}

@@ -120,8 +120,11 @@ def results_of(out: Path) -> dict[str, Any] | None:
 
 def beside(out: Path, part: str, *, ending: str | None = None) -> Path:
     """The name of a second output file of a stage: `best.jsonl` and "pool" give `best.pool.jsonl`, or `best.pool` and
-    another ending."""
-    suffix = next((known for known in sorted(ROW_ENDINGS, key=len, reverse=True) if out.name.endswith(known)), "")
+    another ending.
+    """
+    suffix = next(
+        (row_ending for row_ending in sorted(ROW_ENDINGS, key=len, reverse=True) if out.name.endswith(row_ending)), ""
+    )
     return out.with_name(f"{out.name.removesuffix(suffix)}.{part}{suffix if ending is None else ending}")
 
 

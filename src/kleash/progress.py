@@ -66,10 +66,10 @@ class Progress:
     @property
     def clock(self) -> str:
         """Time taken, and time left at the mean speed so far while there is any."""
-        done, left = self.step - self.start, self.total - self.step
-        if done <= 0 or left <= 0 or self._ended:
+        steps, remaining = self.step - self.start, self.total - self.step
+        if steps <= 0 or remaining <= 0 or self._ended:
             return _time(self.seconds)
-        return f"{_time(self.seconds)}, {_time(self.seconds / done * left)} left"
+        return f"{_time(self.seconds)}, {_time(self.seconds / steps * remaining)} left"
 
     @property
     def text(self) -> str:
@@ -130,14 +130,14 @@ class _Display:
         return [progress for progress in list(self._work) if progress.seconds >= SHOW_AFTER]
 
     def _render(self) -> Table | Group:
-        shown = self._shown()
-        if not shown:
+        visible = self._shown()
+        if not visible:
             return Group()
         table = Table.grid(padding=(0, 2, 0, 0), expand=True)
         for _ in range(4):
             table.add_column(no_wrap=True)
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-        for work in shown:
+        for work in visible:
             bar = ProgressBar(total=max(work.total, 1), completed=work.step, width=20)
             steps = f"{work.step}/{work.total}"
             table.add_row(Text(work.title), bar, Text(steps), Text(work.clock, "cyan"), Text(work.text, "dim"))

@@ -135,5 +135,5 @@ def _refuse_missing(steps: list[Step]) -> None:
 
 def _may_write(output: Path, path: Path) -> bool:
     """Whether a stage with this output may write a path: the output, what is in it, or `best.pool.jsonl` beside it."""
-    beside = path.parent == output.parent and path.name.startswith(f"{output.stem}.")
-    return beside or path.is_relative_to(output)
+    is_sibling = path.parent == output.parent and path.name.startswith(f"{output.stem}.")
+    return is_sibling or path.is_relative_to(output)

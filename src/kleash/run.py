@@ -141,7 +141,8 @@ class RunFolder:
 
     def finish(self, **results: Any) -> RunFolder:
         """Mark the run as finished and write its results, and its peak memory in bytes since the folder was last
-        opened."""
+        opened.
+        """
         self.record["status"] = "finished"
         self.record["peak_memory"] = peak_memory()
         self.record["seconds"] += round(time.monotonic() - self._started, 3)

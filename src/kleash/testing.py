@@ -40,7 +40,8 @@ TEMPLATE = (
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of letters, digits and role names separated by spaces, with separate pad and end tokens and a chat
-    template."""
+    template.
+    """
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -140,8 +141,8 @@ class FakeSampler:
             text = self.responses(prompt, k)
         else:
             text = self.responses[(key + k) % len(self.responses)]
-        whole = [*self.tokenizer.encode(text, add_special_tokens=False), self.end_ids[0]]
-        ids = tuple(whole[: self.max_new_tokens])
+        all_ids = [*self.tokenizer.encode(text, add_special_tokens=False), self.end_ids[0]]
+        ids = tuple(all_ids[: self.max_new_tokens])
         return EncodedResponse(ids=ids, mask=(True,) * len(ids), logprobs=(self.logprob,) * len(ids))
 
 

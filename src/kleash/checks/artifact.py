@@ -189,8 +189,8 @@ def agreement(labeller: Reward, groups: Sequence[Group]) -> Agreement:
 
 def votes_agree(first: Sequence[int], second: Sequence[int]) -> Agreement:
     """Agreement of two labellers who voted on the same pairs, with the lower end of its Wilson interval."""
-    same = sum(a == b for a, b in zip(first, second, strict=True))
-    return Agreement(same / len(first), wilson(same, len(first))[0], len(first))
+    equal = sum(a == b for a, b in zip(first, second, strict=True))
+    return Agreement(equal / len(first), wilson(equal, len(first))[0], len(first))
 
 
 @torch.no_grad()
@@ -206,13 +206,13 @@ def _finite(model: PreTrainedModel, prompt: EncodedGroup) -> Check:
 def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[Check]:
     """Template, begin and end tokens: training and sampling use the same (F5: template mismatch; F3: pad = end)."""
     pad, ends = tokenizer.pad_token_id, end_ids(tokenizer)
-    apart = pad is not None and pad not in ends
+    separate_pad = pad is not None and pad not in ends
     checks = [
         answer(
             "pad is not an end",
-            True if apart else None,
+            True if separate_pad else None,
             "pad and end are different tokens"
-            if apart
+            if separate_pad
             else f"the pad token is {'missing' if pad is None else 'an end token'}, which kleash can handle",
             "tools that find the end of a text by its padding score the wrong token (F3)",
         )
@@ -304,9 +304,9 @@ def _spread(scores: Float[Tensor, "P K"]) -> Check:
 
 
 def _same_in_any_batch(model: PreTrainedModel, groups: Sequence[EncodedGroup]) -> Check:
-    alone = torch.cat([score_encoded(model, [group]) for group in groups])
-    together = score_encoded(model, groups)
-    return _shift("same in any batch", float((alone - together).abs().max()), "alone and in a batch")
+    separate = torch.cat([score_encoded(model, [group]) for group in groups])
+    batched = score_encoded(model, groups)
+    return _shift("same in any batch", float((separate - batched).abs().max()), "alone and in a batch")
 
 
 @torch.no_grad()
@@ -321,9 +321,9 @@ def _plain_agrees(model: PreTrainedModel, groups: Sequence[EncodedGroup]) -> Che
     width = max(map(len, rows))
     ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=model.device)
     attention = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
-    theirs = model(input_ids=ids, attention_mask=attention).logits[:, 0].float().cpu()
-    ours = score_encoded(model, groups)[:, 0]
-    gap = theirs - ours - float(getattr(model.config, "kleash_offset", 0.0))
+    plain_scores = model(input_ids=ids, attention_mask=attention).logits[:, 0].float().cpu()
+    kleash_scores = score_encoded(model, groups)[:, 0]
+    gap = plain_scores - kleash_scores - float(getattr(model.config, "kleash_offset", 0.0))
     return _shift("plain transformers agrees", float(gap.abs().max()), "here and by plain `transformers`, padded")
 
 

@@ -44,8 +44,8 @@ def leave_one_out(reward: Reward, prompt: Content, text: str, **row: Any) -> lis
     finished = row.pop("finished", True)
     shortened = ["".join(parts[:place] + parts[place + 1 :]).rstrip() for place in range(len(parts))]
     forms = [Response(_answer(prompt, form), finished=finished or not form) for form in [text, *shortened]]
-    whole, *without = reward([Group(prompt, tuple(forms), columns=row)])[0].tolist()
-    return [(part, whole - score) for part, score in zip(parts, without, strict=True)]
+    full, *reduced = reward([Group(prompt, tuple(forms), columns=row)])[0].tolist()
+    return [(part, full - score) for part, score in zip(parts, reduced, strict=True)]
 
 
 def _even(words: Sequence[str]) -> list[Sequence[str]]:

@@ -106,7 +106,7 @@ def _tokens(response: Response) -> Sequence[Any]:
 
 def _agreement(scores: Float[Tensor, "P K"], other: Float[Tensor, "P K"]) -> float | None:
     """Spearman's rank correlation of two rewards over the responses; None where one of them does not vary."""
-    both = torch.stack([scores.flatten().double(), other.flatten().double()])
-    if both.shape[1] < 2 or bool((both.amax(1) == both.amin(1)).any()):
+    pair = torch.stack([scores.flatten().double(), other.flatten().double()])
+    if pair.shape[1] < 2 or bool((pair.amax(1) == pair.amin(1)).any()):
         return None
-    return float(stats.spearmanr(*both.numpy()).statistic)
+    return float(stats.spearmanr(*pair.numpy()).statistic)

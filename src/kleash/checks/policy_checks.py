@@ -123,13 +123,13 @@ def _length_kept(first: Mapping[str, Any], last: Mapping[str, Any]) -> Check | N
 def _validation_reward(rows: Sequence[Mapping[str, Any]]) -> Check | None:
     """Did the reward rise while the validation reward fell, both by more than two standard errors?"""
     name = "validation reward model agrees"
-    both = [(row["reward"], row["validation_reward"]) for row in rows if row.get("validation_reward") is not None]
-    if not both:
+    values = [(row["reward"], row["validation_reward"]) for row in rows if row.get("validation_reward") is not None]
+    if not values:
         return None
-    window = max(3, len(both) // 5)
-    if len(both) < 2 * window:
-        return answer(name, None, f"{len(both)} rollouts are too few to see a fall")
-    early, late = np.array(both[:window]), np.array(both[-window:])
+    window = max(3, len(values) // 5)
+    if len(values) < 2 * window:
+        return answer(name, None, f"{len(values)} rollouts are too few to see a fall")
+    early, late = np.array(values[:window]), np.array(values[-window:])
     rise = late.mean(0) - early.mean(0)  # of the reward, of the validation reward
     error = np.sqrt((early.var(0, ddof=1) + late.var(0, ddof=1)) / window)
     passed = not (rise[0] > 2 * error[0] and rise[1] < -2 * error[1])

@@ -179,7 +179,8 @@ def _pairs_needed(wins: int, losses: int, decided: int) -> str:
 
 def _calibrated(report: PreferenceReport) -> Check:
     """Is the log loss not worse than that of chance, by more than sampling error? Otherwise the model is
-    overconfident."""
+    overconfident.
+    """
     loss, coin = report.log_loss, report.log_loss_chance
     expected, spread = chance_ece(report.reliability, report.pairs)
     beyond = report.ece > expected + 3 * spread

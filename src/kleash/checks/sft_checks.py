@@ -185,15 +185,15 @@ def _repeats(samples: Samples, data: Responses | None) -> Check:
 
 
 def _controls(samples: Samples, data: Responses | None) -> Check:
-    n, held = len(samples.controls), sum(samples.controls)
+    n, count = len(samples.controls), sum(samples.controls)
     usual = float(np.mean(data.controls)) if data is not None and data.controls else 0.0
-    passed = wilson(held, n)[0] <= usual + CONTROLS
+    passed = wilson(count, n)[0] <= usual + CONTROLS
     return answer(
         "no control tokens inside",
         passed,
-        f"{held} of {n} samples hold a token of a template, padding or the like before their end",
+        f"{count} of {n} samples hold a token of a template, padding or the like before their end",
         "train and sample with one template; `kleash inspect` shows what is trained",
-        controls=held / n,
+        controls=count / n,
         usual=usual,
     )
 

@@ -70,9 +70,9 @@ def _cut(order: Sequence[int], sizes: Sequence[tuple[int, int, int]], max_tokens
         tokens = count * rows[j - 1] * (width + depth)
         fits = (k[back][::-1] == k[j - 1]) & (tokens <= max_tokens)
         fits[0] = True  # a batch of one group, whatever its size
-        whole = np.where(fits, cost[back][::-1] + tokens + max_tokens / 32, np.inf)
-        best = int(whole.argmin())
-        cost[j], begin[j] = whole[best], j - 1 - best
+        total = np.where(fits, cost[back][::-1] + tokens + max_tokens / 32, np.inf)
+        best = int(total.argmin())
+        cost[j], begin[j] = total[best], j - 1 - best
     batches: list[list[int]] = []
     end = len(order)
     while end:

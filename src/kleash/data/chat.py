@@ -198,12 +198,12 @@ def _tokenize(texts: Iterable[_Text], tokenizer: PreTrainedTokenizerBase) -> dic
     """The ids of each text; equal ones are tokenised once, and all of one kind in one call."""
     unique = list(dict.fromkeys(texts))
     ids: dict[_Text, list[int]] = {}
-    for whole, literal in ((True, False), (False, False), (False, True)):
-        part = [text for text in unique if (text.whole, text.literal) == (whole, literal)]
+    for special, literal in ((True, False), (False, False), (False, True)):
+        part = [text for text in unique if (text.whole, text.literal) == (special, literal)]
         if part:
             options: dict[str, Any] = {"split_special_tokens": True} if literal else {}
             strings = [text.text for text in part]
-            rows = tokenizer(strings, add_special_tokens=whole, verbose=False, **options)["input_ids"]
+            rows = tokenizer(strings, add_special_tokens=special, verbose=False, **options)["input_ids"]
             ids.update(zip(part, rows, strict=True))
     return ids
 
@@ -253,9 +253,9 @@ def _join_spans(
 
 def _span_ids(span: Span, ids: Mapping[_Text, list[int]], anchored: bool) -> list[int]:
     if anchored and span.before:
-        before, both = ids[_Text(span.before)], ids[_Text(span.before + span.text)]
-        if both[: len(before)] == before:
-            return both[len(before) :]
+        prefix, joined = ids[_Text(span.before)], ids[_Text(span.before + span.text)]
+        if joined[: len(prefix)] == prefix:
+            return joined[len(prefix) :]
     return ids[_Text(span.text)]
 
 

@@ -211,10 +211,10 @@ def _unclear(tokenizer: PreTrainedTokenizerBase, text: str) -> DataError:
     )
 
 
-def excerpt(text: Any, most: int = 80) -> str:
+def excerpt(text: Any, limit: int = 80) -> str:
     """A text in a message: quoted, and without its middle where it is long."""
     quoted = repr(str(text))
-    return quoted if len(quoted) <= most else f"{quoted[: most // 2]} … {quoted[-most // 2 :]}"
+    return quoted if len(quoted) <= limit else f"{quoted[: limit // 2]} … {quoted[-limit // 2 :]}"
 
 
 # --- special cases ---------------------------------------------------------------------------------------------------

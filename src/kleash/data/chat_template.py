@@ -102,16 +102,16 @@ def _measure(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
     try:
         without_opening = render(turns, tokenizer, add_generation_prompt=False)
         with_opening = render(turns, tokenizer)
-        whole = render([*turns, {"role": "assistant", "content": answer}], tokenizer, add_generation_prompt=False)
+        full = render([*turns, {"role": "assistant", "content": answer}], tokenizer, add_generation_prompt=False)
     except DataError as error:
         raise ModelError(
             f"{name_of(tokenizer)} cannot render one question and its answer ({error}); correct its chat template"
         ) from None
-    if question not in with_opening or answer not in whole:
+    if question not in with_opening or answer not in full:
         raise ModelError(
             f"the chat template of {name_of(tokenizer)} leaves out the content of a turn; correct the template"
         )
-    tail = whole.rpartition(answer)[2]
+    tail = full.rpartition(answer)[2]
     end_id, end_token = _first_control_token(tail, tokenizer)
     return ChatTemplate(
         opening=with_opening[len(without_opening) :] if with_opening.startswith(without_opening) else "",
@@ -138,5 +138,5 @@ def _first_control_token(tail: str, tokenizer: PreTrainedTokenizerBase) -> tuple
 
 def _prepends(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a word has another id at the start of a text than after a line break."""
-    line_break, word, both = tokenizer(["\n", "a", "\na"], add_special_tokens=False)["input_ids"]
-    return bool(both[: len(line_break)] == line_break and both[len(line_break) :] != word)
+    line_break, word, joined = tokenizer(["\n", "a", "\na"], add_special_tokens=False)["input_ids"]
+    return bool(joined[: len(line_break)] == line_break and joined[len(line_break) :] != word)

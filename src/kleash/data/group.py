@@ -94,7 +94,8 @@ class Group:
 
 def chosen_first(group: Group) -> Group:
     """A preference with the response first that is more likely the better one, as in rows of `chosen` and
-    `rejected`."""
+    `rejected`.
+    """
     label = group.label
     if not isinstance(label, Preference) or label.probability >= 0.5:
         return group

@@ -178,8 +178,8 @@ def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
 
 def _shared_length(a: Sequence[Any], b: Sequence[Any]) -> int:
     """Length of the common beginning of two sequences."""
-    least = min(len(a), len(b))
-    return next((i for i in range(least) if a[i] != b[i]), least)
+    shorter = min(len(a), len(b))
+    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
 
 
 def _begins_with(conversation: Content, prompt: Content) -> bool:

@@ -36,7 +36,7 @@ def best_of_n_curve(
     pool: Sequence[Group], scores: Sequence[Sequence[float]], gold: Sequence[Sequence[float]] | None = None
 ) -> list[BestOfK]:
     """The mean reward of best of k and its KL from the policy, k = 1 … n."""
-    chosen_by = np.array([one_score_a_text(*both) for both in zip(pool, scores, strict=True)], dtype=np.float64)
+    chosen_by = np.array([one_score_a_text(*pair) for pair in zip(pool, scores, strict=True)], dtype=np.float64)
     score = best_of_k(np.array(scores), chosen_by=chosen_by)
     true_score = None if gold is None else best_of_k(np.array(gold), chosen_by=chosen_by)
     kl = kl_of_best_of_k(chosen_by)

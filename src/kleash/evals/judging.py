@@ -236,7 +236,7 @@ def _half_steps(p: Float[np.ndarray, " P"]) -> Float[np.ndarray, " P"]:
 
 def _self_consistency(orders: Float[np.ndarray, "P 2"], votes: int | None) -> Float[np.ndarray, " P"]:
     """f² + (1 − f)², mean over orders; from n votes that is too high by 2f(1 − f)/n, which is corrected."""
-    same = orders**2 + (1 - orders) ** 2
+    consistency = orders**2 + (1 - orders) ** 2
     if votes is not None and votes > 1:
-        same = (votes * same - 1) / (votes - 1)
-    return same.mean(1)
+        consistency = (votes * consistency - 1) / (votes - 1)
+    return consistency.mean(1)

@@ -126,7 +126,7 @@ def lapse_model(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) -> 
 
         return _least(of_lapse, np.linspace(0, 1 - accuracy, 9))[0]
 
-    least, slope = _least(at_slope, SLOPES)
+    minimum, slope = _least(at_slope, SLOPES)
     lapse = _least(lambda lapse: loss(lapse, slope), LAPSES)[1]
     accuracy = lapse + (1 - 2 * lapse) * float(expit(slope * np.abs(margin)).mean())
     profiles: dict[str, tuple[Callable[[float], float], float, Bounds, float]] = {
@@ -136,7 +136,7 @@ def lapse_model(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) -> 
     }
     estimates = {}
     for name, (profile, value, bounds, unit) in profiles.items():
-        low, high = _interval(profile, value, least + CRITICAL, bounds)
+        low, high = _interval(profile, value, minimum + CRITICAL, bounds)
         estimates[name] = Estimate(value * unit, low * unit, high * unit)
     return LapseModel(**estimates)
 

@@ -95,8 +95,8 @@ def _place(value: str) -> tuple[float, str]:
 
 
 def _partition(name: str, cells: Mapping[str, Float[np.ndarray, " N"]]) -> Partition:
-    together = np.concatenate(list(cells.values()))
-    share = float(together.mean())
+    pooled = np.concatenate(list(cells.values()))
+    share = float(pooled.mean())
     # Pearson's statistic of a 2 × C table; halves make the variance estimate slightly too large, so the test is
     # conservative.
     variance = share * (1 - share)

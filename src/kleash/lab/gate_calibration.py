@@ -127,7 +127,7 @@ class Trial:
     """One run of one stage, and the result of its checks."""
 
     name: str
-    """The fault planted in it, or "healthy".""" 
+    """The fault planted in it, or "healthy"."""
     check: str
     """The check that should catch it."""
     folder: RunFolder

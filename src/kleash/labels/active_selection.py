@@ -77,5 +77,5 @@ def select_pairs(
         raise InputError(f"{count} pairs cannot be selected from {len(uncertainties)}; give a lower count or more data")
     shuffled = random.Random(f"choose/{seed}").sample(range(len(uncertainties)), len(uncertainties))
     size = round(audit_share * count)
-    audit, rest = shuffled[:size], shuffled[size:]
-    return sorted(rest, key=lambda row: -uncertainties[row])[: count - size], audit
+    audit, remaining = shuffled[:size], shuffled[size:]
+    return sorted(remaining, key=lambda row: -uncertainties[row])[: count - size], audit

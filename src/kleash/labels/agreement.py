@@ -89,7 +89,8 @@ class AnnotatorReport:
     @property
     def flags(self) -> list[str]:
         """What an admin should ask this person about; each holds at the 1 % level, or exceeds a plausible reading
-        speed."""
+        speed.
+        """
         if self.votes < FEWEST_VOTES:
             return []
         flags = []
@@ -168,14 +169,14 @@ def _alphas(
     answers = table.sum(1)
     total, by_category = times @ answers, times @ table
     agreeing = times @ ((table * (table - 1)).sum(1) / (answers - 1))
-    alike = (by_category * (by_category - 1)).sum(1)
+    expected_pairs = (by_category * (by_category - 1)).sum(1)
     if exchangeable is not None:
         # two random answers that both name a side are alike in half of the ways of swapping their units
         sides = by_category[:, list(exchangeable)]
         total_sides = sides.sum(1)
-        alike = alike - (sides * (sides - 1)).sum(1) + total_sides * (total_sides - 1) / 2
+        expected_pairs = expected_pairs - (sides * (sides - 1)).sum(1) + total_sides * (total_sides - 1) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
-        expected = 1 - alike / (total * (total - 1))
+        expected = 1 - expected_pairs / (total * (total - 1))
         return np.where(expected > 0, 1 - (1 - agreeing / total) / expected, np.nan)
 
 
@@ -189,11 +190,11 @@ def agreement(tasks: Sequence[Counter[str]], *, seed: int = 0) -> Agreement:
     table = np.array([[row[name] for name in CATEGORIES] for row in tasks if row.total() >= 2], dtype=np.float64)
     if not len(table):
         return Agreement(0, None, None, None, None)
-    same, pairs = (table * (table - 1)).sum(), (table.sum(1) * (table.sum(1) - 1)).sum()
+    equal, pairs = (table * (table - 1)).sum(), (table.sum(1) * (table.sum(1) - 1)).sum()
     alpha = krippendorff(table, exchangeable=(0, 1))
     return Agreement(
         tasks=len(table),
-        raw=float(same / pairs),
+        raw=float(equal / pairs),
         alpha=alpha,
         alpha_plain=krippendorff(table),
         interval=None if alpha is None else _alpha_interval(table, seed),

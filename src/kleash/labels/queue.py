@@ -273,8 +273,8 @@ class Queue:
             .group_by(AssignmentRow.task)
             .subquery()
         )
-        mine = aliased(AssignmentRow)
-        assigned = select(mine.id).where(mine.task == Task.id, mine.annotator == annotator).exists()
+        own_rows = aliased(AssignmentRow)
+        assigned = select(own_rows.id).where(own_rows.task == Task.id, own_rows.annotator == annotator).exists()
         return (
             select(Task)
             .outerjoin(occupied, occupied.c.task == Task.id)
@@ -282,9 +282,9 @@ class Queue:
         )
 
     def _assign(self, session: Session, annotator: int, now: float) -> AssignmentRow | None:
-        mine = select(AssignmentRow.task).where(AssignmentRow.annotator == annotator)
+        own_rows = select(AssignmentRow.task).where(AssignmentRow.annotator == annotator)
         practice = session.scalar(
-            select(Task).where(Task.kind == "practice", Task.id.not_in(mine)).order_by(Task.id).limit(1)
+            select(Task).where(Task.kind == "practice", Task.id.not_in(own_rows)).order_by(Task.id).limit(1)
         )
         if practice is not None:
             return self._assign_task(session, practice, annotator, now)

@@ -208,8 +208,8 @@ def summarise(
     complete = [draft for draft in drafts if not draft.failure]
     steps = [step for draft in complete for step in draft.history]
 
-    def unchanged(some: Sequence[Step]) -> Share | None:
-        return share([step.unchanged for step in some])
+    def unchanged(revisions: Sequence[Step]) -> Share | None:
+        return share([step.unchanged for step in revisions])
 
     def refusals(texts: Sequence[str]) -> RefusalReport:
         return refusal_report(

@@ -11,8 +11,7 @@ DType = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how a forward pass is computed; affects speed and memory (and with bfloat16 rounding), not the result.
-    """
+    """Where and how a forward pass is computed; affects speed, memory and rounding, not the result."""
 
     device: str = "auto"
     """`cpu`, `cuda`, …; auto takes a GPU where there is one."""

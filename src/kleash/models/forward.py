@@ -217,10 +217,10 @@ def run_decoder(decoder: Model, *, cache: DynamicCache | None = None, **inputs: 
         inputs: ids, masks, positions.
     """
     accepted = _parameters(decoder.__class__)
-    known = {name: value for name, value in inputs.items() if name in accepted}
+    supported = {name: value for name, value in inputs.items() if name in accepted}
     if cache is not None:  # transformers 5.24 gave the argument this name
-        known["cache" if "cache" in accepted else "past_key_values"] = cache
-    return decoder(**known, use_cache=cache is not None)
+        supported["cache" if "cache" in accepted else "past_key_values"] = cache
+    return decoder(**supported, use_cache=cache is not None)
 
 
 def check_forward(model: Model, batch: GroupBatch) -> None:
@@ -246,11 +246,11 @@ def _check_forward(model: Model, batch: GroupBatch) -> None:
     scores = hasattr(model, "score")
     forward: Callable[..., Tensor] = response_scores if scores else lambda *a, **k: response_logprobs(*a, **k)[0]
     rows = forward(model, batch, shared=False)
-    found = {"the model's own forward": _own_scores(model, batch) if scores else _own_logprobs(model, batch)}
+    results = {"the model's own forward": _own_scores(model, batch) if scores else _own_logprobs(model, batch)}
     if _can_share(find_decoder(model)):
-        found["the shared prompt"] = forward(model, batch, shared=True)
+        results["the shared prompt"] = forward(model, batch, shared=True)
     tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(next(model.parameters()).dtype, 0.2)
-    for name, values in found.items():
+    for name, values in results.items():
         gap = float((values - rows).abs().max()) if rows.numel() else 0.0
         if not gap <= tolerance:
             raise ModelError(
@@ -272,20 +272,20 @@ def _own_rows(batch: GroupBatch) -> list[tuple[int, int, Tensor, int]]:
 
 
 def _own_logprobs(model: Model, batch: GroupBatch) -> Tensor:
-    found = torch.zeros(batch.shape, dtype=torch.float64, device=batch.response_ids.device)
+    result = torch.zeros(batch.shape, dtype=torch.float64, device=batch.response_ids.device)
     for p, k, ids, start in _own_rows(batch):
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].double()
         logprobs = logits.log_softmax(-1)[:-1].gather(-1, ids[0, 1:, None]).squeeze(-1)
-        found[p, k, : ids.shape[1] - start] = logprobs[start - 1 :]
-    return torch.where(batch.mask, found, 0.0)
+        result[p, k, : ids.shape[1] - start] = logprobs[start - 1 :]
+    return torch.where(batch.mask, result, 0.0)
 
 
 def _own_scores(model: Model, batch: GroupBatch) -> Tensor:
-    found = torch.zeros(batch.shape[:2], device=batch.response_ids.device)
+    result = torch.zeros(batch.shape[:2], device=batch.response_ids.device)
     for p, k, ids, _ in _own_rows(batch):
         states = run_decoder(find_decoder(model), input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-        found[p, k] = combine_scores(model.score(states[0, -1]), **combination(model))
-    return found - centring_offset(model)
+        result[p, k] = combine_scores(model.score(states[0, -1]), **combination(model))
+    return result - centring_offset(model)
 
 
 @cache

@@ -86,8 +86,8 @@ def values(model: ValueModel, batch: GroupBatch, *, shared: bool | None = None) 
         shared: the back end, see `response_states`.
     """
     states = response_states(model, batch, shared=shared)[batch.mask]
-    found = model.head(states).squeeze(-1)
-    return scatter(found.to(torch.promote_types(found.dtype, torch.float32)), batch.mask)
+    result = model.head(states).squeeze(-1)
+    return scatter(result.to(torch.promote_types(result.dtype, torch.float32)), batch.mask)
 
 
 def _trainable_copy(model: Any) -> Any:

@@ -25,8 +25,8 @@ def token_rewards(
     References:
         Ziegler et al. 2019 (arXiv:1909.08593) eq. 2; Huang et al. 2024 (arXiv:2403.17031).
     """
-    left = mask.long().flip(-1).cumsum(-1).flip(-1)  # tokens of the policy from here to the end
-    last = mask & (left == 1)
+    remaining = mask.long().flip(-1).cumsum(-1).flip(-1)  # tokens of the policy from here to the end
+    last = mask & (remaining == 1)
     return -beta * torch.where(mask, kl, 0) + torch.where(last, scores[:, None], 0)
 
 

@@ -219,12 +219,16 @@ def plackett_luce_loss(
         raise ValueError("Plackett–Luce has no ties: two responses of a prompt share a rank; compare them in pairs")
     rewards = implicit_rewards(policy, reference, beta=beta)
     ordered = rewards.gather(-1, order)
-    gone = torch.ones(2 * ordered.shape[-1:], dtype=torch.bool, device=ordered.device).tril(-1)  # [k, j]: j < k
+    earlier = torch.ones(2 * ordered.shape[-1:], dtype=torch.bool, device=ordered.device).tril(-1)  # [k, j]: j < k
     # Row by row: the gradient of `logcumsumexp` loses digits where rewards lie far apart.
-    left = ordered[:, None].masked_fill(gone, -torch.inf).logsumexp(-1)  # log Σ_{j ≥ k} exp h_j
-    seen = ordered.detach()
-    comparisons = ranking_loss(rewards.detach(), ranks)[1]
-    return (left - ordered).sum(-1), {**comparisons, "chosen_reward": seen[:, 0], "rejected_reward": seen[:, -1]}
+    log_totals = ordered[:, None].masked_fill(earlier, -torch.inf).logsumexp(-1)  # log Σ_{j ≥ k} exp h_j
+    scores = ordered.detach()
+    metrics = {
+        **ranking_loss(rewards.detach(), ranks)[1],
+        "chosen_reward": scores[:, 0],
+        "rejected_reward": scores[:, -1],
+    }
+    return (log_totals - ordered).sum(-1), metrics
 
 
 def _on_rewards(

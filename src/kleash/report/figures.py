@@ -297,23 +297,23 @@ def _law(axes: Axes, name: str, analysis: Row) -> None:
 def reliability(report: Row) -> str:
     """Reliability diagram: how often the model is right at each level of confidence, and the number of pairs."""
     rows = report["reliability"]
-    sure, right = [row["confidence"] for row in rows], [row["outcome"] for row in rows]
+    confidence, outcome = [row["confidence"] for row in rows], [row["outcome"] for row in rows]
     with _figure("calibration", 4.3) as (figure, svg):
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
-        below = [max(0.0, r - row["low"]) for r, row in zip(right, rows, strict=True)]
-        above = [max(0.0, row["high"] - r) for r, row in zip(right, rows, strict=True)]
-        upper.errorbar(sure, right, yerr=(below, above), fmt="none", ecolor=PROXY, elinewidth=1, alpha=0.6)
-        upper.plot(sure, right, "o", color=PROXY, markersize=5, gid="bins")
+        below = [max(0.0, r - row["low"]) for r, row in zip(outcome, rows, strict=True)]
+        above = [max(0.0, row["high"] - r) for r, row in zip(outcome, rows, strict=True)]
+        upper.errorbar(confidence, outcome, yerr=(below, above), fmt="none", ecolor=PROXY, elinewidth=1, alpha=0.6)
+        upper.plot(confidence, outcome, "o", color=PROXY, markersize=5, gid="bins")
         upper.set_title("how often it is right", color=PROXY, weight="bold")
         upper.set_ylim(min(0.35, *(row["low"] for row in rows)) - 0.02, 1.02)
         upper.set_xlim(0.49, 1.01)
         upper.yaxis.set_major_formatter(_percent)
-        lower.vlines(sure, 0, [row["pairs"] for row in rows], color=KL, linewidth=5, gid="pairs")
+        lower.vlines(confidence, 0, [row["pairs"] for row in rows], color=KL, linewidth=5, gid="pairs")
         lower.set_title(f"pairs in the bin (n = {report['pairs']})", color=KL, weight="bold")
-        most = max(row["pairs"] for row in rows)
-        lower.set_ylim(0, 1.1 * most)
-        lower.set_yticks([most])
+        maximum = max(row["pairs"] for row in rows)
+        lower.set_ylim(0, 1.1 * maximum)
+        lower.set_yticks([maximum])
         lower.xaxis.set_major_formatter(_percent)
         lower.set_xlabel("how sure the reward model is of its choice")
         return svg()

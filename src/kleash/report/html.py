@@ -128,8 +128,8 @@ def findings(summary: Summary) -> list[dict[str, Any]]:
         "PPO with a KL penalty made it better still",
         "PPO with a KL penalty did not show a gain over SFT",
     )
-    loose = "Without the KL penalty the reward model was pleased"
-    compare("ppo", "ppo-no-leash", "proxy", f"{loose} more", f"{loose} no more than with it")
+    opening = "Without the KL penalty the reward model was pleased"
+    compare("ppo", "ppo-no-leash", "proxy", f"{opening} more", f"{opening} no more than with it")
     turn, end = _turn(summary), (policies.get("ppo-no-leash") or {}).get("gold") or {}
     if turn and _number(end.get("mean")):
         holds = turn["gold"]["mean"] - end["mean"] > 2 * hypot(turn["gold"].get("se") or 0.0, end.get("se") or 0.0)
@@ -289,7 +289,8 @@ def _losses(runs: Mapping[str, Path]) -> dict[str, Markup]:
 
 def _sample(sample: Mapping[str, Any], summary: Summary) -> dict[str, Any]:
     """One prompt with its answers: a column for the models before PPO and one for each arm, in the order of
-    training."""
+    training.
+    """
     columns: dict[str, list[dict[str, Any]]] = {}
     answers = sorted(sample["answers"], key=lambda answer: answer.get("step") or 0)
     for name in _in_order({answer["policy"] for answer in answers}):
@@ -313,13 +314,13 @@ def _gates(summary: Summary, runs: Mapping[str, Path]) -> dict[str, Mapping[str,
 
 def _policies(summary: Summary) -> dict[str, dict[str, Any]]:
     """The policies in the order of the chain; incomplete best steps and samples are left out."""
-    whole = {"gold_peak": ("step", "gold"), "sample": ("prompt", "response")}
+    required = {"gold_peak": ("step", "gold"), "sample": ("prompt", "response")}
     policies = summary.get("policies") or {}
     return {
         name: {
             key: value
             for key, value in policies[name].items()
-            if all(part in (value or {}) for part in whole.get(key, ()))
+            if all(part in (value or {}) for part in required.get(key, ()))
         }
         for name in _in_order(policies)
     }

@@ -125,8 +125,6 @@ def _standalone(svg: str) -> str:
     css = environment().get_template("style.css.jinja").render()
     colours = css[: css.index("* {")]  # the variables stand first
     style = f"<style>{colours}svg {{ background: var(--card); }}</style>"
-    opened = svg.replace(
-        "<svg", '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"', 1
-    )
-    end = opened.index(">") + 1
-    return opened[:end] + style + opened[end:] + "\n"
+    root = svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"', 1)
+    end = root.index(">") + 1
+    return root[:end] + style + root[end:] + "\n"

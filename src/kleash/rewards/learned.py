@@ -84,8 +84,8 @@ class LearnedReward:
         if self.range is None:
             heads = _by_batch(head_scores, self.model, encoded, self.compute)
         else:
-            both = _by_batch(_features_and_heads, self.model, encoded, self.compute)
-            features, heads = both.tensor_split([self.range.mean.shape[0]], -1)
+            outputs = _by_batch(_features_and_heads, self.model, encoded, self.compute)
+            features, heads = outputs.tensor_split([self.range.mean.shape[0]], -1)
             distance = self.range.distance(features.flatten(0, 1)).reshape(features.shape[:2])
             parts |= {"distance": distance, "outside": (distance > self.range.threshold).float()}
         if heads.shape[-1] > 1:

@@ -66,9 +66,9 @@ def build_components(
         ConfigError: there is no validation reward where one is needed.
     """
     model, tokenizer = load_policy(policy, device=compute.device) if isinstance(policy, str) else policy
-    beside = Path(reward) / VALIDATION if isinstance(reward, str) else None
-    if validation_reward is None and beside is not None and beside.is_dir():
-        validation_reward = str(beside)
+    validation_folder = Path(reward) / VALIDATION if isinstance(reward, str) else None
+    if validation_reward is None and validation_folder is not None and validation_folder.is_dir():
+        validation_reward = str(validation_folder)
     if needs_validation and validation_reward is None:
         raise ConfigError("criterion validation needs a validation reward; give --hold-out, or a --reward that has one")
 

@@ -136,12 +136,12 @@ def with_logprobs(
         temperature: of the samples.
         compute: where and how.
     """
-    own = batch.sampler_logprobs if exact else None
-    if own is None:
-        own = batch_logprobs(policy, batch, temperature=temperature, compute=compute)
+    old_logprobs = batch.sampler_logprobs if exact else None
+    if old_logprobs is None:
+        old_logprobs = batch_logprobs(policy, batch, temperature=temperature, compute=compute)
     return replace(
         batch,
-        old_logprobs=own,
+        old_logprobs=old_logprobs,
         reference_logprobs=reference.logprobs(batch, temperature=temperature, compute=compute),
     )
 

@@ -65,17 +65,17 @@ class Rollouts:
         missing = self.batch_size
         for attempt in range(rounds):
             rollout = self._sample(missing, attempt)
-            none = torch.zeros(len(rollout.groups), dtype=torch.bool, device=rollout.scores.device)
-            same = none if self.zero_spread is None else self.zero_spread(rollout)
-            sampled, zero_spread = sampled + len(rollout.groups), zero_spread + int(same.sum())
-            use = (none if attempt + 1 == rounds else same).logical_not().nonzero().squeeze(1)
-            if len(use):
-                useful.append(rollout.select(use))
-            missing -= len(use)
+            nothing = torch.zeros(len(rollout.groups), dtype=torch.bool, device=rollout.scores.device)
+            replaceable = nothing if self.zero_spread is None else self.zero_spread(rollout)
+            sampled, zero_spread = sampled + len(rollout.groups), zero_spread + int(replaceable.sum())
+            usable = (nothing if attempt + 1 == rounds else replaceable).logical_not().nonzero().squeeze(1)
+            if len(usable):
+                useful.append(rollout.select(usable))
+            missing -= len(usable)
             if missing == 0:
                 break
-        whole = replace(concatenate_rollouts(useful), sampled_groups=sampled, zero_spread_groups=zero_spread)
-        return measured(whole, self.parts)
+        combined = replace(concatenate_rollouts(useful), sampled_groups=sampled, zero_spread_groups=zero_spread)
+        return measured(combined, self.parts)
 
     def _sample(self, count: int, attempt: int) -> Rollout:
         """Groups of the next `count` prompts."""

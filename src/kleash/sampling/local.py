@@ -184,31 +184,31 @@ class LocalSampler:
         width = prompt_ids.shape[1]
         attention = None  # without padding all of the cache is visible
         if not prompt_attention.all() or not plain_attention(decoder):
-            seen = prompt_attention.long().repeat_interleave(siblings, 0)
-            attention = torch.cat([seen, seen.new_ones(rows, steps)], 1)
+            visible = prompt_attention.long().repeat_interleave(siblings, 0)
+            attention = torch.cat([visible, visible.new_ones(rows, steps)], 1)
         position = positions[:, -1:].repeat_interleave(siblings, 0)
         ends = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
         ends[list(self.end_ids)] = True
 
         block = _Block.empty(rows, steps, self.pad_id, logits.device)
         active = torch.arange(rows, device=logits.device)  # which rows still run
-        alive = torch.ones(rows, dtype=torch.bool, device=logits.device)
-        drawn: list[tuple[Tensor, Tensor, Tensor]] = []
+        running = torch.ones(rows, dtype=torch.bool, device=logits.device)
+        chunk: list[tuple[Tensor, Tensor, Tensor]] = []
         for step in range(steps):
             tokens, logprobs, near = draw(logits, draws[:, step], temperature=self.temperature)
-            drawn.append((tokens, logprobs, near))
-            alive = alive & ~ends[tokens]
-            left = int(alive.sum())
-            if left == 0 or step + 1 == steps:
+            chunk.append((tokens, logprobs, near))
+            running = running & ~ends[tokens]
+            remaining = int(running.sum())
+            if remaining == 0 or step + 1 == steps:
                 break
-            if len(active) - left >= RETIRE_SHARE * len(active):
-                block.write(active, step, drawn)
-                drawn, kept = [], alive.nonzero().squeeze(1)
-                cache.batch_select_indices(kept)
-                active, alive, draws, tokens, position = (
-                    tensor[kept] for tensor in (active, alive, draws, tokens, position)
+            if len(active) - remaining >= RETIRE_SHARE * len(active):
+                block.write(active, step, chunk)
+                chunk, survivors = [], running.nonzero().squeeze(1)
+                cache.batch_select_indices(survivors)
+                active, running, draws, tokens, position = (
+                    tensor[survivors] for tensor in (active, running, draws, tokens, position)
                 )
-                attention = None if attention is None else attention[kept]
+                attention = None if attention is None else attention[survivors]
             position = position + 1
             states = run_decoder(
                 decoder,
@@ -218,7 +218,7 @@ class LocalSampler:
                 cache=cache,
             ).last_hidden_state
             logits = project(states[:, -1])
-        block.write(active, step, drawn)
+        block.write(active, step, chunk)
         block.end(ends, self.pad_id)
         return block
 
@@ -276,11 +276,11 @@ class _Block:
         ids = torch.full((rows, steps), pad_id, device=device)
         return cls(ids, torch.zeros(rows, steps, device=device), flags[0], flags[1])
 
-    def write(self, rows: Int[Tensor, " N"], step: int, drawn: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    def write(self, rows: Int[Tensor, " N"], step: int, chunk: list[tuple[Tensor, Tensor, Tensor]]) -> None:
         """Store the draws of some rows in the steps up to and including `step`."""
-        span = slice(step + 1 - len(drawn), step + 1)
-        for whole, pieces in zip((self.ids, self.logprobs, self.near), zip(*drawn, strict=True), strict=True):
-            whole[rows, span] = torch.stack(pieces, 1).to(whole.dtype)
+        span = slice(step + 1 - len(chunk), step + 1)
+        for target, pieces in zip((self.ids, self.logprobs, self.near), zip(*chunk, strict=True), strict=True):
+            target[rows, span] = torch.stack(pieces, 1).to(target.dtype)
         self.attention[rows, span] = True
 
     def end(self, ends: Bool[Tensor, " V"], pad_id: int) -> None:
@@ -315,9 +315,9 @@ class _FilledLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         for index, buffer in enumerate(self._buffers):
-            kept = buffer[: len(indices)]  # rows move to the front of the same buffer; no new buffer is allocated
-            kept[:, :, : self._filled] = buffer[indices, :, : self._filled]
-            self._buffers[index] = kept
+            selection = buffer[: len(indices)]  # rows move to the front of the same buffer; no new buffer is allocated
+            selection[:, :, : self._filled] = buffer[indices, :, : self._filled]
+            self._buffers[index] = selection
         self._show()
 
     def _show(self) -> tuple[Tensor, Tensor]:

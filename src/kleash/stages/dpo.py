@@ -404,7 +404,8 @@ def read_comparisons(
 
 def _compared(groups: Sequence[Group], data: str) -> list[Group]:
     """The groups as comparisons: of scored responses the best against the worst; groups with equal scores are left out
-    and counted."""
+    and counted.
+    """
     pairs = [best_against_worst(group) if isinstance(group.label, Scores) else group for group in groups]
     compared = [pair for pair in pairs if pair is not None]
     if len(compared) < len(pairs):

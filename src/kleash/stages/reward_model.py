@@ -248,7 +248,8 @@ def on_policy_excess(config: RewardConfig, train: Sequence[EncodedGroup]) -> OnP
 
 def head_weights(config: RewardConfig, rows: Sequence[int]) -> Float[Tensor, "P M"]:
     """Weight of each comparison for each head: 1 for a single head, otherwise 0 or 2 at random, the same in every
-    epoch."""
+    epoch.
+    """
     if config.heads == 1:
         return torch.ones(len(rows), 1)
     draws = [torch.Generator().manual_seed(derive_seed(config.seed, "bootstrap", row)) for row in rows]
@@ -281,10 +282,10 @@ def update(
         batch: GroupBatch = collate(chosen, device=model.device)
         with config.compute.autocast(model.device):
             scores = head_scores(model, batch).float()  # while training the centring offset is 0
-        own = [group_loss(head, chosen, config) for head in scores.unbind(-1)]
-        loss = torch.stack([loss for loss, _ in own], -1) * weights[part].to(model.device)
+        losses = [group_loss(head, chosen, config) for head in scores.unbind(-1)]
+        loss = torch.stack([loss for loss, _ in losses], -1) * weights[part].to(model.device)
         optimizer.backward(loss.mean(-1).sum() / len(groups))
-        figures = {name: torch.stack([metrics[name] for _, metrics in own], -1) for name in own[0][1]}
+        figures = {name: torch.stack([metrics[name] for _, metrics in losses], -1) for name in losses[0][1]}
         for name, value in {"loss": loss.detach(), **figures}.items():
             totals[name] = totals.get(name, torch.zeros((), device=model.device)) + value.mean(-1).sum() / len(groups)
     return {**totals, **optimizer.step()}

@@ -132,21 +132,21 @@ def check(
 ) -> None:
     """Check the model on held-out rows: loss, effect of the prompt, and samples."""
     prompts = list({group.prompt_ids: group for group in held_out}.values())[: config.gate_prompts]
-    drawn, unsampled = None, "there are no held-out prompts"
+    sampling, unsampled = None, "there are no held-out prompts"
     if config.gate_prompts == 0:
         unsampled = "gate_prompts is 0"
     elif model.device.type == "cpu" and model.num_parameters() > UNSAMPLED:
         unsampled = "the model is large for a CPU; `kleash check` does it"
     elif prompts:
         limit = usual_length(train, most=config.gate_max_new_tokens)
-        drawn = sample(model, tokenizer, prompts, limit=limit, seed=config.seed, dtype=config.dtype)
+        sampling = sample(model, tokenizer, prompts, limit=limit, seed=config.seed, dtype=config.dtype)
         unsampled = "no held-out prompt leaves room for a response"
     checks: list[Check] = sft_checks.sft(
         before=before,
         after=after,
         rows=len(held_out),
         effect=prompt_effect(model, held_out[:EFFECT_ROWS], dtype=config.dtype) if held_out else None,
-        samples=drawn[1] if drawn else None,
+        samples=sampling[1] if sampling else None,
         demonstrations=describe(responses_of(train), tokenizer),
         unsampled=unsampled,
     )

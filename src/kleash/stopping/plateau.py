@@ -15,7 +15,7 @@ class Plateau:
     patience: int | None
     """Measurements; None never ends a run."""
     name: str
-    """Name of the figure in the reason: "gold".""" 
+    """Name of the figure in the reason: "gold"."""
     best: float = -math.inf
     """Best figure so far."""
     since: int = 0

@@ -45,7 +45,8 @@ class StopRules:
 
     def see(self, **measurements: Any) -> str | None:
         """Update the rules by measurements by name, None for one that was not taken; returns the first reason to
-        end."""
+        end.
+        """
         for name, measurement in measurements.items():
             if measurement is not None:
                 self.rules[name].see(measurement)

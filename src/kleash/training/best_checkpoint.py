@@ -34,9 +34,9 @@ class BestCheckpoint:
 
     def update(self, model: nn.Module, step: int, figure: float) -> None:
         """Keep the model if `figure` (less is better) is the least so far."""
-        least = self.figures.get(self.step, math.inf)
+        best_figure = self.figures.get(self.step, math.inf)
         self.figures[step] = figure
-        if self.keep_weights == "last" or not figure < least:
+        if self.keep_weights == "last" or not figure < best_figure:
             return
         self.step = step
         tensors = trained_weights(model)

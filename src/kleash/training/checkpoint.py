@@ -110,7 +110,8 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def load_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Load the tensors of `weights` or `trained_weights` into a module; tied and frozen names may be missing, unknown
-    ones may not occur."""
+    ones may not occur.
+    """
     unexpected = model.load_state_dict(tensors, strict=False).unexpected_keys
     if unexpected:
         raise ValueError(f"tensors of another model: {', '.join(unexpected[:3])}")

@@ -21,7 +21,7 @@ def parameters_held(**models: object) -> dict[str, int]:
         models: by role; objects that are not modules, and have neither a module `model` (like `LearnedReward`) nor
             several `members`, are left out.
     """
-    held: dict[int, tuple[str, int]] = {}
+    counts: dict[int, tuple[str, int]] = {}
     members = {
         f"{part}/{index}": member
         for part, holder in models.items()
@@ -30,8 +30,8 @@ def parameters_held(**models: object) -> dict[str, int]:
     for part, holder in (models | members).items():
         model = holder if isinstance(holder, nn.Module) else getattr(holder, "model", None)
         if isinstance(model, nn.Module):
-            held.setdefault(id(model), (part, sum(parameter.numel() for parameter in model.parameters())))
-    return dict(held.values())
+            counts.setdefault(id(model), (part, sum(parameter.numel() for parameter in model.parameters())))
+    return dict(counts.values())
 
 
 def write_model(folder: RunFolder, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, summary: str) -> None:
@@ -44,7 +44,8 @@ def save_snapshot(
     folder: RunFolder, step: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, every: int | None
 ) -> None:
     """Save the weights after each step that `every` divides under snapshots/, adapters merged, for later
-    measurement."""
+    measurement.
+    """
     if not every or step % every:
         return
     path = folder.path / "snapshots" / f"step-{step:06d}"

@@ -236,7 +236,7 @@ def _peak_test(reporter: KLCurve, best: int) -> PeakTest:
 
 def _within_one_error(chooser: KLCurve, best: int) -> int:
     """The nearest point whose gold is within one standard error (of the paired difference) of the best one's."""
-    short = chooser.gold[best] - chooser.gold  # [C, P]
-    good = short.mean(1) <= np.array([standard_error(values) for values in short])
+    deficit = chooser.gold[best] - chooser.gold  # [C, P]
+    close = deficit.mean(1) <= np.array([standard_error(values) for values in deficit])
     kl = chooser.kl.mean(1)
-    return min(np.flatnonzero(good & (kl <= kl[best])).tolist(), key=lambda index: (kl[index], index))
+    return min(np.flatnonzero(close & (kl <= kl[best])).tolist(), key=lambda index: (kl[index], index))
