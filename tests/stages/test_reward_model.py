@@ -219,7 +219,7 @@ def test_the_pairs_of_a_ranking_are_all_its_comparisons() -> None:
 
 
 def test_a_language_model_is_refused_as_a_reward(base: Path) -> None:
-    with pytest.raises(ModelError, match="no reward model; give a folder made by `kleash reward`"):
+    with pytest.raises(ModelError, match="not a reward model; give a folder made by `kleash reward`"):
         load_reward_model(base)
 
 

@@ -223,11 +223,8 @@ def plackett_luce_loss(
     # Row by row: the gradient of `logcumsumexp` loses digits where rewards lie far apart.
     log_totals = ordered[:, None].masked_fill(earlier, -torch.inf).logsumexp(-1)  # log Σ_{j ≥ k} exp h_j
     scores = ordered.detach()
-    metrics = {
-        **ranking_loss(rewards.detach(), ranks)[1],
-        "chosen_reward": scores[:, 0],
-        "rejected_reward": scores[:, -1],
-    }
+    metrics = ranking_loss(rewards.detach(), ranks)[1]
+    metrics |= {"chosen_reward": scores[:, 0], "rejected_reward": scores[:, -1]}
     return (log_totals - ordered).sum(-1), metrics
 
 
