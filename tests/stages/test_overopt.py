@@ -12,6 +12,7 @@ from kleash.cli import _run
 from kleash.data.group import Group
 from kleash.errors import ConfigError, GateError, InputError
 from kleash.evals.overoptimization import analyse, checkpoints_curve, choosing_prompts
+from kleash.evals.report_values import as_json
 from kleash.io import read_jsonl
 from kleash.lab.world.small_world import World, gold
 from kleash.models.load import load_policy
@@ -83,10 +84,12 @@ def test_a_run_and_its_pools_are_measured_and_analysed(trained: Path, prompts: P
     assert run["points"][-1]["proxy"]["mean"] == pytest.approx(sum(row["proxy"] for row in report) / len(report))
     assert run["points"][0]["kl"]["mean"] == 0 < run["points"][-1]["kl"]["mean"]
     assert run["points"][-1]["proxy"]["mean"] > run["points"][0]["proxy"]["mean"]
-    assert run == analyse(  # the same analysis from rows alone
-        checkpoints_curve([row for row in rows if row["source"] == "checkpoints"]),
-        choose=choosing_prompts(dict.fromkeys(row["prompt"] for row in rows), share=0.5, seed=0),
-        seed=overopt.derive_seed(0, "bootstrap"),
+    assert run == as_json(
+        analyse(  # the same analysis from rows alone
+            checkpoints_curve([row for row in rows if row["source"] == "checkpoints"]),
+            choose=choosing_prompts(dict.fromkeys(row["prompt"] for row in rows), share=0.5, seed=0),
+            seed=overopt.derive_seed(0, "bootstrap"),
+        )
     )
 
 
