@@ -391,9 +391,11 @@ def _add_fields(parser: _Parser, config: type[Config]) -> None:
     """An option for each field of a config, its docstring as help, with its name in other libraries."""
     parser.description = f"{parser.description}\n\n{textwrap.fill(' '.join((config.__doc__ or '').split()), 100)}"
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML of the options below; options given here win")
+    from kleash.rewards.verifiers import verifiers
+
     kinds = config.kinds()
     for name, field in config.model_fields.items():
-        text = " ".join((field.description or "").split())
+        text = " ".join((field.description or "").split()).replace("{verifiers}", ", ".join(verifiers()))
         text += "" if field.is_required() else f" (default: {_shown(field.default)})"
         text += _elsewhere(name)
         settings: dict[str, Any] = {"dest": f"field:{name}", "default": None, "help": text.replace("%", "%%")}

@@ -14,7 +14,7 @@ from kleash.errors import ConfigError, GateError, InputError
 from kleash.evals.overoptimization import analyse, checkpoints_curve, choosing_prompts
 from kleash.evals.report_values import as_json
 from kleash.io import read_jsonl
-from kleash.lab.world.small_world import World, gold
+from kleash.lab.world import World, gold
 from kleash.models.load import load_policy
 from kleash.outputs import SCHEMA
 from kleash.stages import overopt, ppo

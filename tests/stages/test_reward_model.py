@@ -18,8 +18,8 @@ from kleash.data.group import EncodedGroup, Group, Preference, Ranking, Response
 from kleash.errors import ConfigError, ModelError
 from kleash.io import read_jsonl
 from kleash.models.load import load_reward_model, new_reward_model, save_model
+from kleash.rewards.build import build_reward
 from kleash.rewards.learned import LearnedReward, score_encoded
-from kleash.rewards.reward import build_reward
 from kleash.run import read_record
 from kleash.stages import reward_model
 from kleash.training.optim import Optimizer

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -29,9 +29,12 @@ from kleash.data.group import EncodedGroup, Group, Preference, Response
 from kleash.data.split import comparison, demonstration, hold_out, imitated
 from kleash.errors import InputError, ModelError
 from kleash.evals.preference_report import preference_report, wilson
+from kleash.io import Json
+from kleash.models.compute import Compute
 from kleash.models.load import context_length, load_policy, load_reward_model
+from kleash.rewards.build import build_reward
 from kleash.rewards.learned import score_encoded
-from kleash.rewards.reward import Reward, build_reward
+from kleash.rewards.reward import Reward
 from kleash.run import read_record
 
 Kind = Literal["language model", "reward model", "rows"]
@@ -116,7 +119,9 @@ def measure(
     if kind == "reward model":
         return reward_model_checks(*load_reward_model(path, device=device), groups)
     model, tokenizer = load_policy(path, device=device)
-    reward = build_reward(labeller, policy_tokenizer=tokenizer, device=device) if labeller is not None else None
+    reward = (
+        build_reward(labeller, policy_tokenizer=tokenizer, compute=Compute(device)) if labeller is not None else None
+    )
     return language_model_checks(model, tokenizer, groups, labeller=reward)
 
 
@@ -348,7 +353,7 @@ def rows_checks(groups: Sequence[Group]) -> list[Check]:
 
 def _own_rows(path: Path) -> list[Group]:
     """The rows that a run held out, where its data still lie there; none of another folder."""
-    settings: dict[str, Any] = (read_record(path) or {}).get("config", {})
+    settings: Json = (read_record(path) or {}).get("config", {})
     held_out, data = settings.get("eval_data"), settings.get("data")
     if held_out is not None and Path(held_out).exists():
         return list(read_groups(held_out))

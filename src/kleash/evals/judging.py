@@ -87,7 +87,7 @@ class PrincipleReport:
     against_people: Share | None
     """The same against people; None where no decided pair has a preference by people."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As it stands in files."""
         shares = {name: share_json(getattr(self, name)) for name in ("against_others", "against_people")}
         return {"weight": self.weight, "asked": self.asked, "decided": self.decided, **shares}
@@ -104,7 +104,7 @@ class InjectionReport:
     shift: Mean
     """Mean of q after − q before."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As it stands in files."""
         return {"planted": self.planted, "flipped": share_json(self.flipped), "shift": asdict(self.shift)}
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import data_checks, reward_checks
+from kleash.checks.after_training import after_training
 from kleash.checks.gates import record_checks
 from kleash.checks.open_run import open_run
 from kleash.checks.reward_checks import OnPolicyExcess
@@ -38,26 +40,29 @@ from kleash.checks.reward_report import (
     sample,
 )
 from kleash.data.batch import GroupBatch, collate
-from kleash.data.batching import batch_at, microbatches
+from kleash.data.batching import batch_at, batches, microbatches
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Preference, Ranking
-from kleash.data.split import comparison, demonstration, imitated, read_split, read_usable
+from kleash.data.read import read_encoded
+from kleash.data.split import comparison, demonstration, imitated, read_usable
 from kleash.evals.learning_curve import LearningCurve
 from kleash.evals.preference_report import UNKNOWN, PreferenceReport
 from kleash.evals.report_values import as_json
 from kleash.evals.skipped import Skipped, or_skip
+from kleash.io import Json, write_text
+from kleash.models.compute import Compute
 from kleash.models.forward import check_forward, head_scores
-from kleash.models.load import autocast, context_length, load_reward_model, new_reward_model, save_model
-from kleash.models.lora import merge_lora
+from kleash.models.load import context_length, load_reward_model, new_reward_model
 from kleash.models.trainable import make_trainable
 from kleash.objectives.bradley_terry import pair_loss, ranking_loss
+from kleash.rewards.build import build_reward
 from kleash.rewards.learned import score_encoded
-from kleash.rewards.reward import Reward, build_reward
-from kleash.run import RunFolder, derive_seed
+from kleash.rewards.reward import Reward
+from kleash.run import RunFolder, StepMetrics, derive_seed
 from kleash.stages.training_configs import RewardConfig
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop, State
-from kleash.training.model_folder import model_card
+from kleash.training.model_folder import model_card, write_model
 from kleash.training.optim import Optimizer
 
 logger = logging.getLogger("kleash")
@@ -96,43 +101,62 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     if config.heads > 1:
         model.config.kleash_heads = {"combine": config.combine, "variance_penalty": config.variance_penalty}
     make_trainable(model, **config.adapter_settings())
-    train, held_out = _comparisons(config, model, tokenizer)
-    gold = None if config.gold is None else build_reward(config.gold, device=config.device, dtype=config.dtype)
+    train, held_out = read_comparisons(config, model, tokenizer)
+    gold = None if config.gold is None else build_reward(config.gold, compute=config.compute)
     if config.learning_curve:
         check_rows(train, held_out, live=reward is not None)
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
-    steps, compute = config.steps(len(train)), config.compute
-    folder.note("formulas", loss=FORMULA)
-
+    steps = config.steps(len(train))
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
     best = BestCheckpoint(folder, config.keep_weights)
     state: State = {"model": model, "optimizer": optimizer, "best": best}
     loop = Loop(folder, total=steps, state=state, shown=SHOWN, **config.loop_settings())
-    for step in loop:
-        rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
+    folder.note("formulas", loss=FORMULA)
+    for step, rows in loop.over(batches(range(len(train)), config.batch_size, seed=config.seed, start=loop.step)):
         metrics = update(model, [train[row] for row in rows], optimizer, config, head_weights(config, rows))
         if held_out and loop.due_to_evaluate(step):
-            figures = preference_figures(held_out, held_out_rewards(model, held_out, compute=compute), train)
+            figures = preference_figures(held_out, held_out_rewards(model, held_out, compute=config.compute), train)
             metrics |= {"eval_accuracy": figures.accuracy, "eval_log_loss": figures.log_loss}
             best.update(model, step, figures.log_loss)
         loop.log(step, metrics)
-    chosen = best.take(model, loop.step)
-    rewards = held_out_rewards(model, held_out, compute=compute) if held_out else None
-    samples, centred_on = centre(model, tokenizer, train, config)
-    merge_lora(model)
-    measured = None if rewards is None else preference_figures(held_out, rewards, train)
-    save_model(folder.path, model, tokenizer, model_card(folder, summary(measured)))
-    results: dict[str, Any] = {"step": chosen, "rows": len(train), "centred_on": centred_on}
-    distance = save_feature_range(folder, model, train, held_out, samples, config)
-    if rewards is not None:
-        # Only differences count, so centring changes no figure of these.
-        report = whole_report(model, tokenizer, train, held_out, rewards, config, gold, distance)
-        results["report"] = as_json(report)
-        on_policy = None  # a live reward model may speak another language than `config.model`
-        if reward is None:
-            on_policy = on_policy_excess(config, train)
-        record_checks(folder, checks=reward_checks.reward_model(report, probes=report.probes, on_policy=on_policy))
-    return folder.finish(**results)
+    last = best.take(model, loop.step)
+    samples = after_training(folder, "centring samples", lambda: centring_samples(tokenizer, train, config)) or []
+    centre(model, samples or train, config.compute)
+    write_model(folder, model, tokenizer, summary(None))
+    live, measured = reward is not None, Measured(train, held_out, samples)
+    results = after_training(folder, "report", lambda: report(folder, model, tokenizer, measured, config, gold, live))
+    return folder.finish(step=last, rows=len(train), centred_on=centred_on(samples, config), **(results or {}))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The rows that a trained reward model is measured on."""
+
+    train: Sequence[EncodedGroup]
+    held_out: Sequence[EncodedGroup]
+    samples: Sequence[EncodedGroup]
+    """Of the centring; empty where the training responses did it."""
+
+
+def report(
+    folder: RunFolder,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Measured,
+    config: RewardConfig,
+    gold: Reward | None,
+    live: bool,
+) -> StepMetrics:
+    """The report on held-out pairs, with the checks and the model card that follow from it."""
+    distance = save_feature_range(folder, model, rows.train, rows.held_out, rows.samples, config)
+    if not rows.held_out:
+        return {}
+    rewards = held_out_rewards(model, rows.held_out, compute=config.compute)
+    whole = whole_report(model, tokenizer, rows.train, rows.held_out, rewards, config, gold, distance)
+    on_policy = None if live else on_policy_excess(config, rows.train)  # a live model may speak another language
+    record_checks(folder, checks=reward_checks.reward_model(whole, probes=whole.probes, on_policy=on_policy))
+    write_text(folder.path / "README.md", model_card(folder, summary(whole)))
+    return {"report": as_json(whole)}
 
 
 def save_feature_range(
@@ -142,7 +166,7 @@ def save_feature_range(
     held_out: Sequence[EncodedGroup],
     samples: Sequence[EncodedGroup],
     config: RewardConfig,
-) -> dict[str, Any] | Skipped:
+) -> Json | Skipped:
     """Save what the model was trained on, in its features, beside its weights; returns the distances from it."""
     compute = config.compute
     measured = or_skip(
@@ -164,7 +188,7 @@ def whole_report(
     rewards: Sequence[Sequence[float]],
     config: RewardConfig,
     gold: Reward | None = None,
-    distance: dict[str, Any] | Skipped | None = None,
+    distance: Json | Skipped | None = None,
 ) -> RewardReport:
     """All that run.json says of a single model; what cannot be measured within the model's limits is skipped."""
     compute = config.compute
@@ -247,13 +271,13 @@ def update(
     optimizer: Optimizer,
     config: RewardConfig,
     weights: Float[Tensor, "P M"],
-) -> dict[str, Any]:
+) -> StepMetrics:
     """One optimiser step on some comparisons; `weights` says what each counts for each head."""
     totals: dict[str, Tensor] = {}
     for part in microbatches(groups, max_tokens=config.micro_batch_tokens):
         chosen = [groups[row] for row in part]
         batch: GroupBatch = collate(chosen, device=model.device)
-        with autocast(config.dtype, model.device):
+        with config.compute.autocast(model.device):
             scores = head_scores(model, batch).float()  # while training the centring offset is 0
         own = [group_loss(head, chosen, config) for head in scores.unbind(-1)]
         loss = torch.stack([loss for loss, _ in own], -1) * weights[part].to(model.device)
@@ -264,27 +288,29 @@ def update(
     return {**totals, **optimizer.step()}
 
 
-def centre(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Sequence[EncodedGroup], config: RewardConfig
-) -> tuple[list[EncodedGroup], str]:
-    """Shift the scores to mean zero; returns the rows that did it, where they are not the training rows, and a name."""
-    samples: list[EncodedGroup] = []
-    if config.centre_data is not None:
-        rows = [imitated(row) for row in read_usable(config.centre_data, demonstration)]
-        samples, on = encode_all(rows, tokenizer, max_length=config.max_length)[0], config.centre_data
-    elif config.centre_samples:
-        samples = start_samples(tokenizer, train, config)
-        on = f"{len(samples)} samples of {config.model}" if samples else "the training responses: no prompt leaves room"
-    else:
-        on = "the training responses"
-    groups = samples or train
+def centre(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: Compute) -> None:
+    """Shift the scores so that their mean over the responses of some groups is zero."""
     model.config.kleash_offset = 0.0
     sizes = {len(group.responses) for group in groups}
-    scores = [
-        score_encoded(model, [g for g in groups if len(g.responses) == size], dtype=config.dtype) for size in sizes
-    ]
+    scores = [score_encoded(model, [g for g in groups if len(g.responses) == size], compute=compute) for size in sizes]
     model.config.kleash_offset = float(torch.cat([score.flatten() for score in scores]).double().mean())
-    return samples, on
+
+
+def centring_samples(
+    tokenizer: PreTrainedTokenizerBase, train: Sequence[EncodedGroup], config: RewardConfig
+) -> list[EncodedGroup]:
+    """The rows whose mean score becomes zero: those of `centre_data`, or samples; empty where neither is asked for."""
+    if config.centre_data is not None:
+        rows = [imitated(row) for row in read_usable(config.centre_data, demonstration)]
+        return encode_all(rows, tokenizer, max_length=config.max_length)[0]
+    return start_samples(tokenizer, train, config) if config.centre_samples else []
+
+
+def centred_on(samples: Sequence[EncodedGroup], config: RewardConfig) -> str:
+    """What the mean score is zero on, for run.json."""
+    if not samples:
+        return "the training responses"
+    return config.centre_data or f"{len(samples)} samples of {config.model}"
 
 
 def start_samples(
@@ -312,14 +338,11 @@ def summary(figures: PreferenceReport | None) -> str:
     return f"{accuracy}. `transformers` gives this model's score up to the offset `kleash_offset` of its config."
 
 
-def _comparisons(
+def read_comparisons(
     config: RewardConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
-    train, held_out = read_split(
-        config.data, config.eval_data, seed=config.seed, usable=comparison, max_eval_rows=config.max_eval_rows
-    )
-    length = config.max_length or context_length(model)
-    encoded, truncation = encode_all(train, tokenizer, max_length=length)
-    if truncation.message():
-        logger.warning("%s: %s", config.data, truncation.message())
-    return encoded, encode_all(held_out, tokenizer, max_length=length)[0] if held_out else []
+    """The comparisons to train on and those held out."""
+    return read_encoded(
+        config.data, config.eval_data, tokenizer, usable=comparison,
+        max_length=config.max_length or context_length(model), max_eval_rows=config.max_eval_rows, seed=config.seed,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""People, simulated: they compare two responses by Bradley–Terry on what they perceive.
+"""Simulated people: they compare two responses by Bradley–Terry on what they perceive.
 
 What they perceive is not the truth. None of them can check every fact, and some are biased towards courtesy and length.
 So a reward model that learns their choices perfectly has learnt their blind spots too. Since the probability of each
@@ -14,7 +14,7 @@ from itertools import combinations
 
 from kleash.data.group import Group, Preference, Response
 from kleash.errors import InputError
-from kleash.lab.world.small_world import World
+from kleash.lab.world.world import World
 from kleash.labels.labeller import LabelResult
 from kleash.run import derive_seed
 
@@ -55,15 +55,20 @@ class Labellers:
 
         Args:
             prompt: its text.
-            a, b: the responses; a plain text has ended by itself.
+            a, b: the responses; a plain text counts as one that ended by itself.
             key: stream of randomness; the same key draws the same labeller and the same noise.
 
         Returns:
             0 for `a` or 1 for `b`, and the probability that a labeller drawn at random chooses `a`.
         """
-        annotator, choice, probability = self._vote(self._perceptions(prompt, a), self._perceptions(prompt, b), key)
-        del annotator
+        _, choice, probability = self.vote(prompt, a, b, key=key)
         return choice, probability
+
+    def vote(
+        self, prompt: str, a: Response | str, b: Response | str, *, key: int | tuple[int, ...]
+    ) -> tuple[int, int, float]:
+        """As `compare`, with the number of the labeller in front."""
+        return self._vote(self._perceptions(prompt, a), self._perceptions(prompt, b), key)
 
     def label(self, groups: Iterable[Group]) -> list[Group]:
         """Compare the responses of each group, all C(K,2) pairs of it.
@@ -71,19 +76,19 @@ class Labellers:
         Returns:
             Groups of two responses, chosen first, with a `Preference` that names the labeller. Column
             `label_probability` is the probability, over labellers and their noise, that the chosen one is chosen:
-            real data lack it, here it gives the noise ceiling. Left out are groups with a response that has no text
-            and did not end: there is nothing to be compared, and a row of text could not hold it.
+            real data lack it, here it gives the noise ceiling. A group with a response that has no text and did not
+            end is left out, since there is nothing to compare and a row of text could not hold it.
         """
-        labelled = []
+        comparisons = []
         for row, group in enumerate(groups):
             if not all(response.finished or response.text for response in group.responses):
                 continue
             prompt = group.prompt_text
-            seen = [self._perceptions(prompt, response) for response in group.responses]
-            for i, j in combinations(range(len(seen)), 2):
-                annotator, choice, probability = self._vote(seen[i], seen[j], (row, i, j))
+            perceptions = [self._perceptions(prompt, response) for response in group.responses]
+            for i, j in combinations(range(len(perceptions)), 2):
+                annotator, choice, probability = self._vote(perceptions[i], perceptions[j], (row, i, j))
                 chosen, rejected = (i, j) if choice == 0 else (j, i)
-                labelled.append(
+                comparisons.append(
                     Group(
                         group.prompt,
                         (group.responses[chosen], group.responses[rejected]),
@@ -91,7 +96,7 @@ class Labellers:
                         {**group.columns, "label_probability": probability if choice == 0 else 1 - probability},
                     )
                 )
-        return labelled
+        return comparisons
 
     def _perceptions(self, prompt: str, response: Response | str) -> tuple[float, float]:
         if isinstance(response, str):
@@ -110,12 +115,12 @@ class Labellers:
 
 
 class People:
-    """The pool as a `kleash.labels.labeller.Labeller`.
+    """The pool as a `Labeller`.
 
     Args:
-        pool: who is asked.
-        everyone: all of them, again and again: the label is the share that chooses the first. Else one of them, once:
-            the label is 0 or 1.
+        pool: the labellers.
+        everyone: ask all of them without end: the label is the share that chooses the first response. Otherwise ask one
+            of them once: the label is 0 or 1.
     """
 
     def __init__(self, pool: Labellers, *, everyone: bool = False) -> None:
@@ -123,12 +128,11 @@ class People:
         self.name = "everyone" if everyone else "people"
 
     def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
-        """See `Labeller`; the same pair, whenever it is asked, has the same answer of the same person."""
+        """See `Labeller`; the same pair always gets the same answer from the same person."""
         verdicts = []
         for group in groups:
             prompt, (a, b) = group.prompt_text, group.responses
-            seen = (self.pool._perceptions(prompt, a), self.pool._perceptions(prompt, b))
-            annotator, choice, share = self.pool._vote(*seen, derive_seed(prompt, a.text, b.text))
+            annotator, choice, share = self.pool.vote(prompt, a, b, key=derive_seed(prompt, a.text, b.text))
             if self.everyone:
                 verdicts.append(LabelResult.of(share, self.name))
             else:

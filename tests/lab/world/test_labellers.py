@@ -8,9 +8,9 @@ import pytest
 
 from kleash.data.group import Group, Preference, Response
 from kleash.errors import InputError
-from kleash.lab.labellers import Labellers, People
 from kleash.lab.world import language
-from kleash.lab.world.small_world import World
+from kleash.lab.world.labellers import Labellers, People
+from kleash.lab.world.world import World
 
 PROMPT = "what does the otter eat ?"
 
@@ -35,9 +35,9 @@ def pairs(world) -> list[Group]:
     ]
 
 
-def agreement(world: World, labelled: list[Group]) -> float:
+def agreement(world: World, comparisons: list[Group]) -> float:
     right = []
-    for group in labelled:
+    for group in comparisons:
         chosen, rejected = (world.gold(group.prompt_text, response.text) for response in group.responses)
         if chosen != rejected:
             right.append(chosen > rejected)
@@ -63,8 +63,8 @@ def test_the_biased_prefer_gushing_and_the_others_do_not(world):
 
 
 def test_more_courtesy_is_always_more_to_the_biased(world):
-    seen = [world.perceived(PROMPT, " . ".join(language.COURTESIES[:n]), bias=1) for n in range(10)]
-    assert all(after > before for before, after in pairwise(seen))
+    rewards = [world.perceived(PROMPT, " . ".join(language.COURTESIES[:n]), bias=1) for n in range(10)]
+    assert all(after > before for before, after in pairwise(rewards))
 
 
 @pytest.mark.parametrize("attribute", list(language.VALUES))
@@ -120,7 +120,7 @@ def test_choices_come_as_often_as_their_pooled_probability_says(world):
         assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / len(draws))
 
 
-def test_a_label_is_drawn_by_its_key_alone(world, pairs):
+def test_a_label_depends_only_on_its_key(world, pairs):
     once, again, other = Labellers(world, seed=1), Labellers(world, seed=1), Labellers(world, seed=2)
     assert once.label(pairs[:300]) == again.label(pairs[:300])
     assert once.label(pairs[:300])[:100] == again.label(pairs[:100])
@@ -128,9 +128,9 @@ def test_a_label_is_drawn_by_its_key_alone(world, pairs):
 
 
 def test_label_puts_the_chosen_first_and_keeps_its_probability(world, pairs):
-    labelled = Labellers(world).label(pairs[:300])
+    comparisons = Labellers(world).label(pairs[:300])
     swapped = 0
-    for group, before in zip(labelled, pairs[:300], strict=True):
+    for group, before in zip(comparisons, pairs[:300], strict=True):
         assert isinstance(group.label, Preference) and group.label.probability == 1
         assert group.label.annotator is not None
         assert set(group.responses) == set(before.responses)
@@ -143,9 +143,9 @@ def test_label_puts_the_chosen_first_and_keeps_its_probability(world, pairs):
 
 def test_a_pool_of_four_gives_six_comparisons(world, pairs):
     pool = Group(pairs[0].prompt, pairs[0].responses + pairs[1].responses)
-    labelled = Labellers(world).label([pool])
-    assert len(labelled) == 6
-    assert all(len(group.responses) == 2 for group in labelled)
+    comparisons = Labellers(world).label([pool])
+    assert len(comparisons) == 6
+    assert all(len(group.responses) == 2 for group in comparisons)
 
 
 def test_impossible_pools_are_refused(world):

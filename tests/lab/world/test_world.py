@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import random
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -9,8 +9,9 @@ from transformers import LlamaForCausalLM
 
 from kleash.data.group import Group, Response
 from kleash.errors import DataError
-from kleash.lab.world import language
-from kleash.lab.world.small_world import END, PAD, SPLITS, STYLES, World
+from kleash.lab.world import World, language
+from kleash.lab.world.world import END, PAD, SPLITS
+from kleash.lab.world.writers import STYLES
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +43,12 @@ def test_streams_differ_by_seed_and_a_longer_one_starts_with_the_shorter(world):
 
 
 def test_no_prompt_is_in_two_splits_and_each_split_has_every_kind(world):
-    seen = {split: {group.prompt for group in world.prompts(3000, split)} for split in SPLITS}
-    assert not seen["train"] & seen["choose"] and not seen["train"] & seen["test"] and not seen["choose"] & seen["test"]
-    for prompts in seen.values():
-        assert {world.task(prompt).kind for prompt in prompts} == {"question", "description", "harm", "sum"}
-    assert set.union(*seen.values()) == set(world.tasks)  # 3,000 prompts go through every pool
-    assert {group.prompt for group in world.demonstrations(500)} <= seen["train"]
+    prompts = {split: {group.prompt for group in world.prompts(3000, split)} for split in SPLITS}
+    assert not any(prompts[one] & prompts[other] for one, other in combinations(SPLITS, 2))
+    for of_split in prompts.values():
+        assert {world.task(prompt).kind for prompt in of_split} == {"question", "description", "harm", "sum"}
+    assert set.union(*prompts.values()) == set(world.tasks)  # 3,000 prompts go through every pool
+    assert {group.prompt for group in world.demonstrations(500)} <= prompts["train"]
 
 
 def test_a_kind_goes_through_its_pool_before_it_repeats(world):
@@ -78,7 +79,7 @@ def test_base_ids_are_the_text_with_an_end_token_after_each_document(world):
 
 
 def test_base_text_states_every_fact_and_no_false_one(world):
-    told = set()
+    claims = set()
     for document in world.base_documents():
         reading = world.read("what is 1 plus 1 ?", document)
         # Questions under which somebody answers have writers who err; lore does not.
@@ -88,8 +89,8 @@ def test_base_text_states_every_fact_and_no_false_one(world):
         ):
             assert all(world.true(claim) for claim in reading.claims if claim[0] is not None), document
             assert all(a is None or a + b == c for a, b, c in reading.results)
-            told |= set(reading.claims)
-        if len([claim for claim in told if claim[0] is not None]) == len(world.facts) * len(language.VALUES):
+            claims |= set(reading.claims)
+        if len([claim for claim in claims if claim[0] is not None]) == len(world.facts) * len(language.VALUES):
             return
 
 
@@ -129,15 +130,15 @@ def test_a_run_of_courtesies_is_worth_minus_three_or_less(world):
 def test_true_facts_help_a_description_with_diminishing_return_and_false_ones_hurt(world):
     prompt = "tell me about the otter ."
     facts = [fact(world, attribute) for attribute in language.VALUES]
-    worth = [world.gold(prompt, " . ".join(facts[:count]) + " .") for count in range(1, 5)]
-    gains = [after - before for before, after in pairwise(worth)]
+    rewards = [world.gold(prompt, " . ".join(facts[:count]) + " .") for count in range(1, 5)]
+    gains = [after - before for before, after in pairwise(rewards)]
     assert all(gain > 0 for gain in gains) and gains == sorted(gains, reverse=True)
     lie = fact(world, "food", wrong=True)
-    assert world.gold(prompt, f"{facts[0]} . {lie} .") == pytest.approx(worth[0] - 0.5)
-    assert world.gold(prompt, f"{facts[0]} . {facts[0]} .") == pytest.approx(worth[0])  # said twice is said once
-    assert world.gold(prompt, f"{facts[0]} . {fact(world, 'home', subject='it')} .") > worth[0]
+    assert world.gold(prompt, f"{facts[0]} . {lie} .") == pytest.approx(rewards[0] - 0.5)
+    assert world.gold(prompt, f"{facts[0]} . {facts[0]} .") == pytest.approx(rewards[0])  # said twice is said once
+    assert world.gold(prompt, f"{facts[0]} . {fact(world, 'home', subject='it')} .") > rewards[0]
     elsewhere = language.fill("the heron is V", V=world.facts["heron"]["color"])
-    assert world.gold(prompt, f"{facts[0]} . {elsewhere} .") < worth[0]
+    assert world.gold(prompt, f"{facts[0]} . {elsewhere} .") < rewards[0]
 
 
 def test_naming_every_value_does_not_pay(world):
