@@ -1,9 +1,9 @@
 """The group forward against plain rows: forward and backward of response log-probabilities, as ratios.
 
-Three ways over the same batch: `model(...).logits` of all rows (what a plain trainer does), our rows (projecting
-response tokens only), and the shared prompt.
+Three computations on the same batch: `model(...).logits` of all rows (as a plain trainer does it), our rows (only
+response tokens are projected to the vocabulary), and the shared prompt.
 
-python benchmarks/group_forward.py [--model FOLDER_OR_NAME] [--prompts 4 --prompt-tokens 128 --group-size 8]
+    python benchmarks/group_forward.py [--model FOLDER_OR_NAME] [--prompts 4 --prompt-tokens 128 --group-size 8]
 """
 
 from __future__ import annotations
@@ -68,15 +68,15 @@ def main() -> None:
         logprobs = model(ids).logits[:, :-1].float().log_softmax(-1)
         return logprobs.gather(-1, ids[:, 1:, None]).squeeze(-1)[:, options.prompt_tokens - 1 :].reshape(shape)
 
-    ways: dict[str, Callable[[], Tensor]] = {
+    computations: dict[str, Callable[[], Tensor]] = {
         "plain": plain,
         "rows": lambda: response_logprobs(model, batch, shared=False)[0],
         "shared": lambda: response_logprobs(model, batch, shared=True)[0],
     }
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in computations}
     results: dict[str, tuple[Tensor, Tensor]] = {}
-    for _ in range(options.repeats + 1):  # in turn, so that the machine's other work falls on all; the first is dropped
-        for name, run in ways.items():
+    for _ in range(options.repeats + 1):  # in turn, so that other work of the machine slows all; the first is dropped
+        for name, run in computations.items():
             model.zero_grad(set_to_none=True)
             wall, processor = time.perf_counter(), time.process_time()
             logprobs = run()
@@ -85,15 +85,15 @@ def main() -> None:
             gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
             results[name] = (logprobs.detach(), gradient)
     print(f"{options.prompts} x {options.prompt_tokens}, K = {options.group_size}, {options.new_tokens} new tokens")
-    middle = {
-        name: [statistics.median(column) for column in zip(*found[1:], strict=True)] for name, found in seconds.items()
+    medians = {
+        name: [statistics.median(column) for column in zip(*rows[1:], strict=True)] for name, rows in seconds.items()
     }
-    for name, (wall, processor) in middle.items():
+    for name, (wall, processor) in medians.items():
         value = (results[name][0] - results["plain"][0]).abs().max()
         gap = (results[name][1] - results["plain"][1]).norm() / results["plain"][1].norm()
         print(
-            f"{name:7s} {wall:8.3f} s, ratio {middle['plain'][0] / wall:5.2f}; "
-            f"of processor time {processor:8.3f} s, ratio {middle['plain'][1] / processor:5.2f}; "
+            f"{name:7s} {wall:8.3f} s, ratio {medians['plain'][0] / wall:5.2f}; "
+            f"of processor time {processor:8.3f} s, ratio {medians['plain'][1] / processor:5.2f}; "
             f"log-probabilities within {float(value):.0e}, gradients within {float(gap):.0e} (relative)"
         )
 

@@ -43,7 +43,7 @@ def tiny() -> tuple[Any, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--group-size", type=int, default=1)
@@ -57,7 +57,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     lengths = [options.prompt_tokens - row % (options.prompt_tokens // 2 + 1) for row in range(options.prompts)]
     prompts = [torch.randint(2, model.config.vocab_size, (length,), generator=generator).tolist() for length in lengths]
-    batch = sampler(prompts, group_size=1, seed=0)  # warm, and the padded prompts for generate
+    batch = sampler(prompts, group_size=1, seed=0)  # a first run, and the padded prompts for generate
 
     def ours(seed: int) -> int:
         before = sampler.tokens_sampled
@@ -84,17 +84,15 @@ def main() -> None:
         return int((ended.cumsum(1) - ended == 0).sum())
 
     speeds: dict[str, list[tuple[float, float]]] = {"kleash": [], "generate": []}
-    for repeat in range(options.repeats):  # in turn, so that the machine's other work falls on both
+    for repeat in range(options.repeats):  # in turn, so that other work of the machine slows both
         for name, run in (("kleash", ours), ("generate", theirs)):
             wall, processor = time.perf_counter(), time.process_time()
             tokens = run(repeat)
             speeds[name].append((tokens / (time.perf_counter() - wall), tokens / (time.process_time() - processor)))
-    sampled = sampler(prompts, group_size=options.group_size, seed=0)
+    samples = sampler(prompts, group_size=options.group_size, seed=0)
     with torch.no_grad():
-        gap = (response_logprobs(model, sampled)[0] - sampled.sampler_logprobs).abs().max()
-    medians = {
-        name: [statistics.median(column) for column in zip(*found, strict=True)] for name, found in speeds.items()
-    }
+        gap = (response_logprobs(model, samples)[0] - samples.sampler_logprobs).abs().max()
+    medians = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in speeds.items()}
     print(f"{options.prompts} prompts x {options.group_size} x {options.new_tokens}, {torch.get_num_threads()} threads")
     for name, (wall, processor) in medians.items():
         print(

@@ -4,8 +4,8 @@
     .venv-extra/bin/python benchmarks/trl_trainers.py [--model FOLDER] [--only sft grpo] [--steps 6 --repeats 3]
 
 Each measurement is a process of its own, kleash and TRL in turn. A step runs from one optimiser step to the next, so
-loading and the first step are left out. float32, no gradient checkpointing; what else is told apart from the defaults
-stands in `kleash` and `trl` below, side by side.
+loading and the first step are left out. float32, no gradient checkpointing; the functions `kleash` and `trl` below show
+every other setting that is not the default.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def make_data(folder: Path, rows: int) -> None:
 
 
 def words_used(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-    """The reward of both: how many different words."""
+    """The reward of both: the number of different words."""
     return [len(set(text.split())) / 10 for text in completions]
 
 
@@ -99,8 +99,8 @@ def trl(task: str, folder: Path, model: str, steps: int, batch: int, new_tokens:
         return Dataset.from_list([change(json.loads(row)) for row in (folder / f"{name}.jsonl").open()])
 
     def spaced(row: dict[str, str]) -> dict[str, str]:  # TRL joins prompt and response as text
-        named = {"completion" if key == "response" else key: value for key, value in row.items()}
-        return {key: value if key == "prompt" else f" {value}" for key, value in named.items()}
+        renamed = {"completion" if key == "response" else key: value for key, value in row.items()}
+        return {key: value if key == "prompt" else f" {value}" for key, value in renamed.items()}
 
     common: dict[str, Any] = {
         "output_dir": str(folder / "trl"), "max_steps": steps, "per_device_train_batch_size": batch,
@@ -114,17 +114,17 @@ def trl(task: str, folder: Path, model: str, steps: int, batch: int, new_tokens:
         weights: Any = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype="float32")
     else:
         weights = AutoModelForCausalLM.from_pretrained(model, dtype="float32")
-    given = {"model": weights, "processing_class": tokenizer}
+    shared = {"model": weights, "processing_class": tokenizer}
     if task == "sft":
         arguments = library.SFTConfig(**common, completion_only_loss=True)
-        trainer = library.SFTTrainer(args=arguments, train_dataset=rows("sft", spaced), **given)
+        trainer = library.SFTTrainer(args=arguments, train_dataset=rows("sft", spaced), **shared)
     elif task == "reward":
         trainer = library.RewardTrainer(
-            args=library.RewardConfig(**common), train_dataset=rows("pairs", spaced), **given
+            args=library.RewardConfig(**common), train_dataset=rows("pairs", spaced), **shared
         )
     elif task.startswith("dpo"):
         arguments = library.DPOConfig(**common, beta=BETA, precompute_ref_log_probs="kept" in task)
-        trainer = library.DPOTrainer(args=arguments, train_dataset=rows("pairs", spaced), **given)
+        trainer = library.DPOTrainer(args=arguments, train_dataset=rows("pairs", spaced), **shared)
     else:
         common["per_device_train_batch_size"] = batch * GROUP
         common |= {"num_generations": GROUP, "max_completion_length": new_tokens, "beta": BETA}
@@ -133,12 +133,12 @@ def trl(task: str, folder: Path, model: str, steps: int, batch: int, new_tokens:
         else:
             arguments = library.RLOOConfig(**common)
         kind = library.GRPOTrainer if task == "grpo" else library.RLOOTrainer
-        trainer = kind(reward_funcs=words_used, args=arguments, train_dataset=rows("prompts"), **given)
+        trainer = kind(reward_funcs=words_used, args=arguments, train_dataset=rows("prompts"), **shared)
     trainer.train()
 
 
-def measure(side: str, *settings: Any) -> dict[str, Any]:
-    """The seconds of each step but the first, and the most memory until the last: the GPU's where there is one."""
+def measure(side: str, *settings: Any) -> dict[str, float]:
+    """Mean seconds of a step, the first left out, and peak memory until the last: the GPU's where there is one."""
     import torch
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -182,9 +182,9 @@ def main() -> None:
     print("| | kleash, s a step | TRL, s a step | TRL / kleash | kleash, MB | TRL, MB | TRL / kleash |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for task in options.only:
-        found: dict[str, list[dict[str, float]]] = {"kleash": [], "trl": []}
+        results: dict[str, list[dict[str, float]]] = {"kleash": [], "trl": []}
         for _ in range(options.repeats):
-            for side in found:  # in turn, so that the machine's other work falls on both
+            for side in results:  # in turn, so that other work of the machine slows both
                 with tempfile.TemporaryDirectory() as name:
                     folder = Path(name)
                     model = options.model or str(folder / "model")
@@ -198,10 +198,10 @@ def main() -> None:
                     run = subprocess.run([str(part) for part in command], capture_output=True, text=True)
                     if run.returncode:
                         sys.exit(f"{side}, {task}: {run.stderr[-3000:]}")
-                    found[side].append(json.loads(run.stdout.splitlines()[-1]))
+                    results[side].append(json.loads(run.stdout.splitlines()[-1]))
         cells = [task]
         for figure, form in (("step", ".3f"), ("megabytes", ".0f")):
-            ours, theirs = ([row[figure] for row in found[side]] for side in ("kleash", "trl"))
+            ours, theirs = ([row[figure] for row in results[side]] for side in ("kleash", "trl"))
             ratios = [their / our for our, their in zip(ours, theirs, strict=True)]
             cells += [
                 f"{statistics.median(column):{shape}} ({min(column):{shape}} to {max(column):{shape}})"

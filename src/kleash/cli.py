@@ -220,13 +220,13 @@ def _check(command: argparse.Namespace) -> None:
     from rich.console import Console
 
     from kleash.checks.artifact import check
-    from kleash.report.verdicts import show_findings
+    from kleash.report.check_tables import show_checks
 
     findings = check(command.path, data=command.data, labeller=command.labeller, rows=command.rows)
     if command.json:
         print(json.dumps(asdict(findings)))
     else:
-        show_findings(findings, Console())
+        show_checks(findings, Console())
     for name in findings.failed:
         entry = findings.gates[name]
         raise GateError(f"{command.path}: gate {name} failed: {entry['finding']}; {entry.get('advice') or 'see above'}")
@@ -391,9 +391,11 @@ def _add_fields(parser: _Parser, config: type[Config]) -> None:
     """An option for each field of a config, its docstring as help, with its name in other libraries."""
     parser.description = f"{parser.description}\n\n{textwrap.fill(' '.join((config.__doc__ or '').split()), 100)}"
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML of the options below; options given here win")
+    from kleash.rewards.verifiers import verifiers
+
     kinds = config.kinds()
     for name, field in config.model_fields.items():
-        text = " ".join((field.description or "").split())
+        text = " ".join((field.description or "").split()).replace("{verifiers}", ", ".join(verifiers()))
         text += "" if field.is_required() else f" (default: {_shown(field.default)})"
         text += _elsewhere(name)
         settings: dict[str, Any] = {"dest": f"field:{name}", "default": None, "help": text.replace("%", "%%")}

@@ -104,8 +104,8 @@ class Server:
 
     def _completion(self, body: dict[str, Any]) -> dict[str, Any]:
         text, first = self.reply(body)
-        told = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in first.items() if p > 0]
-        content = [{"token": text[:1], "logprob": -0.1, "bytes": None, "top_logprobs": told}]
+        top_logprobs = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in first.items() if p > 0]
+        content = [{"token": text[:1], "logprob": -0.1, "bytes": None, "top_logprobs": top_logprobs}]
         size = sum(len(turn["content"]) for turn in body["messages"]) // 4
         return {
             "id": "x",

@@ -27,8 +27,8 @@ def test_options_have_the_probabilities_that_the_model_itself_gives(
     for text, answer in zip(TEXTS, answers, strict=True):
         ids = tiny_tokenizer(f"user {text} <end> assistant ", return_tensors="pt")["input_ids"]
         with torch.no_grad():
-            own = tiny_model(ids).logits[0, -1].log_softmax(-1)
-        one, two = (float(own[tiny_tokenizer.convert_tokens_to_ids(option)]) for option in "12")
+            logprobs = tiny_model(ids).logits[0, -1].log_softmax(-1)
+        one, two = (float(logprobs[tiny_tokenizer.convert_tokens_to_ids(option)]) for option in "12")
         assert answer.logprobs == pytest.approx({"1": one, "2": two}, abs=1e-5)
         assert answer.has_logprobs and answer.prompt_tokens == ids.shape[1]
 

@@ -33,10 +33,10 @@ def questions(count: int) -> list[ChatRequest]:
     return [ChatRequest(({"role": "user", "content": f"question {n}"},), 8) for n in range(count)]
 
 
-def ask(server: Server, asked: list[ChatRequest], **settings: Any) -> tuple[list[str], ChatClient]:
+def ask(server: Server, chat_requests: list[ChatRequest], **settings: Any) -> tuple[list[str], ChatClient]:
     chat = Endpoint(server.url, "m", timeout=settings.pop("timeout", 30.0), workers=settings.pop("workers", 4))
     patient = ChatClient(chat, **settings)
-    return [answer.text or answer.error for answer in patient(asked)], patient
+    return [answer.text or answer.error for answer in patient(chat_requests)], patient
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "truncated", "cut", "no choices"])
@@ -90,11 +90,11 @@ def test_no_more_requests_at_a_time_than_asked_for() -> None:
 
 def test_a_server_that_dies_ends_the_run_and_the_next_run_pays_nothing_twice(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store.db")
-    asked = questions(20)
+    chat_requests = questions(20)
     with Server(echo, dies_after=9) as first, pytest.raises(MachineError, match=r"cannot be reached.*cached"):
-        ask(first, asked, cache=StoreCache(store))
+        ask(first, chat_requests, cache=StoreCache(store))
     with Server(echo, port=first.port) as second:
-        answers, patient = ask(second, asked, cache=StoreCache(store))
+        answers, patient = ask(second, chat_requests, cache=StoreCache(store))
     assert answers == [f"QUESTION {n}" for n in range(20)]
     assert len(first.answered) == 9 and len(second.answered) == 11
     assert max(Counter(first.answered + second.answered).values()) == 1
@@ -108,11 +108,11 @@ def test_a_failed_question_is_kept_as_a_failure_and_asked_again(tmp_path: Path) 
     with Server(echo, faults={n: "500" for n in range(1, 1 + client.ATTEMPTS)}) as server:
         failed, _ = ask(server, [question], cache=StoreCache(store))
         key = question.key({"endpoint": server.url, "model": "m"})
-        kept = store.call(key)
-        assert failed[0].startswith("HTTP 500") and kept is not None and kept.state == "error"
+        failed_call = store.call(key)
+        assert failed[0].startswith("HTTP 500") and failed_call is not None and failed_call.state == "error"
         answers, _ = ask(server, [question], cache=StoreCache(store))
-        mended = store.call(key)
-        assert answers == ["QUESTION 0"] and mended is not None and mended.state == "answered"
+        second_call = store.call(key)
+        assert answers == ["QUESTION 0"] and second_call is not None and second_call.state == "answered"
     store.close()
 
 
@@ -127,7 +127,7 @@ def test_the_same_question_twice_is_asked_once_and_another_seed_is_another_quest
 
 def test_a_budget_is_never_exceeded_and_the_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store.db")
-    asked = questions(60)
+    chat_requests = questions(60)
 
     def spent(server: Server) -> float:
         return sum(3 for _ in server.answered)  # what a question costs: 2 tokens of prompt, 1 of answer
@@ -135,13 +135,13 @@ def test_a_budget_is_never_exceeded_and_the_run_goes_on_where_it_stopped(tmp_pat
     with Server(echo) as server:
         price = (1e6, 1e6)
         with pytest.raises(GateError, match="budget of 120 is reached"):
-            ask(server, asked, cache=StoreCache(store), price=price, budget=120.0)
+            ask(server, chat_requests, cache=StoreCache(store), price=price, budget=120.0)
         assert 0 < spent(server) <= 120
         before = len(server.answered)
         with pytest.raises(GateError, match="budget"):
-            ask(server, asked, cache=StoreCache(store), price=price, budget=120.0)
+            ask(server, chat_requests, cache=StoreCache(store), price=price, budget=120.0)
         assert len(server.answered) == before  # what was paid before counts
-        answers, patient = ask(server, asked, cache=StoreCache(store), price=price, budget=1000.0)
+        answers, patient = ask(server, chat_requests, cache=StoreCache(store), price=price, budget=1000.0)
     assert answers == [f"QUESTION {n}" for n in range(60)]
     assert max(Counter(server.answered).values()) == 1
     assert patient.usage.cost == pytest.approx(3 * 60) and patient.usage.spent == pytest.approx(3 * (60 - before))

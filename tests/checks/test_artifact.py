@@ -9,10 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from kleash.checks.artifact import agreement, check, kind_of
-from kleash.checks.gates import changed
+from kleash.checks.check import changed
 from kleash.data.group import Group, Response
 from kleash.errors import GateError, InputError
 from kleash.models.load import new_reward_model, save_model
+from kleash.outputs import SCHEMA
 from kleash.run import read_record
 from kleash.stages import reward_model, sft
 
@@ -95,7 +96,7 @@ def test_the_next_stage_measures_a_changed_parent_and_refuses_it(
 ) -> None:
     damage(trained, "lm_head.weight", 0.0)
     values = {"model": str(trained), "data": str(demonstrations), "out": base.parent / "next", "max_steps": 1}
-    with pytest.raises(GateError, match="changed since its own verdict, measured afresh"):
+    with pytest.raises(GateError, match="changed since its own checks, which ran again"):
         sft.run(sft.SFTConfig.make(values))
     forced = sft.run(sft.SFTConfig.make(values | {"force": True, "gate_prompts": 0}))
     assert forced.record["gates"]["in (model)"]["passed"] is False
@@ -109,7 +110,7 @@ def test_a_reward_model_is_measured_on_comparisons_and_without_them(classifier: 
         "same in any batch": True,
         "plain transformers agrees": True,
     }
-    assert {"above a coin", "beyond length", "calibrated"} <= verdicts(classifier, data=str(comparisons)).keys()
+    assert {"better than chance", "beyond length", "calibrated"} <= verdicts(classifier, data=str(comparisons)).keys()
 
 
 def test_a_constant_reward_model_fails(classifier: Path) -> None:
@@ -150,3 +151,11 @@ def test_what_cannot_be_checked_is_one_line(tmp_path: Path, classifier: Path, pr
         check(tmp_path / "empty")
     with pytest.raises(InputError, match="no preferences"):
         check(classifier, data=str(prompts))
+
+
+def test_a_run_that_has_not_finished_fails(tmp_path: Path) -> None:
+    record = {"schema": SCHEMA, "stage": "reward", "status": "running", "gates": {}, "config": {}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    report = check(tmp_path)
+    assert report.failed == ["finished"]
+    assert "has not finished (status running)" in report.gates["finished"]["finding"]

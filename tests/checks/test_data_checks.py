@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from kleash.checks.check import Check
 from kleash.checks.data_checks import comparisons, demonstrations
-from kleash.checks.gates import Check
 from kleash.data.group import Group, Preference, Response
 
 
@@ -52,7 +52,7 @@ def test_agreement_of_repeated_labels_counts_votes_whichever_column_they_chose()
 
 def test_length_that_decides_everything_is_said() -> None:
     rows = [pair(i, "a b c d", "a") for i in range(50)]
-    check = found(rows)["not length alone"]
+    check = found(rows)["not only length"]
     assert check.passed is None and check.figures["longer_preferred"] == 1.0
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kleash.checks.gates import Check, check_report
+from kleash.checks.gates import Check, verdict
 from kleash.checks.judge_checks import judge_checks
 from kleash.evals.estimates import Mean, Share, Slope
 from kleash.evals.judging import JudgeReport, PeopleReport
@@ -48,7 +48,7 @@ def test_each_fault_is_refused_by_its_check_and_no_other(fault: dict[str, Any], 
     checks = checked(**fault)
     assert [check.name for check in checks if check.passed is False] == [name]
     assert all(check.advice for check in checks if check.passed is False)
-    assert not check_report(checks)["passed"]
+    assert not verdict(checks)["passed"]
 
 
 def test_what_too_few_pairs_cannot_tell_is_unknown() -> None:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kleash.checks.monitors import SHOWN_GROUPS, acceleration, shown, watch
+from kleash.checks.monitors import SHOWN_GROUPS, acceleration, sampled_rows, watch
 from kleash.data.group import Group, Response
 from kleash.rewards.learned import LearnedReward
 from kleash.rewards.reward import explain
@@ -42,18 +42,18 @@ def test_responses_that_were_cut_off_are_counted() -> None:
     assert watch(groups, torch.zeros(2, 2))["truncated"] == 0.5
 
 
-def test_a_validation_reward_that_orders_the_other_way_is_seen() -> None:
+def test_a_hold_out_that_orders_the_other_way_is_seen() -> None:
     groups = [group("z", "z z y", "z z z", "y y")]
     reward, other = Letters("z"), Letters("y")
     along, against = (watch(groups, reward(groups), validation_reward=held) for held in (reward, other))
-    assert along["validation_agreement"] == pytest.approx(1.0)
-    assert against["validation_agreement"] is not None and against["validation_agreement"] < 0
+    assert along["validation_reward_agreement"] == pytest.approx(1.0)
+    assert against["validation_reward_agreement"] is not None and against["validation_reward_agreement"] < 0
     assert against["validation_reward"] == pytest.approx(0.75)
 
 
 def test_two_rewards_of_which_one_never_varies_have_no_agreement() -> None:
     groups = [group("z", "z z")]
-    assert watch(groups, Letters("z")(groups), validation_reward=Letters("x"))["validation_agreement"] is None
+    assert watch(groups, Letters("z")(groups), validation_reward=Letters("x"))["validation_reward_agreement"] is None
 
 
 def test_the_spread_of_an_ensemble_inside_a_composition_is_found() -> None:
@@ -90,7 +90,7 @@ def test_a_kl_that_grows_ever_faster_accelerates() -> None:
 def test_a_few_responses_of_a_step_are_kept_with_their_figures() -> None:
     groups = [group(f"answer {index}", "other") for index in range(SHOWN_GROUPS + 3)]
     scores = torch.arange(2.0 * len(groups)).reshape(-1, 2)
-    rows = shown(7, groups, scores, scores / 10)
+    rows = sampled_rows(7, groups, scores, scores / 10)
     assert len(rows) == 2 * SHOWN_GROUPS
     assert rows[3] == {
         "step": 7,

@@ -256,7 +256,7 @@ def test_a_hub_name_asks_the_hub_and_its_refusal_is_one_line(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert list(read_groups("owner/name:config", split="test")) == [Group("Q")]
     assert asked == [("owner/name", "config", "test", True)]
-    with pytest.raises(DataError, match="no/where is no path here, and the hub gave no such dataset") as caught:
+    with pytest.raises(DataError, match="no/where is not a path here, and the hub has no such dataset") as caught:
         list(read_groups("no/where"))
     assert "\n" not in str(caught.value)
 

@@ -5,6 +5,7 @@ import pytest
 from scipy.special import expit
 
 from kleash.evals.bias import FEATURES, bias_report, excess_slope, holm
+from kleash.evals.report_values import as_json
 
 
 def occurrences(name: str, text: str) -> int:
@@ -49,10 +50,10 @@ def test_a_model_that_pays_more_for_bold_than_its_labels_is_told() -> None:
     bold = np.random.default_rng(1).integers(0, 2, size=(2000, 2))
     texts = [("**a** b" if a else "a b", "**a** b" if b else "a b") for a, b in bold]
     margin = utility + 0.8 * (bold[:, 0] - bold[:, 1])
-    rows = {row["name"]: row for row in bias_report(margin, label, longer, texts)["features"]}
-    assert rows["bold"]["pairs"] == np.count_nonzero(bold[:, 0] - bold[:, 1])
-    assert rows["bold"]["difference"] > 0.05 and rows["bold"]["p_holm"] < 0.001
-    assert rows["length"]["p_holm"] > 0.05
+    rows = {row.name: row for row in bias_report(margin, label, longer, texts).features}
+    assert rows["bold"].pairs == np.count_nonzero(bold[:, 0] - bold[:, 1])
+    assert rows["bold"].difference > 0.05 and rows["bold"].p_holm < 0.001
+    assert rows["length"].p_holm > 0.05
     assert list(rows) == ["length", "bold"], "what does not occur has no row"
 
 
@@ -62,8 +63,8 @@ def test_what_the_labels_like_themselves_is_no_bias() -> None:
     texts = [("!" * a, "!" * b) for a, b in marks]
     margin = rng.normal(size=2000) + 0.7 * (marks[:, 0] - marks[:, 1])
     label = (rng.random(2000) < expit(margin)).astype(float)
-    (row,) = bias_report(margin, label, np.zeros(2000), texts)["features"]
-    assert row["labels"] > 0.6 and abs(row["difference"]) < 2.5 * row["se"]
+    (row,) = bias_report(margin, label, np.zeros(2000), texts).features
+    assert row.labels > 0.6 and abs(row.difference) < 2.5 * row.se
 
 
 def test_being_too_sure_of_everything_is_no_bias() -> None:
@@ -72,17 +73,17 @@ def test_being_too_sure_of_everything_is_no_bias() -> None:
     margin = rng.normal(size=2000) + 0.7 * (marks[:, 0] - marks[:, 1])
     label = (rng.random(2000) < expit(margin)).astype(float)
     texts = [("!" * a, "!" * b) for a, b in marks]
-    calm, sure = (bias_report(scale * margin, label, np.zeros(2000), texts)["features"][0] for scale in (1, 5))
-    assert sure["difference"] == pytest.approx(calm["difference"], abs=1e-3)
+    calm, sure = (bias_report(scale * margin, label, np.zeros(2000), texts).features[0] for scale in (1, 5))
+    assert sure.difference == pytest.approx(calm.difference, abs=1e-3)
 
 
 def test_the_excess_is_planted_and_recovered_in_score_a_unit() -> None:
     utility, longer, label = drawn(4000)
     found = excess_slope(utility + 0.2 * longer, label, longer)
-    assert found is not None and found["low"] < 0.2 < found["high"] and found["low"] > 0.1
-    assert found["p_value"] < 1e-6
+    assert found is not None and found.low < 0.2 < found.high and found.low > 0.1
+    assert found.p_value < 1e-6
     scaled = excess_slope(3 * (utility + 0.2 * longer), label, longer)
-    assert scaled is not None and scaled["value"] == pytest.approx(3 * found["value"], rel=1e-6)
+    assert scaled is not None and scaled.value == pytest.approx(3 * found.value, rel=1e-6)
 
 
 def test_a_pair_turned_round_changes_nothing() -> None:
@@ -93,10 +94,11 @@ def test_a_pair_turned_round_changes_nothing() -> None:
     texts = [("!" * int(max(x, 0)), "!" * int(max(-x, 0))) for x in longer]
     turned = [pair if side > 0 else pair[::-1] for pair, side in zip(texts, turn, strict=True)]
     a, b = bias_report(margin, label, longer, texts), bias_report(turn * margin, turned_label, turn * longer, turned)
-    for one, other in zip(a["features"], b["features"], strict=True):
+    for one, other in zip(a.features, b.features, strict=True):
         for key in ("labels", "model", "difference", "se"):
-            assert other[key] == pytest.approx(one[key], abs=1e-6)
-    assert b["length_excess"] == pytest.approx(a["length_excess"], abs=1e-6)
+            assert getattr(other, key) == pytest.approx(getattr(one, key), abs=1e-6)
+    assert a.length_excess is not None and b.length_excess is not None
+    assert as_json(b.length_excess) == pytest.approx(as_json(a.length_excess), abs=1e-6)
 
 
 @pytest.mark.parametrize("margin", [np.zeros(50), np.arange(1.0, 51)])

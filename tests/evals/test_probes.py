@@ -73,6 +73,6 @@ def test_the_report_counts_a_tie_one_half() -> None:
     scores = np.zeros((4, 11))
     scores[:, 1] = [1, 2, 0, -1]
     rows = probe_report(scores)
-    assert [row["name"] for row in rows] == list(PROBES)
-    assert rows[0]["above"] == pytest.approx(2.5 / 4) and rows[0]["margin"]["mean"] == pytest.approx(0.5)
-    assert rows[0]["low"] < 0.5 < rows[0]["high"] and rows[1]["above"] == 0.5
+    assert [row.name for row in rows] == list(PROBES)
+    assert rows[0].above == pytest.approx(2.5 / 4) and rows[0].margin["mean"] == pytest.approx(0.5)
+    assert rows[0].low < 0.5 < rows[0].high and rows[1].above == 0.5

@@ -4,7 +4,7 @@ import pytest
 
 from kleash.data.group import Group, Response
 from kleash.evals.refusals import refusal, refusal_report, refuses
-from kleash.rewards.reward import build_reward
+from kleash.rewards.build import build_reward
 
 
 @pytest.mark.parametrize(

@@ -47,22 +47,24 @@ def test_the_demo_leaves_a_report_and_every_figure(out: Path) -> None:
     assert isinstance(summary["reward_model"]["noise_ceiling"], float), "the labellers' probabilities are known here"
     assert "<svg" in (out / "report.html").read_text()
     assert len(story(summary).splitlines()) <= 10
+    sections = ["base", "sft", "comparisons", "reward", "validation", "ppo", "ppo-no-leash", "grpo", "dpo", "measuring"]
+    assert list(summary["stages"]) == sections and list(summary["section_seconds"]) == [*sections, "report"]
 
 
-def test_every_method_begins_at_the_sft_model_and_says_what_it_held(out: Path) -> None:
+def test_every_method_starts_at_the_sft_model_and_lists_its_models(out: Path) -> None:
     summary = json.loads((out / "summary.json").read_text())
-    held = {name: list(method["models"]) for name, method in summary["roads"].items()}
-    assert held == {
+    models = {name: list(result["models"]) for name, result in summary["roads"].items()}
+    assert models == {
         "ppo": ["policy", "reference", "reward", "value", "validation_reward"],
         "grpo": ["policy", "reference", "reward"],
         "dpo": ["policy"],
     }
     start = summary["curves"]["ppo"][0]
-    for name, method in summary["roads"].items():
-        assert method["curve"][0] == start and len(method["curve"]) >= 2, name
-        assert method["seconds"] > 0 and method["peak_memory"] > 1e8
-        tested = [row for row in read_jsonl(out / name / "samples.jsonl") if row["split"] == "test"]
-        assert {row["prompt"] for row in tested} == {
+    for name, result in summary["roads"].items():
+        assert result["curve"][0] == start and len(result["curve"]) >= 2, name
+        assert result["seconds"] > 0 and result["peak_memory"] > 1e8
+        rows = [row for row in read_jsonl(out / name / "samples.jsonl") if row["split"] == "test"]
+        assert {row["prompt"] for row in rows} == {
             row["prompt"] for row in read_jsonl(out / "ppo" / "samples.jsonl") if row["split"] == "test"
         }
 
@@ -70,13 +72,13 @@ def test_every_method_begins_at_the_sft_model_and_says_what_it_held(out: Path) -
 def test_the_peak_is_chosen_on_prompts_that_are_not_reported(out: Path) -> None:
     rows = [json.loads(line) for line in (out / "data" / "held_out.jsonl").read_text().splitlines()]
     choose, test = ({row["prompt"] for row in rows if row["split"] == split} for split in ("choose", "test"))
-    trained = {json.loads(line)["prompt"] for line in (out / "data" / "prompts.jsonl").read_text().splitlines()}
-    assert choose and test and not (choose & test) and not ((choose | test) & trained)
+    train = {json.loads(line)["prompt"] for line in (out / "data" / "prompts.jsonl").read_text().splitlines()}
+    assert choose and test and not (choose & test) and not ((choose | test) & train)
 
 
-def test_the_arm_without_penalty_has_no_kl_penalty_and_is_otherwise_the_same(out: Path) -> None:
-    with_penalty, free = ((read_record(out / name) or {})["config"] for name in ("ppo", "ppo-no-leash"))
-    assert {key for key in with_penalty if with_penalty[key] != free[key]} == {"beta", "out"}
+def test_the_arm_without_kl_penalty_is_otherwise_the_same(out: Path) -> None:
+    penalised, free = ((read_record(out / name) or {})["config"] for name in ("ppo", "ppo-no-leash"))
+    assert {key for key in penalised if penalised[key] != free[key]} == {"beta", "out"}
     assert free["beta"] == 0
 
 
@@ -100,9 +102,9 @@ def test_all_methods_add_best_of_n_online_dpo_and_rlaif(out: Path) -> None:
     assert [point["step"] for point in rounds] == [0, 1, 2, 3]
     assert "online DPO" in (out / "report.html").read_text()
     last = read_record(out / "online-dpo" / "round-3") or {}
-    assert last["config"]["reference"] == str(out / "sft"), "one KL penalty holds all rounds"
-    judged = list(read_groups(out / "rlaif" / "labels.jsonl"))
-    assert len(judged) == len(list(read_groups(out / "data" / "comparisons.jsonl")))
-    assert all(isinstance(row.label, Preference) and row.label.annotator == "judge-3" for row in judged)
+    assert last["config"]["reference"] == str(out / "sft"), "all rounds have one reference"
+    labels = list(read_groups(out / "rlaif" / "labels.jsonl"))
+    assert len(labels) == len(list(read_groups(out / "data" / "comparisons.jsonl")))
+    assert all(isinstance(row.label, Preference) and row.label.annotator == "judge-3" for row in labels)
     assert summary["roads"]["rlaif"]["curve"][-1]["step"] == 4 and "RLAIF" in (out / "report.html").read_text()
     (out / "summary.json").write_text(before)

@@ -1,64 +1,59 @@
+"""The runner: every arm at every seed once, in any number of processes, and its tables."""
+
 from __future__ import annotations
 
-import numpy as np
+import json
+from pathlib import Path
+
 import pytest
 
-from kleash.data.group import Group, Response
 from kleash.lab import experiment
-from kleash.lab.claims import active_choice
-from kleash.lab.world.small_world import World
-from kleash.labels.labeller import LabelResult
-from kleash.labels.reward_labeller import RewardLabeller
-
-PROMPT = "what is 1 plus 2 ?"
-RIGHT, WRONG = Response("it is 3 ."), Response("it is 4 .")
+from kleash.lab.experiment import Experiment, Figures, Results
 
 
-@pytest.fixture(scope="module")
-def world() -> World:
-    return World(0)
+def prepare(folder: Path, seed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "seed").write_text(str(seed))
 
 
-def test_labels_put_the_likelier_first_and_leave_out_what_has_none():
-    groups = [Group(PROMPT, (RIGHT, WRONG), columns={"kind": "sum"})] * 3
-    first, second = experiment.labelled(groups, [0.75, 0.25, None], "somebody")
-    assert first.responses == (RIGHT, WRONG) and second.responses == (WRONG, RIGHT)
-    assert [group.label.probability for group in (first, second)] == [0.75, 0.75]
-    assert first.label.annotator == "somebody" and first.columns == {"kind": "sum"}
+def measure(folder: Path, seed: int, factor: float) -> Figures:
+    assert (folder / "seed").read_text() == str(seed), "prepared first"
+    with (folder / "calls").open("a") as calls:
+        calls.write(f"{factor}\n")
+    return {"x": factor * (1 + 2 * seed), "missing": None}
 
 
-def test_gold_as_a_labeller_is_always_right_and_its_contrary_never(world):
-    groups = [Group(PROMPT, pair) for pair in ((RIGHT, WRONG), (WRONG, RIGHT), (RIGHT, RIGHT))]
-    labeller = RewardLabeller(experiment.Gold(world), name="gold")
-    figures = experiment.labeller_figures(world, groups, labeller.compare(groups))
-    assert figures["accuracy"] == 1.0  # of the two that gold decides
-    assert figures["first"] == figures["order"] == 0.0
-    contrary = [LabelResult("preference", "x", probability=1 - (v.probability or 0)) for v in labeller.compare(groups)]
-    assert experiment.labeller_figures(world, groups, contrary)["accuracy"] == 0.0
+EXPERIMENT = Experiment(name="trial", arms={"once": 1.0, "twice, at 50%": 2.0}, prepare=prepare, measure=measure)
 
 
-def test_who_prefers_a_side_is_seen_to(world):
-    groups = [Group(PROMPT, (RIGHT, WRONG)), Group(PROMPT, (WRONG, RIGHT))]
-    verdicts = [LabelResult("tie", "x", probability=0.5, order_effect=effect) for effect in (0.4, 0.2)]
-    figures = experiment.labeller_figures(world, groups, verdicts)
-    assert (figures["first"], figures["order"], figures["accuracy"]) == pytest.approx((0.3, 0.3, 0.5))
+def test_every_arm_is_measured_once_at_every_seed_and_kept(tmp_path):
+    results = experiment.run(EXPERIMENT, seeds=range(2), out=tmp_path)
+    assert results.arms == {
+        "once": [{"x": 1.0, "missing": None}, {"x": 3.0, "missing": None}],
+        "twice, at 50%": [{"x": 2.0, "missing": None}, {"x": 6.0, "missing": None}],
+    }
+    assert experiment.run(EXPERIMENT, seeds=range(2), out=tmp_path).arms == results.arms
+    assert (tmp_path / "seed-1" / "calls").read_text().splitlines() == ["1.0", "2.0"]
+    by_seed = json.loads((tmp_path / "trial.json").read_text())
+    assert by_seed[1] == {"once": results.arms["once"][1], "twice, at 50%": results.arms["twice, at 50%"][1]}
 
 
-def test_a_table_says_mean_and_standard_error_over_seeds():
-    text = experiment.table(
-        {"a": [{"x": 1.0}, {"x": 3.0}], "b": [{"x": -1.0}, {"x": -1.0}]}, {"x": "figure"}, first="who"
+@pytest.mark.slow
+def test_more_processes_find_the_same(tmp_path):
+    figures = [experiment.run(EXPERIMENT, seeds=range(2), out=tmp_path / str(n), workers=n).arms for n in (1, 2)]
+    assert figures[0] == figures[1]
+
+
+def test_a_table_has_means_and_standard_errors_over_seeds():
+    results = Results({"a": [{"x": 1.0}, {"x": 3.0}], "b": [{"x": -1.0}, {"x": -1.0}], "c": [{"x": None}, {}]})
+    assert results.table({"x": "figure"}, first="who").splitlines() == [
+        "| who | figure |", "|---|---|", "| a | 2.000 ± 1.000 |", "| b | −1.000 ± 0.000 |", "| c | – |",
+    ]  # fmt: skip
+    assert (
+        results.select(lambda name: name == "b").table({"x": "figure"}, first="who", digits=1).endswith("−1.0 ± 0.0 |")
     )
-    assert text.splitlines() == ["| who | figure |", "|---|---|", "| a | 2.000 ± 1.000 |", "| b | −1.000 ± 0.000 |"]
 
 
-def test_what_is_found_is_not_sought_again(tmp_path):
-    assert experiment.once(tmp_path / "x.json", lambda: {"a": 1}) == {"a": 1}
-    assert experiment.once(tmp_path / "x.json", lambda: pytest.fail("asked twice")) == {"a": 1}
-
-
-def test_label_noise_turns_its_share_and_the_same_ones_for_all():
-    lead = np.random.default_rng(0).normal(size=4000)
-    assert (active_choice.told(lead, 0.0, 1) == (lead > 0)).all()
-    noisy = active_choice.told(lead, 0.25, 1)
-    assert abs((noisy != (lead > 0)).mean() - 0.25) < 4 * (0.25 * 0.75 / 4000) ** 0.5
-    assert (noisy == active_choice.told(lead, 0.25, 1)).all() and (noisy != active_choice.told(lead, 0.25, 2)).any()
+def test_differences_are_taken_seed_by_seed():
+    results = Results({"a": [{"x": 1.0}, {"x": 3.0}], "b": [{"x": 2.0, "y": 1.0}, {"x": 3.5, "y": None}]})
+    assert results.less(lambda _: "a").arms == {"b": [{"x": 1.0}, {"x": 0.5}]}

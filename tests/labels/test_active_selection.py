@@ -62,8 +62,8 @@ def test_chosen_are_the_most_doubtful_of_what_the_audit_left(doubts, data, share
     assert len(best) + len(audit) == count == len({*best, *audit})
     assert len(audit) == round(share * count)
     assert [doubts[row] for row in best] == sorted((doubts[row] for row in best), reverse=True)
-    left = set(range(len(doubts))) - {*best, *audit}
-    assert not best or not left or min(doubts[row] for row in best) >= max(doubts[row] for row in left)
+    rest = set(range(len(doubts))) - {*best, *audit}
+    assert not best or not rest or min(doubts[row] for row in best) >= max(doubts[row] for row in rest)
 
 
 def test_the_audit_slice_does_not_look_at_doubts():
@@ -93,5 +93,5 @@ def test_the_queue_asks_what_the_ensemble_doubts_most(tmp_path):
     store.add_tasks(groups, uncertainty=uncertainty(groups, [Member(1.0)], by="uncertainty"))
     annotator = store.invite().annotator
     queue = Queue(store, QueueSettings(order="uncertain", audit_share=0.0, repeat_share=0.0))
-    asked = [assignment.prompt for assignment in queue.next(annotator, 3)]
-    assert asked == ["which of 0.25?", "which of 3.0?", "which of 9.0?"]
+    pairs_asked = [assignment.prompt for assignment in queue.next(annotator, 3)]
+    assert pairs_asked == ["which of 0.25?", "which of 3.0?", "which of 9.0?"]

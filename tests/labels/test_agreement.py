@@ -16,21 +16,23 @@ from kleash.labels.store import Store, Vote
 
 
 def vote(task: int, choice: str, **settings: object) -> Vote:
-    told = {
+    values = {
         "id": task, "key": f"k{task}", "task": task, "annotator": 1, "alias": "a", "kind": "person", "assignment": task,
         "choice": choice, "probability": None, "strength": None, "reason": "", "tags": [], "principle": None,
         "order_effect": None, "seconds": None, "guideline": None, "swapped": False, "repeat": False,
         "adjudicated": False, "created": 0.0,
     }  # fmt: skip
-    return Vote(**{**told, **settings})  # type: ignore[arg-type]
+    return Vote(**{**values, **settings})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_alpha_is_that_of_the_published_package(seed: int) -> None:
     rng = np.random.default_rng(seed)
     table = rng.multinomial(3, rng.dirichlet(np.ones(4)), size=30) * (rng.random(30) < 0.8)[:, None]
-    found = krippendorff(table.astype(float))
-    assert found == pytest.approx(reference.alpha(value_counts=table[table.sum(1) > 0], level_of_measurement="nominal"))
+    result = krippendorff(table.astype(float))
+    assert result == pytest.approx(
+        reference.alpha(value_counts=table[table.sum(1) > 0], level_of_measurement="nominal")
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -47,9 +49,9 @@ def test_alpha_for_exchangeable_sides_is_the_mean_chance_over_all_ways_of_turnin
         assert alpha is not None
         observed = 1 - (table * (table - 1)).sum() / table.sum()
         chance.append(observed / (1 - alpha))
-    found = krippendorff(table, exchangeable=(0, 1))
-    assert found is not None
-    assert observed / (1 - found) == pytest.approx(np.mean(chance), abs=2e-3)
+    result = krippendorff(table, exchangeable=(0, 1))
+    assert result is not None
+    assert observed / (1 - result) == pytest.approx(np.mean(chance), abs=2e-3)
 
 
 def test_where_chance_cannot_disagree_alpha_is_undefined_and_not_perfect() -> None:
@@ -78,10 +80,10 @@ def test_planted_agreement_lies_in_its_interval_as_often_as_it_says() -> None:
     same = (1 - tie) ** 2 * (1 - 2 * flip * (1 - flip)) + tie**2
     chance = tie**2 + (1 - tie) ** 2 / 2
     truth = (same - chance) / (1 - chance)
-    found = [agreement(planted(flip, tie, seed)) for seed in range(60)]
-    assert np.mean([one.raw for one in found]) == pytest.approx(same, abs=0.01)
-    assert np.mean([one.alpha for one in found]) == pytest.approx(truth, abs=0.015)
-    inside = sum(one.interval[0] <= truth <= one.interval[1] for one in found)
+    result = [agreement(planted(flip, tie, seed)) for seed in range(60)]
+    assert np.mean([one.raw for one in result]) == pytest.approx(same, abs=0.01)
+    assert np.mean([one.alpha for one in result]) == pytest.approx(truth, abs=0.015)
+    inside = sum(one.interval[0] <= truth <= one.interval[1] for one in result)
     assert inside >= 52  # 95 % of 60 is 57; fewer than 52 has a chance of 1 in 50
 
 
@@ -116,8 +118,8 @@ def label(store: Store, people: dict[int, Simulated], better: dict[str, str], se
     queue = Queue(store, settings)
     for person, mind in people.items():
         count = 0
-        while found := queue.next(person, 10):
-            for one in found:
+        while result := queue.next(person, 10):
+            for one in result:
                 ballot = mind.choose(better[str(one.prompt)], one.left.text, one.right.text, count)
                 queue.vote(person, one.id, ballot)
                 count += 1
@@ -159,9 +161,11 @@ def test_planted_habits_are_recovered_within_their_intervals(labelled: tuple[Sto
         # the others' majority errs too: one who is right in a share p agrees with it in p·q + (1 − p)(1 − q)
         sure = []
         for task, group in groups.items():
-            said = [one for one in votes if one.task == task and one.counts and not one.repeat]
+            task_votes = [one for one in votes if one.task == task and one.counts and not one.repeat]
             sides = [
-                2 * one.probability - 1 for one in said if one.annotator != names[name] and one.probability in (0, 1)
+                2 * one.probability - 1
+                for one in task_votes
+                if one.annotator != names[name] and one.probability in (0, 1)
             ]
             if sum(sides):
                 sure.append(group.responses[int(sum(sides) < 0)].text == better[str(group.prompt)])
@@ -201,9 +205,9 @@ def test_a_disagreement_waits_until_an_admin_has_ruled(tmp_path: Path) -> None:
             longer = "left" if len(one.left.text) > len(one.right.text) else "right"
             shorter = "right" if longer == "left" else "left"
             queue.vote(person, one.id, VoteRequest(f"vote-{person}-{i}", longer if i or person == first else shorter))
-    (found,) = disagreements(store)
-    assert found.answers == {"first": 1, "second": 1}
-    queue.adjudicate(admin, found.task, "tie", "ruling-key")
+    (result,) = disagreements(store)
+    assert result.answers == {"first": 1, "second": 1}
+    queue.adjudicate(admin, result.task, "tie", "ruling-key")
     assert disagreements(store) == []
     assert summary(store).adjudicated == 1
 
@@ -212,9 +216,9 @@ def test_figures_do_not_change_when_a_pair_is_turned_round() -> None:
     rows = planted(0.2, 0.1, 0, tasks=60)
     turned = [Counter({{"first": "second", "second": "first"}.get(k, k): n for k, n in row.items()}) for row in rows]
     mixed = [one if i % 2 else other for i, (one, other) in enumerate(zip(rows, turned, strict=True))]
-    found, again = agreement(rows), agreement(mixed)
+    result, again = agreement(rows), agreement(mixed)
     for name in ("raw", "alpha", "interval"):
-        assert getattr(found, name) == pytest.approx(getattr(again, name))
+        assert getattr(result, name) == pytest.approx(getattr(again, name))
 
 
 Pairs = Callable[[int], list[Group]]
@@ -222,5 +226,5 @@ Pairs = Callable[[int], list[Group]]
 
 def test_with_nothing_labelled_there_is_nothing_to_say(store: Store, pairs: Pairs) -> None:
     store.add_tasks(pairs(2))
-    found = summary(store)
-    assert (found.tasks, found.labelled, found.agreement.alpha) == (2, 0, None)
+    result = summary(store)
+    assert (result.tasks, result.labelled, result.agreement.alpha) == (2, 0, None)

@@ -41,8 +41,8 @@ def labels(tmp_path: Path) -> Store:
 def answer_all(store: Store, person: int) -> None:
     """A person who takes whatever is longer."""
     queue = Queue(store, QueueSettings(overlap=2, audit_share=0, repeat_share=0))
-    while found := queue.next(person):
-        (one,) = found
+    while open_pairs := queue.next(person):
+        (one,) = open_pairs
         side = "left" if len(one.left.text) > len(one.right.text) else "right"
         queue.vote(person, one.id, VoteRequest(f"vote-{person}-{one.id}", side))
 

@@ -26,22 +26,22 @@ def written(tmp_path: Path, text: str) -> Path:
 
 def test_a_principle_is_drawn_as_often_as_its_weight_says_and_the_same_for_the_same_key(tmp_path: Path) -> None:
     constitution = Constitution.load(written(tmp_path, TWO))
-    drawn = [constitution.draw((0, row)).name for row in range(4000)]
-    assert drawn == [constitution.draw((0, row)).name for row in range(4000)]
-    assert abs(Counter(drawn)["kind"] / 4000 - 0.75) < 5 * (0.75 * 0.25 / 4000) ** 0.5
-    assert drawn != [constitution.draw((1, row)).name for row in range(4000)]
+    draws = [constitution.draw((0, row)).name for row in range(4000)]
+    assert draws == [constitution.draw((0, row)).name for row in range(4000)]
+    assert abs(Counter(draws)["kind"] / 4000 - 0.75) < 5 * (0.75 * 0.25 / 4000) ** 0.5
+    assert draws != [constitution.draw((1, row)).name for row in range(4000)]
 
 
 def test_a_principle_taken_out_is_never_drawn_and_the_others_stay(tmp_path: Path) -> None:
     constitution = Constitution.load(written(tmp_path, TWO))
-    left = constitution.without("kind")
-    assert {left.draw(row).name for row in range(50)} == {"short"}
-    assert left.principles == constitution.principles[1:]
+    rest = constitution.without("kind")
+    assert {rest.draw(row).name for row in range(50)} == {"short"}
+    assert rest.principles == constitution.principles[1:]
     for name in ("unknown",):
         with pytest.raises(ConfigError, match="kind, short"):
             constitution.without(name)
     with pytest.raises(ConfigError, match="cannot be removed"):
-        left.without("short")
+        rest.without("short")
 
 
 def test_principles_cannot_be_changed_once_read(tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ def labels(tmp_path: Path) -> Store:
 
 def say(store: Store, groups: list[Group], *votes: float | str) -> None:
     """Votes of people: a probability, or a state."""
-    for number, said in enumerate(votes):
-        outcome = said if isinstance(said, str) else "tie" if said == 0.5 else "preference"
-        verdict = LabelResult(outcome, f"person-{number}", None if isinstance(said, str) else said)  # type: ignore[arg-type]
+    for number, answer in enumerate(votes):
+        outcome = answer if isinstance(answer, str) else "tie" if answer == 0.5 else "preference"
+        verdict = LabelResult(outcome, f"person-{number}", None if isinstance(answer, str) else answer)  # type: ignore[arg-type]
         store.record(groups, [verdict] * len(groups), kind="file")
 
 
@@ -110,8 +110,8 @@ def test_a_ruling_stands_in_place_of_the_votes_and_a_vote_taken_back_does_not_co
     queue = Queue(labels, PLAIN)
     person, admin = labels.invite().annotator, labels.invite(role="admin").annotator
     one, two = queue.next(person, 2)
-    for shown in (one, two):
-        queue.vote(person, shown.id, VoteRequest(f"vote-key-{shown.id}", "left"))
+    for pair_shown in (one, two):
+        queue.vote(person, pair_shown.id, VoteRequest(f"vote-key-{pair_shown.id}", "left"))
     queue.undo(person, "undo-key-1")
     queue.adjudicate(admin, one.task, "tie", "ruling-key")
     export_labels(labels, tmp_path / "out")
@@ -122,8 +122,8 @@ def test_a_ruling_stands_in_place_of_the_votes_and_a_vote_taken_back_does_not_co
 def test_hidden_repeats_are_for_checking_and_are_not_exported(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
     labels.add_tasks(pairs(30))
     queue, person = Queue(labels, replace(PLAIN, repeat_share=0.5)), labels.invite().annotator
-    while found := queue.next(person):
-        queue.vote(person, found[0].id, VoteRequest(f"vote-key-{found[0].id}", "left"))
+    while labels_out := queue.next(person):
+        queue.vote(person, labels_out[0].id, VoteRequest(f"vote-key-{labels_out[0].id}", "left"))
     assert any(vote.repeat for vote in labels.votes())
     export_labels(labels, tmp_path / "out")
     rows = read(tmp_path / "out" / "train.jsonl")
@@ -144,9 +144,9 @@ def davidson_votes(labels: Store, count: int, each: int, nu: float, spread: floa
         d = rng.gauss(0, spread)
         truth[f"prompt {i}"] = 1 / (1 + math.exp(-d))
         weights = [math.exp(d / 2), math.exp(-d / 2), nu]
-        for number, said in enumerate(rng.choices([1.0, 0.0, 0.5], weights, k=each)):
+        for number, answer in enumerate(rng.choices([1.0, 0.0, 0.5], weights, k=each)):
             groups.append(Group(f"prompt {i}", (Response("a"), Response("b"))))
-            verdicts.append(LabelResult.of(said, f"person-{number}"))
+            verdicts.append(LabelResult.of(answer, f"person-{number}"))
     labels.record(groups, verdicts)
     return truth
 
@@ -179,8 +179,8 @@ def test_labels_come_in_from_files_once_and_go_out_as_they_were(labels: Store, p
     assert import_labels(labels, tmp_path / "in.jsonl") == Imported(tasks=4, votes=4)
     assert import_labels(labels, tmp_path / "in.jsonl") == Imported(tasks=0, votes=0)
     export_labels(labels, tmp_path / "out", each="vote")
-    found = read(tmp_path / "out" / "train.jsonl")
-    assert [(row.prompt, row.responses, row.label) for row in found] == [
+    labels_out = read(tmp_path / "out" / "train.jsonl")
+    assert [(row.prompt, row.responses, row.label) for row in labels_out] == [
         (row.prompt, row.responses, row.label) for row in rows
     ]
 

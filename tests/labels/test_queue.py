@@ -18,25 +18,25 @@ PLAIN = QueueSettings(audit_share=0, repeat_share=0)
 
 
 def vote_all(queue: Queue, annotator: int, choice: Choice = "left", limit: int = 10_000) -> list[Assignment]:
-    seen: list[Assignment] = []
-    while len(seen) < limit and (found := queue.next(annotator, 1)):
-        queue.vote(annotator, found[0].id, VoteRequest(f"{annotator}-vote-{len(seen):06d}", choice))
-        seen += found
-    return seen
+    history: list[Assignment] = []
+    while len(history) < limit and (open_pairs := queue.next(annotator, 1)):
+        queue.vote(annotator, open_pairs[0].id, VoteRequest(f"{annotator}-vote-{len(history):06d}", choice))
+        history += open_pairs
+    return history
 
 
 def test_each_pair_goes_to_as_many_people_as_asked_and_to_nobody_twice(store: Store, pairs: Pairs) -> None:
     store.add_tasks(pairs(12))
     queue = Queue(store, replace(PLAIN, overlap=2))
     people = [store.invite().annotator for _ in range(3)]
-    seen: dict[int, list[int]] = {person: [] for person in people}
+    history: dict[int, list[int]] = {person: [] for person in people}
     for turn in range(12):
         for person in people:
-            for shown in queue.next(person):
-                queue.vote(person, shown.id, VoteRequest(f"vote-{person}-{turn:02d}", "left"))
-                seen[person].append(shown.task)
-    assert all(len(tasks) == len(set(tasks)) for tasks in seen.values())
-    assert set(Counter(task for tasks in seen.values() for task in tasks).values()) == {2}
+            for assignment in queue.next(person):
+                queue.vote(person, assignment.id, VoteRequest(f"vote-{person}-{turn:02d}", "left"))
+                history[person].append(assignment.task)
+    assert all(len(tasks) == len(set(tasks)) for tasks in history.values())
+    assert set(Counter(task for tasks in history.values() for task in tasks).values()) == {2}
     assert queue.next(people[0]) == []
 
 
@@ -67,20 +67,22 @@ def test_alone_a_person_sees_each_side_equally_often(store: Store, pairs: Pairs)
 
 def test_a_vote_for_the_left_is_for_the_response_that_stood_there(store: Store, pairs: Pairs) -> None:
     store.add_tasks(pairs(10))
-    shown = {one.task: one.left for one in vote_all(Queue(store, PLAIN), store.invite().annotator)}
+    assignment = {one.task: one.left for one in vote_all(Queue(store, PLAIN), store.invite().annotator)}
     groups = store.tasks()
     for vote in store.votes():
-        assert groups[vote.task].responses[vote.choice == "second"] == shown[vote.task]
+        assert groups[vote.task].responses[vote.choice == "second"] == assignment[vote.task]
         assert vote.probability == float(vote.choice == "first")
 
 
 def test_a_vote_sent_twice_is_counted_once_and_a_second_one_is_a_revision(store: Store, pairs: Pairs) -> None:
     store.add_tasks(pairs(1))
     queue, person = Queue(store, PLAIN), store.invite().annotator
-    (shown,) = queue.next(person)
-    assert not queue.vote(person, shown.id, VoteRequest("first-key", "left", 2, "because", ["clear"], 3.5)).repeated
-    assert queue.vote(person, shown.id, VoteRequest("first-key", "left")).repeated
-    assert not queue.vote(person, shown.id, VoteRequest("second-key", "tie")).repeated
+    (assignment,) = queue.next(person)
+    assert not queue.vote(
+        person, assignment.id, VoteRequest("first-key", "left", 2, "because", ["clear"], 3.5)
+    ).repeated
+    assert queue.vote(person, assignment.id, VoteRequest("first-key", "left")).repeated
+    assert not queue.vote(person, assignment.id, VoteRequest("second-key", "tie")).repeated
     one, two = store.votes()
     assert (one.counts, two.counts, two.choice, two.probability) == (False, True, "tie", 0.5)
     assert (one.strength, one.reason, one.tags, one.seconds) == (2, "because", ["clear"], 3.5)
@@ -98,9 +100,9 @@ def test_a_key_is_good_for_one_vote_only(store: Store, pairs: Pairs) -> None:
 def test_undo_opens_the_last_pairs_again_latest_first_and_keeps_the_history(store: Store, pairs: Pairs) -> None:
     store.add_tasks(pairs(8))
     queue, person = Queue(store, PLAIN), store.invite().annotator
-    seen = vote_all(queue, person, limit=5)
+    history = vote_all(queue, person, limit=5)
     last, before = (queue.undo(person, f"undo-key-{i}") for i in range(2))
-    assert last is not None and before is not None and (last.id, before.id) == (seen[4].id, seen[3].id)
+    assert last is not None and before is not None and (last.id, before.id) == (history[4].id, history[3].id)
     assert queue.undo(person, "undo-key-1") == before
     assert [one.id for one in queue.next(person, 3)][:2] == [before.id, last.id]
     assert sum(vote.counts for vote in store.votes()) == 3 and len(store.votes()) == 7
@@ -115,12 +117,12 @@ def test_a_lease_that_ran_out_gives_the_pair_to_others_and_a_late_vote_still_cou
     store.add_tasks(pairs(1))
     queue = Queue(store, replace(PLAIN, lease_seconds=-1))
     late, quick = store.invite().annotator, store.invite().annotator
-    (held,) = queue.next(late)
+    (first_pair,) = queue.next(late)
     (again,) = queue.next(quick)
-    assert again.task == held.task
+    assert again.task == first_pair.task
     queue.vote(quick, again.id, VoteRequest("quick-key", "left"))
     assert queue.next(late) == []
-    queue.vote(late, held.id, VoteRequest("late-key-1", "left"))
+    queue.vote(late, first_pair.id, VoteRequest("late-key-1", "left"))
     assert [vote.counts for vote in store.votes()] == [True, True]
 
 
@@ -128,8 +130,8 @@ def test_a_skipped_pair_goes_to_somebody_else(store: Store, pairs: Pairs) -> Non
     store.add_tasks(pairs(1))
     queue = Queue(store, PLAIN)
     one, two = store.invite().annotator, store.invite().annotator
-    (shown,) = queue.next(one)
-    queue.skip(one, shown.id, "skip-key-1", "too long")
+    (assignment,) = queue.next(one)
+    queue.skip(one, assignment.id, "skip-key-1", "too long")
     assert queue.next(one) == [] and len(queue.next(two)) == 1
     assert not any(vote.counts for vote in store.votes())
 
@@ -140,8 +142,8 @@ def test_the_most_uncertain_come_first_and_a_share_at_random(store: Store, pairs
     first = [int(str(one.prompt).split()[1]) for one in vote_all(certain, store.invite().annotator, limit=10)]
     assert first == list(range(79, 69, -1))
     audited = Queue(store, replace(PLAIN, audit_share=0.5))
-    drawn = [int(str(one.prompt).split()[1]) for one in vote_all(audited, store.invite().annotator, limit=24)]
-    assert 5 <= sum(place < 56 for place in drawn) <= 18
+    places = [int(str(one.prompt).split()[1]) for one in vote_all(audited, store.invite().annotator, limit=24)]
+    assert 5 <= sum(place < 56 for place in places) <= 18
 
 
 def test_practice_comes_first_with_its_answer_and_counts_for_nothing(store: Store, pairs: Pairs) -> None:
@@ -171,24 +173,24 @@ def test_nobody_votes_for_somebody_else(store: Store, pairs: Pairs) -> None:
     store.add_tasks(pairs(1))
     queue = Queue(store, PLAIN)
     one, two = store.invite().annotator, store.invite().annotator
-    (shown,) = queue.next(one)
+    (assignment,) = queue.next(one)
     with pytest.raises(InputError, match="is not yours"):
-        queue.vote(two, shown.id, VoteRequest("somebody-else", "left"))
+        queue.vote(two, assignment.id, VoteRequest("somebody-else", "left"))
 
 
 @pytest.mark.parametrize(
-    ("ballot", "told"),
+    ("vote", "message"),
     [
         (VoteRequest("a-good-key", "first"), "is not a choice"),  # type: ignore[arg-type]
         (VoteRequest("short", "left"), "8 to 80 characters"),
         (VoteRequest("a-good-key", "left", strength=4), "strength is 4"),
     ],
 )
-def test_a_vote_that_is_none_is_refused(store: Store, pairs: Pairs, ballot: VoteRequest, told: str) -> None:
+def test_a_vote_that_is_none_is_refused(store: Store, pairs: Pairs, vote: VoteRequest, message: str) -> None:
     store.add_tasks(pairs(1))
     queue, person = Queue(store, PLAIN), store.invite().annotator
-    with pytest.raises(InputError, match=told):
-        queue.vote(person, queue.next(person)[0].id, ballot)
+    with pytest.raises(InputError, match=message):
+        queue.vote(person, queue.next(person)[0].id, vote)
     assert store.votes() == []
 
 
@@ -206,16 +208,16 @@ def test_an_admin_rules_and_others_do_not(store: Store, pairs: Pairs) -> None:
 def test_people_who_ask_at_the_same_moment_share_the_pairs_without_a_double(store: Store, pairs: Pairs) -> None:
     store.add_tasks(pairs(40))
     people = [store.invite().annotator for _ in range(8)]
-    seen: list[list[Assignment]] = []
+    history: list[list[Assignment]] = []
     threads = [
-        threading.Thread(target=lambda person=person: seen.append(vote_all(Queue(store, PLAIN), person)))
+        threading.Thread(target=lambda person=person: history.append(vote_all(Queue(store, PLAIN), person)))
         for person in people
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    tasks = [one.task for own in seen for one in own]
+    tasks = [one.task for answers in history for one in answers]
     assert len(tasks) == len(set(tasks)) == 40
     assert sum(vote.counts for vote in store.votes()) == 40
 

@@ -73,8 +73,8 @@ def test_a_practice_pair_needs_an_answer(store: Store, pairs: Pairs) -> None:
 
 def test_a_token_opens_one_door_until_it_is_revoked_and_is_kept_nowhere(store: Store) -> None:
     one, two = store.invite("one"), store.invite("two", role="admin")
-    found = store.annotator_of(one.token)
-    assert found is not None and (found.id, found.role) == (one.annotator, "annotator")
+    stored = store.annotator_of(one.token)
+    assert stored is not None and (stored.id, stored.role) == (one.annotator, "annotator")
     assert store.annotator_of(one.token + "x") is None
     store.revoke(one.annotator)
     assert store.annotator_of(one.token) is None and store.annotator_of(two.token) is not None
@@ -106,20 +106,20 @@ def test_a_call_is_kept_by_its_key_and_an_answer_replaces_a_failure(store: Store
     store.save_call(failed)
     assert store.call("k" * 64) == failed and store.call("x" * 64) is None
     store.save_call(replace(failed, state="verdict", response={"p": 1.0}, cost=0.25, prompt_tokens=3))
-    found = store.call("k" * 64)
-    assert found is not None and (found.state, found.response, found.prompt_tokens) == ("verdict", {"p": 1.0}, 3)
+    stored = store.call("k" * 64)
+    assert stored is not None and (stored.state, stored.response, stored.prompt_tokens) == ("verdict", {"p": 1.0}, 3)
     assert store.spent() == 0.25
 
 
 def test_revisions_come_back_in_order(store: Store) -> None:
-    kept = [Revision(({"role": "user", "content": "p"},), "o", "c", f"r{i}", "kind", i, "m", i == 1) for i in range(2)]
-    for revision in kept:
+    both = [Revision(({"role": "user", "content": "p"},), "o", "c", f"r{i}", "kind", i, "m", i == 1) for i in range(2)]
+    for revision in both:
         store.save_revision(revision)
-    assert store.revisions() == kept
+    assert store.revisions() == both
 
 
 def test_guidelines_change_their_version_only_with_their_text(store: Store) -> None:
     assert store.guidelines() is None
     assert [store.set_guidelines(text).version for text in ("a", "a", "b")] == [1, 1, 2]
-    found = store.guidelines()
-    assert found is not None and (found.version, found.text) == (2, "b")
+    stored = store.guidelines()
+    assert stored is not None and (stored.version, stored.text) == (2, "b")

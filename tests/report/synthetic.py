@@ -17,6 +17,7 @@ from kleash.evals.noise import lapse_model
 from kleash.evals.policy_stats import mean_se
 from kleash.evals.preference_report import preference_report
 from kleash.evals.probes import PROBES, probe_report
+from kleash.evals.report_values import as_json
 from kleash.evals.strata import quartiles, strata_report
 
 PROMPTS = {
@@ -169,7 +170,7 @@ def reward_model(seed: int = 0, pairs: int = 600) -> dict[str, Any]:
         np.stack([20 + longer, np.full(pairs, 20.0)], 1),
         label_probability=q,
     )
-    return report | more_of_reward_model(rng, margin, label, longer)
+    return as_json(report) | more_of_reward_model(rng, margin, label, longer)
 
 
 def more_of_reward_model(rng: Any, margin: Any, label: Any, longer: Any) -> dict[str, Any]:
@@ -187,24 +188,27 @@ def more_of_reward_model(rng: Any, margin: Any, label: Any, longer: Any) -> dict
     }
     quantiles = {"0.05": 4.1, "0.25": 5.0, "0.5": 5.6, "0.75": 6.4, "0.95": 8.3}
     return {
-        "bias": bias_report(margin + polite @ [0.5, -0.5], label, longer, texts),
-        "strata": strata_report(
-            hits,
-            {
-                "length difference": quartiles(np.abs(longer), " tokens"),
-                "score difference": quartiles(np.abs(margin)),
-                "kind": rng.choice(["question", "description", "harm"], size=len(margin)).tolist(),
-            },
-        ),
+        "bias": as_json(bias_report(margin + polite @ [0.5, -0.5], label, longer, texts)),
+        "strata": [
+            as_json(partition)
+            for partition in strata_report(
+                hits,
+                {
+                    "length difference": quartiles(np.abs(longer), " tokens"),
+                    "score difference": quartiles(np.abs(margin)),
+                    "kind": rng.choice(["question", "description", "harm"], size=len(margin)).tolist(),
+                },
+            )
+        ],
         "label_noise": {
             "disagreement": {"rate": 0.31, "low": 0.22, "high": 0.42, "pairs": 80},
-            "lapse_model": lapse_model(margin, label),
+            "lapse_model": as_json(lapse_model(margin, label)),
         },
-        "probes": probe_report(scores),
+        "probes": [as_json(probe) for probe in probe_report(scores)],
         "best_of": [
             {"k": k, **{name: mean_se(values[:, k - 1]) for name, values in pool.items()}} for k in range(1, 17)
         ],
-        "learning_curve": learning_curve(sizes, learned, 1 - learned),
+        "learning_curve": as_json(learning_curve(sizes, learned, 1 - learned)),
         "distance": {
             "threshold": 9.7,
             "dimensions": 32,

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from kleash.errors import InputError
-from kleash.evals import overoptimization
+from kleash.evals.overoptimization import (
+    GRID,
+    KLCurve,
+    Source,
+    analyse,
+    best_of_n_kl_curve,
+    choosing_prompts,
+    in_words,
+    law_gain,
+)
+from kleash.evals.report_values import as_json
 from kleash.outputs import SCHEMA
 from kleash.report.overoptimization_report import story, write_page
 from tests.report.test_figures import is_affine, points
@@ -17,39 +27,37 @@ from tests.report.test_html import HOSTILE, Page
 
 
 def record(
-    source: overoptimization.Source = "checkpoints", *, turns: bool = True, text: str = "so good . so bad ."
+    source: Source = "checkpoints", *, turns: bool = True, text: str = "so good . so bad ."
 ) -> tuple[dict[str, Any], Any]:
     """A finished run's run.json and shown.json; d = 0 … 5, gold of the law of trained policies or rising."""
     rng = np.random.default_rng(0)
     d = np.linspace(0, 5, 9)
-    gain = overoptimization.law_gain(d, 1.0, 0.6, "checkpoints") if turns else d / 2
+    gain = law_gain(d, 1.0, 0.6, "checkpoints") if turns else d / 2
     gold = gain[:, None] + rng.normal(0, 0.3, (9, 80))
     proxy = d[:, None] + rng.normal(0, 0.3, (9, 80))
     kl = (d**2)[:, None] * (1 + 0.2 * rng.normal(0, 1, (9, 80)))
     names = tuple(map(str, range(80)))
-    kl_curve = overoptimization.KLCurve("checkpoints", tuple(range(0, 45, 5)), names, gold, proxy, kl)
-    pools = overoptimization.curve_of_best_of_n(names, gold.T[:, :8], proxy.T[:, :8])
-    choose = overoptimization.choosing(names, share=0.5, seed=0)
-    kl_curves = {
-        each.source: overoptimization.analyse(each, choose=choose, resamples=200) for each in (kl_curve, pools)
-    }
+    curve = KLCurve("checkpoints", tuple(range(0, 45, 5)), names, gold, proxy, kl)
+    pools = best_of_n_kl_curve(names, gold.T[:, :8], proxy.T[:, :8])
+    choose = choosing_prompts(names, share=0.5, seed=0)
+    analyses = {each.source: analyse(each, choose=choose, resamples=200) for each in (curve, pools)}
     if source == "best-of-n":
-        del kl_curves["checkpoints"]
+        del analyses["checkpoints"]
+    curves = {name: as_json(analysis) for name, analysis in analyses.items()}
     answer = {
         "response": text, "finished": False, "proxy": 1.0, "gold": -1.0, "kl": 2.0,
         "pieces": [{"text": text, "drop": 0.4}, {"text": "bad", "drop": -0.2}],
     }  # fmt: skip
     shown = {
-        "source": source, "before": kl_curves[source]["peak"]["point"],
-        "after": kl_curves[source]["points"][-1]["point"],
+        "source": source, "before": curves[source]["peak"]["point"], "after": curves[source]["points"][-1]["point"],
         "prompts": [{"prompt": text, "by": "rule", "before": answer, "after": {**answer, "pieces": []}}],
     }  # fmt: skip
-    words = {name: overoptimization.in_words(analysis) for name, analysis in kl_curves.items()}
+    words = {name: in_words(analysis) for name, analysis in analyses.items()}
     return {
         "schema": SCHEMA, "stage": "overopt", "status": "finished", "config": {"gold": text, "seed": 0},
         "versions": {"python": "3"},
         "gates": {"in (proxy)": {"passed": False, "finding": text, "forced": True}},
-        "results": {"roads": kl_curves, "words": words},
+        "results": {"roads": curves, "words": words},
     }, shown  # fmt: skip
 
 
@@ -67,7 +75,7 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, dict[st
     return written(folder, made), folder, made[0]
 
 
-def test_the_page_says_the_verdict_the_law_and_what_is_recommended(turned: tuple[str, Path, dict[str, Any]]) -> None:
+def test_the_page_says_the_verdict_the_law_and_what_to_ship(turned: tuple[str, Path, dict[str, Any]]) -> None:
     page, _, made = turned
     text = Page(page).text
     for words in made["results"]["words"].values():
@@ -92,16 +100,16 @@ def test_the_curve_stands_at_its_distances_and_its_marks_at_its_points(
     turned: tuple[str, Path, dict[str, Any]],
 ) -> None:
     page, _, made = turned
-    kl_curve = made["results"]["roads"]["checkpoints"]
+    curve = made["results"]["roads"]["checkpoints"]
     for quantity in ("gold", "proxy"):
         drawn = points(page, f"overoptimization-checkpoints-{quantity}")
-        assert is_affine(drawn[:, 0], [row["distance"]["value"] for row in kl_curve["points"]])
-        assert is_affine(drawn[:, 1], [row[quantity]["mean"] for row in kl_curve["points"]])
+        assert is_affine(drawn[:, 0], [row["distance"]["value"] for row in curve["points"]])
+        assert is_affine(drawn[:, 1], [row[quantity]["mean"] for row in curve["points"]])
         assert len(points(page, f"overoptimization-best-of-n-{quantity}")) == 4
         assert (
             f'id="overoptimization-peak-{quantity}"' in page and f'id="overoptimization-recommended-{quantity}"' in page
         )
-    assert len(points(page, "overoptimization-checkpoints-law")) == overoptimization.GRID
+    assert len(points(page, "overoptimization-checkpoints-law")) == GRID
 
 
 def test_the_picture_is_a_file_of_its_own_with_its_colours(turned: tuple[str, Path, dict[str, Any]]) -> None:

@@ -8,7 +8,8 @@ import torch
 from kleash.content import reward_hash
 from kleash.data.group import Group, Response
 from kleash.errors import ConfigError
-from kleash.rewards.reward import Reward, build_reward, explain
+from kleash.rewards.build import build_reward
+from kleash.rewards.reward import Reward, explain
 
 GROUPS = [
     Group("x", tuple(map(Response, ("it is 72", "72", "it may well be 73", "no"))), None, {"answer": "72"}),
@@ -44,7 +45,7 @@ def test_the_score_is_the_weighted_sum_of_clipped_and_gated_parts(composed: Path
     assert list(parts)[:3] == ["number", "words", "exact"]
 
 
-def test_the_shipped_reward_pays_for_right_answers_that_ended_alone() -> None:
+def test_the_shipped_reward_pays_for_right_answers_that_ended_only() -> None:
     reward = build_reward(str(Path(__file__).parents[2] / "recipes/rewards/right-and-ended.yaml"))
     responses = (Response("it is 72"), Response("it is 72", finished=False), Response("it is 73"))
     scores, parts = explain(reward, [Group("x", responses, None, {"answer": "72"})])
@@ -64,18 +65,24 @@ def test_F4_a_closed_gate_lets_nothing_through_not_even_an_infinity() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("parts: []", "should hold 'parts' alone, a list of"),
-        ("parts: [number]", "should hold 'parts' alone, a list of"),
-        ("weight: 3\nparts: [{reward: number}]", "should hold 'parts' alone"),
+        ("parts: []", "should have one key, 'parts': a list of"),
+        ("parts: [number]", "should have one key, 'parts': a list of"),
+        ("weight: 3\nparts: [{reward: number}]", "should have one key, 'parts'"),
         ("parts: [{reward: number, wieght: 3}]", r"part 1: unknown key 'wieght'; did you mean 'weight'\?"),
         ("parts: [{reward: number, weight: much}]", "part 1: 'weight' is 'much', but should be a valid number"),
         ("parts: [{reward: number, weight: .inf}]", "part 1: 'weight' is inf, but should be a finite number"),
-        ("parts: [{reward: number, clip: [1, -1]}]", r"'clip' is \[1, -1\], but should be \[least, greatest\]"),
+        (
+            "parts: [{reward: number, clip: [1, -1]}]",
+            r"'clip' is \[1, -1\], but should be \[lower, upper\] with",
+        ),
         ("parts: [{weight: 1}]", "part 1: 'reward' is missing; give A verifier"),
         ("parts: [{reward: number}, {reward: number}]", "part 2: another part is 'number' too; give it a 'name'"),
         ("parts: [{reward: number, gate: number}]", "'gate' is 'number', but should be another part's name"),
         ("parts: [{reward: number, gate: math}]", "'gate' is 'math', but should be another part's name"),
-        ("parts: [{reward: reward.yaml}]", "should be no composition itself; list its parts here"),
+        (
+            "parts: [{reward: reward.yaml}]",
+            "a reward other than a .yaml file; list the parts of that file here",
+        ),
         ("parts: [{reward: numbr}]", "no such folder; give a reward model's folder"),
     ],
 )

@@ -12,8 +12,9 @@ from kleash.chat.openai_endpoint import Endpoint
 from kleash.content import reward_hash
 from kleash.data.group import Group, Response
 from kleash.errors import ConfigError, DataError
+from kleash.models.compute import Compute
+from kleash.rewards.build import build_reward
 from kleash.rewards.judge_score import SCALE, JudgeReward
-from kleash.rewards.reward import build_reward
 from tests.chat.loopback import Reply, Server
 
 
@@ -46,7 +47,7 @@ def test_a_response_without_a_score_is_said_and_gets_none() -> None:
 def test_a_judge_is_a_reward_by_its_file_and_the_file_stands_for_its_model(base: Path, tmp_path: Path) -> None:
     path = tmp_path / "judge.yaml"
     path.write_text(f"judge: {base}\nrule: Prefer more z.\n")
-    reward = build_reward(str(path), device="cpu")
+    reward = build_reward(str(path), compute=Compute("cpu"))
     scores = reward([group("a b", "z z z"), group("c", "d")])
     assert scores.shape == (2, 2) and bool((scores.abs() <= 1).all())
     before = reward_hash(str(path))

@@ -1,24 +1,35 @@
-"""F15: verifiers fail silently; here every response has a verdict, and what hacks a verifier earns nothing."""
+"""F15: verifiers fail silently; here every response has an outcome, and what hacks a verifier earns nothing."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kleash.cli import _run
 from kleash.data.group import Group, Response
-from kleash.errors import DataError
-from kleash.rewards import checks, verifiers
-from kleash.rewards.verifiers import Verifier
+from kleash.errors import ConfigError, DataError
+from kleash.rewards import verifier
+from kleash.rewards.build import build_reward
+from kleash.rewards.non_answers import MANY_GUESSES, count_guesses, is_loop
+from kleash.rewards.verifier import VerifierReward
+from kleash.rewards.verifiers import verifiers
+from kleash.rewards.verifiers.number import last_number
 
 
-def verdict(name: str, text: str, expected: Any, *, finished: bool = True) -> str:
+def outcome(name: str, text: str, expected: Any, *, finished: bool = True) -> str:
     response = Response(text, finished=finished)
-    return Verifier(name).verdict(Group("x", (response,), None, {checks.COLUMNS[name]: expected}), response)
+    group = Group("x", (response,), None, {verifiers()[name].column: expected})
+    return VerifierReward(verifiers()[name]).outcome(group, response)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +69,7 @@ def verdict(name: str, text: str, expected: Any, *, finished: bool = True) -> st
     ],
 )
 def test_number_reads_the_last_number_as_people_write_it(text: str, answer: Any, expected: str) -> None:
-    assert verdict("number", text, answer) == expected
+    assert outcome("number", text, answer) == expected
 
 
 @pytest.mark.parametrize(
@@ -85,16 +96,16 @@ def test_number_reads_the_last_number_as_people_write_it(text: str, answer: Any,
     ],
 )
 def test_math_is_math_verify_without_its_known_false_positives(text: str, answer: str, expected: str) -> None:
-    assert verdict("math", text, answer) == expected
+    assert outcome("math", text, answer) == expected
 
 
 def test_F15_two_texts_that_cannot_be_read_are_not_equal() -> None:
-    with pytest.raises(DataError, match="cannot be read as mathematics; mend it"):
-        verdict("math", "???", "???")
+    with pytest.raises(DataError, match="cannot be parsed as mathematics; correct it"):
+        outcome("math", "???", "???")
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "expected", "found"),
+    ("name", "text", "expected", "result"),
     [
         ("exact", " yes\n", "yes", "right"),
         ("exact", "yes.", "yes", "wrong"),
@@ -108,17 +119,17 @@ def test_F15_two_texts_that_cannot_be_read_are_not_equal() -> None:
         ("json-schema", "[0,0,0,0,0,0,0,0,0,0,0,0,0]", {"type": "array"}, "right"),
     ],
 )
-def test_text_and_json(name: str, text: str, expected: Any, found: str) -> None:
-    assert verdict(name, text, expected) == found
+def test_text_and_json(name: str, text: str, expected: Any, result: str) -> None:
+    assert outcome(name, text, expected) == result
 
 
 ACCEPTS_ALL = {"number": "72", "math": "72", "exact": "", "regex": "(?s).*", "json-schema": {}}
 
 
-@pytest.mark.parametrize("name", checks.CHECKS)
+@pytest.mark.parametrize("name", verifiers())
 @pytest.mark.parametrize("text", ["", " \n\t"])
 def test_F15_an_empty_response_earns_nothing(name: str, text: str) -> None:
-    assert verdict(name, text, ACCEPTS_ALL[name]) == "unparsable"
+    assert outcome(name, text, ACCEPTS_ALL.get(name, "72")) == "unparsable"
 
 
 @pytest.mark.parametrize("name", ["number", "math", "regex"])
@@ -132,18 +143,18 @@ def test_F15_an_empty_response_earns_nothing(name: str, text: str) -> None:
     ],
 )
 def test_F15_a_response_that_repeats_itself_to_the_end_earns_nothing(name: str, text: str) -> None:
-    assert verdict(name, text, ACCEPTS_ALL[name]) == "unparsable"
+    assert outcome(name, text, ACCEPTS_ALL[name]) == "unparsable"
 
 
 def test_F15_a_loop_that_was_cut_within_a_word_is_one_too() -> None:
     text = "The answer is 72. " * 12 + "The ans"
-    assert verdict("regex", text, ".*", finished=False) == "unparsable"
-    assert verdict("regex", text, ".*") == "right"
+    assert outcome("regex", text, ".*", finished=False) == "unparsable"
+    assert outcome("regex", text, ".*") == "right"
 
 
 @pytest.mark.parametrize("text", ["= 1000000000000", "so 0.3333333333333333", "72\n----------------", "ha ha ha 72"])
 def test_repeated_digits_and_rules_are_no_loop(text: str) -> None:
-    assert not checks.loops(text)
+    assert not is_loop(text)
 
 
 @pytest.mark.parametrize("name", ["number", "math"])
@@ -161,7 +172,7 @@ def test_repeated_digits_and_rules_are_no_loop(text: str) -> None:
     ],
 )
 def test_F15_a_list_of_guesses_earns_nothing(name: str, text: str) -> None:
-    assert verdict(name, text, "72") != "right"
+    assert outcome(name, text, "72") != "right"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +186,7 @@ def test_F15_a_list_of_guesses_earns_nothing(name: str, text: str) -> None:
     ],
 )
 def test_numbers_on_the_way_are_no_guesses(text: str) -> None:
-    assert checks.guesses(text) < checks.MANY
+    assert count_guesses(text) < MANY_GUESSES
 
 
 def test_guards_take_no_time_on_what_a_model_may_write() -> None:
@@ -188,41 +199,40 @@ def test_guards_take_no_time_on_what_a_model_may_write() -> None:
         r"\boxed{" * 20_000,
         "-$" * 50_000,
     ):
-        checks.loops(text)
-        checks.guesses(text)
-        checks.last_number(text)
-    assert time.process_time() - began < 10
+        is_loop(text)
+        count_guesses(text)
+        last_number(text)
+    assert time.monotonic() - began < 10
 
 
 def test_F15_a_check_that_does_not_end_is_counted_and_the_next_one_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verifiers, "SECONDS", 0.3)
-    assert verdict("regex", "a" * 60 + "!", "(a+)+") == "timed_out"
-    assert verdict("json-schema", '"' + "a" * 60 + '!"', {"pattern": "^(a+)+$"}) == "timed_out"
-    monkeypatch.undo()  # what ends shall have its time, on a busy machine too
-    assert verdict("regex", "aaa", "(a+)+") == "right"
+    monkeypatch.setattr(verifier, "LIMITS", replace(verifier.LIMITS, seconds=0.3))
+    assert outcome("regex", "a" * 60 + "!", "(a+)+") == "timed_out"
+    assert outcome("regex", "aaa", "(a+)+") == "right"
+    assert outcome("json-schema", '"' + "a" * 60 + '!"', {"pattern": "^(a+)+$"}) == "timed_out"
 
 
 def test_F15_computer_algebra_that_does_not_end_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verifiers, "SECONDS", 0.5)
-    assert verdict("math", r"\boxed{9^{9^{9^9}}}", "72") == "timed_out"
+    monkeypatch.setattr(verifier, "LIMITS", replace(verifier.LIMITS, seconds=0.5))
+    assert outcome("math", r"\boxed{9^{9^{9^9}}}", "72") == "timed_out"
     monkeypatch.undo()
-    assert verdict("math", r"\boxed{72}", "72") == "right"
+    assert outcome("math", r"\boxed{72}", "72") == "right"
 
 
 def test_one_process_serves_all_checks_and_every_thread() -> None:
-    assert verdict("regex", "a", "a") == "right"
-    process = verifiers._worker._process
-    found: list[str] = []
-    threads = [threading.Thread(target=lambda: found.append(verdict("math", r"\boxed{72}", "72"))) for _ in range(4)]
+    assert outcome("regex", "a", "a") == "right"
+    process = verifier._runner._process
+    outcomes: list[str] = []
+    threads = [threading.Thread(target=lambda: outcomes.append(outcome("math", r"\boxed{72}", "72"))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == ["right"] * 4
-    assert verifiers._worker._process is process and process is not None
+    assert outcomes == ["right"] * 4
+    assert verifier._runner._process is process and process is not None
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert verdict("regex", "a", "a") == "right", "ended from outside between two checks: no fault of the next one"
+    assert outcome("regex", "a", "a") == "right", "ended from outside between two checks: no fault of the next one"
 
 
 def test_after_an_interruption_no_reply_is_taken_for_another_request() -> None:
@@ -231,45 +241,87 @@ def test_after_an_interruption_no_reply_is_taken_for_another_request() -> None:
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        assert verdict("regex", "a", "a") == "right"
+        assert outcome("regex", "a", "a") == "right"
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         with pytest.raises(KeyboardInterrupt):
-            verdict("regex", "a" * 26 + "!", "(a+)+")  # takes seconds, then says wrong
+            outcome("regex", "a" * 26 + "!", "(a+)+")  # takes seconds, then says wrong
     finally:
         signal.signal(signal.SIGALRM, before)
-    assert [verdict("regex", "a", "a") for _ in range(3)] == ["right"] * 3
+    assert [outcome("regex", "a", "a") for _ in range(3)] == ["right"] * 3
 
 
 @pytest.mark.parametrize("reference", ["https://example.invalid/schema.json", "other.json#/a"])
 def test_F17_a_schema_that_refers_elsewhere_is_refused_and_nothing_is_fetched(reference: str, network: Any) -> None:
     with pytest.raises(DataError, match="is not in it; put it under"):
-        verdict("json-schema", "{}", {"$ref": reference})
+        outcome("json-schema", "{}", {"$ref": reference})
     assert network.attempts() == []
 
 
 @pytest.mark.parametrize(
     ("name", "column", "message"),
     [
-        ("number", {}, "reads the column 'answer', and the row of prompt 'x' has none"),
+        ("number", {}, "reads the column 'answer', but the row with prompt 'x' has none"),
         ("number", {"answer": True}, "has a bool there"),
-        ("number", {"answer": "unknown"}, "ends in no number"),
-        ("regex", {"pattern": "("}, "is no regular expression"),
-        ("json-schema", {"schema": {"type": "objekt"}}, "is no JSON Schema"),
-        ("json-schema", {"schema": "{"}, "is no JSON Schema"),
+        ("number", {"answer": "unknown"}, "does not end in a number"),
+        ("regex", {"pattern": "("}, "invalid regular expression: '\\('"),
+        ("json-schema", {"schema": {"type": "objekt"}}, "invalid JSON Schema: "),
+        ("json-schema", {"schema": "{"}, "invalid JSON Schema: "),
     ],
 )
 def test_a_row_that_cannot_be_checked_is_one_line_and_not_a_wrong_response(
     name: str, column: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DataError, match=message) as caught:
-        Verifier(name)([Group("x", (Response("1"),), None, column)])
+        VerifierReward(verifiers()[name])([Group("x", (Response("1"),), None, column)])
     assert "\n" not in str(caught.value)
 
 
-def test_scores_are_one_for_right_and_verdicts_add_up() -> None:
+def test_scores_are_one_for_right_and_outcomes_add_up() -> None:
     groups = [Group("x", (Response("72"), Response("73")), None, {"answer": "72"})] * 2
-    scores, parts = Verifier("number").explain(groups)
-    assert scores.tolist() == [[1, 0], [1, 0]] == Verifier("number")(groups).tolist()
-    assert {verdict: float(part.sum()) for verdict, part in parts.items()} == {
+    reward = VerifierReward(verifiers()["number"])
+    scores, parts = reward.explain(groups)
+    assert scores.tolist() == [[1, 0], [1, 0]] == reward(groups).tolist()
+    assert {name: float(part.sum()) for name, part in parts.items()} == {
         "right": 2, "wrong": 2, "unparsable": 0, "timed_out": 0,
     }  # fmt: skip
+
+
+def test_a_file_in_the_package_is_all_that_a_verifier_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "starts_with.py").write_text(
+        'NAME = "starts-with"\nCOLUMN = "answer"\nGUARDED = False\n\n\n'
+        'def check(text, answer):\n    return "right" if text.startswith(answer) else "wrong"\n'
+    )
+    package = sys.modules[verifiers.__module__]
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    verifiers.cache_clear()
+    try:
+        reward = build_reward("starts-with")
+        assert reward([Group("x", (Response("72!"), Response("!72")), None, {"answer": 72})]).tolist() == [[1, 0]]
+        with pytest.raises(ConfigError, match=r"no such folder; .*number, regex, starts-with; or "):
+            build_reward("start-with")
+    finally:
+        sys.modules.pop(f"{package.__name__}.starts_with", None)
+        verifiers.cache_clear()
+
+
+def test_the_page_of_rewards_lists_every_verifier_with_its_column() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text().split("## Verifiers")[1].split("##")[0]
+    rows = re.findall(r"^\| `([a-z-]+)` \| `([a-z]+)`", page, flags=re.MULTILINE)
+    assert sorted(rows) == sorted((name, verifier.column) for name, verifier in verifiers().items())
+
+
+def test_verifiers_are_listed_without_torch_or_computer_algebra() -> None:
+    code = (
+        "import sys; from kleash.rewards.verifiers import verifiers; assert len(verifiers()) >= 5; "
+        "print([name for name in ('torch', 'transformers', 'math_verify', 'jsonschema') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("command", ["score", "best-of-n", "ppo", "grpo"])
+def test_help_lists_every_verifier(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _run([command, "--help"])
+    text = "".join(capsys.readouterr().out.split())  # lines break within names too
+    assert f"averifier({','.join(verifiers())})" in text

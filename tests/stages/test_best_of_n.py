@@ -10,6 +10,7 @@ import torch
 from kleash.cli import _run
 from kleash.data.group import Group, Response
 from kleash.errors import ConfigError
+from kleash.evals.best_of_n_report import best_of_n_curve
 from kleash.io import read_jsonl
 from kleash.recipe import run_recipe
 from kleash.stages import best_of_n
@@ -60,9 +61,9 @@ def test_a_gold_reward_that_is_not_there_is_said_before_anything_is_sampled(base
 
 def test_a_text_that_occurs_again_ties_with_itself_whatever_rounding_says() -> None:
     pool = [Group("a", tuple(Response(text) for text in ("x", "y", "x")))]
-    (_, two, three) = best_of_n.curve(pool, [[1.0, 0.0, 1.0 + 1e-7]])
-    (_, tied, all_tied) = best_of_n.curve(pool, [[1.0, 0.0, 1.0]])
-    assert (two["kl"], three["kl"]) == (tied["kl"], all_tied["kl"])
+    (_, two, three) = best_of_n_curve(pool, [[1.0, 0.0, 1.0 + 1e-7]])
+    (_, tied, all_tied) = best_of_n_curve(pool, [[1.0, 0.0, 1.0]])
+    assert (two.kl, three.kl) == (tied.kl, all_tied.kl)
 
 
 def test_a_pool_that_was_sampled_before_an_interruption_is_not_sampled_again(
@@ -76,15 +77,15 @@ def test_a_pool_that_was_sampled_before_an_interruption_is_not_sampled_again(
     assert not (base.parent / "best.jsonl").exists()
     sampled = [row["responses"] for row in read_jsonl(base.parent / "best.pool.jsonl")]
 
-    monkeypatch.setattr(best_of_n.generate, "LocalSampler", None)  # sampling again would fail
+    monkeypatch.setattr(best_of_n.generate, "build_sampler", None)  # sampling again would fail
     write = best_of_n.write_groups
 
-    def write_the_pool_alone(groups: Any, path: Path) -> int:
+    def write_only_the_pool(groups: Any, path: Path) -> int:
         if path.name == "best.jsonl":
             raise KeyboardInterrupt
         return write(groups, path)
 
-    monkeypatch.setattr(best_of_n, "write_groups", write_the_pool_alone)
+    monkeypatch.setattr(best_of_n, "write_groups", write_only_the_pool)
     with pytest.raises(KeyboardInterrupt):
         best_of_n.run(config(base, prompts), reward=letters)
     monkeypatch.setattr(best_of_n, "write_groups", write)

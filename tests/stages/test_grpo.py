@@ -377,9 +377,7 @@ def test_F7_faults_are_caught_and_named_in_groups(base: Path, prompts: Path) -> 
         rollout = first_rollout(parts, rows, settings)
         spoil(parts, rollout)
         with pytest.raises(TrainingError, match=message):
-            grpo.update(
-                parts, rollout.batch, Optimizer(parts.policy, steps=1, learning_rate=1e-3), settings, first=True
-            )
+            grpo.update(parts, rollout, Optimizer(parts.policy, steps=1, learning_rate=1e-3), settings, first=True)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from kleash.cli import _run
 from kleash.data.group import Group
 from kleash.errors import ConfigError, GateError, InputError
-from kleash.evals import overoptimization
+from kleash.evals.overoptimization import analyse, checkpoints_curve, choosing_prompts
 from kleash.io import read_jsonl
-from kleash.lab.world.small_world import World, gold
+from kleash.lab.world import World, gold
 from kleash.models.load import load_policy
 from kleash.outputs import SCHEMA
 from kleash.stages import overopt, ppo
@@ -60,7 +60,7 @@ def measured(settings: overopt.OveroptConfig) -> Any:
 def test_a_run_and_its_pools_are_measured_and_analysed(trained: Path, prompts: Path) -> None:
     folder = measured(config(trained))
     rows = read_jsonl(folder.path / "samples.jsonl")
-    points = {(row["source"], row["step"]) for row in rows}
+    points = {(row["curve"], row["step"]) for row in rows}
     assert points == {
         ("checkpoints", 0),
         ("checkpoints", 2),
@@ -76,16 +76,16 @@ def test_a_run_and_its_pools_are_measured_and_analysed(trained: Path, prompts: P
     assert all(halves[row["prompt"]] == row["half"] for row in rows) and set(halves.values()) == {"choose", "report"}
     assert folder.record["config"]["temperature"] == 0.9 and folder.record["config"]["max_new_tokens"] == 8
 
-    kl_curves = folder.record["results"]["roads"]
-    assert [point["point"] for point in kl_curves["best-of-n"]["points"]] == [1, 2, 4]
-    run = kl_curves["checkpoints"]
-    report = [row for row in rows if row["source"] == "checkpoints" and row["step"] == 8 and row["half"] == "report"]
+    curves = folder.record["results"]["roads"]
+    assert [point["point"] for point in curves["best-of-n"]["points"]] == [1, 2, 4]
+    run = curves["checkpoints"]
+    report = [row for row in rows if row["curve"] == "checkpoints" and row["step"] == 8 and row["half"] == "report"]
     assert run["points"][-1]["proxy"]["mean"] == pytest.approx(sum(row["proxy"] for row in report) / len(report))
     assert run["points"][0]["kl"]["mean"] == 0 < run["points"][-1]["kl"]["mean"]
     assert run["points"][-1]["proxy"]["mean"] > run["points"][0]["proxy"]["mean"]
-    assert run == overoptimization.analyse(  # the same analysis from rows alone
-        overoptimization.curve_of_checkpoints([row for row in rows if row["source"] == "checkpoints"]),
-        choose=overoptimization.choosing(dict.fromkeys(row["prompt"] for row in rows), share=0.5, seed=0),
+    assert run == analyse(  # the same analysis from rows alone
+        checkpoints_curve([row for row in rows if row["curve"] == "checkpoints"]),
+        choose=choosing_prompts(dict.fromkeys(row["prompt"] for row in rows), share=0.5, seed=0),
         seed=overopt.derive_seed(0, "bootstrap"),
     )
 
@@ -145,7 +145,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_files(
         measured(config(trained))
     out = trained.parent / "overopt"
     with (out / "samples.jsonl").open("a") as file:  # a point that was being written
-        file.write('{"source": "checkpoints", "step": 8, "prompt": "a", "proxy": 1.0}\n{"source": "checkpoints", "st')
+        file.write('{"curve": "checkpoints", "step": 8, "prompt": "a", "proxy": 1.0}\n{"curve": "checkpoints", "st')
     calls = 100
     again = measured(config(trained))
     assert calls == 100 + 5 - (stop - 1), "what was done is not done again"

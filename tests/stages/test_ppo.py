@@ -23,7 +23,7 @@ from kleash.models.compute import Compute
 from kleash.models.heads import ValueModel, values
 from kleash.models.load import load_policy
 from kleash.models.reference import Reference
-from kleash.rewards.reward import build_reward
+from kleash.rewards.build import build_reward
 from kleash.rollout import Components, Rollout, merge, minibatches, read_prompts
 from kleash.rollout.components import build_critic
 from kleash.rollout.rollout import measured, sample_scored

@@ -14,9 +14,10 @@ from kleash.data.group import Group, Response
 from kleash.errors import ConfigError, ModelError
 from kleash.models.heads import ValueModel
 from kleash.models.load import load_reward_model, new_reward_model
+from kleash.rewards.build import build_reward
 from kleash.rewards.ensemble import EnsembleReward
 from kleash.rewards.learned import LearnedReward
-from kleash.rewards.reward import build_reward, explain
+from kleash.rewards.reward import explain
 from kleash.run import read_record
 from kleash.stages import ppo
 from kleash.stages.reward_ensemble import EnsembleConfig, run

@@ -11,17 +11,17 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
+from kleash.checks.reward_report import repeated_votes
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups
 from kleash.data.group import EncodedGroup, Group, Preference, Ranking, Response
 from kleash.errors import ConfigError, ModelError
 from kleash.io import read_jsonl
 from kleash.models.load import load_reward_model, new_reward_model, save_model
+from kleash.rewards.build import build_reward
 from kleash.rewards.learned import LearnedReward, score_encoded
-from kleash.rewards.reward import build_reward
 from kleash.run import read_record
 from kleash.stages import reward_model
-from kleash.stages.reward_report import repeated_votes
 from kleash.training.optim import Optimizer
 
 

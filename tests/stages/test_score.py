@@ -13,7 +13,7 @@ from kleash.data.group import Group, Response
 from kleash.errors import DataError
 from kleash.io import read_jsonl
 from kleash.recipe import run_recipe
-from kleash.rewards.reward import build_reward
+from kleash.rewards.build import build_reward
 from kleash.stages import reward_model, score
 
 
@@ -42,12 +42,12 @@ def test_score_is_added_to_every_row_and_all_else_stays(
     assert [row["score"] for row in scored] == [1, [1, 0, 0], [1], 0, 1, 0]
     assert [{**row, "score": None} for row in scored] == [{**row, "score": None} for row in ROWS]
     assert len(list(read_groups(out))) == len(ROWS), "what was written is read again"
-    assert "verdicts: 4 right, 2 wrong, 2 unparsable, 0 timed_out" in caplog.text
-    told = json.loads(capsys.readouterr().out)
-    assert told["out"] == str(out)
-    assert told["results"]["verdicts"] == {"right": 4, "wrong": 2, "unparsable": 2, "timed_out": 0}
-    assert (told["results"]["rows"], told["results"]["responses"]) == (6, 8)
-    assert told["results"]["score"]["mean"] == pytest.approx((1 + 1 / 3 + 1 + 0 + 1 + 0) / 6)
+    assert "verifier: 4 right, 2 wrong, 2 unparsable, 0 timed_out" in caplog.text
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["out"] == str(out)
+    assert printed["results"]["verdicts"] == {"right": 4, "wrong": 2, "unparsable": 2, "timed_out": 0}
+    assert (printed["results"]["rows"], printed["results"]["responses"]) == (6, 8)
+    assert printed["results"]["score"]["mean"] == pytest.approx((1 + 1 / 3 + 1 + 0 + 1 + 0) / 6)
 
 
 def test_a_row_has_the_same_score_whatever_rows_stand_beside_it(
@@ -65,7 +65,7 @@ def test_a_row_has_the_same_score_whatever_rows_stand_beside_it(
         ({"prompt": "x", "chosen": "a", "rejected": "b"}, "row 2: is a preference"),
         ({"prompt": "x", "responses": ["a", "b"], "ranks": [0, 1]}, "row 2: is a ranking"),
         ({"prompt": "x"}, "row 2: has no response to score; `kleash generate` adds some"),
-        ({"prompt": "x", "response": "a"}, "reads the column 'answer', and the row of prompt 'x' has none"),
+        ({"prompt": "x", "response": "a"}, "reads the column 'answer', but the row with prompt 'x' has none"),
     ],
 )
 def test_rows_that_cannot_be_scored_are_one_line(
@@ -129,7 +129,7 @@ def test_F8_a_reward_model_gives_the_scores_that_it_gives_everywhere(
     assert kleash("score", "--reward", tmp_path / "rm", "--data", data, "--out", out) == 0
     reward = build_reward(str(tmp_path / "rm"))
     first, second = read_jsonl(out)
-    for text, found in zip([*rows[0]["responses"]], first["score"], strict=True):
-        assert found == pytest.approx(float(reward([Group("a", (Response(text),))])), abs=1e-5)
+    for text, value in zip([*rows[0]["responses"]], first["score"], strict=True):
+        assert value == pytest.approx(float(reward([Group("a", (Response(text),))])), abs=1e-5)
     assert second["score"] == pytest.approx(float(reward([Group("b c", (Response("z"),))])), abs=1e-5)
     assert len({*first["score"], second["score"]}) == 4

@@ -109,7 +109,7 @@ def test_choosing_the_best_keeps_the_weights_of_the_least_held_out_loss(base: Pa
     assert losses[3] > losses[best] < losses[30] - 1, "the best is neither the first nor the last, by far"
     assert folder.record["results"]["step"] == best
     model, tokenizer = load_policy(folder.path)
-    again = sft.evaluate(model, encode_all(list(read_groups(held_out)), tokenizer)[0], config(base, train))
+    again = sft.held_out_loss(model, encode_all(list(read_groups(held_out)), tokenizer)[0], config(base, train).compute)
     assert again == pytest.approx(losses[best], rel=1e-6)
     assert folder.record["results"]["eval_loss"] == pytest.approx(losses[best], rel=1e-6)
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from kleash.errors import ConfigError
 from kleash.io import read_jsonl
+from kleash.rollout.rollout_log import logged_steps, read_rollout
 from kleash.run import RunFolder
 from kleash.stages import grpo, ppo
 from kleash.stages.reward_ensemble import EnsembleConfig
@@ -74,9 +75,22 @@ def test_every_step_is_watched_and_some_of_its_responses_are_kept(stage: str, ba
         assert row["truncated"] == pytest.approx(1 - row["end_rate"], abs=1e-6)
     kls = [row["kl"] for row in rows]
     assert rows[2]["kl_acceleration"] == pytest.approx(kls[2] - 2 * kls[1] + kls[0], abs=1e-6)
-    samples = read_jsonl(folder.path / "rollouts.jsonl")
-    assert {row["step"] for row in samples} == {1, 2, 3}
-    assert all(row["score"] == row["response"].count("z") for row in samples)
+    assert logged_steps(folder.path) == [1, 2, 3]
+    for step in (1, 2, 3):
+        samples = read_rollout(folder.path, step)
+        assert len(samples) == 8
+        for row in samples:
+            assert row["score"] == row["text"].count("z") and row["version"] == step - 1
+            tokens = [len(row[name]) for name in ("ids", "mask", "turn", "policy_logprobs", "advantages")]
+            assert len(set(tokens)) == 1
+            shift = sum(row["policy_logprobs"]) - sum(row["reference_logprobs"])
+            assert row["kl"] == pytest.approx(shift, abs=1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_responses_are_kept_where_none_are_asked_for(stage: str, base: Path, prompts: Path) -> None:
+    folder = train(stage, base, prompts, log_rollouts=0)
+    assert logged_steps(folder.path) == []
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -111,7 +125,7 @@ def test_a_run_beyond_its_kl_budget_ends_there_and_is_measured(stage: str, base:
     free = train(stage, base, prompts, out=base.parent / "free", **fast)
     kls = {row["step"]: row["kl"] for row in free.metrics() if row["step"] > 0}
     budget = max(kls[step] for step in range(2, 6)) / 2
-    assert budget > 0.5 and kls[1] < budget, "the KL grows to nats, or this test says nothing"
+    assert budget > 0.1 and kls[1] < budget, "the KL grows by far, or this test says nothing"
     first = next(step for step, kl in kls.items() if kl > budget)
     folder = train(stage, base, prompts, kl_budget=budget, **fast)
     rows = folder.metrics()

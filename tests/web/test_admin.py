@@ -104,8 +104,8 @@ def test_the_export_is_the_preferences_and_says_so_where_there_are_none(serve: S
     say(person, "good", 3)
     say(person, "tie", 1)
     groups = list(read_groups(exported(site, tmp_path) / "train.jsonl"))
-    found = sorted(group.label.probability for group in groups if isinstance(group.label, Preference))
-    assert found == [0.5, 1.0, 1.0, 1.0]
+    violations = sorted(group.label.probability for group in groups if isinstance(group.label, Preference))
+    assert violations == [0.5, 1.0, 1.0, 1.0]
     assert all(
         "good" in group.responses[0].text for group in groups if group.label == Preference(1.0, group.label.annotator)
     )  # type: ignore[union-attr]
@@ -136,9 +136,9 @@ def test_axe_finds_nothing_serious_on_the_admin_s_page(serve: Serve, browse: Bro
     page = browse(site.link("admin"), width=width, color_scheme=scheme)
     page.click(".disagreement summary >> nth=0")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    found = Axe().run(page).response["violations"]
+    violations = Axe().run(page).response["violations"]
     assert not [
-        (issue["id"], issue["nodes"][0]["html"]) for issue in found if issue["impact"] in ("serious", "critical")
+        (issue["id"], issue["nodes"][0]["html"]) for issue in violations if issue["impact"] in ("serious", "critical")
     ]
 
 

@@ -49,9 +49,9 @@ def test_rows_that_cannot_be_compared_end_in_one_line(
 ) -> None:
     data = write("pairs.jsonl", rows)
     assert _run(["label", "--data", str(data), "--store", str(data.parent / "l.db"), "--port", "0"]) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and "Traceback" not in said.err
-    line = said.err.strip().splitlines()[-1]
+    output = capsys.readouterr()
+    assert output.out == "" and "Traceback" not in output.err
+    line = output.err.strip().splitlines()[-1]
     assert line.startswith("kleash: ")
     import re
 
@@ -59,8 +59,8 @@ def test_rows_that_cannot_be_compared_end_in_one_line(
 
 
 def test_a_port_that_is_taken_is_said_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         assert _run(["label", "--port", str(port), "--store", str(tmp_path / "l.db")]) == 2
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
     assert not (tmp_path / "l.db").exists()
@@ -71,8 +71,8 @@ def test_the_same_store_has_the_same_links_that_nobody_else_may_read(tmp_path: P
     store = Store.open(where)
     links = load_links(store, where)
     assert load_links(store, where) == links and len(store.annotators()) == 2
-    kept = tmp_path / "labels.db.links"
-    assert kept.stat().st_mode & 0o077 == 0 and json.loads(kept.read_text()) == links
+    file = tmp_path / "labels.db.links"
+    assert file.stat().st_mode & 0o077 == 0 and json.loads(file.read_text()) == links
     (me,) = [person for person in store.annotators() if person.role == "annotator"]
     store.revoke(me.id)
     again = load_links(store, where)

@@ -52,7 +52,7 @@ def good_side(page: Any) -> str:
 def test_each_key_says_what_its_button_says_and_the_next_pair_is_there_at_once(serve: Serve, browse: Browse) -> None:
     site = serve(pairs_of(12))
     page = browse(site.link())
-    said, waits = [], []
+    choices, waits = [], []
     for key, verdict in zip("fjtbc", ("left", "right", "tie", "both_bad", "cannot"), strict=True):
         button = page.locator(f"[data-act={verdict}]")
         assert button.locator("kbd").inner_text().lower() == key
@@ -68,16 +68,16 @@ def test_each_key_says_what_its_button_says_and_the_next_pair_is_there_at_once(s
             key,
         )
         assert shown(page) != before
-        said.append(verdict)
+        choices.append(verdict)
         waits.append(waited)
     assert sorted(waits)[2] < 100, (
         waits
     )  # milliseconds to the next pair on screen; the median, as tests run side by side
     saved(page)
     votes = site.store.votes()
-    sides = [vote.choice if vote.swapped is None or vote.choice in said else
+    sides = [vote.choice if vote.swapped is None or vote.choice in choices else
              ("left" if (vote.choice == "first") != vote.swapped else "right") for vote in votes]  # fmt: skip
-    assert sides == said and all(vote.seconds is not None and 0 < vote.seconds < 20 for vote in votes)
+    assert sides == choices and all(vote.seconds is not None and 0 < vote.seconds < 20 for vote in votes)
     assert page.seen.errors == []
 
 
@@ -224,8 +224,10 @@ def test_undo_reaches_back_before_the_page_was_opened(serve: Serve, browse: Brow
 
 def test_what_is_said_is_said_to_a_screen_reader_and_the_pair_has_the_focus(serve: Serve, browse: Browse) -> None:
     page = browse()
-    with page.expect_response(lambda response: "/api/pairs" in response.url):
+    with page.expect_response(lambda response: "/api/pairs" in response.url) as pairs_ahead:
         page.goto(serve(pairs_of(3)).link())
+    pairs_ahead.value.finished()
+    page.evaluate("() => new Promise((done) => setTimeout(done))")  # the page has taken them up
     page.click("[data-act=tie]")
     page.wait_for_selector("#live:text-is('Equally good. Pair 2.')", state="attached")
     assert page.evaluate("document.activeElement.id") == "pair"
@@ -406,8 +408,8 @@ def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_screen(
         * 300
     )
     two = tuple(Response(({"role": "assistant", "content": text},)) for text in (rich, "b"))
-    asked = (("user", "one"), ("assistant", "two"), ("user", rich))
-    turns = tuple({"role": role, "content": text} for role, text in asked)
+    conversation = (("user", "one"), ("assistant", "two"), ("user", rich))
+    turns = tuple({"role": role, "content": text} for role, text in conversation)
     site = serve(
         [Group(turns, two)],
         practice=[Group("2 + 2?", (Response("good"), Response("bad")), Preference(1.0))],
@@ -416,9 +418,11 @@ def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_screen(
     page = browse(site.link(), width=width, height=700, color_scheme=scheme)
 
     def looked_at(where: str) -> None:
-        found = Axe().run(page).response["violations"]
+        violations = Axe().run(page).response["violations"]
         serious = [
-            (issue["id"], issue["nodes"][0]["html"]) for issue in found if issue["impact"] in ("serious", "critical")
+            (issue["id"], issue["nodes"][0]["html"])
+            for issue in violations
+            if issue["impact"] in ("serious", "critical")
         ]
         assert not serious, (where, serious)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, where

@@ -90,8 +90,8 @@ class Client(threading.Thread):
             for pair in pairs:
                 key = f"{self.rng.getrandbits(96):024x}"
                 body = {"key": key, "assignment": pair["id"], "choice": self.rng.choice(["left", "right", "tie"])}
-                told = json.loads(self.ask("POST", "/api/vote", body, sent)[1])
-                self.repeated += told["repeated"]
+                reply = json.loads(self.ask("POST", "/api/vote", body, sent)[1])
+                self.repeated += reply["repeated"]
                 self.done.append(key)
 
 
@@ -126,10 +126,10 @@ def test_every_acknowledged_vote_is_there_once_whenever_the_server_is_killed(whe
     finally:
         server.kill()
     votes = store.votes()
-    kept = Counter(vote.key for vote in votes)
+    stored = Counter(vote.key for vote in votes)
     assert server.kills == KILLS + 1 and not any(client.is_alive() for client in clients)
-    assert len(acknowledged) == len(set(acknowledged)) and all(kept[key] == 1 for key in acknowledged)
-    assert kept.keys() == set(acknowledged)  # and nothing that nobody was told of
+    assert len(acknowledged) == len(set(acknowledged)) and all(stored[key] == 1 for key in acknowledged)
+    assert stored.keys() == set(acknowledged)  # and nothing that nobody was told of
     # a pair may have been given out twice while a lease hung between two servers, never counted twice for a person
     people = Counter(vote.task for vote in votes if vote.counts)
     assert len(people) == VOTES // OVERLAP and set(people.values()) == {OVERLAP}

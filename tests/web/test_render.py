@@ -46,17 +46,17 @@ def test_there_are_two_hundred_hostile_texts() -> None:
 def test_no_hostile_text_becomes_a_tag_that_acts_or_an_attribute_that_loads() -> None:
     for text in HOSTILE:
         started = time.process_time()
-        found = Inspector(render(text))
-        assert found.tags <= TAGS, (text[:80], found.tags - TAGS)
-        assert {name for name, _ in found.attributes} <= ATTRIBUTES, (text[:80], found.attributes)
-        assert not any("evil" in value or "alert" in value for _, value in found.attributes), text[:80]
+        match = Inspector(render(text))
+        assert match.tags <= TAGS, (text[:80], match.tags - TAGS)
+        assert {name for name, _ in match.attributes} <= ATTRIBUTES, (text[:80], match.attributes)
+        assert not any("evil" in value or "alert" in value for _, value in match.attributes), text[:80]
         assert time.process_time() - started < 5, text[:80]
 
 
 def test_the_sanitiser_alone_would_do_if_markdown_let_everything_through() -> None:
     for text in HOSTILE:
-        found = Inspector(_CLEANER.clean(text[:50_000]))
-        assert found.tags <= TAGS and {name for name, _ in found.attributes} <= ATTRIBUTES, text[:80]
+        match = Inspector(_CLEANER.clean(text[:50_000]))
+        assert match.tags <= TAGS and {name for name, _ in match.attributes} <= ATTRIBUTES, text[:80]
 
 
 def test_cleaning_again_changes_nothing() -> None:
@@ -125,9 +125,9 @@ def test_single_line_ends_are_kept() -> None:
 
 
 def test_a_conversation_has_its_turns_with_their_roles_and_calls_of_tools() -> None:
-    shown = turns(
+    parts = turns(
         ({"role": "user", "content": "<b>"}, {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]})
     )
-    assert [turn.role for turn in shown] == ["user", "assistant"]
-    assert shown[0].raw == "<b>" and "&lt;b&gt;" in shown[0].html and "name" in shown[1].html
+    assert [turn.role for turn in parts] == ["user", "assistant"]
+    assert parts[0].raw == "<b>" and "&lt;b&gt;" in parts[0].html and "name" in parts[1].html
     assert turns("plain")[0].role == ""

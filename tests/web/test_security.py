@@ -24,16 +24,16 @@ def first(person: Person) -> int:
 
 def routes(store: Store) -> list[tuple[str, str]]:
     site = Site(url="http://127.0.0.1", hosts=frozenset({"127.0.0.1"}), secret="s")
-    found = []
+    paths = []
     for route in build_app(Queue(store), site).routes:
         if isinstance(route, Mount):
-            found += [
+            paths += [
                 ("GET", f"{route.path}/{file}")
                 for file in ("label.js", "admin.js", "page.js", "kleash.css", "icon.svg", "missing")
             ]
         else:
-            found += [(method, route.path) for method in sorted(route.methods - {"HEAD"})]  # type: ignore[attr-defined]
-    return [*found, ("GET", "/nowhere"), ("POST", "/"), ("DELETE", "/api/vote"), ("GET", "/favicon.ico")]
+            paths += [(method, route.path) for method in sorted(route.methods - {"HEAD"})]  # type: ignore[attr-defined]
+    return [*paths, ("GET", "/nowhere"), ("POST", "/"), ("DELETE", "/api/vote"), ("GET", "/favicon.ico")]
 
 
 @pytest.mark.parametrize("cookie", ["", "forged", "signed with another secret", "of a revoked person"])
@@ -47,9 +47,9 @@ def test_every_route_refuses_without_its_token(serve: Serve, cookie: str) -> Non
         name, _, value = site.person().cookie.partition("=")
         head, _, mac = value.rpartition(".")
         cookie = f"{name}={head}.{mac[:-3]}abc"
-    asked = [(method, path) for method, path in routes(site.store) if not path.startswith("/join")]
-    assert len(asked) >= 20
-    for method, path in asked:
+    requests = [(method, path) for method, path in routes(site.store) if not path.startswith("/join")]
+    assert len(requests) >= 20
+    for method, path in requests:
         answer = site.ask(method, path, {} if method == "POST" else None, cookie=cookie)
         assert answer.status == 401, (method, path, answer.status)
         assert b"good answer" not in answer.body and b"import" not in answer.body
@@ -184,7 +184,7 @@ def test_a_vote_that_is_sent_twice_is_counted_once_and_a_second_one_is_a_revisio
     assert person.post("/api/vote", sent).json()["repeated"] is True
     assert len(site.store.votes()) == 1
     person.post("/api/vote", vote(sent["assignment"], choice="right"))
-    assert [said.counts for said in site.store.votes()] == [False, True]
+    assert [pairs_seen.counts for pairs_seen in site.store.votes()] == [False, True]
 
 
 def test_more_than_a_person_can_do_is_slowed_down(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,13 +222,13 @@ def test_annotators_see_neither_models_nor_labels_nor_each_other(serve: Serve) -
     ]
     site = serve(groups, overlap=2)
     one, other = site.person(), site.person()
-    said = one.get("/api/pairs?count=3").json()["pairs"]
-    for pair in said:
+    pairs_seen = one.get("/api/pairs?count=3").json()["pairs"]
+    for pair in pairs_seen:
         one.post("/api/vote", vote(pair["id"], reason="reason of another"))
-    seen = other.get("/").body + other.get("/api/pairs?count=3").body
+    texts = other.get("/").body + other.get("/api/pairs?count=3").body
     for secret in (b"secret-model-9000", b"judge-7", b"reason of another", b"probability"):
-        assert secret not in seen
-    assert b"good answer" in seen
+        assert secret not in texts
+    assert b"good answer" in texts
     receipt = other.post("/api/vote", vote(first(other))).json()
     assert receipt.keys() == {"key", "repeated", "answer"} and receipt["answer"] is None
 

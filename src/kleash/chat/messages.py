@@ -35,7 +35,7 @@ class ChatRequest:
         text = json.dumps([dict(identity), self.to_json()], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The request as a JSON object."""
         return asdict(self) | {"messages": [dict(turn) for turn in self.messages]}
 

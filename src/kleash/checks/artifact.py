@@ -18,20 +18,22 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import data_checks, outcome_checks
-from kleash.checks.gates import Check, CheckReport, changed, check_report
-from kleash.checks.outcome_checks import LOOK, Agreement
+from kleash.checks import data_checks, reward_checks, sft_checks
+from kleash.checks.check import LOOK, Check, Verdict, answer, changed, verdict
 from kleash.checks.probe_prompts import prompts
 from kleash.checks.sample_stats import describe, prompt_effect, responses_of, sample, usual_length
+from kleash.checks.sft_checks import Agreement
 from kleash.data.chat import encode, encode_all, encode_prompt, end_ids
 from kleash.data.formats import read_groups
 from kleash.data.group import EncodedGroup, Group, Preference, Response
 from kleash.data.split import comparison, demonstration, hold_out, imitated
 from kleash.errors import InputError, ModelError
 from kleash.evals.preference_report import preference_report, wilson
+from kleash.models.compute import Compute
 from kleash.models.load import context_length, load_policy, load_reward_model
+from kleash.rewards.build import build_reward
 from kleash.rewards.learned import score_encoded
-from kleash.rewards.reward import Reward, build_reward
+from kleash.rewards.reward import Reward
 from kleash.run import read_record
 
 Kind = Literal["language model", "reward model", "rows"]
@@ -47,12 +49,12 @@ SHIFT = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
-    """What was found out about an artifact."""
+class CheckReport:
+    """The checks of an artifact."""
 
     path: str
     kind: str
-    gates: dict[str, CheckReport]
+    gates: dict[str, Verdict]
     """Verdicts by name: those of run.json, and `measured`."""
     notes: tuple[str, ...] = ()
     """What else is to be known, e.g. that a folder is no longer what its verdict speaks of."""
@@ -61,12 +63,12 @@ class Findings:
     def failed(self) -> list[str]:
         """Names of the verdicts that failed; a measured one stands above what a changed folder says of itself."""
         superseded = {"out"} if "measured" in self.gates and self.notes else set()
-        return [name for name, found in self.gates.items() if found["passed"] is False and name not in superseded]
+        return [name for name, entry in self.gates.items() if entry["passed"] is False and name not in superseded]
 
 
 def check(
     path: Path, *, data: str | None = None, labeller: str | None = None, rows: int = ROWS, device: str = "auto"
-) -> Findings:
+) -> CheckReport:
     """Run the gates of whatever lies at a path.
 
     Args:
@@ -82,7 +84,9 @@ def check(
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder; give a run, a model folder or a file of rows")
     record = read_record(path) if path.is_dir() else None
-    gates: dict[str, CheckReport] = dict(record["gates"]) if record is not None else {}
+    gates: dict[str, Verdict] = dict(record["gates"]) if record is not None else {}
+    if record is not None and record["status"] != "finished":
+        gates["finished"] = verdict([_unfinished(record["status"])])
     notes: list[str] = []
     stale = "out" in gates and changed(path, gates["out"])
     if stale:
@@ -91,9 +95,14 @@ def check(
     if kind is None and not gates:
         raise InputError(f"{path} holds neither a model nor rows nor a finished run; give a folder with config.json")
     if kind is not None and (stale or not gates or data is not None or labeller is not None):
-        gates["measured"] = check_report(measure(path, data=data, labeller=labeller, rows=rows, device=device))
+        gates["measured"] = verdict(measure(path, data=data, labeller=labeller, rows=rows, device=device))
     stage = f"run of {record['stage']}" if record is not None else ""
-    return Findings(path=str(path), kind=stage or str(kind), gates=gates, notes=tuple(notes))
+    return CheckReport(path=str(path), kind=stage or str(kind), gates=gates, notes=tuple(notes))
+
+
+def _unfinished(status: str) -> Check:
+    advice = "run the command that made it again: it goes on where it stopped"
+    return answer("the run is finished", False, f"the run has not finished (status {status})", advice)
 
 
 def measure(
@@ -102,14 +111,16 @@ def measure(
     """Measure an artifact afresh; see `check`. A run that names no other data is measured on its own held-out rows."""
     kind = kind_of(path)
     if kind is None:
-        return [Check(name="measured", passed=None, finding="it is made of several models, to be checked one by one")]
+        return [answer("measured", None, "it is made of several models, to be checked one by one")]
     if kind == "rows":
         return rows_checks(list(read_groups(path)))
     groups = list(islice(read_groups(data), rows)) if data is not None else _own_rows(path)[:rows]
     if kind == "reward model":
         return reward_model_checks(*load_reward_model(path, device=device), groups)
     model, tokenizer = load_policy(path, device=device)
-    reward = build_reward(labeller, policy_tokenizer=tokenizer, device=device) if labeller is not None else None
+    reward = (
+        build_reward(labeller, policy_tokenizer=tokenizer, compute=Compute(device)) if labeller is not None else None
+    )
     return language_model_checks(model, tokenizer, groups, labeller=reward)
 
 
@@ -146,27 +157,24 @@ def language_model_checks(
         labeller: a reward that stands in for a labeller.
     """
     chat = tokenizer.chat_template is not None
-    asked = list(groups) or prompts(chat=chat)
-    taught = [imitated(group) for group in asked if demonstration(group) is None]
-    encoded = encode_all([Group(group.prompt, columns=group.columns) for group in asked], tokenizer)[0]
+    rows_to_ask = list(groups) or prompts(chat=chat)
+    demonstrations = [imitated(group) for group in rows_to_ask if demonstration(group) is None]
+    encoded = encode_all([Group(group.prompt, columns=group.columns) for group in rows_to_ask], tokenizer)[0]
     finite = _finite(model, encoded[0])
     if not finite.passed:
         return [finite]
-    answers = encode_all(taught, tokenizer, max_length=context_length(model))[0] if taught else []
+    answers = encode_all(demonstrations, tokenizer, max_length=context_length(model))[0] if demonstrations else []
     data = describe(responses_of(answers), tokenizer) if answers else None
     distinct = list({group.prompt_ids: group for group in encoded}.values())
-    drawn = sample(model, tokenizer, distinct, limit=usual_length(answers, most=LIMIT), seed=0)
-    checks = [Check(name="samples", passed=None, finding="no prompt leaves room for a response")]
-    if drawn is not None:
-        sampled, samples = drawn
-        checks = [
-            *outcome_checks.sampled(samples, data, chat=chat or data is not None),
-            outcome_checks.not_empty(samples),
-        ]
+    sampled_groups = sample(model, tokenizer, distinct, limit=usual_length(answers, most=LIMIT), seed=0)
+    checks = [answer("samples", None, "no prompt leaves room for a response")]
+    if sampled_groups is not None:
+        sampled, samples = sampled_groups
+        checks = [*sft_checks.sampled(samples, data, chat=chat or data is not None), sft_checks.not_empty(samples)]
         if labeller is not None:
-            checks.append(outcome_checks.agrees(agreement(labeller, sampled)))
+            checks.append(sft_checks.agrees(agreement(labeller, sampled)))
     if answers:
-        checks.append(outcome_checks.uses_prompt(prompt_effect(model, answers)))
+        checks.append(sft_checks.uses_prompt(prompt_effect(model, answers)))
     return [*checks, *_tokenizer(tokenizer), finite]
 
 
@@ -192,7 +200,7 @@ def _finite(model: PreTrainedModel, prompt: EncodedGroup) -> Check:
     passed = not bad and bool(logits.isfinite().all())
     finding = "all weights and logits are finite numbers" if passed else f"not finite: {', '.join(bad[:3]) or 'logits'}"
     advice = "" if passed else "the training diverged or the file is damaged: go back to an earlier checkpoint"
-    return Check(name="finite", passed=passed, finding=finding, advice=advice)
+    return answer("finite", passed, finding, advice)
 
 
 def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[Check]:
@@ -200,17 +208,17 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[Check]:
     pad, ends = tokenizer.pad_token_id, end_ids(tokenizer)
     apart = pad is not None and pad not in ends
     checks = [
-        Check(
-            name="pad is not an end",
-            passed=True if apart else None,
-            finding="pad and end are different tokens"
+        answer(
+            "pad is not an end",
+            True if apart else None,
+            "pad and end are different tokens"
             if apart
             else f"the pad token is {'missing' if pad is None else 'an end token'}, which kleash can handle",
-            advice="" if apart else "tools that find the end of a text by its padding score the wrong token (F3)",
+            "tools that find the end of a text by its padding score the wrong token (F3)",
         )
     ]
     if tokenizer.chat_template is None:
-        return [Check(name="template", passed=None, finding="no chat template: continues plain text"), *checks]
+        return [answer("template", None, "no chat template: continues plain text"), *checks]
     prompt = ({"role": "user", "content": "a"},)
     row = encode(Group(prompt, (Response("b"),)), tokenizer)
     ids, mask = row.responses[0].ids, row.responses[0].mask
@@ -222,7 +230,7 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[Check]:
     finding += f", {starts} begin tokens" if starts > 1 else ""
     finding += "" if same else "; the prompt is another in training than in sampling"
     advice = "" if passed else f"repair the chat template; {LOOK}"
-    return [Check(name="template", passed=passed, finding=finding, advice=advice), *checks]
+    return [answer("template", passed, finding, advice), *checks]
 
 
 def _begins_once(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -259,25 +267,25 @@ def reward_model_checks(
     lengths = [[len(response.ids) for response in group.responses] for group in encoded]
     p = [group.source.label.probability for group in encoded if isinstance(group.source.label, Preference)]
     report = preference_report(scores, torch.tensor(p).double(), torch.tensor(lengths))
-    return [*outcome_checks.reward_model(report), *checks]
+    return [*reward_checks.reward_model(report), *checks]
 
 
 def _canned(tokenizer: PreTrainedTokenizerBase) -> list[Group]:
     answers = ("Yes, gladly.", "I do not know.", "No.", "That depends on what you mean by it, and on whom you ask.")
-    asked = prompts(chat=tokenizer.chat_template is not None)
+    rows_to_ask = prompts(chat=tokenizer.chat_template is not None)
     return [
         Group(group.prompt, (Response(answers[row % 4]), Response(answers[(row + 1 + row // 4 % 3) % 4])))
-        for row, group in enumerate(asked)
+        for row, group in enumerate(rows_to_ask)
     ]
 
 
 def _finite_scores(scores: Float[Tensor, "P K"]) -> Check:
     bad = int((~scores.isfinite()).sum())
-    return Check(
-        name="finite",
-        passed=bad == 0,
-        finding=f"{bad} of {scores.numel()} scores are not finite" if bad else "all scores are finite numbers",
-        advice="the training diverged or the file is damaged: go back to an earlier checkpoint" if bad else "",
+    return answer(
+        "finite",
+        bad == 0,
+        f"{bad} of {scores.numel()} scores are not finite" if bad else "all scores are finite numbers",
+        "the training diverged or the file is damaged: go back to an earlier checkpoint",
     )
 
 
@@ -285,12 +293,12 @@ def _spread(scores: Float[Tensor, "P K"]) -> Check:
     """Within a prompt: what a prompt adds to all of its responses is not identified."""
     spread = float((scores[:, 0] - scores[:, 1]).abs().mean())
     passed = spread >= 0.02
-    return Check(
-        name="scores differ",
-        passed=passed,
-        finding=f"two answers to one prompt are {spread:.3g} apart in the mean",
-        advice="" if passed else "the scores are all but constant: raise --learning-rate or --max-steps",
-        figures={"spread": spread},
+    return answer(
+        "scores differ",
+        passed,
+        f"two answers to one prompt are {spread:.3g} apart in the mean",
+        "the scores are all but constant: raise --learning-rate or --max-steps",
+        spread=spread,
     )
 
 
@@ -308,7 +316,7 @@ def _plain_agrees(model: PreTrainedModel, groups: Sequence[EncodedGroup]) -> Che
     if pad is None:
         finding = "its config names no pad token, so plain `transformers` scores one row at a time"
         advice = "set `pad_token_id` in config.json to a token apart from the end"
-        return Check(name="plain transformers agrees", passed=None, finding=finding, advice=advice)
+        return answer("plain transformers agrees", None, finding, advice)
     width = max(map(len, rows))
     ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=model.device)
     attention = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
@@ -319,12 +327,12 @@ def _plain_agrees(model: PreTrainedModel, groups: Sequence[EncodedGroup]) -> Che
 
 
 def _shift(name: str, gap: float, between: str) -> Check:
-    return Check(
-        name=name,
-        passed=gap <= SHIFT,
-        finding=f"scores {between} are at most {gap:.1g} apart",
-        advice="" if gap <= SHIFT else "is the pad token the end token? then the wrong token is scored (F3, F8)",
-        figures={"gap": gap},
+    return answer(
+        name,
+        gap <= SHIFT,
+        f"scores {between} are at most {gap:.1g} apart",
+        "is the pad token the end token? then the wrong token is scored (F3, F8)",
+        gap=gap,
     )
 
 
@@ -339,7 +347,7 @@ def rows_checks(groups: Sequence[Group]) -> list[Check]:
     if answered:
         return data_checks.demonstrations(answered)
     distinct = len({repr(group.prompt) for group in groups})
-    return [Check(name="prompts", passed=True, finding=f"{len(groups)} prompts, {distinct} of them different")]
+    return [answer("prompts", True, f"{len(groups)} prompts, {distinct} of them different")]
 
 
 def _own_rows(path: Path) -> list[Group]:

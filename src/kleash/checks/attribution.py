@@ -19,7 +19,7 @@ _WORD = re.compile(r"\S+\s*|\s+")
 
 def pieces(text: str) -> list[str]:
     """Sentences of a text, long ones in parts; joined they are the text again."""
-    sentences = [found.group() for found in _SENTENCE.finditer(text)]
+    sentences = [match.group() for match in _SENTENCE.finditer(text)]
     words = [_WORD.findall(sentence) for sentence in sentences]
     return ["".join(part) for each in words for part in _even(each)]
 
@@ -35,13 +35,15 @@ def leave_one_out(reward: Reward, prompt: Content, text: str, **row: Any) -> lis
         prompt: what was answered.
         text: the response.
         row: `finished`, and the columns that the reward reads.
+
+    A response without any text counts as ended, since an empty response that did not end does not exist.
     """
     parts = pieces(text)
     if not parts:
         return []
     finished = row.pop("finished", True)
     shortened = ["".join(parts[:place] + parts[place + 1 :]).rstrip() for place in range(len(parts))]
-    forms = [Response(_answer(prompt, form), finished=finished) for form in [text, *shortened]]
+    forms = [Response(_answer(prompt, form), finished=finished or not form) for form in [text, *shortened]]
     whole, *without = reward([Group(prompt, tuple(forms), columns=row)])[0].tolist()
     return [(part, whole - score) for part, score in zip(parts, without, strict=True)]
 

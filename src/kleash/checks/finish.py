@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kleash.checks import outcome_checks
+from kleash.checks import policy_checks
 from kleash.checks.gates import record_checks
 from kleash.rollout import Components
 from kleash.run import RunFolder
@@ -40,7 +40,7 @@ def finish_policy(
         average.take(parts.policy)
     write_model(folder, parts.policy, parts.tokenizer, _summary(folder))
     kl_budget = folder.record["config"].get("kl_budget")
-    record_checks(folder, checks=outcome_checks.policy(folder.metrics(), kl_budget=kl_budget, advice=advice))
+    record_checks(folder, checks=policy_checks.policy(folder.metrics(), kl_budget=kl_budget, advice=advice))
     near_ties = getattr(parts.sampler, "near_ties", None)
     return folder.finish(step=step, ended=loop.stop or "all rollouts done", near_ties=near_ties, **results)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from kleash.checks.gates import Check
+from kleash.checks.check import Check
 from kleash.errors import GateError
 from kleash.evals.estimates import Mean, Share
 from kleash.evals.judging import JudgeReport, PeopleReport

@@ -1,7 +1,7 @@
-"""What is watched while a policy optimises, and is never part of what it optimises.
+"""What is measured while a policy trains, and is never part of its reward.
 
 An alarm that is used as a reward is optimised away, so nothing here flows back into training. Each figure is written to
-metrics.jsonl beside gold, proxy and KL. Formulas: docs/metrics.md.
+metrics.jsonl beside gold, proxy and KL; a few responses of each step go to rollouts.jsonl. Formulas: docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from kleash.data.group import Group, Response
 from kleash.evals.policy_stats import diversity
 from kleash.rewards.reward import Parts, Reward
 
+SHOWN_GROUPS = 4
+"""Groups of each step whose responses are kept to be looked at."""
+
 
 def watch(
     groups: Sequence[Group],
@@ -33,18 +36,17 @@ def watch(
         scores: what the reward gave them.
         parts: what the reward told beside the scores: `spread` is the disagreement of an ensemble, `distance` and
             `outside` how far a reward model is from its training.
-        validation_reward: a reward that is only measured.
+        validation_reward: a reward that the policy is not trained against.
 
     Returns:
         What `describe_responses` gives; of the parts the means; `validation_reward`, its mean score, and
-        `validation_reward_agreement`,
-        the rank correlation of both rewards over the responses.
+        `validation_reward_agreement`, the rank correlation of both rewards over the responses.
     """
     figures: dict[str, float | None] = describe_responses(groups)
     for figure in ("spread", "distance", "outside"):
-        told = [values for name, values in (parts or {}).items() if name.split("/")[-1] == figure]
-        if told:
-            figures[figure] = float(torch.stack(told).mean())
+        tensors = [values for name, values in (parts or {}).items() if name.split("/")[-1] == figure]
+        if tensors:
+            figures[figure] = float(torch.stack(tensors).mean())
     if validation_reward is not None:
         validation = validation_reward(groups)
         figures |= {
@@ -59,8 +61,13 @@ def describe_responses(groups: Sequence[Group]) -> dict[str, float | None]:
     responses = [response for group in groups for response in group.responses]
     tokens = [_tokens(response) for response in responses]
     varied = diversity(tokens, finished=[response.finished for response in responses])
-    kept = ("distinct_1", "distinct_2", "distinct_3", "repetition")
-    return {name: varied[name] for name in kept} | {"truncated": 1 - varied["end_rate"]}
+    return {
+        "distinct_1": varied.distinct_1,
+        "distinct_2": varied.distinct_2,
+        "distinct_3": varied.distinct_3,
+        "repetition": varied.repetition,
+        "truncated": None if varied.end_rate is None else 1 - varied.end_rate,
+    }
 
 
 def acceleration(history: Sequence[float]) -> float | None:
@@ -75,13 +82,31 @@ def acceleration(history: Sequence[float]) -> float | None:
     return now - 2 * last + before
 
 
+def sampled_rows(
+    step: int, groups: Sequence[Group], scores: Float[Tensor, "P K"], kl: Float[Tensor, "P K"]
+) -> list[dict[str, Any]]:
+    """Rows of rollouts.jsonl: the first few groups of a step, a row a response."""
+    return [
+        {
+            "step": step,
+            "prompt": group.prompt,
+            "response": response.text,
+            "finished": response.finished,
+            "score": float(score),
+            "kl": float(nats),
+        }
+        for group, values, kls in zip(groups[:SHOWN_GROUPS], scores.tolist(), kl.tolist(), strict=False)
+        for response, score, nats in zip(group.responses, values, kls, strict=True)
+    ]
+
+
 def _tokens(response: Response) -> Sequence[Any]:
     return response.ids if response.ids is not None else response.text.split()
 
 
-def _agreement(scores: Float[Tensor, "P K"], held: Float[Tensor, "P K"]) -> float | None:
+def _agreement(scores: Float[Tensor, "P K"], other: Float[Tensor, "P K"]) -> float | None:
     """Spearman's rank correlation of two rewards over the responses; None where one of them does not vary."""
-    both = torch.stack([scores.flatten().double(), held.flatten().double()])
+    both = torch.stack([scores.flatten().double(), other.flatten().double()])
     if both.shape[1] < 2 or bool((both.amax(1) == both.amin(1)).any()):
         return None
     return float(stats.spearmanr(*both.numpy()).statistic)

@@ -1,6 +1,6 @@
 """What a language model does when it is asked: figures from responses sampled to a few prompts.
 
-Nothing here judges; `outcomes` does. Responses of the data are described in the same terms, to be compared with.
+Nothing here judges; `sft_checks` does. Responses of the data are described in the same terms, to be compared with.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from kleash.models.forward import response_logprobs
 from kleash.models.load import autocast, context_length
 from kleash.objectives.reduce import masked_sum
 from kleash.run import derive_seed
-from kleash.sampling.local import LocalSampler
-from kleash.sampling.sampler import decode_groups
+from kleash.sampling.sampler import build_sampler, sample_groups
 
 MICRO_BATCH_TOKENS = 8192
 
@@ -83,13 +82,12 @@ def sample(
         The groups sampled, and their figures; None where no prompt leaves room.
     """
     room = (context_length(model) or 1 << 30) - limit
-    asked = [prompt for prompt in prompts if len(prompt.prompt_ids) <= room]
-    if not asked:
+    fitting = [prompt for prompt in prompts if len(prompt.prompt_ids) <= room]
+    if not fitting:
         return None
-    sampler = LocalSampler(model, tokenizer, max_new_tokens=limit, max_rows=128)
-    with autocast(dtype, model.device):
-        batch = sampler([prompt.prompt_ids for prompt in asked], group_size=group_size, seed=derive_seed(seed, "gate"))
-    groups = decode_groups(batch, [prompt.source for prompt in asked], tokenizer, sampler.end_ids)
+    sampler = build_sampler(model, tokenizer, max_new_tokens=limit, max_rows=128, dtype=dtype)  # type: ignore[arg-type]
+    seed = derive_seed(seed, "gate")
+    batch, groups = sample_groups(sampler, tokenizer, fitting, group_size=group_size, seed=seed)
     ids = [[response.ids or () for response in group.responses] for group in groups]
     everything = [response for row in ids for response in row]
     described = describe(everything, tokenizer)
@@ -147,17 +145,17 @@ def prompt_effect(
         log π(y|x) − log π(y|x′) of each row that has another with a different prompt.
     """
     pairs = [
-        (own, other)
-        for own, other in zip(groups, [*groups[1:], *groups[:1]], strict=True)
-        if own.prompt_ids != other.prompt_ids
+        (group, other)
+        for group, other in zip(groups, [*groups[1:], *groups[:1]], strict=True)
+        if group.prompt_ids != other.prompt_ids
     ]
-    own_sums = _sums(model, [own for own, _ in pairs], dtype)
-    swapped = [EncodedGroup(other.prompt_ids, own.responses, own.source) for own, other in pairs]
+    own_sums = _sums(model, [group for group, _ in pairs], dtype)
+    swapped = [EncodedGroup(other.prompt_ids, group.responses, group.source) for group, other in pairs]
     return own_sums - _sums(model, swapped, dtype)
 
 
 @dataclass(frozen=True)
-class Excess:
+class ExcessNLL:
     """Excess surprise: how much less likely responses are to a model than its own samples would be."""
 
     nats: float
@@ -169,7 +167,7 @@ class Excess:
 
 
 @torch.no_grad()
-def excess_nll(model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype: str = "float32") -> Excess:
+def excess_nll(model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype: str = "float32") -> ExcessNLL:
     """Excess surprise of the responses of some groups, at least one; of any K."""
     sums: list[float] = []
     counts: list[int] = []
@@ -181,7 +179,7 @@ def excess_nll(model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype:
         counts += batch.mask.sum(-1).flatten().tolist()
     total, tokens = np.array(sums), np.array(counts)
     nats = float(total.sum() / tokens.sum())
-    return Excess(nats, float(np.sqrt(((total - nats * tokens) ** 2).sum()) / tokens.sum()))
+    return ExcessNLL(nats, float(np.sqrt(((total - nats * tokens) ** 2).sum()) / tokens.sum()))
 
 
 def _sums(model: PreTrainedModel, groups: Sequence[EncodedGroup], dtype: str) -> Float[np.ndarray, " N"]:

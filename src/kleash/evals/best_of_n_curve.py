@@ -22,20 +22,20 @@ def best_of_k(values: Real[Array, "P N"], *, chosen_by: Real[Array, "P N"]) -> R
     arXiv:2210.10760, §2.3). Responses between which the reward sees no difference are chosen with equal chance.
 
     Args:
-        values: what is measured: the reward itself, or a gold value.
+        values: of each response, by the reward itself or by another one.
         chosen_by: the reward that chooses.
 
     Returns:
         Column k − 1 is best of k.
     """
-    measured, reward = (np.asarray(array, dtype=np.float64) for array in (values, chosen_by))
+    array, reward = (np.asarray(item, dtype=np.float64) for item in (values, chosen_by))
     order = np.argsort(reward, axis=1, kind="stable")
     reward = np.take_along_axis(reward, order, 1)
-    measured = np.take_along_axis(measured, order, 1)
-    for row in range(len(reward)):
-        _, block = np.unique(reward[row], return_inverse=True)
-        measured[row] = (np.bincount(block, measured[row]) / np.bincount(block))[block]
-    return measured @ _weights(reward.shape[1]).T
+    array = np.take_along_axis(array, order, 1)
+    for row in range(len(reward)):  # responses that tie get their mean
+        _, tie = np.unique(reward[row], return_inverse=True)
+        array[row] = (np.bincount(tie, array[row]) / np.bincount(tie))[tie]
+    return array @ _weights(reward.shape[1]).T
 
 
 def kl_of_best_of_k(chosen_by: Real[Array, "P N"]) -> Real[np.ndarray, "P N"]:
@@ -57,17 +57,17 @@ def kl_of_best_of_k(chosen_by: Real[Array, "P N"]) -> Real[np.ndarray, "P N"]:
     estimates = np.empty(rewards.shape)
     for row, pool in enumerate(rewards):
         share = np.unique(pool, return_counts=True)[1] / len(pool)
-        upto = np.cumsum(share)[:, None]
-        chosen = upto**powers - (upto - share[:, None]).clip(0) ** powers
-        ratio = np.where(chosen > 0, chosen / share[:, None], 1.0)
-        estimates[row] = (chosen * np.log(ratio)).sum(0)
+        cumulative = np.cumsum(share)[:, None]
+        probability = cumulative**powers - (cumulative - share[:, None]).clip(0) ** powers  # q, [rewards, k]
+        ratio = np.where(probability > 0, probability / share[:, None], 1.0)
+        estimates[row] = (probability * np.log(ratio)).sum(0)
     return estimates
 
 
 def _weights(n: int) -> np.ndarray:
-    """Row k − 1: C(i−1, k−1) / C(n, k) for the places i = 1 … n.
+    """Row k − 1: C(i−1, k−1) / C(n, k) for the ranks i = 1 … n.
 
-    From the last place, k/n, downwards: C(i−2, k−1) = C(i−1, k−1) · (i−k)/(i−1). No binomial is ever written out.
+    From the last rank, k/n, downwards: C(i−2, k−1) = C(i−1, k−1) · (i−k)/(i−1). No binomial is ever computed.
     """
     k = np.arange(1, n + 1)
     weights = np.empty((n, n))

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import sqrt
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -47,9 +47,60 @@ FEATURES: Mapping[str, str] = {
 """Pattern of each feature; its value in a response is how often it occurs."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeatureBias:
+    """One surface feature, over the pairs whose responses differ in it, turned to the side that has more of it."""
+
+    name: str
+    """`length` (tokens), or one of the features: list items, headings, bold, code, exclamation marks, question marks,
+    numbers, refusal opening, politeness, emoji. Its value in a response is how often its pattern occurs."""
+    pairs: int
+    """Pairs that differ in it, 30 and more; a feature with fewer is left out."""
+    labels: float
+    """Mean of p: how often the labels prefer the side with more."""
+    labels_interval: tuple[float, float]
+    """95 % Wilson interval of it."""
+    model: float
+    """Mean of σ(s·m), with s the least-log-loss scale over all held-out pairs, so that being too sure of everything is
+    not a bias."""
+    difference: float
+    """`model` − `labels`. Positive: the model pays more for the feature than the labels do."""
+    se: float
+    """Standard error of `difference` over pairs."""
+    p_value: float
+    """Two-sided normal test of `difference` = 0."""
+    p_holm: float
+    """The same, adjusted for all features of the list (Holm 1979)."""
+
+
+@dataclass(frozen=True)
+class ExcessSlope:
+    """What a model pays for one more unit of a feature beyond what the labels bear out."""
+
+    value: float
+    """δ = −c/s of the logistic regression P(y₀ ≻ y₁) = σ(s·m + c·d) without intercept: score a unit, m held equal."""
+    low: float
+    """Lower end of its 95 % interval, by Fieller over the sandwich covariance (White 1982)."""
+    high: float
+    """Its upper end."""
+    p_value: float
+    """Two-sided normal test of c = 0."""
+
+
+@dataclass(frozen=True)
+class BiasReport:
+    """Bias of a reward model on length and on surface features."""
+
+    features: list[FeatureBias]
+    """Length and each surface feature; several tests of one list are adjusted by Holm's method."""
+    length_excess: ExcessSlope | None
+    """For the length difference d in tokens: what one token too many is worth beyond what the labels bear out; null
+    where s is not surely positive."""
+
+
 def bias_report(
     margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"], longer: Float[np.ndarray, " P"], texts: Texts
-) -> dict[str, Any]:
+) -> BiasReport:
     """Bias on length and on surface features.
 
     Args:
@@ -57,10 +108,6 @@ def bias_report(
         p: the label, P(y₀ ≻ y₁).
         longer: |y₀| − |y₁| in tokens.
         texts: both responses of each pair.
-
-    Returns:
-        `features`: rows of `name`, `pairs`, `labels`, `labels_interval`, `model`, `difference`, `se`, `p_value`,
-        `p_holm`; `length_excess`: see `excess_slope`, None where it cannot be fitted.
     """
     differences = {"length": longer}
     for name, pattern in FEATURES.items():
@@ -72,14 +119,14 @@ def bias_report(
         for name, difference in differences.items()
         if np.count_nonzero(difference) >= FEWEST
     ]
-    for row, adjusted in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
-        row["p_holm"] = adjusted
-    return {"features": rows, "length_excess": excess_slope(margin, p, longer)}
+    adjusted = holm([row.p_value for row in rows])
+    features = [replace(row, p_holm=p_holm) for row, p_holm in zip(rows, adjusted, strict=True)]
+    return BiasReport(features, excess_slope(margin, p, longer))
 
 
 def excess_slope(
     margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"], feature: Float[np.ndarray, " P"]
-) -> dict[str, Any] | None:
+) -> ExcessSlope | None:
     """By how much a reward model pays more for a unit of a feature than its labels bear out.
 
     Labels are regressed on the margin and on the feature's difference d, P(y₀ ≻ y₁) = σ(s·m + c·d), maximum likelihood
@@ -93,8 +140,8 @@ def excess_slope(
         feature: difference of each pair.
 
     Returns:
-        `value` = −c/s = δ in score a unit, `low`, `high` (95 %), `p_value` of c = 0. None where the labels do not
-        follow the margin for sure (s not above 0), or they can be told apart without error.
+        The slope; None where the labels do not follow the margin for sure (s not above 0), or where they can be told
+        apart without error.
     """
     scale = np.array([np.sqrt(np.mean(margin**2)), np.sqrt(np.mean(feature**2))])
     if not scale.all():
@@ -113,12 +160,12 @@ def excess_slope(
         return None
     root = sqrt(max(0.0, b * b - a * q))
     unit = float(scale[0] / scale[1])
-    return {
-        "value": float(-c / s) * unit,
-        "low": float((-b - root) / a) * unit,
-        "high": float((-b + root) / a) * unit,
-        "p_value": float(2 * stats.norm.sf(abs(c) / sqrt(covariance[1, 1]))),
-    }
+    return ExcessSlope(
+        value=float(-c / s) * unit,
+        low=float((-b - root) / a) * unit,
+        high=float((-b + root) / a) * unit,
+        p_value=float(2 * stats.norm.sf(abs(c) / sqrt(covariance[1, 1]))),
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -134,22 +181,24 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _row(
     name: str, difference: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"], expected: Float[np.ndarray, " P"]
-) -> dict[str, Any]:
+) -> FeatureBias:
     side = np.sign(difference)
     differs = side != 0
     labels, model = (0.5 + side[differs] * (share[differs] - 0.5) for share in (p, expected))
     gap = model - labels
     error = float(gap.std(ddof=1)) / sqrt(len(gap))
-    return {
-        "name": name,
-        "pairs": len(gap),
-        "labels": float(labels.mean()),
-        "labels_interval": list(wilson(float(labels.sum()), len(labels))),
-        "model": float(model.mean()),
-        "difference": float(gap.mean()),
-        "se": error,
-        "p_value": float(2 * stats.norm.sf(abs(gap.mean()) / error)) if error else 1.0,
-    }
+    p_value = float(2 * stats.norm.sf(abs(gap.mean()) / error)) if error else 1.0
+    return FeatureBias(
+        name=name,
+        pairs=len(gap),
+        labels=float(labels.mean()),
+        labels_interval=wilson(float(labels.sum()), len(labels)),
+        model=float(model.mean()),
+        difference=float(gap.mean()),
+        se=error,
+        p_value=p_value,
+        p_holm=p_value,
+    )
 
 
 def _temperature(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) -> float:

@@ -41,7 +41,7 @@ def share(hits: Any) -> Share | None:
     return Share.of(hits) if len(hits) else None
 
 
-def share_json(value: Share | None) -> dict[str, Any]:
+def share_json(value: Share | None) -> dict[str, object]:
     """A share as files have it: without pairs its numbers are null."""
     return {"share": None, "low": None, "high": None, "pairs": 0} if value is None else asdict(value)
 

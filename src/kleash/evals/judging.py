@@ -87,7 +87,7 @@ class PrincipleReport:
     against_people: Share | None
     """The same against people; None where no decided pair has a preference by people."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As it stands in files."""
         shares = {name: share_json(getattr(self, name)) for name in ("against_others", "against_people")}
         return {"weight": self.weight, "asked": self.asked, "decided": self.decided, **shares}
@@ -104,7 +104,7 @@ class InjectionReport:
     shift: Mean
     """Mean of q after − q before."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As it stands in files."""
         return {"planted": self.planted, "flipped": share_json(self.flipped), "shift": asdict(self.shift)}
 
@@ -221,12 +221,12 @@ def _against_people(
         agreement=agreement(probability),
         agreement_one_order=agreement(one_order),
         agreement_mean=agreement(mean),
-        ece=figures["ece"],
-        reliability=figures["reliability"],
-        log_loss=figures["log_loss"],
-        log_loss_chance=figures["log_loss_chance"],
-        label_length_slope=figures["label_length_slope"],
-        label_length_slope_se=figures["label_length_slope_se"],
+        ece=figures.ece,
+        reliability=figures.reliability,
+        log_loss=figures.log_loss,
+        log_loss_chance=figures.log_loss_chance,
+        label_length_slope=figures.label_length_slope,
+        label_length_slope_se=figures.label_length_slope_se,
     )
 
 

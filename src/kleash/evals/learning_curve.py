@@ -6,15 +6,65 @@ Formulas: docs/metrics.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import sqrt
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from kleash.evals.report_values import MeanSE
+
 NOTHING = 0.01
 """A gain in accuracy that surely is below this is called none."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A reward model trained on a part of the rows, each part within the next: ⅛, ¼, ½, all."""
+
+    rows: int
+    """Rows trained on."""
+    accuracy: MeanSE
+    """On the held-out pairs."""
+    log_loss: MeanSE
+    """Likewise, −log P(label)."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A reading of a fitted line, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Extrapolation:
+    """The least-squares line in log₂ rows through the sizes. Half-widths are √((1.96·se)² + (4.30·s)²): se over
+    held-out pairs of that mix of the figures of a pair, s the error of the reading from the scatter about the line (2
+    degrees of freedom; for `at_twice` that of one more run).
+    """
+
+    at_twice: Interval
+    """The line at twice the rows, capped at a known `noise_ceiling`."""
+    gain: Interval
+    """Its slope: what twice the rows add."""
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """Will more labels help? With `learning_curve` only."""
+
+    points: list[CurvePoint]
+    """Measured sizes, ascending."""
+    accuracy: Extrapolation
+    """Of the accuracy."""
+    log_loss: Extrapolation
+    """Of the log loss."""
+    answer: str
+    """The answer in a sentence."""
 
 
 def learning_curve(
@@ -23,7 +73,7 @@ def learning_curve(
     log_losses: Float[np.ndarray, "S P"],
     *,
     ceiling: float | None = None,
-) -> dict[str, Any]:
+) -> LearningCurve:
     """Fit a straight line in log₂ of the number of labels and read it off at twice the largest.
 
     Straight in the logarithm because four sizes cannot tell more; a curve that flattens will gain less than it says.
@@ -33,28 +83,20 @@ def learning_curve(
         hits: of each size on the same held-out pairs: 1 ordered as the label has it, 0 not, one half a tie.
         log_losses: likewise, −log P(label).
         ceiling: no accuracy above this is expected.
-
-    Returns:
-        `points`: `rows`, `accuracy`, `log_loss`, each {"mean", "se"}; `accuracy` and `log_loss`: `at_twice` and `gain`
-        over the line at the largest size, each `value`, `low`, `high` (95 %); `answer`, a sentence.
     """
     points = [
-        {"rows": int(size), "accuracy": _estimate(own), "log_loss": _estimate(loss)}
-        for size, own, loss in zip(rows, hits, log_losses, strict=True)
+        CurvePoint(int(size), _mean_se(hit), _mean_se(loss))
+        for size, hit, loss in zip(rows, hits, log_losses, strict=True)
     ]
     accuracy, log_loss = (_extrapolate(np.asarray(rows, dtype=np.float64), values) for values in (hits, log_losses))
     if ceiling is not None:
-        for name in ("value", "low", "high"):
-            accuracy["at_twice"][name] = min(accuracy["at_twice"][name], ceiling)
-    return {
-        "points": points,
-        "accuracy": accuracy,
-        "log_loss": log_loss,
-        "answer": _answer(int(rows[-1]), accuracy),
-    }
+        twice = accuracy.at_twice
+        capped = Interval(min(twice.value, ceiling), min(twice.low, ceiling), min(twice.high, ceiling))
+        accuracy = replace(accuracy, at_twice=capped)
+    return LearningCurve(points, accuracy, log_loss, _answer(int(rows[-1]), accuracy))
 
 
-def _extrapolate(rows: Float[np.ndarray, " S"], values: Float[np.ndarray, "S P"]) -> dict[str, dict[str, float]]:
+def _extrapolate(rows: Float[np.ndarray, " S"], values: Float[np.ndarray, "S P"]) -> Extrapolation:
     """The least-squares line in log₂ N at 2N, and by how much it rises from N.
 
     Every reading of the line is a fixed mix of the sizes' means, hence a mean over pairs, whose standard error is that
@@ -69,31 +111,33 @@ def _extrapolate(rows: Float[np.ndarray, " S"], values: Float[np.ndarray, "S P"]
     freedom = len(rows) - 2
     scatter = float(((means - design @ (solve @ means)) ** 2).sum() / freedom)
     bread = np.linalg.inv(design.T @ design)
-    readings = {"at_twice": (np.array([1.0, 1.0]), 1.0), "gain": (np.array([0.0, 1.0]), 0.0)}
-    found = {}
-    for name, (place, one_more_run) in readings.items():
-        mix = place @ solve
+
+    def reading(position: Float[np.ndarray, " 2"], one_more_run: float) -> Interval:
+        mix = position @ solve
         of_pairs = mix @ values
         sampling = float(of_pairs.std(ddof=1)) / sqrt(len(of_pairs)) * float(stats.norm.ppf(0.975))
-        training = sqrt(scatter * (one_more_run + float(place @ bread @ place))) * float(stats.t.ppf(0.975, freedom))
+        training = sqrt(scatter * (one_more_run + float(position @ bread @ position))) * float(
+            stats.t.ppf(0.975, freedom)
+        )
         value, half = float(of_pairs.mean()), sqrt(sampling**2 + training**2)
-        found[name] = {"value": value, "low": value - half, "high": value + half}
-    return found
+        return Interval(value, value - half, value + half)
+
+    return Extrapolation(at_twice=reading(np.array([1.0, 1.0]), 1.0), gain=reading(np.array([0.0, 1.0]), 0.0))
 
 
-def _answer(rows: int, accuracy: dict[str, dict[str, float]]) -> str:
-    gain, twice = accuracy["gain"], accuracy["at_twice"]
+def _answer(rows: int, accuracy: Extrapolation) -> str:
+    gain, twice = accuracy.gain, accuracy.at_twice
     expected = (
-        f"at {2 * rows:,} labels, twice as many, expect an accuracy of {twice['value']:.3f} "
-        f"({twice['low']:.3f} to {twice['high']:.3f}), a gain of {gain['value']:+.3f} ({gain['low']:+.3f} to "
-        f"{gain['high']:+.3f})"
+        f"at {2 * rows:,} labels, twice as many, expect an accuracy of {twice.value:.3f} "
+        f"({twice.low:.3f} to {twice.high:.3f}), a gain of {gain.value:+.3f} ({gain.low:+.3f} to "
+        f"{gain.high:+.3f})"
     )
-    if gain["low"] > 0:
+    if gain.low > 0:
         return f"More labels will help: {expected}."
-    if gain["high"] < NOTHING:
+    if gain.high < NOTHING:
         return f"More labels of this kind will hardly help: {expected}."
     return f"The curve cannot tell whether more labels will help: {expected}."
 
 
-def _estimate(values: Float[np.ndarray, " P"]) -> dict[str, float]:
+def _mean_se(values: Float[np.ndarray, " P"]) -> MeanSE:
     return {"mean": float(values.mean()), "se": float(values.std(ddof=1)) / sqrt(len(values))}

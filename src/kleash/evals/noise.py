@@ -6,7 +6,7 @@ Formulas: docs/metrics.md.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Real
@@ -14,6 +14,7 @@ from scipy import optimize, stats
 from scipy.special import expit, xlogy
 
 from kleash.evals.preference_report import wilson
+from kleash.evals.report_values import Estimate
 
 Bounds = tuple[float, float]
 
@@ -26,15 +27,53 @@ FINE = np.concatenate([[0.0], np.geomspace(0.005, STEEPEST, 300)])
 LAPSES = np.linspace(0, 0.5, 5)
 
 
-def disagreement(votes: Real[np.ndarray, "P 2"]) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Disagreement:
+    """How often two labels of one pair differ, over pairs that stand in the data more than once."""
+
+    rate: float
+    """Mean over these pairs of 2v₀v₁/(n(n−1)): training and held-out rows, in either order, ties left out."""
+    low: float
+    """Lower end of the 95 % Wilson interval for as many pairs; a little too wide where n > 2."""
+    high: float
+    """Its upper end."""
+    pairs: int
+    """Pairs with two labels and more."""
+
+
+@dataclass(frozen=True)
+class LapseModel:
+    """Maximum likelihood of P(y₀ ≻ y₁) = ε + (1−2ε)·σ(s·m), with 95 % profile-likelihood intervals
+    {x : log L(max) − log L(x) ≤ 1.92}. Conditional on the margins being right but for their scale: what the model has
+    not understood counts as noise.
+    """
+
+    lapse: Estimate
+    """ε in [0, ½]: share of labels given without looking, in which the two sides change places."""
+    slope: Estimate
+    """s ≥ 0: 1 calibrated; below 1 the model is too sure of itself, above 1 not sure enough."""
+    bayes_accuracy: Estimate
+    """Mean over pairs of max(P, 1−P): what a predictor that knows P would reach."""
+
+
+@dataclass(frozen=True)
+class LabelNoise:
+    """How noisy the labels are."""
+
+    disagreement: Disagreement | None
+    """From labels given twice; null without repeats. With them `noise_ceiling_bounds` is computed too."""
+    lapse_model: LapseModel | None
+    """From what the model cannot explain; null where all margins are 0."""
+
+
+def disagreement(votes: Real[np.ndarray, "P 2"]) -> Disagreement | None:
     """How often two labels of one pair differ.
 
     Args:
         votes: labels that each side of a pair got.
 
     Returns:
-        `rate`, `low`, `high`, `pairs` (those with two labels and more); None where there are none. The rate of a pair
-        is unbiased, 2·v₀·v₁/(n(n−1)); the interval is Wilson's for as many pairs, a little too wide where n > 2.
+        None where no pair has two labels. The rate of a pair is unbiased.
     """
     counts = np.asarray(votes, dtype=np.float64)
     total = counts.sum(1)
@@ -43,10 +82,10 @@ def disagreement(votes: Real[np.ndarray, "P 2"]) -> dict[str, Any] | None:
         return None
     rates = 2 * counts[:, 0] * counts[:, 1] / (total * (total - 1))
     low, high = wilson(float(rates.sum()), len(rates))
-    return {"rate": float(rates.mean()), "low": low, "high": high, "pairs": len(rates)}
+    return Disagreement(float(rates.mean()), low, high, len(rates))
 
 
-def lapse_model(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) -> dict[str, Any] | None:
+def lapse_model(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) -> LapseModel | None:
     """Labels as the model's margins, stretched, with lapses: P(y₀ ≻ y₁) = ε + (1 − 2ε)·σ(s·m).
 
     ε is the share of labels given without looking, in which the two sides change places: what no margin however large
@@ -60,8 +99,7 @@ def lapse_model(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) -> 
         p: their labels.
 
     Returns:
-        `lapse` (ε), `slope` (s) and `bayes_accuracy` (the mean over pairs of the larger of P and 1 − P: what a
-        predictor that knows P would reach), each `value`, `low`, `high`. None where all margins are 0.
+        The three figures; None where all margins are 0.
     """
     spread = float(np.sqrt(np.mean(margin**2)))
     if not spread:
@@ -96,11 +134,11 @@ def lapse_model(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) -> 
         "slope": (at_slope, slope, (0.0, STEEPEST), 1 / spread),
         "bayes_accuracy": (at_accuracy, accuracy, (0.5, 1.0), 1.0),
     }
-    report: dict[str, Any] = {}
+    estimates = {}
     for name, (profile, value, bounds, unit) in profiles.items():
         low, high = _interval(profile, value, least + CRITICAL, bounds)
-        report[name] = {"value": value * unit, "low": low * unit, "high": high * unit}
-    return report
+        estimates[name] = Estimate(value * unit, low * unit, high * unit)
+    return LapseModel(**estimates)
 
 
 def _least(loss: Callable[[float], float], grid: Float[np.ndarray, " G"]) -> tuple[float, float]:
@@ -108,9 +146,9 @@ def _least(loss: Callable[[float], float], grid: Float[np.ndarray, " G"]) -> tup
     losses = [loss(float(x)) for x in grid]
     at = int(np.argmin(losses))
     low, high = float(grid[max(0, at - 1)]), float(grid[min(len(grid) - 1, at + 1)])
-    found = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded") if low < high else None
+    minimum = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded") if low < high else None
     on_grid = (losses[at], float(grid[at]))
-    return on_grid if found is None else min((float(found.fun), float(found.x)), on_grid)
+    return on_grid if minimum is None else min((float(minimum.fun), float(minimum.x)), on_grid)
 
 
 def _interval(profile: Callable[[float], float], value: float, limit: float, bounds: Bounds) -> Bounds:

@@ -6,6 +6,7 @@ Formulas: docs/metrics.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
@@ -14,12 +15,58 @@ from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
 from kleash.errors import DataError
+from kleash.evals.report_values import MeanSE
 
 Array = np.ndarray | Tensor
-MeanSE = dict[str, float | None]
-"""{"mean", "se"}; None where it does not exist (no value; the standard error of one value)."""
-
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True)
+class KLFigures:
+    """KL(π ‖ π_ref) a response, in nats, at the sampling temperature."""
+
+    k1: MeanSE
+    """Σₜ log π(yₜ) − log π_ref(yₜ) over the tokens that the policy chose; unbiased, may be negative for one
+    response."""
+    exact: MeanSE | None
+    """Σₜ of the full-vocabulary KL at the positions visited: the same expectation, less variance; null where it was not
+    computed."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """Tokens a response, without the end token."""
+
+    mean: float | None
+    """Mean."""
+    se: float | None
+    """Its standard error."""
+    quantiles: dict[str, float | None]
+    """At 0.05, 0.25, 0.5, 0.75 and 0.95."""
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """How varied a set of responses is, and how it ends. Null where a figure is undefined."""
+
+    responses: int
+    """How many responses."""
+    tokens: int
+    """How many tokens they have together."""
+    distinct_1: float | None
+    """Different tokens / all tokens over all responses (Li et al. 2016). It falls with the number of tokens: compare
+    sets of the same prompts and the same K only."""
+    distinct_2: float | None
+    """The same of pairs of tokens."""
+    distinct_3: float | None
+    """The same of triples."""
+    repetition: float | None
+    """Mean over responses of 1 − different/all 4-grams within the response (seq-rep-4, Welleck et al. 2020); responses
+    of fewer than 4 tokens have none."""
+    end_rate: float | None
+    """Share of responses that ended by themselves."""
+    length: Length
+    """Their lengths."""
 
 
 def mean_se(values: Real[Array, "*S"] | Sequence[float]) -> MeanSE:
@@ -34,7 +81,7 @@ def mean_se(values: Real[Array, "*S"] | Sequence[float]) -> MeanSE:
     """
     array = _double(values)
     if not np.isfinite(array).all():
-        raise DataError("a mean over values that are not all finite numbers; leave out or mend those that are not")
+        raise DataError("a mean over values that are not all finite numbers; leave out those that are not")
     if array.size == 0:
         return {"mean": None, "se": None}
     units = array.mean(-1) if array.ndim > 1 else array
@@ -42,13 +89,13 @@ def mean_se(values: Real[Array, "*S"] | Sequence[float]) -> MeanSE:
     return {"mean": float(units.mean()), "se": error}
 
 
-def kl_per_response(
+def kl_figures(
     policy: Float[Array, "*R T"],
     reference: Float[Array, "*R T"],
     mask: Bool[Array, "*R T"],
     *,
     exact: Float[Array, "*R T"] | None = None,
-) -> dict[str, MeanSE | None]:
+) -> KLFigures:
     """KL(π ‖ π_ref) a response, in nats, from responses sampled from π.
 
     Args:
@@ -57,8 +104,7 @@ def kl_per_response(
         exact: full-vocabulary KL at each of the positions. Its sum has the expectation of k1's and less variance.
 
     Returns:
-        "k1": sum over a response of log π − log π_ref, mean and standard error over responses (over prompts where the
-        arrays are [P, K, T]); "exact": likewise, None where not given.
+        Mean and standard error over responses; over prompts where the arrays are [P, K, T].
     """
     chosen = _array(mask).astype(bool)
 
@@ -67,10 +113,10 @@ def kl_per_response(
 
     with np.errstate(invalid="ignore"):  # inf − inf at a masked position, which is not read
         difference = _double(policy) - _double(reference)
-    return {"k1": summed(difference), "exact": None if exact is None else summed(_double(exact))}
+    return KLFigures(summed(difference), None if exact is None else summed(_double(exact)))
 
 
-def diversity(responses: Sequence[Sequence[Any]], *, finished: Sequence[bool]) -> dict[str, Any]:
+def diversity(responses: Sequence[Sequence[Any]], *, finished: Sequence[bool]) -> Diversity:
     """How varied a set of responses is, and how it ends.
 
     distinct-n depends on how many tokens there are: compare sets of the same prompts and the same K only.
@@ -78,26 +124,26 @@ def diversity(responses: Sequence[Sequence[Any]], *, finished: Sequence[bool]) -
     Args:
         responses: tokens (ids or words) of each, without the end token.
         finished: whether each ended by itself.
-
-    Returns:
-        responses, tokens; distinct_1, distinct_2, distinct_3 (Li et al. 2016): different n-grams over all n-grams;
-        repetition: share of a response's 4-grams that it had before, mean over responses long enough to have one
-        (Welleck et al. 2020, seq-rep-4); end_rate; length: mean, se and quantiles in tokens. None where undefined.
     """
     lengths = [len(response) for response in responses]
     repeated = [1 - len(set(grams)) / len(grams) for response in responses if (grams := _ngrams(response, 4))]
-    report: dict[str, Any] = {"responses": len(responses), "tokens": sum(lengths)}
-    for n in (1, 2, 3):
-        grams = [gram for response in responses for gram in _ngrams(response, n)]
-        report[f"distinct_{n}"] = len(set(grams)) / len(grams) if grams else None
-    report["repetition"] = float(np.mean(repeated)) if repeated else None
-    report["end_rate"] = float(np.mean(list(finished))) if len(finished) else None
     levels = np.quantile(lengths, QUANTILES).tolist() if lengths else [None] * len(QUANTILES)
-    report["length"] = {
-        **mean_se([float(length) for length in lengths]),
-        "quantiles": {str(share): level for share, level in zip(QUANTILES, levels, strict=True)},
-    }
-    return report
+    quantiles = {str(share): level for share, level in zip(QUANTILES, levels, strict=True)}
+    return Diversity(
+        responses=len(responses),
+        tokens=sum(lengths),
+        distinct_1=_distinct(responses, 1),
+        distinct_2=_distinct(responses, 2),
+        distinct_3=_distinct(responses, 3),
+        repetition=float(np.mean(repeated)) if repeated else None,
+        end_rate=float(np.mean(list(finished))) if len(finished) else None,
+        length=Length(**mean_se([float(length) for length in lengths]), quantiles=quantiles),
+    )
+
+
+def _distinct(responses: Sequence[Sequence[Any]], n: int) -> float | None:
+    grams = [gram for response in responses for gram in _ngrams(response, n)]
+    return len(set(grams)) / len(grams) if grams else None
 
 
 def _ngrams(tokens: Sequence[Any], n: int) -> list[tuple[Any, ...]]:

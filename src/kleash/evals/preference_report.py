@@ -1,4 +1,4 @@
-"""What a reward model is worth on held-out pairs: not its accuracy alone (F16).
+"""What a reward model is worth on held-out pairs (F16: accuracy by itself hides length bias and miscalibration).
 
 Everything is computed over all pairs at once, so that neither batch size nor a short last batch changes a figure. Every
 figure is the same if the two columns of any pair change places. Formulas: docs/metrics.md.
@@ -6,8 +6,9 @@ figure is the same if the two columns of any pair change places. Formulas: docs/
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import sqrt
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Real
@@ -18,11 +19,103 @@ from torch import Tensor
 from kleash.errors import DataError
 
 Array = np.ndarray | Tensor
-Report = dict[str, Any]
-"""Figures that serialise to JSON: finite numbers, None where one does not exist, "unknown" where nobody can tell."""
 
-UNKNOWN = "unknown"
+UNKNOWN: Literal["unknown"] = "unknown"
+"""Stands for a figure that exists and that nobody can tell from these data."""
+
+Unknown = Literal["unknown"]
 BINS = 10
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Pairs of which a model is about equally sure."""
+
+    confidence: float
+    """Mean of c = σ(|m|) over the bin, between ½ and 1."""
+    outcome: float
+    """Mean of o, the label's probability of the side that the model prefers (½ where m = 0)."""
+    low: float
+    """Lower end of the 95 % Wilson interval of `outcome`."""
+    high: float
+    """Its upper end."""
+    pairs: int
+    """Pairs in the bin."""
+
+
+@dataclass(frozen=True)
+class AgainstLength:
+    """The model against a rule that only looks at length."""
+
+    wins: int
+    """Pairs on which the model is better than the rule."""
+    losses: int
+    """Pairs on which it is worse."""
+    p_value: float
+    """Exact two-sided sign test of wins = losses (McNemar's exact test where nothing ties)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceReport:
+    """What a reward is worth on held-out pairs. Each figure is the same if y₀ and y₁ of any pair change places."""
+
+    pairs: int
+    """N."""
+    label_ties: int
+    """Number of pairs with p = ½: out of every accuracy below, in log loss, ECE and slopes."""
+    score_ties: int
+    """Number of the other pairs with m = 0."""
+    accuracy: float | None
+    """Mean over pairs with p ≠ ½ of 1 if sign m = sign(p − ½), ½ if m = 0, else 0; null where every label is a tie."""
+    accuracy_interval: tuple[float, float] | None
+    """95 % Wilson (1927) score interval of it: (a + z²/2n ± z√(a(1−a)/n + z²/4n²)) / (1 + z²/n), z = 1.96."""
+    chance: float
+    """0.5."""
+    log_loss: float
+    """Mean of −p log σ(m) − (1−p) log σ(−m), in nats: the Bradley–Terry loss against the soft label."""
+    log_loss_chance: float
+    """log 2: the log loss of equal scores."""
+    ece: float
+    """Expected calibration error (Naeini et al. 2015): Σ over bins (pairs/N)·|confidence − outcome|. Of a perfectly
+    calibrated model it is above 0 too, by about √(2/π · o(1−o)/(pairs in a bin)): compare with that."""
+    reliability: list[ReliabilityBin]
+    """Pairs turned to the side the model prefers, in ten bins of equal mass, cut at the deciles of the confidence c;
+    equal confidences share a bin, empty bins are left out."""
+    length_slope: float | None
+    """Standardised slope of the margin on the length difference, through the origin: Σmd / √(Σm² Σd²), between −1
+    and 1. Positive: the model likes length. Equal to an ordinary regression over all pairs and their mirror images."""
+    length_slope_se: float | None
+    """Its heteroscedasticity-consistent standard error (White 1980, HC0), the scale held fixed: √(Σd²e²)/Σd² ·
+    √(Σd²/Σm²), e the residual."""
+    length_slope_raw: float | None
+    """Σmd / Σd²: score for one more unit of length."""
+    length_slope_raw_se: float | None
+    """Its HC0 error √(Σd²e²)/Σd²."""
+    label_length_slope: float | None
+    """`length_slope` of 2p − 1 on d. Better answers may well be longer; a model whose slope exceeds its labels'
+    exaggerates."""
+    label_length_slope_se: float | None
+    """Its standard error, as that of `length_slope`."""
+    length_accuracy: float | None
+    """Accuracy of "prefer the longer" or "prefer the shorter" response; equal lengths count ½."""
+    length_accuracy_interval: tuple[float, float] | None
+    """Its 95 % Wilson interval."""
+    length_prefers: Literal["longer", "shorter"]
+    """Which of the two: longer if Σ(2p−1)·sign d ≥ 0."""
+    length_fitted_on: Literal["training pairs", "these pairs"]
+    """On which pairs `length_prefers` was decided; these pairs flatter the baseline a little."""
+    against_length: AgainstLength
+    """The paired comparison with that rule."""
+    noise_ceiling: float | Unknown
+    """Accuracy against drawn labels of the best possible predictor: mean of max(q, 1−q) over pairs with p ≠ ½, where q
+    is the known probability that a labeller prefers y₀; else `"unknown"`."""
+    noise_ceiling_bounds: tuple[float, float] | Unknown
+    """From repeated labels: [A, ½ + √((A−½)/2)] with A the unbiased agreement of two labels of a pair,
+    Σᵥ v(v−1)/(n(n−1)), averaged over pairs with n ≥ 2 labels. E|q−½| lies between 2E(q−½)² and √E(q−½)². `"unknown"`
+    without repeats."""
+    expected_accuracy: float | Unknown
+    """Mean of q where m > 0, 1−q where m < 0, ½ at 0: `accuracy` without the luck of the draw, never above the
+    ceiling; `"unknown"` without q."""
 
 
 def preference_report(
@@ -34,7 +127,7 @@ def preference_report(
     votes: Real[Array, "P 2"] | None = None,
     train_lengths: Real[Array, "N 2"] | None = None,
     train_p: Real[Array, " N"] | None = None,
-) -> Report:
+) -> PreferenceReport:
     """Measure a reward model on pairs, beside what any model could reach and what length alone reaches.
 
     Args:
@@ -47,7 +140,7 @@ def preference_report(
             Without them it decides on these pairs, which flatters it, and the report says so.
 
     Returns:
-        The figures of docs/metrics.md, "Reward model".
+        The figures; None where one does not exist, "unknown" where nobody can tell.
 
     Raises:
         DataError: no pairs, a score that is not finite, a probability outside [0, 1].
@@ -56,6 +149,7 @@ def preference_report(
     longer = _pairs("length", lengths) @ np.array([1.0, -1.0])  # [P]
     label = _probabilities("p", p)
     decided = label != 0.5
+    fitted_on: Literal["training pairs", "these pairs"]
     if train_lengths is None or train_p is None:
         fitted_on, fit_longer, fit_label = "these pairs", longer, label
     else:
@@ -66,33 +160,37 @@ def preference_report(
     baseline = _hits(longer if prefers_longer else -longer, label)[decided]
     wins, losses = int((model > baseline).sum()), int((model < baseline).sum())
 
-    report: Report = {
-        "pairs": len(margin),
-        "label_ties": int((~decided).sum()),
-        "score_ties": int((margin[decided] == 0).sum()),
-        **_accuracy("accuracy", model),
-        "chance": 0.5,
-        # −log σ(m) = log(1 + e^−m), by logaddexp so that neither tail overflows.
-        "log_loss": float(np.mean(label * np.logaddexp(0, -margin) + (1 - label) * np.logaddexp(0, margin))),
-        "log_loss_chance": float(np.log(2)),
-        **_calibration(margin, label),
-        **_length(margin, label, longer),
-        **_accuracy("length_accuracy", baseline),
-        "length_prefers": "longer" if prefers_longer else "shorter",
-        "length_fitted_on": fitted_on,
-        "against_length": {"wins": wins, "losses": losses, "p_value": sign_test(wins, losses)},
-        "noise_ceiling": UNKNOWN,
-        "noise_ceiling_bounds": UNKNOWN,
-        "expected_accuracy": UNKNOWN,
-    }
+    noise_ceiling: float | Unknown = UNKNOWN
+    expected_accuracy: float | Unknown = UNKNOWN
     if label_probability is not None and decided.any():
         q = _probabilities("label_probability", label_probability)[decided]
-        report["noise_ceiling"] = float(np.maximum(q, 1 - q).mean())
-        side = np.sign(margin[decided])
-        report["expected_accuracy"] = float(np.mean(0.5 + side * (q - 0.5)))
-    if votes is not None:
-        report["noise_ceiling_bounds"] = ceiling_bounds(votes)
-    return report
+        noise_ceiling = float(np.maximum(q, 1 - q).mean())
+        expected_accuracy = float(np.mean(0.5 + np.sign(margin[decided]) * (q - 0.5)))
+    accuracy, interval = _accuracy(model)
+    length_accuracy, length_interval = _accuracy(baseline)
+    ece, reliability = _calibration(margin, label)
+    return PreferenceReport(
+        pairs=len(margin),
+        label_ties=int((~decided).sum()),
+        score_ties=int((margin[decided] == 0).sum()),
+        accuracy=accuracy,
+        accuracy_interval=interval,
+        chance=0.5,
+        # −log σ(m) = log(1 + e^−m), by logaddexp so that neither tail overflows.
+        log_loss=float(np.mean(label * np.logaddexp(0, -margin) + (1 - label) * np.logaddexp(0, margin))),
+        log_loss_chance=float(np.log(2)),
+        ece=ece,
+        reliability=reliability,
+        **_length_slopes(margin, label, longer),
+        length_accuracy=length_accuracy,
+        length_accuracy_interval=length_interval,
+        length_prefers="longer" if prefers_longer else "shorter",
+        length_fitted_on=fitted_on,
+        against_length=AgainstLength(wins, losses, sign_test(wins, losses)),
+        noise_ceiling=noise_ceiling,
+        noise_ceiling_bounds=UNKNOWN if votes is None else ceiling_bounds(votes),
+        expected_accuracy=expected_accuracy,
+    )
 
 
 def wilson(hits: float | int, n: int, *, level: float = 0.95) -> tuple[float, float]:
@@ -115,7 +213,7 @@ def sign_test(wins: int, losses: int) -> float:
     return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
-def ceiling_bounds(votes: Real[Array, "P 2"]) -> tuple[float, float] | str:
+def ceiling_bounds(votes: Real[Array, "P 2"]) -> tuple[float, float] | Unknown:
     """Between what the noise ceiling lies, as far as repeated labels tell.
 
     Two labels of a pair agree with probability A = E[q² + (1−q)²] = ½ + 2·E[(q−½)²]. The ceiling is ½ + E|q−½|. As
@@ -141,14 +239,12 @@ def _hits(margin: Float[np.ndarray, " P"], label: Float[np.ndarray, " P"]) -> Fl
     return 0.5 + 0.5 * np.sign(margin) * np.sign(label - 0.5)
 
 
-def _accuracy(name: str, hits: Float[np.ndarray, " P"]) -> Report:
+def _accuracy(hits: Float[np.ndarray, " P"]) -> tuple[float | None, tuple[float, float] | None]:
     """Share of hits with its interval; None where every label is a tie."""
-    if not len(hits):
-        return {name: None, f"{name}_interval": None}
-    return {name: float(hits.mean()), f"{name}_interval": list(wilson(float(hits.sum()), len(hits)))}
+    return (float(hits.mean()), wilson(float(hits.sum()), len(hits))) if len(hits) else (None, None)
 
 
-def _calibration(margin: Float[np.ndarray, " P"], label: Float[np.ndarray, " P"]) -> Report:
+def _calibration(margin: Float[np.ndarray, " P"], label: Float[np.ndarray, " P"]) -> tuple[float, list[ReliabilityBin]]:
     """Expected calibration error (Naeini et al. 2015) over bins of equal mass.
 
     Which response stands in column 0 is arbitrary, and files put the chosen one there, so a diagram of σ(margin)
@@ -160,19 +256,19 @@ def _calibration(margin: Float[np.ndarray, " P"], label: Float[np.ndarray, " P"]
     # Bins are cut at quantiles of the value, so equal confidences share a bin and the order of rows is nothing.
     edges = np.quantile(confidence, np.linspace(0, 1, BINS + 1)[1:-1])
     bins = np.searchsorted(edges, confidence, side="right")
-    reliability: list[Report] = []
+    reliability = []
     for index in np.unique(bins):
         inside = bins == index
         n, share = int(inside.sum()), float(outcome[inside].mean())
         low, high = wilson(share * n, n)
-        reliability.append(
-            {"confidence": float(confidence[inside].mean()), "outcome": share, "low": low, "high": high, "pairs": n}
-        )
-    gap = sum(row["pairs"] * abs(row["confidence"] - row["outcome"]) for row in reliability)
-    return {"ece": gap / len(margin), "reliability": reliability}
+        reliability.append(ReliabilityBin(float(confidence[inside].mean()), share, low, high, n))
+    gap = sum(row.pairs * abs(row.confidence - row.outcome) for row in reliability)
+    return gap / len(margin), reliability
 
 
-def _length(margin: Float[np.ndarray, " P"], label: Float[np.ndarray, " P"], longer: Float[np.ndarray, " P"]) -> Report:
+def _length_slopes(
+    margin: Float[np.ndarray, " P"], label: Float[np.ndarray, " P"], longer: Float[np.ndarray, " P"]
+) -> dict[str, float | None]:
     """Least-squares slopes through the origin on the length difference: of the margin, and of the label itself.
 
     Through the origin because a pair turned round turns both signs; standardised by root mean squares for the same

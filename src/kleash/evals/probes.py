@@ -7,8 +7,7 @@ that prefers the spoiled one has shown where it can be hacked before anyone hack
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -16,6 +15,7 @@ from jaxtyping import Float
 from kleash.data.group import Group, Response
 from kleash.evals.policy_stats import mean_se
 from kleash.evals.preference_report import wilson
+from kleash.evals.report_values import MeanSE
 
 PROBES = (
     "repeated",
@@ -72,31 +72,39 @@ def probe_groups(groups: Sequence[Group]) -> list[Group]:
     return probed
 
 
-def probe_report(scores: Float[np.ndarray, "P K"]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class ProbeResult:
+    """One way of spoiling the better response of held-out prompts."""
+
+    name: str
+    """`repeated` (said twice), `cut off` (first half, no end token), `stopped halfway` (first half, ended),
+    `flattery first`, `flattery last`, `empty`, `prompt copied` (its last turn as response), `off topic` (the response
+    to another prompt), `run-on` (followed by two such), `wordy` (empty words in front). Flattery is in English, in
+    small letters where the response has no others."""
+    pairs: int
+    """Prompts: up to 200, one for 20 training rows."""
+    above: float
+    """Share in which the spoiled response scores higher, ties ½. Anything near one half and above is an invitation."""
+    low: float
+    """Lower end of its 95 % Wilson interval."""
+    high: float
+    """Its upper end."""
+    margin: MeanSE
+    """The spoiled response's score less the original's."""
+
+
+def probe_report(scores: Float[np.ndarray, "P K"]) -> list[ProbeResult]:
     """How often each probe scores above the response that it was made of.
 
     Args:
         scores: of `probe_groups`' responses, the original in column 0.
-
-    Returns:
-        For each probe: `name`, `pairs`, `above` (ties count one half) with its 95 % Wilson interval `low`, `high`;
-        `margin`, the probe's score less the original's, {"mean", "se"}.
     """
     rows = []
     for name, column in zip(PROBES, scores[:, 1:].T, strict=True):
         margin = column - scores[:, 0]
         above = 0.5 + 0.5 * np.sign(margin)
         low, high = wilson(float(above.sum()), len(above))
-        rows.append(
-            {
-                "name": name,
-                "pairs": len(above),
-                "above": float(above.mean()),
-                "low": low,
-                "high": high,
-                "margin": mean_se(margin),
-            }
-        )
+        rows.append(ProbeResult(name, len(above), float(above.mean()), low, high, mean_se(margin)))
     return rows
 
 

@@ -49,7 +49,7 @@ class RefusalReport:
     harmless: Share | None
     """Of responses to harmless prompts: evasiveness."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As it stands in files."""
         return {name: share_json(getattr(self, name)) for name in ("refusals", "harmful", "harmless")}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -20,7 +20,43 @@ FEWEST = 20
 """A stratum of fewer pairs is not shown by itself."""
 
 
-def strata_report(hits: Float[np.ndarray, " P"], strata: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Stratum:
+    """One stratum of a partition, of 20 pairs and more."""
+
+    value: str
+    """What its pairs have in common."""
+    pairs: int
+    """How many there are."""
+    accuracy: float
+    """Share that the model orders as the label does; ties count ½."""
+    low: float
+    """Lower end of its 95 % Wilson interval."""
+    high: float
+    """Its upper end."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition of the pairs with p ≠ ½ into strata."""
+
+    name: str
+    """`the chosen one is` (longer, shorter), `length difference` and `score difference` (quartiles of |d| and |m|),
+    `turns` of the prompt, `annotator`, or a column of at most 12 different texts, integers or truth values. Accuracy
+    has to grow with |m|: that this partition differs is not a fault."""
+    cells: list[Stratum]
+    """Its strata; pairs in smaller ones are left out."""
+    chi2: float
+    """Σ n_c(a_c − a)²/(a(1−a)) of the accuracies a_c of the strata."""
+    dof: int
+    """Strata − 1."""
+    p_value: float
+    """Chance of so large a `chi2` where all strata have one accuracy."""
+    p_holm: float
+    """The same, adjusted for all partitions of the list (Holm 1979)."""
+
+
+def strata_report(hits: Float[np.ndarray, " P"], strata: Mapping[str, Sequence[str]]) -> list[Partition]:
     """Accuracy in each stratum of each partition.
 
     Args:
@@ -28,20 +64,16 @@ def strata_report(hits: Float[np.ndarray, " P"], strata: Mapping[str, Sequence[s
         strata: by the partition's name, the stratum of each pair.
 
     Returns:
-        For each partition of two strata and more with `FEWEST` pairs: `name`; `cells` with `value`, `pairs`,
-        `accuracy`, `low`, `high`; `chi2`, `dof`, `p_value` of one accuracy in all of them; `p_holm`, adjusted for
-        all partitions of the list. Pairs in smaller strata are left out of the partition.
+        The partitions that have two strata and more with `FEWEST` pairs.
     """
     rows = []
     for name, of_pair in strata.items():
         values = np.array(of_pair, dtype=object)
         sizes = {value: int((values == value).sum()) for value in dict.fromkeys(of_pair)}
-        kept = sorted((value for value, size in sizes.items() if size >= FEWEST), key=_place)
-        if len(kept) >= 2:
-            rows.append({"name": name, **_partition({value: hits[values == value] for value in kept})})
-    for row, adjusted in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
-        row["p_holm"] = adjusted
-    return rows
+        large = sorted((value for value, size in sizes.items() if size >= FEWEST), key=_place)
+        if len(large) >= 2:
+            rows.append(_partition(name, {value: hits[values == value] for value in large}))
+    return [replace(row, p_holm=p_holm) for row, p_holm in zip(rows, holm([row.p_value for row in rows]), strict=True)]
 
 
 def quartiles(values: Float[np.ndarray, " P"], unit: str = "") -> list[str]:
@@ -62,15 +94,16 @@ def _place(value: str) -> tuple[float, str]:
     return (float(number.group()) if number else np.inf), value
 
 
-def _partition(cells: Mapping[str, Float[np.ndarray, " N"]]) -> dict[str, Any]:
+def _partition(name: str, cells: Mapping[str, Float[np.ndarray, " N"]]) -> Partition:
     together = np.concatenate(list(cells.values()))
     share = float(together.mean())
     # Pearson's statistic of a 2 × C table; halves make its variance a little too large, so it errs to "no difference".
     variance = share * (1 - share)
-    chi2 = sum(len(own) * (own.mean() - share) ** 2 for own in cells.values()) / variance if variance else 0.0
+    chi2 = sum(len(hits) * (hits.mean() - share) ** 2 for hits in cells.values()) / variance if variance else 0.0
     rows = []
-    for value, own in cells.items():
-        low, high = wilson(float(own.sum()), len(own))
-        rows.append({"value": value, "pairs": len(own), "accuracy": float(own.mean()), "low": low, "high": high})
+    for value, hits in cells.items():
+        low, high = wilson(float(hits.sum()), len(hits))
+        rows.append(Stratum(value, len(hits), float(hits.mean()), low, high))
     dof = len(cells) - 1
-    return {"cells": rows, "chi2": float(chi2), "dof": dof, "p_value": float(stats.chi2.sf(chi2, dof))}
+    p_value = float(stats.chi2.sf(chi2, dof))
+    return Partition(name, rows, float(chi2), dof, p_value, p_value)

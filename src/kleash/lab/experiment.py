@@ -1,247 +1,174 @@
-"""What the experiments with labellers share: a prepared world, and the way from labels to a measured policy.
+"""The runner of experiments: arms, each measured at every seed, and tables of means with their standard errors.
 
-Prepared once for each seed: base and SFT model, pairs that the SFT model sampled, others to measure on, prompts, and
-the judges. From labels of the pairs: a reward model, PPO with a KL penalty, and what became of gold.
+An experiment of a claim (`lab/claims/`) says what its arms share at a seed, how one arm is measured, and which columns
+its tables have. The runner spreads seeds and arms over processes and keeps each arm's figures in a file, so that an
+experiment that is started again measures only what is missing.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Generic, TypeVar
 
-import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from kleash.evals.policy_stats import mean_se
+from kleash.io import write_json
 
-from kleash.data.formats import read_groups, write_groups
-from kleash.data.group import Group, Preference, Response, chosen_first
-from kleash.io import read_jsonl, write_json
-from kleash.lab import judges, measure
-from kleash.lab.world import pretrain
-from kleash.lab.world.small_world import World
-from kleash.labels.labeller import LabelResult
-from kleash.rewards.learned import LearnedReward
-from kleash.run import derive_seed
-from kleash.stages import generate, ppo, reward_model, sft
+A = TypeVar("A")
 
-T = TypeVar("T")
+Figures = Mapping[str, float | None]
+"""What an arm was found to be, by name; None or missing where a figure does not exist."""
 
-PAIRS = 1600
-"""Pairs that are labelled, each of two samples of the SFT model."""
 
-MEASURED = 600
-"""Pairs of other samples, on which labellers and reward models are held against gold."""
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Generic[A]):
+    """Arms, each measured at every seed.
 
-TEST_PROMPTS = 256
-ROLLOUTS = 20
-BETA = 0.2
-MAX_NEW_TOKENS = 40
+    Both functions are called in other processes, so they are functions of a module and not closures.
+    """
+
+    name: str
+    """The first part of its files' names."""
+    arms: Mapping[str, A]
+    """The settings of each arm, by its name."""
+    prepare: Callable[[Path, int], object]
+    """Makes what the arms of a seed share; called with the seed's folder and the seed."""
+    measure: Callable[[Path, int, A], Figures]
+    """Trains and measures one arm at one seed; called with the seed's folder, the seed and the arm's settings."""
 
 
 @dataclass(frozen=True)
-class Bench:
-    """A prepared seed."""
+class Results:
+    """Figures of each arm, one entry for each seed."""
 
-    out: Path
-    seed: int
+    arms: Mapping[str, Sequence[Figures]]
 
-    @property
-    def world(self) -> World:
-        """Its world."""
-        return World(self.seed)
+    def select(self, condition: Callable[[str], bool]) -> Results:
+        """Only the arms whose name meets a condition."""
+        return Results({name: figures for name, figures in self.arms.items() if condition(name)})
 
-    def pairs(self, name: str) -> list[Group]:
-        """`pairs` to label or those to be `measured` on; without those that a row of text could not hold."""
-        groups = read_groups(self.out / "data" / f"{name}-samples.jsonl")
-        return [group for group in groups if all(response.text for response in group.responses)]
+    def less(self, baseline: Callable[[str], str]) -> Results:
+        """Differences, seed by seed, of each arm from another one.
 
-    def judges(self) -> list[Path]:
-        """The judges' folders, worst first; trained where they are not there."""
-        return judges.train_judges(self.world, self.out / "base", self.out / "judges", seed=self.seed)
-
-
-def begin(out: Path, seed: int, rows: Mapping[str, Sequence[Group]]) -> None:
-    """Base model, SFT model and files of a seed; of the rows `demonstrations` are imitated."""
-    data = out / "data"
-    data.mkdir(parents=True, exist_ok=True)
-    base = pretrain.run(pretrain.PretrainConfig(out=out / "base", seed=seed, tokens=1_400_000))
-    for name, groups in rows.items():
-        if not (data / f"{name}.jsonl").exists():
-            write_groups(groups, data / f"{name}.jsonl")
-    sft.run(
-        sft.SFTConfig(
-            model=str(base.path), data=str(data / "demonstrations.jsonl"), out=out / "sft", seed=seed, epochs=2,
-            batch_size=32, learning_rate=1e-3, force=True,
+        Args:
+            baseline: name of the arm to subtract; an arm that is its own baseline is left out.
+        """
+        return Results(
+            {
+                name: [subtract(*pair) for pair in zip(figures, self.arms[baseline(name)], strict=True)]
+                for name, figures in self.arms.items()
+                if baseline(name) != name
+            }
         )
-    )  # fmt: skip
+
+    def table(self, columns: Mapping[str, str], *, first: str, digits: int = 3) -> str:
+        """A Markdown table: a row for each arm, mean ± standard error over seeds.
+
+        Args:
+            columns: names of the figures to show, and their headings.
+            first: heading of the arms' names.
+            digits: after the point.
+        """
+        rows = [
+            [name, *(mean_and_error([row.get(column) for row in figures], digits) for column in columns)]
+            for name, figures in self.arms.items()
+        ]
+        return markdown_table([first, *columns.values()], rows)
 
 
-def prepare(out: Path, seed: int) -> Bench:
-    """Base, SFT, prompts and pairs of a seed."""
-    world, bench, data = World(seed), Bench(out, seed), out / "data"
-    rows = {
-        "demonstrations": world.demonstrations(1500, seed=derive_seed(seed, "demonstrations")),
-        "pairs": world.prompts(PAIRS, "train", seed=derive_seed(seed, "comparisons")),
-        "measured": world.prompts(MEASURED, "train", seed=derive_seed(seed, "measured comparisons")),
-        "prompts": world.prompts(2000, "train", seed=derive_seed(seed, "prompts")),
-        "test": world.prompts(TEST_PROMPTS, "test", seed=derive_seed(seed, "test")),
-    }
-    begin(out, seed, rows)
-    for name in ("pairs", "measured"):
-        generate.run(
-            generate.GenerateConfig(
-                model=str(out / "sft"), data=str(data / f"{name}.jsonl"), out=data / f"{name}-samples.jsonl", n=2,
-                seed=derive_seed(seed, name) % 2**31, max_new_tokens=MAX_NEW_TOKENS, rows_at_once=512,
-            )
-        )  # fmt: skip
-    bench.judges()
-    return bench
-
-
-def labelled(groups: Sequence[Group], probabilities: Sequence[float | None], annotator: str) -> list[Group]:
-    """Pairs with soft labels, the likelier better response first; without those that have no label."""
-    return [
-        chosen_first(replace(group, label=Preference(p, annotator)))
-        for group, p in zip(groups, probabilities, strict=True)
-        if p is not None
-    ]
-
-
-def gold_lead(world: World, groups: Sequence[Group]) -> Float[np.ndarray, " P"]:
-    """Gold of the first response less gold of the second."""
-    worth = [[world.gold(g.prompt_text, r.text, r.finished) for r in g.responses] for g in groups]
-    return np.array(worth) @ np.array([1.0, -1.0])
-
-
-def accuracy(lead: Float[np.ndarray, " P"], gold: Float[np.ndarray, " P"]) -> float:
-    """Share of the pairs that gold decides in which another lead has gold's sign; no lead is half a hit."""
-    decided = np.abs(gold) > 1e-6
-    return float((0.5 + 0.5 * np.sign(lead) * np.sign(gold))[decided].mean())
-
-
-def labeller_figures(world: World, groups: Sequence[Group], verdicts: Sequence[LabelResult]) -> dict[str, float]:
-    """Of a labeller that answered everything: accuracy, how sure it is, and what the order of the two does to it.
-
-    Returns:
-        `accuracy` against gold, on the pairs that gold decides; `sure`, mean of |P − ½|; `first`, the mean advantage of
-        what is shown first, in probability, and `order`, its mean size on a pair; both 0 for who sees no order.
-    """
-    p = np.array([verdict.probability for verdict in verdicts], dtype=np.float64)
-    order = np.array([verdict.order_effect or 0.0 for verdict in verdicts])
-    return {
-        "accuracy": accuracy(p - 0.5, gold_lead(world, groups)),
-        "sure": float(np.abs(p - 0.5).mean()),
-        "first": float(order.mean()),
-        "order": float(np.abs(order).mean()),
-    }
-
-
-class Gold:
-    """The truth as a `Reward`, for the labeller that errs nowhere."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-
-    def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
-        """See `Reward`."""
-        worth = [[self.world.gold(g.prompt_text, r.text, r.finished) for r in g.responses] for g in groups]
-        return torch.tensor(worth, dtype=torch.float32)
-
-
-def train_policy(bench: Bench, name: str, labels: Sequence[Group], *, beta: float = BETA) -> Path:
-    """From labels to a policy: a reward model of them, PPO against it with a KL penalty. Returns PPO's folder."""
-    out, data = bench.out, bench.out / "data"
-    file = data / f"labels-{name}.jsonl"
-    if not file.exists():
-        write_groups(labels, file)
-    reward_model.run(
-        reward_model.RewardConfig(
-            model=str(out / "sft"), data=str(file), out=out / f"reward-{name}", seed=bench.seed, batch_size=32,
-            learning_rate=1e-3, centre_samples=256, centre_max_new_tokens=MAX_NEW_TOKENS, max_eval_rows=100, force=True,
-        )
-    )  # fmt: skip
-    ppo.run(
-        ppo.PPOConfig(
-            model=str(out / "sft"), data=str(data / "prompts.jsonl"), eval_data=str(data / "test.jsonl"),
-            reward=str(out / f"reward-{name}"), out=out / f"ppo-{name}", seed=bench.seed, beta=beta,
-            max_steps=ROLLOUTS, batch_size=64, inner_epochs=2, minibatches=2, learning_rate=1.5e-4,
-            value_learning_rate=5e-4, schedule="constant", max_new_tokens=MAX_NEW_TOKENS, eval_every=ROLLOUTS,
-            save_every=ROLLOUTS, force=True,
-        )
-    )  # fmt: skip
-    return out / f"ppo-{name}"
-
-
-def reward_accuracy(bench: Bench, name: str) -> float:
-    """Agreement of a reward model with gold on the measured pairs."""
-    groups = bench.pairs("measured")
-    scores = LearnedReward.load(bench.out / f"reward-{name}")(groups)
-    return accuracy((scores[:, 0] - scores[:, 1]).double().numpy(), gold_lead(bench.world, groups))
-
-
-def policy_figures(world: World, folder: Path, step: int) -> dict[str, float]:
-    """A policy on the test prompts: gold, proxy, KL, and what each principle says of it.
-
-    Returns:
-        `gold`, `proxy`, `kl`; `worth/PRINCIPLE`, means over responses (`no-harm` over those to harmful prompts);
-        `refuses`, share of harmful prompts refused; `courtesies` and `insults` a response.
-    """
-    rows = [row for row in read_jsonl(folder / "samples.jsonl") if row["step"] == step]
-    told = measure.figures(world, rows)
-    groups = [Group(row["prompt"], (Response(row["response"], finished=row["finished"]),)) for row in rows]
-    profile = world.profile(groups)
-    worths = [judges.worth(world, group.prompt_text, group.responses[0]) for group in groups]
-    harmful = [world.task(group.prompt_text).kind == "harm" for group in groups]
-    figures = {name: float(told[name]["mean"]) for name in ("gold", "proxy", "kl")}
-    for name in worths[0]:
-        own = [w[name] for w, harm in zip(worths, harmful, strict=True) if harm or name != "no-harm"]
-        figures[f"worth/{name}"] = float(np.mean(own))
-    return figures | {name: profile[name] for name in ("refuses", "courtesies", "insults")}
-
-
-# --- over seeds ------------------------------------------------------------------------------------------------------
-
-
-def parser(text: str | None) -> ArgumentParser:
-    """What the experiments are told."""
-    made = ArgumentParser(description=text, formatter_class=RawDescriptionHelpFormatter)
-    made.add_argument("--seeds", type=int, default=5)
-    made.add_argument("--first", type=int, default=0, help="first seed")
-    made.add_argument("--out", type=Path, default=Path("runs/feedback"), help="prepared seeds are shared in here")
-    made.add_argument("--workers", type=int, default=1, help="seeds that run side by side")
-    return made
-
-
-def over_seeds(measure_seed: Callable[[Path, int], T], options: Namespace) -> list[T]:
-    """What an experiment finds on each seed, in the seed's folder."""
-    seeds = range(options.first, options.first + options.seeds)
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(measure_seed, [options.out / f"seed-{seed}" for seed in seeds], seeds))
-
-
-def once(file: Path, find: Callable[[], Any]) -> Any:
-    """What a JSON file holds, found and written first where there is none."""
-    if not file.exists():
-        write_json(file, find())
-    return json.loads(file.read_text())
-
-
-def table(rows: Mapping[str, Sequence[Mapping[str, Any]]], columns: Mapping[str, str], *, first: str) -> str:
-    """A Markdown table: a line a name, mean ± standard error over seeds.
+def run(experiment: Experiment[A], *, seeds: Sequence[int], out: Path, workers: int = 1) -> Results:
+    """Run what is missing of an experiment.
 
     Args:
-        rows: figures of each seed, by name.
-        columns: figures to show, and their headings.
-        first: heading of the names.
+        experiment: what to run.
+        seeds: at which seeds.
+        out: gets a folder `seed-N` for each seed, and NAME.json with all figures.
+        workers: processes side by side; 1 runs everything in this one.
     """
-    lines = [f"| {first} | {' | '.join(columns.values())} |", "|---" * (1 + len(columns)) + "|"]
-    for name, seeds in rows.items():
-        lines.append(f"| {name} | {' | '.join(measure.pm([own[key] for own in seeds]) for key in columns)} |")
-    return "\n".join(lines)
+    folders = [out / f"seed-{seed}" for seed in seeds]
+    cases = list(product(zip(folders, seeds, strict=True), experiment.arms))
+    run_in_parallel(experiment.prepare, list(zip(folders, seeds, strict=True)), workers)
+    figures = run_in_parallel(measure_arm, [(experiment, *place, name) for place, name in cases], workers)
+    results = Results(
+        {
+            name: [row for (_, other), row in zip(cases, figures, strict=True) if other == name]
+            for name in experiment.arms
+        }
+    )
+    write_json(
+        out / f"{experiment.name}.json",
+        [{name: rows[index] for name, rows in results.arms.items()} for index in range(len(seeds))],
+    )
+    return results
+
+
+def measure_arm(experiment: Experiment[A], folder: Path, seed: int, name: str) -> Figures:
+    """The figures of one arm at one seed: read from its file where there is one, else measured and written."""
+    file = folder / f"{experiment.name}-{re.sub(r'[^a-z0-9.]+', '-', name.lower())}.json"
+    if not file.exists():
+        write_json(file, experiment.measure(folder, seed, experiment.arms[name]))
+    figures: Figures = json.loads(file.read_text())
+    return figures
+
+
+def run_in_parallel(function: Callable[..., A], cases: Sequence[tuple[object, ...]], workers: int) -> list[A]:
+    """Call a function with the arguments of each case, in order; with one worker in this process."""
+    if workers == 1:
+        return [function(*case) for case in cases]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(function, *zip(*cases, strict=True)))
+
+
+def subtract(figures: Figures, others: Figures) -> Figures:
+    """Differences of the figures that both have."""
+    return {
+        name: value - other
+        for name, value in figures.items()
+        if value is not None and (other := others.get(name)) is not None
+    }
+
+
+# --- options and tables ----------------------------------------------------------------------------------------------
+
+
+def parser(description: str | None, *, out: Path) -> ArgumentParser:
+    """The options of every experiment.
+
+    Args:
+        description: help text.
+        out: default of `--out`.
+    """
+    options = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    options.add_argument("--seeds", type=int, default=5, help="how many seeds (default: %(default)s)")
+    options.add_argument("--first", type=int, default=0, help="first seed (default: %(default)s)")
+    options.add_argument("--out", type=Path, default=out, help="folder of all seeds (default: %(default)s)")
+    options.add_argument("--workers", type=int, default=1, help="processes side by side (default: %(default)s)")
+    return options
+
+
+def run_from(experiment: Experiment[A], options: Namespace) -> Results:
+    """`run` with the options of `parser`."""
+    seeds = range(options.first, options.first + options.seeds)
+    return run(experiment, seeds=seeds, out=options.out, workers=options.workers)
+
+
+def mean_and_error(values: Iterable[float | None], digits: int = 3) -> str:
+    """Mean ± standard error of the values that exist, as tables show it."""
+    estimate = mean_se([value for value in values if value is not None])
+    if estimate["mean"] is None:
+        return "–"
+    error = "" if estimate["se"] is None else f" ± {estimate['se']:.{digits}f}"
+    return f"{estimate['mean']:.{digits}f}{error}".replace("-", "−")
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table of cells that are texts."""
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

@@ -1,10 +1,10 @@
-"""Do the gates catch a botched stage, and leave healthy ones alone? On the small world, where one may break things.
+"""Do the checks of a stage catch a broken run, and pass healthy ones? On the small world, where one may break things.
 
-    python -m kleash.lab.gate_calibration [--healthy 20] [--broken 4] [--worlds 3] [--out runs/broken]
+    python -m kleash.lab.gate_calibration [--healthy 20] [--broken 4] [--worlds 3] [--out runs/gates]
 
-An SFT model is broken in four ways and a reward model in five; healthy ones of many seeds and sizes stand beside them.
-Every stage is the one of the command line, with the gate it has there. Prints how many were caught, with 95 % Wilson
-intervals, and by which check; what is done is not done again.
+An SFT model is broken in four ways and a reward model in five; healthy models of many seeds and sizes stand beside
+them. Every stage is the one of the command line, with the checks that it makes there. Prints how many runs failed their
+checks, with 95 % Wilson intervals, and which checks failed; started again, it does only what is missing.
 """
 
 from __future__ import annotations
@@ -13,28 +13,27 @@ import argparse
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 
 from kleash.checks.artifact import votes_agree
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference
-from kleash.evals.policy_stats import mean_se
 from kleash.evals.preference_report import wilson
 from kleash.io import write_json
-from kleash.lab.labellers import Labellers
-from kleash.lab.world import pretrain
-from kleash.lab.world.small_world import World
+from kleash.lab.experiment import markdown_table, mean_and_error
+from kleash.lab.world import World, pretrain
+from kleash.lab.world.labellers import Labellers
 from kleash.models.load import new_reward_model
 from kleash.run import RunFolder, derive_seed
 from kleash.stages import generate, reward_model, sft
 
 DEMONSTRATIONS = (600, 900, 1200, 1500)
 PAIRS = (2000, 2500, 3000, 4000)
-"""Sizes that runs take in turn; a fifth of the pairs is held out."""
+"""Sizes that runs take in turn; a fifth of the pairs is for validation."""
 
 MAX_NEW_TOKENS = 40
 
@@ -47,14 +46,14 @@ SFT_FAULTS: dict[str, str] = {
     "one response to everything": "something to compare",
     "rate far too high": "learned",
 }
-"""What is broken, and the check that is meant for it."""
+"""What is broken, and the check that should catch it."""
 
 REWARD_FAULTS: dict[str, str] = {
-    "labels shuffled": "above a coin",
-    "length alone": "beyond length",
+    "labels shuffled": "better than chance",
+    "only length": "beyond length",
     "base samples": "about the policy's samples",
     "constant": "scores differ",
-    "sign flipped": "above a coin",
+    "sign flipped": "better than chance",
 }
 
 
@@ -63,8 +62,8 @@ def train_sft(world: World, out: Path, base: Path, *, seed: int, count: int, fau
     rows = world.demonstrations(count, seed=derive_seed(seed, "demonstrations"))
     rng = random.Random(seed)
     if fault == "responses dealt out at random":
-        dealt = rng.sample(rows, len(rows))
-        rows = [replace(row, responses=other.responses) for row, other in zip(rows, dealt, strict=True)]
+        others = rng.sample(rows, len(rows))
+        rows = [replace(row, responses=other.responses) for row, other in zip(rows, others, strict=True)]
     elif fault == "no end token":
         rows = [replace(row, responses=(replace(row.responses[0], finished=False),)) for row in rows]
     elif fault == "one response to everything":
@@ -83,17 +82,17 @@ def train_reward(
 ) -> RunFolder:
     """A reward model on samples of `model`, healthy or with one of `REWARD_FAULTS`."""
     author = base if fault == "base samples" else model
-    # Runs on the same author share its samples.
-    sampled = _sample(world, author, author.parent / f"pairs-{seed}", seed=seed, count=count)
-    pairs = Labellers(world, seed=derive_seed(seed, "labellers")).label(sampled)
+    # Runs on samples of the same model share them.
+    samples = _sample(world, author, author.parent / f"pairs-{seed}", seed=seed, count=count)
+    pairs = Labellers(world, seed=derive_seed(seed, "labellers")).label(samples)
     rng = random.Random(seed)
     if fault == "labels shuffled":
-        pairs = [_turned(pair, rng.random() < 0.5) for pair in pairs]
-    elif fault == "length alone":
-        pairs = [_turned(pair, _words(pair, 0) < _words(pair, 1)) for pair in pairs]
+        pairs = [_swapped(pair, rng.random() < 0.5) for pair in pairs]
+    elif fault == "only length":
+        pairs = [_swapped(pair, _words(pair, 0) < _words(pair, 1)) for pair in pairs]
     held_out = len(pairs) // 5
     if fault == "sign flipped":
-        pairs = [_turned(pair, row >= held_out) for row, pair in enumerate(pairs)]
+        pairs = [_swapped(pair, row >= held_out) for row, pair in enumerate(pairs)]
     constant = None
     if fault == "constant":
         constant = new_reward_model(model, seed=seed)
@@ -125,12 +124,12 @@ def people_agree(world: World, model: Path, out: Path, *, seed: int) -> float:
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of one stage, and what its gate said."""
+    """One run of one stage, and the result of its checks."""
 
     name: str
     """What is broken in it, or "healthy"."""
-    meant: str
-    """The check that is meant to catch it."""
+    check: str
+    """The check that should catch it."""
     folder: RunFolder
     agreement: float | None = None
     """How often two people agree about samples of it."""
@@ -142,14 +141,23 @@ class Trial:
         return [check["name"] for check in checks if check["passed"] is False]
 
 
-class Bench:
-    """Trials over some worlds, each in a folder of its own, and what came of them."""
+class TrialRow(TypedDict):
+    """A trial in the results' file."""
 
-    def __init__(self, out: Path, worlds: int) -> None:
-        self.out = out
-        self.worlds = [World(seed) for seed in range(worlds)]
-        self.sfts: list[Trial] = []
-        self.rewards: list[Trial] = []
+    stage: str
+    name: str
+    agreement: float | None
+    verdict: object
+
+
+@dataclass
+class Trials:
+    """Trials over some worlds, each in a folder of its own, and their results."""
+
+    out: Path
+    worlds: Sequence[World]
+    sfts: list[Trial] = field(default_factory=list)
+    rewards: list[Trial] = field(default_factory=list)
 
     def base(self, seed: int) -> Path:
         """The base model of a seed's world."""
@@ -157,18 +165,18 @@ class Bench:
         return pretrain.run(pretrain.PretrainConfig(out=self.out / f"world-{world}" / "base", seed=world)).path
 
     def try_sft(self, name: str, *, seed: int, count: int) -> Path:
-        """Train and judge an SFT model."""
+        """Train and check an SFT model."""
         world, out = self._place(name, seed)
         folder = train_sft(world, out, self.base(seed), seed=seed, count=count, fault=name)
         agreement = people_agree(world, folder.path, out, seed=seed)
-        self.sfts.append(_told(Trial(name, SFT_FAULTS.get(name, ""), folder, agreement)))
+        self.sfts.append(_reported(Trial(name, SFT_FAULTS.get(name, ""), folder, agreement)))
         return folder.path
 
     def try_reward(self, name: str, model: Path, *, seed: int, count: int) -> None:
-        """Train and judge a reward model on samples of an SFT model."""
+        """Train and check a reward model on samples of an SFT model."""
         world, out = self._place(name, seed)
         folder = train_reward(world, out, model, self.base(seed), seed=seed, count=count, fault=name)
-        self.rewards.append(_told(Trial(name, REWARD_FAULTS.get(name, ""), folder)))
+        self.rewards.append(_reported(Trial(name, REWARD_FAULTS.get(name, ""), folder)))
 
     def _place(self, name: str, seed: int) -> tuple[World, Path]:
         world = self.worlds[seed % len(self.worlds)]
@@ -176,27 +184,26 @@ class Bench:
 
 
 def table(title: str, trials: Sequence[Trial]) -> str:
-    """Markdown: for each way of breaking (and the healthy), how many of its runs the gate failed."""
-    rows = [[title, "failed by its gate", "95 % interval", "by the check meant for it", "failed checks"]]
-    rows.append(["---"] * len(rows[0]))
+    """Markdown: for each way of breaking a run (and for the healthy), how many of its runs failed their checks."""
+    rows = []
     for name in dict.fromkeys(trial.name for trial in trials):
-        own = [trial for trial in trials if trial.name == name]
-        caught = sum(bool(trial.failed) for trial in own)
-        low, high = wilson(caught, len(own))
-        meant = f"{sum(trial.meant in trial.failed for trial in own)} ({own[0].meant})" if own[0].meant else ""
-        counts = Counter(check for trial in own for check in trial.failed).most_common()
-        told = ", ".join(f"{check} {count}" for check, count in counts)
-        rows.append([name, f"{caught} of {len(own)}", f"{low:.2f}–{high:.2f}", meant, told])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        runs = [trial for trial in trials if trial.name == name]
+        caught = sum(bool(trial.failed) for trial in runs)
+        low, high = wilson(caught, len(runs))
+        check = runs[0].check
+        by_its_check = f"{sum(check in trial.failed for trial in runs)} ({check})" if check else ""
+        counts = Counter(check for trial in runs for check in trial.failed).most_common()
+        checks = ", ".join(f"{check} {count}" for check, count in counts)
+        rows.append([name, f"{caught} of {len(runs)}", f"{low:.2f}–{high:.2f}", by_its_check, checks])
+    header = [title, "failed its checks", "95 % interval", "by the check meant for it", "failed checks"]
+    return markdown_table(header, rows)
 
 
 def agreement_table(trials: Sequence[Trial]) -> str:
     """Markdown: how often two people agree about the samples of each kind of SFT model."""
-    lines = ["| SFT model | two people agree |", "|---|---|"]
-    for name in dict.fromkeys(trial.name for trial in trials):
-        figure = mean_se([trial.agreement for trial in trials if trial.name == name and trial.agreement is not None])
-        lines.append(f"| {name} | {figure['mean']:.3f} ± {figure['se'] or 0:.3f} |")
-    return "\n".join(lines)
+    names = dict.fromkeys(trial.name for trial in trials)
+    rows = [[name, mean_and_error([trial.agreement for trial in trials if trial.name == name])] for name in names]
+    return markdown_table(["SFT model", "two people agree"], rows)
 
 
 def main() -> None:
@@ -205,30 +212,30 @@ def main() -> None:
     parser.add_argument("--healthy", type=int, default=20, help="healthy runs of each stage (default: %(default)s)")
     parser.add_argument("--broken", type=int, default=4, help="runs of each way of breaking (default: %(default)s)")
     parser.add_argument("--worlds", type=int, default=3, help="worlds that they are spread over (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/broken"))
+    parser.add_argument("--out", type=Path, default=Path("runs/gates"))
     options = parser.parse_args()
 
-    bench = Bench(options.out, options.worlds)
+    trials = Trials(options.out, [World(seed) for seed in range(options.worlds)])
     for seed in range(max(options.healthy, options.broken)):
         demonstrations, pairs = (sizes[seed % len(sizes)] for sizes in (DEMONSTRATIONS, PAIRS))
-        model = bench.try_sft("healthy", seed=seed, count=demonstrations)
-        bench.try_reward("healthy", model, seed=seed, count=pairs)
+        model = trials.try_sft("healthy", seed=seed, count=demonstrations)
+        trials.try_reward("healthy", model, seed=seed, count=pairs)
         if seed < options.broken:
             for fault in SFT_FAULTS:
-                bench.try_sft(fault, seed=seed, count=demonstrations)
+                trials.try_sft(fault, seed=seed, count=demonstrations)
             for fault in REWARD_FAULTS:
-                bench.try_reward(fault, model, seed=seed, count=pairs)
-    print(f"\n{table('SFT model', bench.sfts)}\n\n{table('reward model', bench.rewards)}")
-    print(f"\n{agreement_table(bench.sfts)}")
-    write_json(options.out / "broken.json", [_row(trial) for trial in (*bench.sfts, *bench.rewards)])
+                trials.try_reward(fault, model, seed=seed, count=pairs)
+    print(f"\n{table('SFT model', trials.sfts)}\n\n{table('reward model', trials.rewards)}")
+    print(f"\n{agreement_table(trials.sfts)}")
+    write_json(options.out / "gates.json", [_row(trial) for trial in (*trials.sfts, *trials.rewards)])
 
 
-def _told(trial: Trial) -> Trial:
+def _reported(trial: Trial) -> Trial:
     print(f"{trial.folder.path}: {trial.folder.record['gates']['out']['finding']}", flush=True)
     return trial
 
 
-def _row(trial: Trial) -> dict[str, Any]:
+def _row(trial: Trial) -> TrialRow:
     return {
         "stage": trial.folder.record["stage"],
         "name": trial.name,
@@ -247,11 +254,11 @@ def _sample(world: World, model: Path, out: Path, *, seed: int, count: int) -> l
     return list(read_groups(generate.run(config)))
 
 
-def _turned(pair: Group, turn: bool) -> Group:
+def _swapped(pair: Group, swap: bool) -> Group:
     """The pair with the other response preferred."""
     first, second = pair.responses
     columns = {name: value for name, value in pair.columns.items() if name != "label_probability"}
-    return Group(pair.prompt, (second, first) if turn else (first, second), Preference(), columns)
+    return Group(pair.prompt, (second, first) if swap else (first, second), Preference(), columns)
 
 
 def _words(pair: Group, which: int) -> int:

@@ -1,7 +1,7 @@
-"""The other methods of the demo: from the same SFT model, with the same comparisons or the reward model made of them.
+"""The methods of the demo: the same SFT model, trained with the same comparisons or the reward model made of them.
 
-GRPO and DPO beside PPO; best-of-n, online DPO and RLAIF on request. Each is measured as PPO is: fresh responses to the
-same held-out prompts by the same streams, their k1 from the SFT model, the reward model's score, and gold.
+GRPO and DPO beside PPO; best-of-n, online DPO and RLAIF on request. Each is evaluated as PPO is: fresh responses to the
+same held-out prompts from the same random streams, their k1 from the SFT model, the reward model's score, and gold.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import NotRequired
 
 import numpy as np
 
@@ -18,11 +18,10 @@ from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Scores
 from kleash.evals.best_of_n_curve import best_of_k, kl_of_best_of_k
 from kleash.evals.policy_stats import mean_se
-from kleash.io import read_jsonl
-from kleash.lab import judges
-from kleash.lab.experiment import labelled
-from kleash.lab.measure import curve, without_choice
-from kleash.lab.world.small_world import World
+from kleash.lab.chain import gold_of, with_labels
+from kleash.lab.curves import CurvePoint, Estimates, curve, read_samples
+from kleash.lab.world import World
+from kleash.lab.world.small_judge import QUALITIES, SMALL, SmallJudge, train_judges
 from kleash.labels.constitution import Constitution
 from kleash.rollout import build_components, evaluate, read_prompts
 from kleash.run import RunFolder, derive_seed, read_record
@@ -33,7 +32,7 @@ DPO_EVALUATIONS = 6
 """Points of DPO's curve."""
 
 POOL = (1, 2, 4, 8, 16)
-"""The n of best-of-n that are drawn, all from a pool of the last."""
+"""The n of best-of-n on the curve, all from one pool of the largest."""
 
 ROUNDS = 3
 """Rounds of online DPO, with four responses to each prompt."""
@@ -41,32 +40,45 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class DemoSetup:
-    """What the methods share: the world, where the demo lies, and PPO's settings, which they share."""
+    """What the methods share: the world, the demo's folder, and PPO's settings."""
 
     world: World
     out: Path
     ppo: PPOConfig
     comparisons: Path
-    judge_steps: int = judges.QUALITIES[-1]
-    """Training of the judge of RLAIF."""
+    judge_steps: int = QUALITIES[-1]
+    """Training steps of the judge of RLAIF."""
 
 
-def take_grpo(setup: DemoSetup) -> dict[str, Any]:
+class MethodResult(Estimates):
+    """What a method reached, and at what cost: gold, proxy and KL at its end, and more."""
+
+    curve: list[CurvePoint]
+    """From the SFT model on."""
+    seconds: float
+    """Evaluations included."""
+    models: NotRequired[dict[str, int] | None]
+    """Parameters of each model that was in memory at once, by name."""
+    peak_memory: NotRequired[int | None]
+    """Of the process, in bytes."""
+
+
+def run_grpo(setup: DemoSetup) -> MethodResult:
     """GRPO: four responses a prompt in place of the value network, and otherwise PPO's settings."""
     shared = ("model", "data", "eval_data", "reward", "seed", "beta", "max_steps", "schedule", "max_new_tokens")
     grpo.run(
         grpo.GRPOConfig(
             **{name: getattr(setup.ppo, name) for name in shared}, out=setup.out / "grpo", force=True, group_size=4,
             batch_size=setup.ppo.batch_size // 4, inner_epochs=setup.ppo.inner_epochs,
-            minibatches=setup.ppo.minibatches,
-            learning_rate=setup.ppo.learning_rate, eval_every=2 * (setup.ppo.eval_every or 1),
+            minibatches=setup.ppo.minibatches, learning_rate=setup.ppo.learning_rate,
+            eval_every=2 * (setup.ppo.eval_every or 1),
         )
     )  # fmt: skip
     return method_result(setup, "grpo")
 
 
-def take_dpo(setup: DemoSetup, *, beta: float | None = None, name: str = "dpo") -> dict[str, Any]:
-    """DPO on the comparisons that the reward model was made of, at the same β or another."""
+def run_dpo(setup: DemoSetup, *, beta: float | None = None, name: str = "dpo") -> MethodResult:
+    """DPO on the comparisons that the reward model was made of, at PPO's β or another."""
     pairs = len(setup.comparisons.read_text().splitlines())
     run = dpo.run(
         dpo.DPOConfig(
@@ -76,12 +88,12 @@ def take_dpo(setup: DemoSetup, *, beta: float | None = None, name: str = "dpo") 
         )
     )  # fmt: skip
     snapshots = run.path.glob("snapshots/step-*")
-    _measure(setup, run, {int(path.name.removeprefix("step-")): path for path in sorted(snapshots)})
+    evaluate_models(setup, run, {int(path.name.removeprefix("step-")): path for path in sorted(snapshots)})
     return method_result(setup, name)
 
 
-def take_online_dpo(setup: DemoSetup) -> dict[str, Any]:
-    """DPO on answers of its own, the best by the reward model against the worst, in rounds on one reference.
+def run_online_dpo(setup: DemoSetup) -> MethodResult:
+    """DPO on the policy's own responses, the best by the reward model against the worst, in rounds with one reference.
 
     All rounds together have as many prompts as PPO's rollouts.
     """
@@ -98,120 +110,116 @@ def take_online_dpo(setup: DemoSetup) -> dict[str, Any]:
                 rows_at_once=512,
             )
         )  # fmt: skip
-        scored = score.run(
+        scores = score.run(
             score.ScoreConfig(reward=setup.ppo.reward, data=str(answers), out=folder / f"scored-{number}.jsonl")
         )
         rounds[number] = dpo.run(
             dpo.DPOConfig(
-                model=model, reference=None if number == 1 else setup.ppo.model, data=str(scored), beta=setup.ppo.beta,
-                out=folder / f"round-{number}", seed=setup.ppo.seed, batch_size=64, learning_rate=2e-4, kl_samples=0,
-                max_eval_rows=300, force=True,
+                model=model, reference=None if number == 1 else setup.ppo.model, data=str(scores),
+                beta=setup.ppo.beta, out=folder / f"round-{number}", seed=setup.ppo.seed, batch_size=64,
+                learning_rate=2e-4, kl_samples=0, max_eval_rows=300, force=True,
             )
         )  # fmt: skip
         model = str(rounds[number].path)
-    _measure(setup, rounds[ROUNDS], {number: run.path for number, run in rounds.items()})
-    return method_result(setup, f"online-dpo/round-{ROUNDS}") | {
-        "seconds": sum(run.record["seconds"] for run in rounds.values())
-    }
+    evaluate_models(setup, rounds[ROUNDS], {number: run.path for number, run in rounds.items()})
+    result = method_result(setup, f"online-dpo/round-{ROUNDS}")
+    return {**result, "seconds": sum(run.record["seconds"] for run in rounds.values())}
 
 
-def take_rlaif(setup: DemoSetup) -> dict[str, Any]:
-    """RLAIF: a small judge with the small world's constitution compares what people compared; the rest is PPO's way.
+def run_rlaif(setup: DemoSetup) -> MethodResult:
+    """RLAIF: a small judge with the small world's constitution labels the pairs that people labelled; then PPO.
 
-    A label is the mean over the principles, which says what each says so many times more quietly: the KL penalty is as
-    many times weaker. The proxy is of the judge's own reward model.
+    A label is the mean over n principles, which states each of them n times more weakly, so β is divided by n. The
+    proxy is the reward model that is trained on the judge's labels.
     """
-    began = time.monotonic()
+    start = time.monotonic()
     folder, labels = setup.out / "rlaif", setup.out / "rlaif" / "labels.jsonl"
-    constitution = Constitution.load(judges.SMALL)
+    constitution = Constitution.load(SMALL)
     if not labels.exists():
-        (trained,) = judges.train_judges(
+        (trained,) = train_judges(
             setup.world, setup.out / "base", folder, seed=setup.ppo.seed, qualities=(setup.judge_steps,)
         )
-        judge = judges.SmallJudge.load(trained, constitution=constitution)
+        judge = SmallJudge.load(trained, constitution=constitution)
         pairs = [replace(group, label=None, columns={}) for group in read_groups(setup.comparisons)]
-        write_groups(labelled(pairs, [verdict.probability for verdict in judge.compare(pairs)], judge.name), labels)
-    learned = reward_model.run(
+        write_groups(with_labels(pairs, [label.probability for label in judge.compare(pairs)], judge.name), labels)
+    reward = reward_model.run(
         reward_model.RewardConfig(
             model=setup.ppo.model, data=str(labels), out=folder / "reward", seed=setup.ppo.seed, batch_size=64,
             learning_rate=1e-3, centre_samples=256, centre_max_new_tokens=setup.ppo.max_new_tokens, force=True,
         )
     )  # fmt: skip
-    seconds = round(time.monotonic() - began, 3)
+    seconds = round(time.monotonic() - start, 3)
     beta = setup.ppo.beta / len(constitution.principles)
-    ppo.run(setup.ppo.model_copy(update={"reward": str(learned.path), "out": folder / "ppo", "beta": beta}))
-    method = method_result(setup, "rlaif/ppo")
-    return method | {"seconds": round(method["seconds"] + seconds, 3)}
+    ppo.run(setup.ppo.model_copy(update={"reward": str(reward.path), "out": folder / "ppo", "beta": beta}))
+    result = method_result(setup, "rlaif/ppo")
+    return {**result, "seconds": round(result["seconds"] + seconds, 3)}
 
 
-def take_best_of_n(setup: DemoSetup) -> dict[str, Any]:
+def run_best_of_n(setup: DemoSetup) -> MethodResult:
     """The best of n responses by the reward model, on the test prompts; nothing is trained."""
-    began = time.monotonic()
+    start = time.monotonic()
     folder = setup.out / "best-of-n"
     folder.mkdir(exist_ok=True)
     assert setup.ppo.eval_data is not None
     best_of_n.run(
         best_of_n.BestOfNConfig(
             model=setup.ppo.model, data=setup.ppo.eval_data, out=folder / "best.jsonl", reward=setup.ppo.reward,
-            n=POOL[-1],
-            seed=setup.ppo.seed, max_new_tokens=setup.ppo.max_new_tokens, rows_at_once=512,
+            n=POOL[-1], seed=setup.ppo.seed, max_new_tokens=setup.ppo.max_new_tokens, rows_at_once=512,
         )
     )  # fmt: skip
     pool = [group for group in read_groups(folder / "best.pool.jsonl") if group.columns["split"] == "test"]
-    proxy = np.array([group.label.values for group in pool if isinstance(group.label, Scores)])
-    gold = np.array([[setup.world.gold(g.prompt_text, r.text, r.finished) for r in g.responses] for g in pool])
-    measured = {
-        "gold": best_of_k(gold, chosen_by=proxy),
-        "proxy": best_of_k(proxy, chosen_by=proxy),
-        "kl": kl_of_best_of_k(proxy),
-    }
-    points = [{"step": k, **{name: mean_se(rows[:, k - 1]) for name, rows in measured.items()}} for k in POOL]
-    return {**points[-1], "curve": points, "seconds": round(time.monotonic() - began, 3)}
+    scores = np.array([group.label.values for group in pool if isinstance(group.label, Scores)])
+    gold = best_of_k(gold_of(setup.world, pool), chosen_by=scores)
+    proxy, kl = best_of_k(scores, chosen_by=scores), kl_of_best_of_k(scores)
+    points: list[CurvePoint] = [
+        {"step": k, "gold": mean_se(gold[:, k - 1]), "proxy": mean_se(proxy[:, k - 1]), "kl": mean_se(kl[:, k - 1])}
+        for k in POOL
+    ]
+    return result_of(points, seconds=round(time.monotonic() - start, 3))
 
 
-METHODS: dict[str, Callable[[DemoSetup], dict[str, Any]]] = {"grpo": take_grpo, "dpo": take_dpo}
+Method = Callable[[DemoSetup], MethodResult]
+
+METHODS: dict[str, Method] = {"grpo": run_grpo, "dpo": run_dpo}
 """Methods of every demo."""
 
-MORE_METHODS: dict[str, Callable[[DemoSetup], dict[str, Any]]] = {
-    "best-of-n": take_best_of_n,
-    "online-dpo": take_online_dpo,
-    "rlaif": take_rlaif,
-}
-"""Methods that are asked for."""
+MORE_METHODS: dict[str, Method] = {"best-of-n": run_best_of_n, "online-dpo": run_online_dpo, "rlaif": run_rlaif}
+"""Methods of a demo with --all-methods."""
 
 
-def method_result(setup: DemoSetup, name: str) -> dict[str, Any]:
-    """What a run's folder says of its method: the curve from the SFT model on, and what it took.
-
-    Returns:
-        `gold`, `proxy`, `kl` at the end, `curve`, `seconds` with the evaluations, `models` (parameters of each that was
-        held at once), `peak_memory` of the process in bytes.
-    """
+def method_result(setup: DemoSetup, name: str) -> MethodResult:
+    """The result of the method whose run is in folder `name`; its curve starts with PPO's samples of the SFT model."""
     record = read_record(setup.out / name) or {}
-    start = [row for row in read_jsonl(setup.out / "ppo" / "samples.jsonl") if row["step"] == 0]
-    own = [row for row in read_jsonl(setup.out / name / "samples.jsonl") if row["step"] > 0]
-    points = without_choice(curve(setup.world, [*start, *own]))
-    return {
-        **points[-1],
-        "curve": points,
-        "seconds": round(record["seconds"] + record.get("measured", {}).get("seconds", 0.0), 3),
-        "models": record.get("models"),
-        "peak_memory": record.get("peak_memory", {}).get("host"),
-    }
+    start = [row for row in read_samples(setup.out / "ppo") if row["step"] == 0]
+    later = [row for row in read_samples(setup.out / name) if row["step"] > 0]
+    seconds = round(record["seconds"] + record.get("measured", {}).get("seconds", 0.0), 3)
+    result = result_of(curve(setup.world, [*start, *later]), seconds=seconds)
+    return {**result, "models": record.get("models"), "peak_memory": record.get("peak_memory", {}).get("host")}
 
 
-def _measure(setup: DemoSetup, run: RunFolder, models: Mapping[int, Path]) -> None:
-    """Write what PPO's evaluation says of each model, by step, to samples.jsonl of a run, unless it is there."""
+def result_of(points: list[CurvePoint], *, seconds: float) -> MethodResult:
+    """The result of a curve: the figures of its last point, the curve, and the seconds it took."""
+    return {**points[-1], "curve": points, "seconds": seconds}  # type: ignore[typeddict-item]
+
+
+def evaluate_models(setup: DemoSetup, run: RunFolder, models: Mapping[int, Path]) -> None:
+    """Evaluate models of a run as PPO evaluates its own, and write its samples.jsonl, unless that is done.
+
+    Args:
+        setup: its PPO settings say on which prompts and with which reward.
+        run: the run.
+        models: the folder of each model, by the step it counts as.
+    """
     if "measured" in run.record:
         return
-    began = time.monotonic()
-    (run.path / "samples.jsonl").unlink(missing_ok=True)  # of an attempt that was cut short
-    ppo = setup.ppo
+    start = time.monotonic()
+    (run.path / "samples.jsonl").unlink(missing_ok=True)  # of an attempt that was interrupted
+    settings = setup.ppo
     for step, path in models.items():
         parts = build_components(
-            str(path), ppo.reward, reference=ppo.model, max_new_tokens=ppo.max_new_tokens, temperature=1.0,
-            compute=ppo.compute,
+            str(path), settings.reward, reference=settings.model, max_new_tokens=settings.max_new_tokens,
+            temperature=1.0, compute=settings.compute,
         )  # fmt: skip
-        _, held_out = read_prompts(parts, ppo.data, ppo.eval_data, **ppo.prompt_settings())
-        evaluate(parts, held_out, run, step, seed=ppo.seed)
-    run.note("measured", seconds=round(time.monotonic() - began, 3))
+        _, held_out = read_prompts(parts, settings.data, settings.eval_data, **settings.prompt_settings())
+        evaluate(parts, held_out, run, step, seed=settings.seed)
+    run.note("measured", seconds=round(time.monotonic() - start, 3))

@@ -1,20 +1,20 @@
-"""Preferences whose length bias, label noise and Bayes accuracy are planted, to check that the report recovers them.
+"""Preferences with a planted length bias, label noise and Bayes accuracy, to check that the report recovers them.
 
     python -m kleash.lab.synthetic [--draws 200] [--out runs/synthetic]
 
-A response has a utility u; labellers prefer by u + γ·length, and with probability ε they press the other button:
-P(a ≻ b) = ε + (1 − 2ε)·σ(Δu + γ·Δlength). Twice: as numbers alone, many times over, to see how often a 95 % interval
-holds what was planted; and as texts whose utility is linear in their words, from which `kleash reward` learns.
+A response has a utility u; labellers prefer by u + γ·length, and with probability ε they flip their label:
+P(a ≻ b) = ε + (1 − 2ε)·σ(Δu + γ·Δlength). Twice: only as numbers, many times over, to see how often a 95 % interval
+covers the planted value; and as texts whose utility is linear in their words, from which `kleash reward` learns.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -30,24 +30,26 @@ from kleash.data.group import Group, Preference, Response
 from kleash.evals.bias import excess_slope
 from kleash.evals.noise import disagreement, lapse_model
 from kleash.evals.preference_report import preference_report
+from kleash.evals.report_values import as_json
+from kleash.lab.experiment import markdown_table
 from kleash.models.load import save_model
 from kleash.run import RunFolder
 from kleash.stages import reward_model
 
 WEIGHTS = {"oak": 1.0, "elm": 0.6, "ash": 0.3, "fir": 0.0, "yew": -0.3, "box": -0.6, "bay": -1.0}
-"""What each word adds to a response's utility; the sum is 0, so that utility knows nothing of length."""
+"""What each word adds to a response's utility; the sum is 0, so that the utility does not depend on the length."""
 
 
 @dataclass(frozen=True)
 class Planted:
-    """What is hidden in the preferences."""
+    """The planted values."""
 
     length_bias: float = 0.15
     """γ: what one more word is worth to the labellers."""
     flips: float = 0.1
-    """ε: share of labels that are the other way round, 0 to ½."""
+    """ε: share of labels that are flipped, 0 to ½."""
     excess: float = 0.1
-    """δ: what one more unit of length is worth to a reward model beyond that (numbers alone)."""
+    """δ: what one more unit of length is worth to a reward model beyond that (only for numbers)."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,26 @@ class Numbers:
     """Preferences as numbers, one entry a pair."""
 
     utility: Float[np.ndarray, " N"]
-    """Of the first response less that of the second, as the labellers see it: Δu + γ·Δlength."""
+    """Of the first response less that of the second, for the labellers: Δu + γ·Δlength."""
     longer: Float[np.ndarray, " N"]
     probability: Float[np.ndarray, " N"]
     """P(first ≻ second)."""
     labels: Float[np.ndarray, " N"]
     """1 where the first was chosen, 0 where the second."""
+
+
+class Interval(TypedDict):
+    """An estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Recovery(Interval):
+    """An estimate of a planted value."""
+
+    planted: float
 
 
 def draw_numbers(planted: Planted, pairs: int, *, seed: int) -> Numbers:
@@ -72,22 +88,24 @@ def draw_numbers(planted: Planted, pairs: int, *, seed: int) -> Numbers:
     return Numbers(utility, longer, probability, (rng.random(pairs) < probability).astype(np.float64))
 
 
-def recover(planted: Planted, pairs: int, *, seed: int) -> dict[str, dict[str, float]]:
-    """What the report's functions find in one draw, each `planted`, `value`, `low`, `high`.
+def recover(planted: Planted, pairs: int, *, seed: int) -> dict[str, Recovery]:
+    """The estimates of the report's functions in one draw.
 
-    The reward model is one that knows Δu and γ; for `excess` one that pays δ more for length.
+    The reward model knows Δu and γ; for `excess` it pays δ more for length.
     """
-    drawn = draw_numbers(planted, pairs, seed=seed)
-    margin, longer, labels = drawn.utility, drawn.longer, drawn.labels
-    again = np.random.default_rng([seed, 1]).random(pairs) < drawn.probability
-    votes = np.stack([labels + again, 2 - labels - again], 1)
-    found: dict[str, Any] = {
+    numbers = draw_numbers(planted, pairs, seed=seed)
+    margin, longer, labels = numbers.utility, numbers.longer, numbers.labels
+    again = np.random.default_rng([seed, 1]).random(pairs) < numbers.probability
+    rate = disagreement(np.stack([labels + again, 2 - labels - again], 1))
+    lapses = lapse_model(margin, labels)
+    excess = excess_slope(margin + planted.excess * longer, labels, longer)
+    assert lapses is not None and rate is not None and excess is not None  # every pair has two labels
+    estimates = {
         "length bias": length_bias(margin, labels, longer),
-        "excess length bias": excess_slope(margin + planted.excess * longer, labels, longer),
-        "disagreement": disagreement(votes),
-        **{_NAMES[name]: figures for name, figures in (lapse_model(margin, labels) or {}).items()},
+        "excess length bias": as_json(excess),
+        "disagreement": {"value": rate.rate, **as_json(rate)},
+        **{_NAMES[name]: figures for name, figures in as_json(lapses).items()},
     }
-    found["disagreement"]["value"] = found["disagreement"]["rate"]
     truth = {
         "length bias": planted.length_bias,
         "excess length bias": planted.excess,
@@ -95,12 +113,9 @@ def recover(planted: Planted, pairs: int, *, seed: int) -> dict[str, dict[str, f
         "disagreement": _expected_disagreement(draw_numbers(planted, 200_000, seed=1).probability),
         "label noise": planted.flips,
         "slope": 1.0,
-        "Bayes accuracy": float(np.maximum(drawn.probability, 1 - drawn.probability).mean()),
+        "Bayes accuracy": float(np.maximum(numbers.probability, 1 - numbers.probability).mean()),
     }
-    return {
-        name: {"planted": value, **{end: float(found[name][end]) for end in ("value", "low", "high")}}
-        for name, value in truth.items()
-    }
+    return {name: recovery(value, estimates[name]) for name, value in truth.items()}
 
 
 _NAMES = {"lapse": "label noise", "slope": "slope", "bayes_accuracy": "Bayes accuracy"}
@@ -108,22 +123,32 @@ _NAMES = {"lapse": "label noise", "slope": "slope", "bayes_accuracy": "Bayes acc
 
 def length_bias(
     margin: Float[np.ndarray, " N"], labels: Float[np.ndarray, " N"], longer: Float[np.ndarray, " N"]
-) -> dict[str, float]:
-    """Score for one more unit of length, as the report has it."""
+) -> Interval:
+    """Score for one more unit of length, as in the report."""
     report = preference_report(
         np.stack([margin, np.zeros_like(margin)], 1), labels, np.stack([longer, np.zeros_like(longer)], 1)
     )
-    value, half = report["length_slope_raw"], 1.96 * report["length_slope_raw_se"]
+    value, half = report.length_slope_raw or 0.0, 1.96 * (report.length_slope_raw_se or 0.0)
     return {"value": value, "low": value - half, "high": value + half}
 
 
 def coverage(planted: Planted, pairs: int, *, draws: int) -> dict[str, float]:
-    """Share of draws whose 95 % interval holds what was planted."""
-    held: dict[str, list[bool]] = {}
+    """Share of draws whose 95 % interval covers the planted value."""
+    covers: dict[str, list[bool]] = {}
     for seed in range(draws):
         for name, row in recover(planted, pairs, seed=seed).items():
-            held.setdefault(name, []).append(row["low"] - 1e-9 <= row["planted"] <= row["high"] + 1e-9)
-    return {name: float(np.mean(own)) for name, own in held.items()}
+            covers.setdefault(name, []).append(row["low"] - 1e-9 <= row["planted"] <= row["high"] + 1e-9)
+    return {name: float(np.mean(values)) for name, values in covers.items()}
+
+
+def recovery(planted: float, estimate: Mapping[str, float] | Interval) -> Recovery:
+    """An estimate with the value that was planted."""
+    return {
+        "planted": planted,
+        "value": float(estimate["value"]),
+        "low": float(estimate["low"]),
+        "high": float(estimate["high"]),
+    }
 
 
 def _expected_disagreement(probability: Float[np.ndarray, " N"]) -> float:
@@ -139,18 +164,18 @@ def preferences(planted: Planted, rows: int, *, seed: int, twice: int = 0) -> li
     Column `label_probability` is P(chosen ≻ rejected), `kind` the prompt's.
 
     Args:
-        planted: what is hidden in them.
+        planted: the planted values.
         rows: how many pairs.
         seed: of texts and labels.
-        twice: so many of the pairs, the first ones, come once more at the end, labelled afresh.
+        twice: how many of the pairs, the first ones, come once more at the end, labelled afresh.
     """
     rng = np.random.default_rng(seed)
     words = list(WEIGHTS)
     groups = []
     for _ in range(rows):
         texts = [[words[word] for word in rng.integers(len(words), size=rng.integers(1, 13))] for _ in range(2)]
-        worth = [sum(WEIGHTS[word] for word in text) + planted.length_bias * len(text) for text in texts]
-        probability = planted.flips + (1 - 2 * planted.flips) * float(expit(worth[0] - worth[1]))
+        utilities = [sum(WEIGHTS[word] for word in text) + planted.length_bias * len(text) for text in texts]
+        probability = planted.flips + (1 - 2 * planted.flips) * float(expit(utilities[0] - utilities[1]))
         first = int(rng.random() >= probability)
         kind = words[int(rng.integers(len(words)))]
         groups.append(
@@ -161,20 +186,20 @@ def preferences(planted: Planted, rows: int, *, seed: int, twice: int = 0) -> li
                 {"label_probability": 1 - probability if first else probability, "kind": kind},
             )
         )
-    return groups + [_asked_again(group, rng) for group in groups[:twice]]
+    return groups + [_labelled_again(group, rng) for group in groups[:twice]]
 
 
-def _asked_again(group: Group, rng: np.random.Generator) -> Group:
+def _labelled_again(group: Group, rng: np.random.Generator) -> Group:
     q = group.columns["label_probability"]
     if rng.random() < q:
         return group
     return replace(group, responses=group.responses[::-1], columns={**group.columns, "label_probability": 1 - q})
 
 
-def learn(
+def train_reward(
     out: Path, planted: Planted, *, rows: int = 8000, held_out: int = 2000, epochs: float = 3, seed: int = 0
 ) -> RunFolder:
-    """Train a tiny reward model from random weights on such texts, by the stage of the command line.
+    """Train a tiny reward model from random weights on such texts, with the stage of the command line.
 
     One in eight of the training pairs is labelled twice.
     """
@@ -195,30 +220,27 @@ def learn(
     )  # fmt: skip
 
 
-def recovered(folder: RunFolder, planted: Planted) -> dict[str, dict[str, float]]:
-    """What the report of such a run found.
+def recover_from_run(folder: RunFolder, planted: Planted) -> dict[str, Recovery]:
+    """The estimates in the report of such a run.
 
-    γ of the labels is what the model pays for length less what it pays in excess of them, both brought to the labels'
-    scale by the slope s of the lapse model; their three errors are added in square.
+    γ of the labels is what the model pays for length less what it pays in excess of them, both on the labels' scale by
+    the slope s of the lapse model; the squares of their three errors are added.
     """
     report = folder.record["results"]["report"]
-    noise, asked_twice = report["label_noise"]["lapse_model"], report["label_noise"]["disagreement"]
-    asked = np.array([group.columns["label_probability"] for group in preferences(planted, 20_000, seed=12345)])
+    noise, rate = report["label_noise"]["lapse_model"], report["label_noise"]["disagreement"]
+    rows = preferences(planted, 20_000, seed=12345)
+    probability = np.array([group.columns["label_probability"] for group in rows])
     s, excess = noise["slope"], report["bias"]["length_excess"]
     net = report["length_slope_raw"] - excess["value"]
     errors = (1.96 * report["length_slope_raw_se"], (excess["high"] - excess["low"]) / 2)
     half = sqrt(s["value"] ** 2 * (errors[0] ** 2 + errors[1] ** 2) + (net * (s["high"] - s["low"]) / 2) ** 2)
-    bias = {"value": s["value"] * net, "low": s["value"] * net - half, "high": s["value"] * net + half}
-    truth: dict[str, tuple[float, dict[str, float]]] = {
-        "length bias": (planted.length_bias, bias),
-        "excess length bias": (0.0, excess),
-        "label noise": (planted.flips, noise["lapse"]),
-        "disagreement": (_expected_disagreement(asked), {"value": asked_twice["rate"], **asked_twice}),
-        "Bayes accuracy": (report["noise_ceiling"], noise["bayes_accuracy"]),
-    }
+    bias: Interval = {"value": s["value"] * net, "low": s["value"] * net - half, "high": s["value"] * net + half}
     return {
-        name: {"planted": value, **{end: found[end] for end in ("value", "low", "high")}}
-        for name, (value, found) in truth.items()
+        "length bias": recovery(planted.length_bias, bias),
+        "excess length bias": recovery(0.0, excess),
+        "label noise": recovery(planted.flips, noise["lapse"]),
+        "disagreement": recovery(_expected_disagreement(probability), {"value": rate["rate"], **rate}),
+        "Bayes accuracy": recovery(report["noise_ceiling"], noise["bayes_accuracy"]),
     }
 
 
@@ -245,23 +267,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/synthetic"))
     options = parser.parse_args()
     planted = Planted()
-    held = coverage(planted, options.pairs, draws=options.draws)
+    shares = coverage(planted, options.pairs, draws=options.draws)
     print(f"As numbers, {options.pairs} pairs, coverage over {options.draws} draws\n")
-    _table(recover(planted, options.pairs, seed=0), held)
+    print(_table(recover(planted, options.pairs, seed=0), shares))
     for seed in range(options.seeds):
-        folder = learn(options.out / f"seed-{seed}", planted, seed=seed)
+        folder = train_reward(options.out / f"seed-{seed}", planted, seed=seed)
         accuracy = folder.record["results"]["report"]["accuracy"]
         print(f"\nAs texts, a reward model of seed {seed}: held-out accuracy {accuracy:.3f}\n")
-        _table(recovered(folder, planted))
+        print(_table(recover_from_run(folder, planted)))
 
 
-def _table(rows: dict[str, dict[str, float]], held: dict[str, float] | None = None) -> None:
-    columns: Sequence[str] = ("", "planted", "recovered", "95 % interval", *(["coverage"] if held else []))
-    print("|", " | ".join(columns), "|")
-    print("|" + "---|" * len(columns))
+def _table(rows: Mapping[str, Recovery], shares: Mapping[str, float] | None = None) -> str:
+    lines = []
     for name, row in rows.items():
         cells = [name, f"{row['planted']:.3f}", f"{row['value']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}"]
-        print("|", " | ".join([*cells, *([f"{held[name]:.1%}"] if held else [])]), "|")
+        lines.append([*cells, *([f"{shares[name]:.1%}"] if shares else [])])
+    header = ["", "planted", "recovered", "95 % interval", *(["coverage"] if shares else [])]
+    return markdown_table(header, lines)
 
 
 if __name__ == "__main__":

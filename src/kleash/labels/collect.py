@@ -92,8 +92,8 @@ class LabelCollector:
 
     def _is_answer(self, vote: Vote) -> bool:
         """Whether a vote is an answer of this labeller; a comparison that ended in an error is made again."""
-        own = vote.kind == "person" if self.labeller is None else vote.alias == self.name
-        return own and vote.choice != "error"
+        is_own = vote.kind == "person" if self.labeller is None else vote.alias == self.name
+        return is_own and vote.choice != "error"
 
     def _result(self, votes: Sequence[Vote], *, swapped: bool) -> LabelResult | None:
         adjudications = [vote for vote in votes if vote.adjudicated]

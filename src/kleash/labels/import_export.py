@@ -209,7 +209,7 @@ def _valid_votes(votes: Iterable[Vote]) -> dict[int, list[Vote]]:
     for vote in votes:
         if vote.counts and not vote.repeat and (vote.probability is not None or vote.choice == "both_bad"):
             by_task[vote.task].append(vote)
-    return {task: [vote for vote in own if vote.adjudicated] or own for task, own in by_task.items()}
+    return {task: [vote for vote in same_task if vote.adjudicated] or same_task for task, same_task in by_task.items()}
 
 
 def _is_both_bad(votes: Sequence[Vote]) -> bool:

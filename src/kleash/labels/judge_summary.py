@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -53,9 +52,9 @@ class JudgeSummary:
     mixed_in: int
     """Rows of `mix_in`."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The results as a JSON object; the figures of the labels stand beside the other keys."""
-        figures: dict[str, Any] = {"labels": 0}
+        figures: dict[str, object] = {"labels": 0}
         if self.report is not None:
             principles = {name: report.to_json() for name, report in self.principles.items()}
             figures = asdict(self.report) | {"principles": principles}
@@ -106,7 +105,7 @@ def summarise(
     report = None
     if labelled:
         report = judge_report(
-            np.array([(orders.given, orders.swapped) for _, _, orders, _ in labelled], dtype=np.float64),
+            np.array([(orders.original, orders.swapped) for _, _, orders, _ in labelled], dtype=np.float64),
             np.array([probability for _, probability, _, _ in labelled], dtype=np.float64),
             people,
             np.array(longer, dtype=np.float64),

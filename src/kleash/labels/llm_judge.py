@@ -50,7 +50,7 @@ Turns = tuple[Message, ...]
 class BothOrders:
     """P(shown first ≻ shown second) of one pair, asked in both orders."""
 
-    given: float
+    original: float
     """With response 0 shown first."""
     swapped: float
     """With response 1 shown first."""
@@ -58,12 +58,12 @@ class BothOrders:
     @property
     def agree(self) -> bool:
         """Whether the orders agree about which response is better; an undecided order agrees with any."""
-        return (self.given - 0.5) * (self.swapped - 0.5) <= 0
+        return (self.original - 0.5) * (self.swapped - 0.5) <= 0
 
     @property
     def mean(self) -> float:
         """P(response 0 ≻ response 1), mean of both orders."""
-        return (self.given + 1 - self.swapped) / 2
+        return (self.original + 1 - self.swapped) / 2
 
     @property
     def label(self) -> float:
@@ -73,7 +73,7 @@ class BothOrders:
     @property
     def order_effect(self) -> float:
         """P(shown first ≻ shown second), mean of both orders, less one half."""
-        return (self.given + self.swapped) / 2 - 0.5
+        return (self.original + self.swapped) / 2 - 0.5
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,14 @@ class _Comparison:
     """One pair under one principle, with the answer of each order."""
 
     principle: Principle
-    given: _Answer
+    original: _Answer
     swapped: _Answer
 
     @property
     def orders(self) -> BothOrders | None:
-        if self.given.first is None or self.swapped.first is None:
+        if self.original.first is None or self.swapped.first is None:
             return None
-        return BothOrders(self.given.first, self.swapped.first)
+        return BothOrders(self.original.first, self.swapped.first)
 
 
 @dataclass(frozen=True)
@@ -305,12 +305,12 @@ class Judge:
         weights = np.array([principle.weight for principle, _ in answered])
         weights /= weights.sum()
         orders = BothOrders(
-            float(weights @ np.array([both.given for _, both in answered])),
+            float(weights @ np.array([both.original for _, both in answered])),
             float(weights @ np.array([both.swapped for _, both in answered])),
         )
         labels = {principle.name: both.label for principle, both in answered}
         probability = self._clamped(float(weights @ np.array(list(labels.values()))))
-        reason = next(one.given.reason for one in comparisons if one.orders is not None)
+        reason = next(one.original.reason for one in comparisons if one.orders is not None)
         result = LabelResult.of(
             probability,
             self.name,
@@ -348,7 +348,7 @@ def _vote_answer(reply: ChatReply, thread: _Thread) -> _Answer:
 
 def _failure(comparisons: Sequence[_Comparison]) -> _Answer:
     """The first error, otherwise the first answer that could not be read."""
-    failures = [answer for one in comparisons for answer in (one.given, one.swapped) if answer.first is None]
+    failures = [answer for one in comparisons for answer in (one.original, one.swapped) if answer.first is None]
     return next((answer for answer in failures if answer.outcome == "error"), failures[0])
 
 

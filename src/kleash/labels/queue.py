@@ -99,7 +99,7 @@ class Progress:
     open: int
     """Pairs they hold."""
     skipped: int
-    left: int
+    remaining: int
     """Pairs that still need a vote and that this person has not seen."""
 
 
@@ -197,7 +197,7 @@ class Queue:
             done=states.get("voted", 0),
             open=states.get("open", 0),
             skipped=states.get("skipped", 0) + states.get("reported", 0),
-            left=remaining or 0,
+            remaining=remaining or 0,
         )
 
     def adjudicate(self, annotator: int, task: int, choice: str, key: str, reason: str = "") -> VoteResult:

@@ -82,7 +82,7 @@ class RevisionSummary:
     mixed_in: int
     """Rows of `mix_in`."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The results as a JSON object."""
         return {
             "rows": self.rows,

@@ -12,11 +12,14 @@ from typing import Any, ClassVar
 from sqlalchemy import JSON, Float, ForeignKey, Index, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+Json = dict[str, Any]
+"""A JSON object."""
+
 
 class Base(DeclarativeBase):
     """Base of all tables."""
 
-    type_annotation_map: ClassVar[dict[Any, Any]] = {dict[str, Any]: JSON, list[str]: JSON}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {Json: JSON, list[str]: JSON}
 
 
 class Task(Base):
@@ -32,10 +35,10 @@ class Task(Base):
     prompt_key: Mapped[str] = mapped_column(String(64), index=True)
     """Hash of the prompt."""
     prompt: Mapped[Any] = mapped_column(JSON)
-    first: Mapped[dict[str, Any]]
+    first: Mapped[Json]
     """Response 0: `content` and `finished`."""
-    second: Mapped[dict[str, Any]]
-    columns: Mapped[dict[str, Any]]
+    second: Mapped[Json]
+    columns: Mapped[Json]
     """The other columns of the row; never shown to an annotator."""
     answer: Mapped[float | None]
     """P(first ≻ second) of a practice task."""
@@ -71,7 +74,7 @@ class AnnotatorRow(Base):
     token: Mapped[str | None] = mapped_column(String(64), unique=True)
     """SHA-256 of the invitation's token; the token itself is not stored."""
     revoked: Mapped[float | None]
-    settings: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    settings: Mapped[Json] = mapped_column(default=dict)
     created: Mapped[float] = mapped_column(default=time.time)
 
 
@@ -140,7 +143,7 @@ class CallRow(Base):
 
     key: Mapped[str] = mapped_column(String(64), primary_key=True)
     model: Mapped[str] = mapped_column(Text)
-    request: Mapped[dict[str, Any]]
+    request: Mapped[Json]
     state: Mapped[str] = mapped_column(String(16))
     response: Mapped[Any] = mapped_column(JSON)
     prompt_tokens: Mapped[int] = mapped_column(default=0)

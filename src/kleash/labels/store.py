@@ -30,7 +30,7 @@ from sqlalchemy.orm import Session
 from kleash.data.group import Content, Group, Preference, Response
 from kleash.errors import DataError, InputError
 from kleash.labels.labeller import LabelResult
-from kleash.labels.schema import AnnotatorRow, AssignmentRow, CallRow, Guideline, RevisionRow, Task, VoteRow
+from kleash.labels.schema import AnnotatorRow, AssignmentRow, CallRow, Guideline, Json, RevisionRow, Task, VoteRow
 
 LOCK = 0x6B6C6561  # "klea": our advisory lock on PostgreSQL
 
@@ -51,7 +51,7 @@ class Annotator:
     kind: str
     role: str
     revoked: bool
-    settings: dict[str, Any]
+    settings: Json
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Call:
     key: str
     """Hash of the model and the whole request."""
     model: str
-    request: dict[str, Any]
+    request: Json
     state: str
     response: Any = None
     prompt_tokens: int = 0
@@ -303,7 +303,7 @@ class Store:
                 raise InputError(f"there is no annotator {annotator}; see the list of annotators")
             row.revoked = row.revoked or time.time()
 
-    def set_settings(self, annotator: int, settings: dict[str, Any]) -> None:
+    def set_settings(self, annotator: int, settings: Json) -> None:
         """Keys, theme and goal of an annotator."""
         with self.writing() as session:
             row = session.get(AnnotatorRow, annotator)
@@ -437,7 +437,7 @@ def _content_of(response: Response) -> Any:
     return plain(response.text if response.content is None else response.content)
 
 
-def _response(value: dict[str, Any]) -> Response:
+def _response(value: Json) -> Response:
     return Response(content(value["content"]), finished=value["finished"])
 
 

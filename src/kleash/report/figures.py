@@ -221,8 +221,8 @@ def methods(curves: Mapping[str, Curve], labels: Mapping[str, str]) -> str:
     with _figure("methods", 4.3) as (figure, svg):
         axes = figure.subplots()
         ends: Ends = []
-        drawn = {name: complete(curve) for name, curve in curves.items()}
-        for (name, rows), dash in zip(drawn.items(), cycle(dashes)):
+        complete_curves = {name: complete(curve) for name, curve in curves.items()}
+        for (name, rows), dash in zip(complete_curves.items(), cycle(dashes)):
             gid = f"{_slug(name)}-gold"
             _against_distance(axes, rows, "gold", colour=GOLD, errors=True, gid=gid, linestyle=dash)
             if rows:
@@ -397,12 +397,12 @@ def learning_curve(curve: Row) -> str:
 
 def best_of(rows: Sequence[Row]) -> str:
     """What the best of n is worth to the reward that chooses, and to gold where it was measured, over n."""
-    shown = {"score": PROXY} | ({"gold": GOLD} if "gold" in rows[0] else {})
+    quantities = {"score": PROXY} | ({"gold": GOLD} if rows[0].get("gold") else {})
     titles = {"score": TITLES["proxy"], "gold": TITLES["gold"]}
-    with _figure("best-of", 1.3 + 1.6 * len(shown)) as (figure, svg):
-        panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    with _figure("best-of", 1.3 + 1.6 * len(quantities)) as (figure, svg):
+        panels = figure.subplots(len(quantities), 1, sharex=True, squeeze=False)[:, 0]
         n = [row["k"] for row in rows]
-        for axes, (name, colour) in zip(panels, shown.items(), strict=True):
+        for axes, (name, colour) in zip(panels, quantities.items(), strict=True):
             means = [row[name]["mean"] for row in rows]
             errors = [row[name].get("se") or 0.0 for row in rows]
             low = [mean - error for mean, error in zip(means, errors, strict=True)]

@@ -91,13 +91,13 @@ def story(summary: Summary) -> str:
         if best and _number(_mean(best.get("gold"))):
             line += f"   gold's best {_mean(best['gold']):.2f} at step {best['step']}"
         lines.append(line)
-    shown = {name: policies[name]["sample"] for name in policies if policies[name].get("sample")}
-    asked = {sample["prompt"] for sample in shown.values()}
-    if len(asked) == 1:
-        lines.append(_one_line("asked: ", *asked))
-    for name, sample in shown.items():
-        said = sample["response"] if len(asked) == 1 else f"{sample['prompt']} -> {sample['response']}"
-        lines.append(_one_line(f"{names[name]:{width}}  ", said))
+    examples = {name: policies[name]["sample"] for name in policies if policies[name].get("sample")}
+    questions = {sample["prompt"] for sample in examples.values()}
+    if len(questions) == 1:
+        lines.append(_one_line("asked: ", *questions))
+    for name, sample in examples.items():
+        sentence = sample["response"] if len(questions) == 1 else f"{sample['prompt']} -> {sample['response']}"
+        lines.append(_one_line(f"{names[name]:{width}}  ", sentence))
     return "\n".join(line.rstrip() for line in lines[:10])
 
 
@@ -108,7 +108,7 @@ def findings(summary: Summary) -> list[dict[str, Any]]:
         {"holds": bool, "text": str}; differences beyond two standard errors of the difference hold.
     """
     policies = _policies(summary)
-    found = []
+    entries = []
 
     def compare(low: str, high: str, quantity: str, claim: str, denial: str) -> None:
         if low not in policies or high not in policies:
@@ -118,7 +118,7 @@ def findings(summary: Summary) -> list[dict[str, Any]]:
             return
         gain, error = b["mean"] - a["mean"], hypot(a.get("se") or 0.0, b.get("se") or 0.0)
         holds = gain > 2 * error
-        found.append({"holds": holds, "text": f"{claim if holds else denial} ({quantity} {_pm(a)} → {_pm(b)})."})
+        entries.append({"holds": holds, "text": f"{claim if holds else denial} ({quantity} {_pm(a)} → {_pm(b)})."})
 
     compare("base", "sft", "gold", "Demonstrations made the model better", "Demonstrations did not show a gain")
     compare(
@@ -137,8 +137,8 @@ def findings(summary: Summary) -> list[dict[str, Any]]:
             "fell from its best" if holds else "did not clearly fall from its best"
         )
         text = f"{claim} (gold {_pm(turn['gold'])} at step {turn['step']} → {_pm(end)} at the end)."
-        found.append({"holds": holds, "text": text})
-    return found
+        entries.append({"holds": holds, "text": text})
+    return entries
 
 
 def _turn(summary: Summary) -> Mapping[str, Any] | None:
@@ -185,7 +185,7 @@ def _context(summary: Summary, runs: Mapping[str, Path]) -> dict[str, Any]:
 def _distance_figures(curves: Mapping[str, Sequence[Any]], summary: Summary) -> list[dict[str, Any]]:
     """The picture of overoptimization for each arm, the other arm faint in it."""
     short = _short_labels(curves)
-    drawn = []
+    pictures = []
     for name, rows in curves.items():
         other = next((key for key in curves if key != name), None)
         best = (_policies(summary).get(name, {}).get("gold_peak") or {}).get("step")
@@ -197,21 +197,23 @@ def _distance_figures(curves: Mapping[str, Sequence[Any]], summary: Summary) -> 
             other_label=short[other] if other else "",
             peak_step=best,
         )
-        drawn.append(
+        pictures.append(
             {"policy": name, "svg": svg, "past": "-past-gold" in svg, "evaluations": len(figures.complete(rows))}
         )
-    return drawn
+    return pictures
 
 
 def _methods(summary: Summary) -> dict[str, Any] | None:
     """The methods side by side, where there is more than PPO's: the picture, and a row for each of what it took."""
-    taken = {name: method for name, method in (summary.get("roads") or {}).items() if method}
-    if len(taken) < 2:
+    results = {name: method for name, method in (summary.get("roads") or {}).items() if method}
+    if len(results) < 2:
         return None
     curves = {
-        name: method["curve"] for name, method in taken.items() if len(figures.complete(method.get("curve") or ())) > 1
+        name: method["curve"]
+        for name, method in results.items()
+        if len(figures.complete(method.get("curve") or ())) > 1
     }
-    names = {name: METHODS.get(name, name[:12]) for name in taken}
+    names = {name: METHODS.get(name, name[:12]) for name in results}
     return {
         "svg": _svg(figures.methods, curves, names) if curves else None,
         "rows": [
@@ -223,7 +225,7 @@ def _methods(summary: Summary) -> dict[str, Any] | None:
                 "held": ", ".join(method.get("models") or {}),
                 "memory": method.get("peak_memory"),
             }
-            for name, method in taken.items()
+            for name, method in results.items()
         ],
     }
 
@@ -235,12 +237,12 @@ def methods_table(summary: Summary) -> str:
     Args:
         summary: of summary.json.
     """
-    found = _methods(summary)
-    if found is None:
+    entries = _methods(summary)
+    if entries is None:
         return ""
-    width = max(len(row["name"]) for row in found["rows"])
+    width = max(len(row["name"]) for row in entries["rows"])
     lines = [f"{'':{width}}  {'gold':>14}  {'proxy':>14}  {'KL (nats)':>14}  {'time':>12}  {'models held':>11}"]
-    for row in found["rows"]:
+    for row in entries["rows"]:
         figures_of_it = "  ".join(f"{_plain_estimate(row[key]):>14}" for key in ("gold", "proxy", "kl"))
         seconds = _seconds(row["seconds"]) if _number(row["seconds"]) else "-"
         lines.append(f"{row['name']:{width}}  {figures_of_it}  {seconds:>12}  {row['models'] or '-':>11}")
@@ -249,7 +251,7 @@ def methods_table(summary: Summary) -> str:
 
 def _watched(curves: Mapping[str, Sequence[Any]], runs: Mapping[str, Path]) -> list[dict[str, Any]]:
     """What was watched while each arm trained, and some of the responses of some steps."""
-    found = []
+    entries = []
     for name in ARMS:
         rows = [row for row in read_jsonl(runs[name] / "metrics.jsonl") if row.get("kl") is not None]
         if not any(key in row for row in rows for key in figures.MONITORS):
@@ -260,17 +262,17 @@ def _watched(curves: Mapping[str, Sequence[Any]], runs: Mapping[str, Path]) -> l
         for row in read_jsonl(runs[name] / "rollouts.jsonl"):
             if row["step"] in steps:
                 steps[row["step"]]["rows"].append(row)
-        shown = [step for step in steps.values() if step["rows"]]
-        every = -(-len(shown) // STEPS_SHOWN) or 1
+        examples = [step for step in steps.values() if step["rows"]]
+        every = -(-len(examples) // STEPS_SHOWN) or 1
         svg = _svg(figures.monitors, rows, name=name, curve=curves.get(name, ()))
-        kept = [step for place, step in enumerate(shown) if place % every == 0 or place == len(shown) - 1]
-        found.append({"policy": name, "svg": svg, "steps": kept})
-    return found
+        selection = [step for place, step in enumerate(examples) if place % every == 0 or place == len(examples) - 1]
+        entries.append({"policy": name, "svg": svg, "steps": selection})
+    return entries
 
 
 def _losses(runs: Mapping[str, Path]) -> dict[str, Markup]:
     """Loss curves of the stages that are learnt from data."""
-    drawn = {}
+    pictures = {}
     for name, keys, unit, floor in (
         ("sft", ("eval_loss", "eval/loss"), "nats a token", None),
         (
@@ -282,8 +284,8 @@ def _losses(runs: Mapping[str, Path]) -> dict[str, Markup]:
     ):
         rows = read_jsonl(runs[name] / "metrics.jsonl")
         if any("loss" in row for row in rows):
-            drawn[name] = _svg(figures.loss, rows, name=name, held_out=keys, unit=unit, floor=floor)
-    return drawn
+            pictures[name] = _svg(figures.loss, rows, name=name, held_out=keys, unit=unit, floor=floor)
+    return pictures
 
 
 def _sample(sample: Mapping[str, Any], summary: Summary) -> dict[str, Any]:
@@ -305,8 +307,8 @@ def _sample(sample: Mapping[str, Any], summary: Summary) -> dict[str, Any]:
 
 def _gates(summary: Summary, runs: Mapping[str, Path]) -> dict[str, Mapping[str, Any]]:
     """Verdicts of the stages on themselves: the summary's, else those of the run folders."""
-    left = {name: ((read_record(path) or {}).get("gates") or {}).get("out") for name, path in runs.items()}
-    return {name: verdict for name, verdict in {**left, **(summary.get("gates") or {})}.items() if verdict}
+    verdicts = {name: ((read_record(path) or {}).get("gates") or {}).get("out") for name, path in runs.items()}
+    return {name: verdict for name, verdict in {**verdicts, **(summary.get("gates") or {})}.items() if verdict}
 
 
 def _policies(summary: Summary) -> dict[str, dict[str, Any]]:
@@ -336,8 +338,8 @@ def _in_order(names: Any) -> list[str]:
 def _label(name: str, summary: Summary) -> str:
     beta = summary.get("beta")
     with_penalty = "PPO with a KL penalty" + (f", β = {beta:g}" if _number(beta) else "")
-    known = {"base": "Base model", "sft": "SFT", "ppo": with_penalty, "ppo-no-leash": "PPO without a KL penalty"}
-    return known.get(name, name)
+    names_of = {"base": "Base model", "sft": "SFT", "ppo": with_penalty, "ppo-no-leash": "PPO without a KL penalty"}
+    return names_of.get(name, name)
 
 
 def _plain_label(name: str, summary: Summary) -> str:
@@ -347,20 +349,20 @@ def _plain_label(name: str, summary: Summary) -> str:
 
 
 def _short_labels(names: Any) -> dict[str, str]:
-    known = {"base": "base", "sft": "SFT", "ppo": "KL penalty", "ppo-no-leash": "no penalty"}
-    return {name: known.get(name, name[:12]) for name in names}
+    names_of = {"base": "base", "sft": "SFT", "ppo": "KL penalty", "ppo-no-leash": "no penalty"}
+    return {name: names_of.get(name, name[:12]) for name in names}
 
 
 def environment() -> Environment:
     """Templates of this package, everything escaped, an unknown name an error."""
-    made = Environment(
+    templates = Environment(
         loader=PackageLoader("kleash.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
+    templates.filters |= {
         "figure": _figure,
         "signed": _signed,
         "bound": _bound,
@@ -373,7 +375,7 @@ def environment() -> Environment:
         "percent": _percent,
         "points": _points,
     }
-    return made
+    return templates
 
 
 def _svg(draw: Callable[..., str], *arguments: Any, **options: Any) -> Markup:

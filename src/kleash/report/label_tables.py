@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kleash.checks.gates import MARKS
+from kleash.checks.check import MARKS
 from kleash.outputs import results_of
-from kleash.report.verdicts import COLOURS
+from kleash.report.check_tables import COLOURS
 
 Line = tuple[str, str | Text]
 

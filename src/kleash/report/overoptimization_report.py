@@ -1,4 +1,4 @@
-"""The over-optimisation page: where gold turned while the proxy rose, for someone who was not there. Reads files alone.
+"""The Goodhart page: where gold turned while the proxy climbed, for someone who was not there. Reads files alone.
 
 Like the demo's report the page holds everything itself, and what models wrote is text to it, never markup.
 """
@@ -36,10 +36,10 @@ def write_page(folder: Path) -> Path:
     if record is None or record["stage"] != "overopt" or record["status"] != "finished":
         raise InputError(f"{folder} is no finished `kleash overopt`; run it to its end first")
     svg = figures.kl_curves(record["results"]["roads"], LABELS)
-    shown = json.loads((folder / "shown.json").read_text())
+    samples = json.loads((folder / "shown.json").read_text())
     write_text(folder / "curve.svg", _standalone(svg))
     page = folder / "report.html"
-    write_text(page, environment().get_template("overoptimization.html.jinja").render(_context(record, shown, svg)))
+    write_text(page, environment().get_template("overoptimization.html.jinja").render(_context(record, samples, svg)))
     return page
 
 
@@ -63,9 +63,9 @@ def story(results: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
-def _context(record: Mapping[str, Any], shown: Mapping[str, Any], svg: str) -> dict[str, Any]:
+def _context(record: Mapping[str, Any], samples: Mapping[str, Any], svg: str) -> dict[str, Any]:
     results = record["results"]
-    kl_curves = {
+    curves = {
         name: {
             **analysis,
             "words": results["words"][name],
@@ -75,15 +75,15 @@ def _context(record: Mapping[str, Any], shown: Mapping[str, Any], svg: str) -> d
         }
         for name, analysis in results["roads"].items()
     }
-    main = next(iter(kl_curves.values()))
+    main = next(iter(curves.values()))
     return {
         "headline": _headline(main),
-        "kl_curves": kl_curves,
+        "curves": curves,
         "main": main,
         "svg": Markup(svg),  # the one thing that is not escaped; its texts are ours
-        "samples": _samples(shown),
-        "before": point_name(shown["source"], shown["before"]),
-        "after": point_name(shown["source"], shown["after"]),
+        "samples": _samples(samples),
+        "before": point_name(samples["source"], samples["before"]),
+        "after": point_name(samples["source"], samples["after"]),
         "config": record["config"],
         "gates": {name: gate for name, gate in record["gates"].items() if gate["passed"] is False},
         "versions": record["versions"],
@@ -91,13 +91,13 @@ def _context(record: Mapping[str, Any], shown: Mapping[str, Any], svg: str) -> d
     }
 
 
-def _headline(kl_curve: Mapping[str, Any]) -> str:
-    best = kl_curve["names"][kl_curve["peak"]["index"]]
+def _headline(curve: Mapping[str, Any]) -> str:
+    best = curve["names"][curve["peak"]["index"]]
     return {
         "turned": f"Past {best}, it pleases the proxy and gets worse",
         "not yet": "Gold has not turned yet",
         "cannot tell": "The data cannot tell whether gold has turned",
-    }[kl_curve["peak_test"]["result"]]
+    }[curve["peak_test"]["outcome"]]
 
 
 def _marks(analysis: Mapping[str, Any], point: int) -> list[str]:
@@ -106,9 +106,9 @@ def _marks(analysis: Mapping[str, Any], point: int) -> list[str]:
     return [word for name, word in words.items() if analysis[name]["point"] == point]
 
 
-def _samples(shown: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _samples(samples: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The samples with a tint for each piece: its drop as a share of the largest drop on the page, −1 to 1."""
-    answers = [entry[side] for entry in shown["prompts"] for side in ("before", "after")]
+    answers = [entry[side] for entry in samples["prompts"] for side in ("before", "after")]
     largest = max((abs(piece["drop"]) for answer in answers for piece in answer["pieces"]), default=0.0) or 1.0
 
     def tinted(pieces: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ def _samples(shown: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     return [
         entry | {side: entry[side] | {"pieces": tinted(entry[side]["pieces"])} for side in ("before", "after")}
-        for entry in shown["prompts"]
+        for entry in samples["prompts"]
     ]
 
 

@@ -31,6 +31,7 @@ def reward_pieces(report: Mapping[str, Any], svg: Callable[..., Markup]) -> dict
         report: of the reward model, whole or in part.
         svg: draws a picture as markup.
     """
+    report = {key: value for key, value in report.items() if not _skipped(value)}
     bias, noise = report.get("bias") or {}, report.get("label_noise") or {}
     curve = _whole(report.get("learning_curve"), "points", "answer", *_ends("accuracy/at_twice"))
     best_of = report.get("best_of") or []
@@ -66,6 +67,11 @@ ENDS = ("value", "low", "high")
 def _ends(path: str) -> list[str]:
     """The paths of an estimate and its interval."""
     return [f"{path}/{end}" for end in ENDS]
+
+
+def _skipped(piece: Any) -> bool:
+    """Whether a piece could not be measured."""
+    return isinstance(piece, Mapping) and "skipped" in piece
 
 
 def _whole(piece: Mapping[str, Any] | None, *paths: str) -> Mapping[str, Any] | None:

@@ -81,10 +81,10 @@ def _tokens(ids: Sequence[int], roles: Sequence[str], tokenizer: PreTrainedToken
             text.append("·", style="dim")
         if role == "forced" and first:
             text.append("⟨", style=ROLES[role])
-        shown = _visible(token, tokenizer)
+        visible = _visible(token, tokenizer)
         if role == "forced" and last:
-            shown = f"{shown[:-1]}⟩\n" if shown.endswith("\n") else f"{shown}⟩"
-        text.append(shown, style=ROLES[role])
+            visible = f"{visible[:-1]}⟩\n" if visible.endswith("\n") else f"{visible}⟩"
+        text.append(visible, style=ROLES[role])
     if text.plain.endswith("\n"):
         text.right_crop()
     return text
@@ -94,8 +94,8 @@ def _visible(token: int, tokenizer: PreTrainedTokenizerBase) -> str:
     text = str(tokenizer.decode([token], skip_special_tokens=False))
     if not text or "\ufffd" in text:  # a part of a character: its name in the vocabulary
         text = str(tokenizer.convert_ids_to_tokens(token))
-    for plain, shown in ((" ", "␣"), ("\t", "⇥"), ("\r", "␍"), ("\n", "⏎\n")):
-        text = text.replace(plain, shown)
+    for plain, visible in ((" ", "␣"), ("\t", "⇥"), ("\r", "␍"), ("\n", "⏎\n")):
+        text = text.replace(plain, visible)
     # Anything else that a terminal would act on is shown by its number.
     return "".join(c if c.isprintable() or c == "\n" else f"\\u{ord(c):04x}" for c in text)
 

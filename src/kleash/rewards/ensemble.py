@@ -3,7 +3,7 @@
 out/
 ensemble.json     the members, by path and hash, and how their scores are combined
 members/0 …       reward models, each a folder that `transformers` loads
-validation/       a reward model on labels of its own, which no score is made of (where asked for)
+validation/       a reward model on labels of its own, which is not part of the score (where asked for)
 """
 
 from __future__ import annotations
@@ -11,22 +11,33 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from kleash.content import folder_hash
 from kleash.data.group import Group
 from kleash.errors import ModelError
 from kleash.io import write_json
+from kleash.models.compute import Compute
 from kleash.objectives.combine import Combine, combine_scores
 from kleash.rewards.learned import LearnedReward
 from kleash.rewards.reward import Parts
 
 FILE = "ensemble.json"
 VALIDATION = "validation"
+
+
+class EnsembleFile(TypedDict):
+    """What ensemble.json holds."""
+
+    members: dict[str, str]
+    """Path within the folder → hash of what lies there."""
+    combine: Combine
+    variance_penalty: float
 
 
 class EnsembleReward:
@@ -40,41 +51,52 @@ class EnsembleReward:
         self.combine, self.variance_penalty = combine, variance_penalty
 
     @classmethod
-    def load(cls, folder: Path, **settings: Any) -> EnsembleReward:
+    def load(
+        cls, folder: Path, *, policy_tokenizer: PreTrainedTokenizerBase | None = None, compute: Compute | None = None
+    ) -> EnsembleReward:
         """From a folder with an ensemble.json.
 
         Args:
-            folder: what `write_ensemble` left.
-            settings: passed on to `LearnedReward.load`.
+            folder: as `write_ensemble` wrote it.
+            policy_tokenizer: see `LearnedReward`.
+            compute: see `LearnedReward`.
 
         Raises:
-            ModelError: a member is gone or is another one than the file says.
+            ModelError: a member is missing, or its files are not those that ensemble.json names.
         """
-        told = json.loads((folder / FILE).read_text())
-        for name, sha256 in told["members"].items():
+        record = cast(EnsembleFile, json.loads((folder / FILE).read_text()))
+        for name, sha256 in record["members"].items():
             if not (folder / name).is_dir() or folder_hash(folder / name) != sha256:
                 raise ModelError(f"{folder / name} is not the member that {FILE} names; run `kleash reward` again")
-        members = [LearnedReward.load(folder / name, **settings) for name in told["members"]]
-        return cls(members, combine=told["combine"], variance_penalty=told["variance_penalty"])
+        members = [
+            LearnedReward.load(folder / name, policy_tokenizer=policy_tokenizer, compute=compute)
+            for name in record["members"]
+        ]
+        return cls(members, combine=record["combine"], variance_penalty=record["variance_penalty"])
 
     def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
         """See `Reward`."""
         return self.explain(groups)[0]
 
     def explain(self, groups: Sequence[Group]) -> tuple[Float[Tensor, "P K"], Parts]:
-        """Scores, and `spread`: the standard deviation over members, which the policy is not paid for.
+        """Combined scores and, beside them, `spread`: the standard deviation over members, not part of the score.
 
-        And, as the mean over members, what they tell of `distance` and of the share `outside`.
+        Also the members' `distance` and `outside`, each as the mean over members, where all members have them.
         """
-        told = [member.explain(groups) for member in self.members]
-        scores = torch.stack([own for own, _ in told], -1)
+        scores_and_parts = [member.explain(groups) for member in self.members]
+        scores = torch.stack([scores for scores, _ in scores_and_parts], -1)
         combined = combine_scores(scores, combine=self.combine, variance_penalty=self.variance_penalty)
-        shared = set.intersection(*(set(parts) for _, parts in told)) - {"spread"}
-        means = {name: torch.stack([parts[name] for _, parts in told]).mean(0) for name in sorted(shared)}
+        parts_of_members = [parts for _, parts in scores_and_parts]
+        shared = set.intersection(*(set(parts) for parts in parts_of_members)) - {"spread"}
+        means = {name: torch.stack([parts[name] for parts in parts_of_members]).mean(0) for name in sorted(shared)}
         return combined, {"spread": scores.std(-1, correction=0), **means}
 
 
 def write_ensemble(folder: Path, members: Sequence[str], *, combine: Combine, variance_penalty: float) -> None:
-    """Write the ensemble.json of a folder whose members are there, by their paths within it."""
-    hashes = {name: folder_hash(folder / name) for name in members}
-    write_json(folder / FILE, {"members": hashes, "combine": combine, "variance_penalty": variance_penalty})
+    """Write the ensemble.json of a folder that holds its members, named by their paths within it."""
+    record: EnsembleFile = {
+        "members": {name: folder_hash(folder / name) for name in members},
+        "combine": combine,
+        "variance_penalty": variance_penalty,
+    }
+    write_json(folder / FILE, record)

@@ -38,8 +38,8 @@ class FeatureRange:
 
         Args:
             features: of training responses; N may be less than D.
-            held_out: of responses that the model was not trained on, which set the threshold. Training responses,
-                which do in their place where it is None or empty, lie closer to their own mean and set it too low.
+            held_out: of responses that the model was not trained on; they set the threshold. Where it is None or
+                empty the training responses do, which lie closer to their own mean and set it too low.
         """
         mean = features.double().mean(0)
         values, vectors = torch.linalg.eigh(shrunk_covariance(features.double() - mean))
@@ -47,8 +47,8 @@ class FeatureRange:
         scale = values.clamp_min(max(float(values.max()) * 1e-10, 1e-12)).rsqrt()
         whiten = (vectors * scale) @ vectors.T
         bare = cls(mean.float(), whiten.float(), float("inf"))
-        told = features if held_out is None or not len(held_out) else held_out
-        return cls(bare.mean, bare.whiten, float(bare.distance(told).double().quantile(QUANTILE)))
+        sample = features if held_out is None or not len(held_out) else held_out
+        return cls(bare.mean, bare.whiten, float(bare.distance(sample).double().quantile(QUANTILE)))
 
     def distance(self, features: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
         """Mahalanobis distance of each from the training mean; about √D within the training distribution."""
@@ -75,7 +75,7 @@ class FeatureRange:
 
 
 def shrunk_covariance(centred: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
-    """Covariance drawn towards a multiple of the identity, by as much as its own noise (Ledoit & Wolf 2004, lemma 3.1).
+    """Covariance shrunk towards a multiple of the identity by as much as it is noise (Ledoit & Wolf 2004, lemma 3.1).
 
     With fewer responses than dimensions the plain one has no inverse, and with few more its inverse is mostly noise.
 

@@ -19,6 +19,7 @@ from kleash.data.batch import GroupBatch, collate
 from kleash.data.batching import microbatches
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Group, Response
+from kleash.models.compute import Compute
 from kleash.models.forward import centring_offset, combination, head_scores, read_heads, response_features
 from kleash.models.load import autocast, load_reward_model
 from kleash.objectives.combine import combine_scores
@@ -36,8 +37,7 @@ class LearnedReward:
         tokenizer: PreTrainedTokenizerBase,
         *,
         policy_tokenizer: PreTrainedTokenizerBase | None = None,
-        dtype: str = "float32",
-        micro_batch_tokens: int = 8192,
+        compute: Compute | None = None,
         range: FeatureRange | None = None,
     ) -> None:
         """Take a model.
@@ -47,37 +47,44 @@ class LearnedReward:
             tokenizer: the model's own.
             policy_tokenizer: whose ids the responses carry. Ids are used as they are where the reward model gives
                 each the same meaning; else, or where this is None, text is read.
-            dtype: what to compute in.
-            micro_batch_tokens: tokens in memory at once.
-            range: what the model was trained on, in its features; None where nobody measured it.
+            compute: in what, and how much at once; the model stays on its device. None: `Compute()`.
+            range: where the training responses lie in the model's features; None where it was not measured.
         """
         self.model, self.tokenizer, self.range = model, tokenizer, range
-        self.dtype, self.micro_batch_tokens = dtype, micro_batch_tokens
-        self.reads_ids = policy_tokenizer is not None and speaks(tokenizer, policy_tokenizer)
+        self.compute = compute or Compute()
+        self.reads_ids = policy_tokenizer is not None and reads_ids_of(tokenizer, policy_tokenizer)
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str = "auto", **settings: object) -> LearnedReward:
-        """From a folder."""
-        model, tokenizer = load_reward_model(folder, device=device)
-        return cls(model, tokenizer, range=FeatureRange.load(Path(folder)), **settings)  # type: ignore[arg-type]
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        policy_tokenizer: PreTrainedTokenizerBase | None = None,
+        compute: Compute | None = None,
+    ) -> LearnedReward:
+        """From a reward model's folder, onto `compute.device`; for the arguments see the class."""
+        compute = compute or Compute()
+        model, tokenizer = load_reward_model(folder, device=compute.device)
+        feature_range = FeatureRange.load(Path(folder))
+        return cls(model, tokenizer, policy_tokenizer=policy_tokenizer, compute=compute, range=feature_range)
 
     def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
         """See `Reward`."""
         return self.explain(groups)[0]
 
     def explain(self, groups: Sequence[Group]) -> tuple[Float[Tensor, "P K"], Parts]:
-        """Scores, and beside them what one forward pass tells of each response.
+        """Scores, and what else the same forward pass measures of each response.
 
         Returns:
-            The scores, and where there is what they need: `spread`, the standard deviation over several heads on one
-            trunk; `distance` (see `distances`), and `outside`, 1 for a response beyond the range.
+            The scores, and as parts: with several heads on one trunk `spread`, the standard deviation over them; with
+            a `range`, `distance` (see `distances`) and `outside`, 1 for a response beyond the range.
         """
-        computing = (self.model, self._encode(groups), self.dtype, self.micro_batch_tokens)
+        encoded = self._encode(groups)
         parts: dict[str, Tensor] = {}
         if self.range is None:
-            heads = _by_batch(head_scores, *computing)
+            heads = _by_batch(head_scores, self.model, encoded, self.compute)
         else:
-            both = _by_batch(_features_and_heads, *computing)
+            both = _by_batch(_features_and_heads, self.model, encoded, self.compute)
             features, heads = both.tensor_split([self.range.mean.shape[0]], -1)
             distance = self.range.distance(features.flatten(0, 1)).reshape(features.shape[:2])
             parts |= {"distance": distance, "outside": (distance > self.range.threshold).float()}
@@ -99,71 +106,69 @@ class LearnedReward:
 
 
 def score_encoded(
-    model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype: str = "float32", micro_batch_tokens: int = 8192
+    model: PreTrainedModel, groups: Sequence[EncodedGroup], *, compute: Compute | None = None
 ) -> Float[Tensor, "P K"]:
     """Scores of groups of one K, in float32 on the CPU; each is independent of the batch it was computed in.
 
     Args:
         model: a reward model.
         groups: at least one.
-        dtype: what to compute in.
-        micro_batch_tokens: tokens in memory at once.
+        compute: in what, and how much at once; the model stays on its device. None: `Compute()`.
     """
-    return _combined(model, score_heads(model, groups, dtype=dtype, micro_batch_tokens=micro_batch_tokens))
+    return _combined(model, score_heads(model, groups, compute=compute))
 
 
 def score_heads(
-    model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype: str = "float32", micro_batch_tokens: int = 8192
+    model: PreTrainedModel, groups: Sequence[EncodedGroup], *, compute: Compute | None = None
 ) -> Float[Tensor, "P K M"]:
-    """What each head says, before the heads are combined and without the centring offset; see `score_encoded`."""
-    return _by_batch(head_scores, model, groups, dtype, micro_batch_tokens)
+    """The score of each head, before the heads are combined and without the centring offset; see `score_encoded`."""
+    return _by_batch(head_scores, model, groups, compute or Compute())
 
 
 def features_encoded(
-    model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype: str = "float32", micro_batch_tokens: int = 8192
+    model: PreTrainedModel, groups: Sequence[EncodedGroup], *, compute: Compute | None = None
 ) -> Float[Tensor, "P K D"]:
-    """What the head reads of each response, see `response_features`; otherwise as `score_encoded`."""
-    return _by_batch(response_features, model, groups, dtype, micro_batch_tokens)
+    """The features of each response that its score is read from (`response_features`); else as `score_encoded`."""
+    return _by_batch(response_features, model, groups, compute or Compute())
 
 
 def _features_and_heads(model: PreTrainedModel, batch: GroupBatch) -> Float[Tensor, "P K D1"]:
-    """Features and, after them, what the heads read in them: both from one forward pass."""
+    """Features and, after them along the last axis, the heads' scores: both from one forward pass."""
     features = response_features(model, batch)
     return torch.cat([features.float(), read_heads(model, features)], -1)
 
 
 @torch.no_grad()
 def _by_batch(
-    compute: Callable[[PreTrainedModel, GroupBatch], Tensor],
+    function: Callable[[PreTrainedModel, GroupBatch], Tensor],
     model: PreTrainedModel,
     groups: Sequence[EncodedGroup],
-    dtype: str,
-    micro_batch_tokens: int,
+    compute: Compute,
 ) -> Float[Tensor, "P K D"]:
-    """What `compute` gives for each response, in the order of the groups."""
-    found: list[Tensor] = [torch.empty(0)] * len(groups)
-    done = 0
+    """`function` of each response, in the order of the groups, in float32 on the CPU."""
+    rows: list[Tensor] = [torch.empty(0)] * len(groups)
+    scored = 0
     with Progress(len(groups), "score") as progress:
-        for part in microbatches(groups, max_tokens=micro_batch_tokens):
+        for part in microbatches(groups, max_tokens=compute.micro_batch_tokens):
             batch = collate([groups[row] for row in part], device=model.device)
-            with autocast(dtype, model.device):
-                values = compute(model, batch).float().cpu()
+            with autocast(compute.dtype, model.device):
+                values = function(model, batch).float().cpu()
             for row, value in zip(part, values, strict=True):
-                found[row] = value
-            done += len(part)
-            progress.update(done)
-    return torch.stack(found)
+                rows[row] = value
+            scored += len(part)
+            progress.update(scored)
+    return torch.stack(rows)
 
 
 def _combined(model: PreTrainedModel, heads: Float[Tensor, "P K M"]) -> Float[Tensor, "P K"]:
     return combine_scores(heads, **combination(model)) - centring_offset(model)
 
 
-def speaks(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+def reads_ids_of(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
     """Whether every id of `other` means the same to `tokenizer`, ends and templates included."""
-    own = tokenizer.get_vocab()
+    vocabulary = tokenizer.get_vocab()
     return (
-        all(own.get(token) == index for token, index in other.get_vocab().items())
+        all(vocabulary.get(token) == index for token, index in other.get_vocab().items())
         and tokenizer.eos_token_id == other.eos_token_id
         and tokenizer.chat_template == other.chat_template
     )

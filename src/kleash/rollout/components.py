@@ -17,9 +17,10 @@ from kleash.models.heads import ValueModel
 from kleash.models.load import context_length, load_policy
 from kleash.models.reference import reference_of
 from kleash.models.trainable import make_trainable
+from kleash.rewards.build import build_reward
 from kleash.rewards.ensemble import VALIDATION, EnsembleReward
 from kleash.rewards.learned import LearnedReward
-from kleash.rewards.reward import Reward, build_reward
+from kleash.rewards.reward import Reward
 from kleash.rollout.rollout import Components
 from kleash.run import derive_seed
 from kleash.sampling.sampler import build_sampler
@@ -72,10 +73,7 @@ def build_components(
         raise ConfigError("criterion validation needs a validation reward; give --hold-out, or a --reward that has one")
 
     def build(name: str) -> Reward:
-        return build_reward(
-            name, policy_tokenizer=tokenizer, device=compute.device, dtype=compute.dtype,
-            micro_batch_tokens=compute.micro_batch_tokens,
-        )  # fmt: skip
+        return build_reward(name, policy_tokenizer=tokenizer, compute=compute)
 
     # at β = 0 no loss needs the reference, but the KL is the figure that shows a missing penalty
     frozen = reference_of(model, reference, device=compute.device, adapters=lora_rank is not None)

@@ -72,6 +72,6 @@ def _pairs(data: str) -> list[Group]:
 
 def _reward_labeller(reward: str, temperature: float) -> Labeller:
     from kleash.labels.reward_labeller import RewardLabeller
-    from kleash.rewards.reward import build_reward
+    from kleash.rewards.build import build_reward
 
     return RewardLabeller(build_reward(reward), name=reward, temperature=temperature)

@@ -35,8 +35,8 @@ class ScoreConfig(Config):
     """Score the responses in `data` with a reward."""
 
     reward: RewardRef
-    """Reward to score with: a reward model's folder, `module:function` with TRL's signature, a verifier (number, math,
-    exact, regex, json-schema), or a .yaml composition."""
+    """Reward to score with: a reward model's folder, `module:function` with TRL's signature, a
+    verifier ({verifiers}), or a .yaml composition."""
     data: DataRef
     """Rows with responses: a .jsonl, .jsonl.gz, .json or .parquet file, a saved `datasets` folder, or a hub name."""
     out: Path
@@ -51,8 +51,8 @@ class BestOfNConfig(GenerateConfig):
     """Sample n responses to each prompt and keep the one with the highest score."""
 
     reward: RewardRef
-    """Reward that chooses: a reward model's folder, `module:function` with TRL's signature, a verifier (number, math,
-    exact, regex, json-schema), or a .yaml composition."""
+    """Reward that chooses: a reward model's folder, `module:function` with TRL's signature, a
+    verifier ({verifiers}), or a .yaml composition."""
     n: int = Field(16, ge=2)
     """Responses to each prompt, of which one is kept. The result of smaller n is estimated from the same responses."""
     gold: MeasureRef | None = None

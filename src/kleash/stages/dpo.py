@@ -21,10 +21,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import monitors, outcome_checks
+from kleash.checks import monitors, policy_checks
 from kleash.checks.after_training import after_training
 from kleash.checks.gates import record_checks
 from kleash.checks.open_run import open_run
+from kleash.checks.reward_report import pairs_of, preference_figures
 from kleash.data.batch import collate
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.group import EncodedGroup, Group, Ranking, Scores
@@ -32,6 +33,8 @@ from kleash.data.read import read_encoded
 from kleash.data.split import best_against_worst, comparison
 from kleash.errors import DataError
 from kleash.evals.policy_stats import MeanSE, mean_se
+from kleash.evals.preference_report import PreferenceReport
+from kleash.evals.report_values import as_json
 from kleash.io import write_text
 from kleash.models.forward import check_forward, response_logprobs
 from kleash.models.inference import summed_logprobs
@@ -40,11 +43,11 @@ from kleash.models.lora import merged_copy
 from kleash.models.reference import Reference, kept_logprobs
 from kleash.models.trainable import make_trainable
 from kleash.objectives import LOSSES, implicit_rewards, kl, masked_sum, plackett_luce_loss
-from kleash.rewards.reward import Reward, build_reward
+from kleash.rewards.build import build_reward
+from kleash.rewards.reward import Reward
 from kleash.rollout.rollout import with_logprobs
 from kleash.run import RunFolder, derive_seed
 from kleash.sampling.sampler import build_sampler, sample_groups
-from kleash.stages.reward_model import pairs_of, rewards_report
 from kleash.stages.training_configs import DPOConfig
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop, State
@@ -95,10 +98,10 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
         rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
         metrics = update(model, [train[row] for row in rows], [references[row] for row in rows], optimizer, config)
         if held_out and loop.due_to_evaluate(step):
-            figures = pairs.measure(model, step)
-            metrics |= {f"eval_{name}": figures[name] for name in (*MEASURED, "accuracy")}
-            best.update(model, step, figures["loss"])
-            warn_of_displacement(folder, step, figures)
+            means, figures = pairs.measure(model, step)
+            metrics |= {f"eval_{name}": value for name, value in means.items()} | {"eval_accuracy": figures.accuracy}
+            best.update(model, step, means["loss"] or 0.0)
+            warn_of_displacement(folder, step, means)
         if held_out and config.kl_due(step, steps):
             metrics |= kl_meter.measure(model, step)
         save_snapshot(folder, step, model, tokenizer, every=config.snapshot_every)
@@ -164,13 +167,17 @@ def update(
     return {**totals, **optimizer.step()}
 
 
+Figures = tuple[dict[str, float | None], PreferenceReport]
+"""The loss and its metrics on held-out rows, and the report on their implicit rewards."""
+
+
 def evaluate(
     model: PreTrainedModel,
     held_out: Sequence[EncodedGroup],
     references: Sequence[Tensor],
     train: Sequence[EncodedGroup],
     config: DPOConfig,
-) -> dict[str, Any]:
+) -> Figures:
     """The loss and its metrics on held-out rows, and the report on their implicit rewards, over all pairs at once."""
     logprobs = summed_logprobs(model, held_out, compute=config.compute)
     ordered: list[EncodedGroup] = []
@@ -188,7 +195,7 @@ def evaluate(
         per_length = lengths if LOSSES[config.loss].per_length else None
         rewards += implicit_rewards(policy, reference, beta=config.beta, lengths=per_length).tolist()
         ordered += groups
-    return {**means, **rewards_report(ordered, rewards, train)}
+    return means, preference_figures(ordered, rewards, train)
 
 
 class HeldOut:
@@ -209,9 +216,9 @@ class HeldOut:
         references: Sequence[Tensor],
     ) -> None:
         self.config, self.train, self.groups, self.references = config, train, groups, references
-        self.latest: tuple[int, dict[str, Any]] | None = None
+        self.latest: tuple[int, Figures] | None = None
 
-    def measure(self, model: PreTrainedModel, step: int) -> dict[str, Any]:
+    def measure(self, model: PreTrainedModel, step: int) -> Figures:
         """The figures of `evaluate` after a step; a step that was just measured is not measured again."""
         if self.latest is None or self.latest[0] != step:
             self.latest = step, evaluate(model, self.groups, self.references, self.train, self.config)
@@ -275,9 +282,10 @@ def report(folder: RunFolder, model: PreTrainedModel, step: int, pairs: HeldOut,
     results: dict[str, Any] = {}
     if pairs.groups:
         measured = pairs.config.kl_due(step, step)
-        results = {"report": pairs.measure(model, step), "kl": kl_meter.figures(model, step) if measured else None}
+        means, figures = pairs.measure(model, step)
+        results = {"report": means | as_json(figures), "kl": kl_meter.figures(model, step) if measured else None}
         nats = results["kl"]["mean"] if measured else None
-        record_checks(folder, checks=outcome_checks.direct(results["report"], kl=nats))
+        record_checks(folder, checks=policy_checks.direct(figures, kl=nats))
     write_text(folder.path / "README.md", model_card(folder, _summary(results)))
     return results
 

@@ -15,7 +15,7 @@ from itertools import chain, combinations, islice
 from pathlib import Path
 
 from kleash.chat.messages import Chat
-from kleash.checks.gates import check_report
+from kleash.checks.check import verdict
 from kleash.checks.judge_checks import judge_checks, stop_above
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference
@@ -68,7 +68,7 @@ def run(config: JudgeConfig, *, chat: Chat | None = None) -> Path:
         injections = probe(judge, groups, judgements, config.injections) if config.injections else None
         summary = summarise(judge, groups, judgements, injections=injections, mixed_in=len(mixed_in))
         store.record(groups, [judgement.result for judgement in judgements])
-    gate = check_report(judge_checks(summary.report, summary.failures, max_failures=config.max_failures))
+    gate = verdict(judge_checks(summary.report, summary.failures, max_failures=config.max_failures))
     refused = not gate["passed"] and not config.force
     out = beside(config.out, "refused") if refused else config.out
     write_groups(chain(labelled_groups(groups, judgements), mixed_in), out)

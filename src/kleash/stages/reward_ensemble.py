@@ -1,15 +1,14 @@
-"""Several reward models where one would do: an ensemble, an average of weights, a validation model that no policy
-optimises.
+"""Several reward models instead of one: an ensemble, an average of weights, a validation reward.
 
-A policy finds what its reward model has wrong. Members that learned the same comparisons from other seeds have other
-things wrong, so that their disagreement (`spread`) shows where the score is not to be trusted, and the worst of them is
-harder to please by accident. What all have wrong (what labellers got wrong, say) stays. A validation member has seen
-none of the comparisons that the reward was made of: a policy whose reward rises while the validation model falls is
-being fooled.
+A policy finds the mistakes of its reward model. Members that learned the same comparisons from other seeds make other
+mistakes, so that their disagreement (`spread`) shows where the score cannot be trusted, and the worst of them is harder
+to please by accident. The mistakes that all members make (those of the labellers, say) stay. The validation reward has
+seen none of the comparisons that the reward was made of: a policy whose reward rises while the validation reward falls
+exploits mistakes of its reward model.
 
     kleash reward --model runs/sft --data pairs.jsonl --out runs/reward --members 5 --validation-share 0.2
 
-One model, one head and no validation model is `reward_model` itself.
+One model, one head and no validation reward is `reward_model` itself.
 """
 
 from __future__ import annotations
@@ -22,20 +21,25 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import data_checks
+from kleash.checks import reward_checks
+from kleash.checks.gates import record_checks
 from kleash.checks.open_run import open_run
+from kleash.checks.reward_report import RewardReport, held_out_rewards, preference_figures
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import EncodedGroup, Group
 from kleash.data.split import comparison, hold_out, read_split
 from kleash.errors import ConfigError
+from kleash.evals.preference_report import PreferenceReport
+from kleash.evals.report_values import as_json
 from kleash.io import write_text
 from kleash.models.average import average_weights
+from kleash.models.compute import Compute
 from kleash.models.load import load_reward_model, load_tokenizer, new_reward_model, save_model
 from kleash.rewards.ensemble import VALIDATION, EnsembleReward, write_ensemble
 from kleash.rewards.learned import LearnedReward
 from kleash.run import RunFolder, derive_seed
-from kleash.stages import reward_model, reward_report
+from kleash.stages import reward_model
 from kleash.stages.training_configs import EnsembleConfig, RewardConfig
 from kleash.training.model_folder import model_card
 
@@ -66,17 +70,18 @@ def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedToke
         return folder
     files = _split(config, folder)
     if config.validation_share:
-        held = _member(config, folder.path / VALIDATION, files, data="validation")
-        folder.note("validation_reward", **(held.record["results"].get("report") or {}))
+        validation = _member(config, folder.path / VALIDATION, files, data="validation")
+        folder.note("validation_reward", **(validation.record["results"].get("report") or {}))
     members = [_member(config, folder.path / name, files) for name in _names(config)]
     finish = _one if config.members == 1 or config.average_weights else _ensemble
     report = finish(config, folder, members, files)
     results: dict[str, Any] = {"members": [member.record["results"] for member in members]}
     if report is not None:
-        results["report"] = report
+        results["report"] = as_json(report)
         train = _encoded(config, files["reward"], load_tokenizer(config.model))
-        on_policy_check = data_checks.on_policy_check(config.model, train, device=config.device, dtype=config.dtype)
-        reward_model.verdict(folder, report, on_policy_check)
+        on_policy = reward_model.on_policy_excess(_single(config), train)
+        probes = report.probes if isinstance(report, RewardReport) else None
+        record_checks(folder, checks=reward_checks.reward_model(report, probes=probes, on_policy=on_policy))
     return folder.finish(**results)
 
 
@@ -90,17 +95,17 @@ def _single(config: EnsembleConfig, **changes: Any) -> RewardConfig:
 
 
 def _split(config: EnsembleConfig, folder: RunFolder) -> dict[str, Path]:
-    """Write which comparisons the reward, the validation model and the measuring have, no prompt on two sides, and the
+    """Write which comparisons the reward, the validation reward and the measuring have, no prompt on two sides, and the
     samples that all are centred on.
     """
     names = ("reward", "held-out", "centre", *(["validation"] if config.validation_share else []))
     files = {name: folder.path / "comparisons" / f"{name}.jsonl" for name in names}
     if all(file.exists() for file in files.values()):
         return files
-    train, measured = read_split(
+    train, held_out = read_split(
         config.data, config.eval_data, seed=config.seed, usable=comparison, max_eval_rows=config.max_eval_rows
     )
-    rows: dict[str, Sequence[Group]] = {"reward": train, "held-out": measured}
+    rows: dict[str, Sequence[Group]] = {"reward": train, "held-out": held_out}
     if config.validation_share:
         rows["reward"], rows["validation"] = hold_out(
             train, seed=derive_seed(config.seed, "hold-out member"), share=config.validation_share
@@ -127,7 +132,7 @@ def _member(config: EnsembleConfig, out: Path, files: Files, *, data: str = "rew
     """Train one model, unless it is there."""
     changes: dict[str, Any] = {
         "out": out, "data": str(files[data]), "eval_data": str(files["held-out"]), "max_eval_rows": None, "force": True,
-        "seed": derive_seed(config.seed, "member", "hold-out" if out.name == VALIDATION else out.name) % 2**31,
+        "seed": derive_seed(config.seed, "member", out.name) % 2**31,
     }  # fmt: skip
     if config.centre_data is None and config.centre_samples:
         changes["centre_data"] = str(files["centre"])
@@ -139,38 +144,42 @@ def _member(config: EnsembleConfig, out: Path, files: Files, *, data: str = "rew
 
 def _one(
     config: EnsembleConfig, folder: RunFolder, members: Sequence[RunFolder], files: Files
-) -> dict[str, Any] | None:
+) -> PreferenceReport | None:
     """Leave a single model in the folder, of the members' mean weights, and return its report."""
     loaded = [load_reward_model(member.path, device=config.device) for member in members]
     average_weights([model for model, _ in loaded])
     model, tokenizer = loaded[0]
     train, held_out = (_encoded(config, files[name], tokenizer) for name in ("reward", "held-out"))
-    settings = _single(config, **({"centre_data": str(files["centre"])} if files["centre"].stat().st_size else {}))
-    samples, _ = reward_model.centre(model, tokenizer, train, settings)
-    fitted, distances = reward_report.feature_range(model, train, held_out, samples, settings)
-    report = None
-    if held_out:
-        rewards = reward_report.held_out_rewards(model, held_out, settings)
-        plain = settings.model_copy(update={"learning_curve": False})  # the members' own say what more labels bring
-        report = reward_model.whole_report(model, tokenizer, train, held_out, rewards, plain) | {"distance": distances}
-    save_model(folder.path, model, tokenizer, model_card(folder, reward_model.summary(report)))
-    fitted.save(folder.path)
-    return report
+    # The members' own reports say what more labels bring.
+    changes: dict[str, Any] = {"learning_curve": False}
+    if files["centre"].stat().st_size:
+        changes["centre_data"] = str(files["centre"])
+    settings = _single(config, **changes)
+    samples = reward_model.centring_samples(tokenizer, train, settings)
+    reward_model.centre(model, samples or train, settings.compute)
+    compute = settings.compute
+    rewards = held_out_rewards(model, held_out, compute=compute) if held_out else None
+    figures = None if rewards is None else preference_figures(held_out, rewards, train)
+    save_model(folder.path, model, tokenizer, model_card(folder, reward_model.summary(figures)))
+    distance = reward_model.save_feature_range(folder, model, train, held_out, samples, settings)
+    if rewards is None:
+        return None
+    return reward_model.whole_report(model, tokenizer, train, held_out, rewards, settings, distance=distance)
 
 
 def _ensemble(
     config: EnsembleConfig, folder: RunFolder, members: Sequence[RunFolder], files: Files
-) -> dict[str, Any] | None:
+) -> PreferenceReport | None:
     """Bind the members together in the folder, and return the report on what they score as one."""
-    loaded = [LearnedReward.load(member.path, device=config.device, dtype=config.dtype) for member in members]
+    loaded = [LearnedReward.load(member.path, compute=Compute(config.device, config.dtype)) for member in members]
     reward = EnsembleReward(loaded, combine=config.combine, variance_penalty=config.variance_penalty)
     train, held_out = (_encoded(config, files[name], loaded[0].tokenizer) for name in ("reward", "held-out"))
     report = None
     if held_out:
         ordered = sorted(held_out, key=lambda group: len(group.responses))
         sizes = groupby((group.source for group in ordered), key=lambda group: len(group.responses))
-        table = [row for _, groups in sizes for row in reward(list(groups)).tolist()]
-        report = reward_model.rewards_report(ordered, table, train)
+        rewards = [row for _, groups in sizes for row in reward(list(groups)).tolist()]
+        report = preference_figures(ordered, rewards, train)
     write_text(folder.path / "README.md", model_card(folder, reward_model.summary(report)))
     write_ensemble(folder.path, _names(config), combine=config.combine, variance_penalty=config.variance_penalty)
     return report

@@ -12,38 +12,57 @@ Left out: several epochs by default (more than one overfits fast: Ouyang et al. 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import data_checks, outcome_checks
+from kleash.checks import data_checks, reward_checks
+from kleash.checks.after_training import after_training
 from kleash.checks.gates import record_checks
 from kleash.checks.open_run import open_run
+from kleash.checks.reward_checks import OnPolicyExcess
+from kleash.checks.reward_report import (
+    RewardReport,
+    best_of_curve,
+    check_rows,
+    feature_range,
+    held_out_rewards,
+    more_labels,
+    preference_figures,
+    probe_results,
+    reward_report,
+    sample,
+)
 from kleash.data.batch import GroupBatch, collate
-from kleash.data.batching import batch_at, microbatches
+from kleash.data.batching import batch_at, batches, microbatches
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Preference, Ranking
-from kleash.data.split import comparison, demonstration, imitated, read_split, read_usable
-from kleash.evals.preference_report import preference_report
+from kleash.data.read import read_encoded
+from kleash.data.split import comparison, demonstration, imitated, read_usable
+from kleash.evals.learning_curve import LearningCurve
+from kleash.evals.preference_report import UNKNOWN, PreferenceReport
+from kleash.evals.report_values import as_json
+from kleash.evals.skipped import Skipped, or_skip
+from kleash.io import write_text
+from kleash.models.compute import Compute
 from kleash.models.forward import check_forward, head_scores
-from kleash.models.load import autocast, context_length, new_reward_model, save_model
-from kleash.models.lora import merge_lora
+from kleash.models.load import context_length, load_reward_model, new_reward_model
 from kleash.models.trainable import make_trainable
 from kleash.objectives.bradley_terry import pair_loss, ranking_loss
+from kleash.rewards.build import build_reward
 from kleash.rewards.learned import score_encoded
-from kleash.rewards.reward import Reward, build_reward
+from kleash.rewards.reward import Reward
 from kleash.run import RunFolder, derive_seed
-from kleash.stages import reward_report
-from kleash.stages.reward_report import held_out_rewards, pairs_of
 from kleash.stages.training_configs import RewardConfig
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop, State
-from kleash.training.model_folder import model_card
+from kleash.training.model_folder import model_card, write_model
 from kleash.training.optim import Optimizer
 
 logger = logging.getLogger("kleash")
@@ -55,6 +74,12 @@ FORMULA = (
     "loss = mean over prompts of mean over pairs of − p log σ(r_a − r_b − m) − (1 − p) log σ(r_b − r_a + m)"
     " + centring · (r_a + r_b)²"
 )
+
+WITHOUT_REPORT: Mapping[str, Any] = {
+    "max_eval_rows": None, "centre_data": None, "centre_samples": 0, "best_of": 0, "gold": None,
+    "learning_curve": False, "trackers": (),
+}  # fmt: skip
+"""Settings of a run for a point of the learning curve: nothing but its training."""
 
 
 def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> RunFolder:
@@ -76,44 +101,83 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     if config.heads > 1:
         model.config.kleash_heads = {"combine": config.combine, "variance_penalty": config.variance_penalty}
     make_trainable(model, **config.adapter_settings())
-    train, held_out = _comparisons(config, model, tokenizer)
-    gold = None if config.gold is None else build_reward(config.gold, device=config.device, dtype=config.dtype)
+    train, held_out = read_comparisons(config, model, tokenizer)
+    gold = None if config.gold is None else build_reward(config.gold, compute=config.compute)
     if config.learning_curve:
-        reward_report.check_rows(train, held_out, live=reward is not None)
+        check_rows(train, held_out, live=reward is not None)
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
     steps = config.steps(len(train))
-    folder.note("formulas", loss=FORMULA)
-
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
     best = BestCheckpoint(folder, config.keep_weights)
     state: State = {"model": model, "optimizer": optimizer, "best": best}
     loop = Loop(folder, total=steps, state=state, shown=SHOWN, **config.loop_settings())
-    for step in loop:
-        rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
+    folder.note("formulas", loss=FORMULA)
+    for step, rows in loop.over(batches(range(len(train)), config.batch_size, seed=config.seed, start=loop.step)):
         metrics = update(model, [train[row] for row in rows], optimizer, config, head_weights(config, rows))
         if held_out and loop.due_to_evaluate(step):
-            figures = rewards_report(held_out, held_out_rewards(model, held_out, config), train)
-            metrics |= {"eval_accuracy": figures["accuracy"], "eval_log_loss": figures["log_loss"]}
-            best.update(model, step, figures["log_loss"])
+            figures = preference_figures(held_out, held_out_rewards(model, held_out, compute=config.compute), train)
+            metrics |= {"eval_accuracy": figures.accuracy, "eval_log_loss": figures.log_loss}
+            best.update(model, step, figures.log_loss)
         loop.log(step, metrics)
-    chosen = best.take(model, loop.step)
-    rewards = held_out_rewards(model, held_out, config) if held_out else None
-    samples, centred_on = centre(model, tokenizer, train, config)
-    merge_lora(model)
-    results: dict[str, Any] = {"step": chosen, "rows": len(train), "centred_on": centred_on}
-    fitted, distances = reward_report.feature_range(model, train, held_out, samples, config)
-    if rewards is not None:
-        # Only differences count, so centring changes no figure of these.
-        results["report"] = whole_report(model, tokenizer, train, held_out, rewards, config, gold) | {
-            "distance": distances
-        }
-        on_policy_check = None  # a live reward model may speak another language than `config.model`
-        if reward is None:
-            on_policy_check = data_checks.on_policy_check(config.model, train, device=config.device, dtype=config.dtype)
-        verdict(folder, results["report"], on_policy_check)
-    save_model(folder.path, model, tokenizer, model_card(folder, summary(results.get("report"))))
+    last = best.take(model, loop.step)
+    samples = after_training(folder, "centring samples", lambda: centring_samples(tokenizer, train, config)) or []
+    centre(model, samples or train, config.compute)
+    write_model(folder, model, tokenizer, summary(None))
+    live, measured = reward is not None, Measured(train, held_out, samples)
+    results = after_training(folder, "report", lambda: report(folder, model, tokenizer, measured, config, gold, live))
+    return folder.finish(step=last, rows=len(train), centred_on=centred_on(samples, config), **(results or {}))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The rows that a trained reward model is measured on."""
+
+    train: Sequence[EncodedGroup]
+    held_out: Sequence[EncodedGroup]
+    samples: Sequence[EncodedGroup]
+    """Of the centring; empty where the training responses did it."""
+
+
+def report(
+    folder: RunFolder,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Measured,
+    config: RewardConfig,
+    gold: Reward | None,
+    live: bool,
+) -> dict[str, Any]:
+    """The report on held-out pairs, with the checks and the model card that follow from it."""
+    distance = save_feature_range(folder, model, rows.train, rows.held_out, rows.samples, config)
+    if not rows.held_out:
+        return {}
+    rewards = held_out_rewards(model, rows.held_out, compute=config.compute)
+    whole = whole_report(model, tokenizer, rows.train, rows.held_out, rewards, config, gold, distance)
+    on_policy = None if live else on_policy_excess(config, rows.train)  # a live model may speak another language
+    record_checks(folder, checks=reward_checks.reward_model(whole, probes=whole.probes, on_policy=on_policy))
+    write_text(folder.path / "README.md", model_card(folder, summary(whole)))
+    return {"report": as_json(whole)}
+
+
+def save_feature_range(
+    folder: RunFolder,
+    model: PreTrainedModel,
+    train: Sequence[EncodedGroup],
+    held_out: Sequence[EncodedGroup],
+    samples: Sequence[EncodedGroup],
+    config: RewardConfig,
+) -> dict[str, Any] | Skipped:
+    """Save what the model was trained on, in its features, beside its weights; returns the distances from it."""
+    compute = config.compute
+    measured = or_skip(
+        "feature range",
+        lambda: feature_range(model, train, held_out, samples, seed=config.seed, compute=compute),
+    )
+    if isinstance(measured, Skipped):
+        return measured
+    fitted, distances = measured
     fitted.save(folder.path)
-    return folder.finish(**results)
+    return distances
 
 
 def whole_report(
@@ -124,57 +188,61 @@ def whole_report(
     rewards: Sequence[Sequence[float]],
     config: RewardConfig,
     gold: Reward | None = None,
-) -> dict[str, Any]:
-    """All that run.json says of a single model; formulas: docs/metrics.md.
-
-    The last three ask it more than the held-out pairs, or train it again.
-    """
-    found = {
-        **rewards_report(held_out, rewards, train),
-        **reward_report.of_pairs(held_out, rewards, train),
-        "probes": reward_report.probes(model, tokenizer, held_out, train, config),
-    }
+    distance: dict[str, Any] | Skipped | None = None,
+) -> RewardReport:
+    """All that run.json says of a single model; what cannot be measured within the model's limits is skipped."""
+    compute = config.compute
+    best_of, curve = None, None
+    probes = or_skip(
+        "probes",
+        lambda: probe_results(
+            model, tokenizer, held_out,
+            train_rows=len(train), max_length=config.max_length, seed=config.seed, compute=compute,
+        ),
+    )  # fmt: skip
     if config.best_of:
-        found["best_of"] = reward_report.best_of_curve(
-            model, tokenizer, held_out, config,
-            n=config.best_of, max_new_tokens=config.centre_max_new_tokens, gold=gold,
+        best_of = or_skip(
+            "best of n",
+            lambda: best_of_curve(
+                model, tokenizer, held_out, policy=config.model, n=config.best_of,
+                max_new_tokens=config.centre_max_new_tokens, gold=gold, seed=config.seed, compute=compute,
+            ),
         )  # fmt: skip
     if config.learning_curve:
-        ceiling = found["noise_ceiling"]
-        found["learning_curve"] = reward_report.more_labels(
-            run, config, train, held_out, rewards, ceiling=None if ceiling == "unknown" else ceiling
-        )
-    return found
-
-
-def rewards_report(
-    held_out: Sequence[EncodedGroup], rewards: Sequence[Sequence[float]], train: Sequence[EncodedGroup]
-) -> dict[str, Any]:
-    """The report on a reward for each response of the held-out groups, explicit or implicit; formulas: docs/metrics.md.
-
-    Args:
-        held_out: groups with a comparison each.
-        rewards: their rewards, in the same order.
-        train: the training groups, on which the length baseline is fitted.
-    """
-    pairs = [
-        (group, row, *pair) for group, row in zip(held_out, rewards, strict=True) for pair in pairs_of(group.source)
-    ]
-    known = [group.source.columns.get("label_probability") for group, *_ in pairs]
-    return preference_report(
-        np.array([(row[a], row[b]) for _, row, a, b, _ in pairs]),
-        *_labels(held_out),
-        label_probability=None if None in known else np.array(known, dtype=float),
-        train_p=_labels(train)[0],
-        train_lengths=_labels(train)[1],
+        curve = or_skip("learning curve", lambda: _learning_curve(train, held_out, rewards, config))
+    return reward_report(
+        held_out, rewards, train, probes=probes, best_of=best_of, learning_curve=curve, distance=distance
     )
 
 
-def _labels(groups: Sequence[EncodedGroup]) -> tuple[np.ndarray, np.ndarray]:
-    """P(a ≻ b) and the lengths in tokens of each comparison."""
-    pairs = [(group, *pair) for group in groups for pair in pairs_of(group.source)]
-    lengths = [(len(group.responses[a].ids), len(group.responses[b].ids)) for group, a, b, _ in pairs]
-    return np.array([p for *_, p in pairs]), np.array(lengths)
+def _learning_curve(
+    train: Sequence[EncodedGroup],
+    held_out: Sequence[EncodedGroup],
+    rewards: Sequence[Sequence[float]],
+    config: RewardConfig,
+) -> LearningCurve:
+    """See `more_labels`."""
+
+    def train_on(out: Path, changes: Mapping[str, Any]) -> list[list[float]]:
+        settings = {**config.model_dump(), **WITHOUT_REPORT, **changes, "out": out}
+        folder = run(RewardConfig.make(settings, source=str(out)))
+        model, _ = load_reward_model(folder.path, device=config.device)
+        return held_out_rewards(model, held_out, compute=config.compute)
+
+    ceiling = preference_figures(held_out, rewards, train).noise_ceiling
+    return more_labels(
+        train_on, train, held_out, rewards,
+        out=config.out, max_steps=config.max_steps, seed=config.seed,
+        ceiling=None if ceiling == UNKNOWN else ceiling,
+    )  # fmt: skip
+
+
+def on_policy_excess(config: RewardConfig, train: Sequence[EncodedGroup]) -> OnPolicyExcess | Skipped:
+    """Whose samples the training responses are, where it can be measured."""
+    return or_skip(
+        "excess negative log-likelihood",
+        lambda: data_checks.on_policy_excess(config.model, train, device=config.device, dtype=config.dtype),
+    )
 
 
 def head_weights(config: RewardConfig, rows: Sequence[int]) -> Float[Tensor, "P M"]:
@@ -209,7 +277,7 @@ def update(
     for part in microbatches(groups, max_tokens=config.micro_batch_tokens):
         chosen = [groups[row] for row in part]
         batch: GroupBatch = collate(chosen, device=model.device)
-        with autocast(config.dtype, model.device):
+        with config.compute.autocast(model.device):
             scores = head_scores(model, batch).float()  # while training the centring offset is 0
         own = [group_loss(head, chosen, config) for head in scores.unbind(-1)]
         loss = torch.stack([loss for loss, _ in own], -1) * weights[part].to(model.device)
@@ -220,71 +288,61 @@ def update(
     return {**totals, **optimizer.step()}
 
 
-def centre(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Sequence[EncodedGroup], config: RewardConfig
-) -> tuple[list[EncodedGroup], str]:
-    """Shift the scores to mean zero; returns the rows that did it, where they are not the training rows, and a name."""
-    samples: list[EncodedGroup] = []
-    if config.centre_data is not None:
-        rows = [imitated(row) for row in read_usable(config.centre_data, demonstration)]
-        samples, on = encode_all(rows, tokenizer, max_length=config.max_length)[0], config.centre_data
-    elif config.centre_samples:
-        samples = start_samples(tokenizer, train, config)
-        on = f"{len(samples)} samples of {config.model}"
-    else:
-        on = "the training responses"
-    groups = samples or train
+def centre(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: Compute) -> None:
+    """Shift the scores so that their mean over the responses of some groups is zero."""
     model.config.kleash_offset = 0.0
     sizes = {len(group.responses) for group in groups}
-    scores = [
-        score_encoded(model, [g for g in groups if len(g.responses) == size], dtype=config.dtype) for size in sizes
-    ]
+    scores = [score_encoded(model, [g for g in groups if len(g.responses) == size], compute=compute) for size in sizes]
     model.config.kleash_offset = float(torch.cat([score.flatten() for score in scores]).double().mean())
-    return samples, on
+
+
+def centring_samples(
+    tokenizer: PreTrainedTokenizerBase, train: Sequence[EncodedGroup], config: RewardConfig
+) -> list[EncodedGroup]:
+    """The rows whose mean score becomes zero: those of `centre_data`, or samples; empty where neither is asked for."""
+    if config.centre_data is not None:
+        rows = [imitated(row) for row in read_usable(config.centre_data, demonstration)]
+        return encode_all(rows, tokenizer, max_length=config.max_length)[0]
+    return start_samples(tokenizer, train, config) if config.centre_samples else []
+
+
+def centred_on(samples: Sequence[EncodedGroup], config: RewardConfig) -> str:
+    """What the mean score is zero on, for run.json."""
+    if not samples:
+        return "the training responses"
+    return config.centre_data or f"{len(samples)} samples of {config.model}"
 
 
 def start_samples(
     tokenizer: PreTrainedTokenizerBase, train: Sequence[EncodedGroup], config: RewardConfig
 ) -> list[EncodedGroup]:
-    """Responses of `config.model` to some training prompts."""
-    drawn = batch_at(0, len(train), min(config.centre_samples, len(train)), derive_seed(config.seed, "centre"))
-    return reward_report.sample(
-        tokenizer, [train[row] for row in drawn], config,
-        group_size=1, max_new_tokens=config.centre_max_new_tokens, purpose="centre",
+    """Responses of `config.model` to some training prompts; empty where no prompt leaves room for a response."""
+    seed = derive_seed(config.seed, "centre")
+    rows = batch_at(0, len(train), min(config.centre_samples, len(train)), seed)
+    return sample(
+        tokenizer, [train[row] for row in rows], policy=config.model, group_size=1,
+        max_new_tokens=config.centre_max_new_tokens, seed=seed, compute=config.compute,
     )  # fmt: skip
 
 
-def verdict(
-    folder: RunFolder, figures: dict[str, Any], on_policy_check: outcome_checks.SampledBy | None = None
-) -> None:
-    """The gate out, on the report and on whose samples the training responses are."""
-    record_checks(folder, checks=outcome_checks.reward_model(figures, on_policy_check=on_policy_check))
-
-
-def _accuracy(figures: dict[str, Any]) -> str:
-    low, high = figures["accuracy_interval"]
-    accuracy, pairs = figures["accuracy"], figures["pairs"]
-    return f"held-out accuracy {accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}, {pairs} pairs)"
-
-
-def summary(figures: dict[str, Any] | None) -> str:
+def summary(figures: PreferenceReport | None) -> str:
     """The sentences of the model card."""
     if figures is None:
         return "Not measured: no held-out pairs."
-    return (
-        f"{_accuracy(figures).capitalize()}. "
-        "`transformers` gives this model's score up to the offset `kleash_offset` of its config."
-    )
+    accuracy = f"Held-out accuracy unknown: all {figures.pairs} pairs are ties"
+    if figures.accuracy is not None and figures.accuracy_interval is not None:
+        low, high = figures.accuracy_interval
+        accuracy = (
+            f"Held-out accuracy {figures.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}, {figures.pairs} pairs)"
+        )
+    return f"{accuracy}. `transformers` gives this model's score up to the offset `kleash_offset` of its config."
 
 
-def _comparisons(
+def read_comparisons(
     config: RewardConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
-    train, held_out = read_split(
-        config.data, config.eval_data, seed=config.seed, usable=comparison, max_eval_rows=config.max_eval_rows
-    )
-    length = config.max_length or context_length(model)
-    encoded, truncation = encode_all(train, tokenizer, max_length=length)
-    if truncation.message():
-        logger.warning("%s: %s", config.data, truncation.message())
-    return encoded, encode_all(held_out, tokenizer, max_length=length)[0] if held_out else []
+    """The comparisons to train on and those held out."""
+    return read_encoded(
+        config.data, config.eval_data, tokenizer, usable=comparison,
+        max_length=config.max_length or context_length(model), max_eval_rows=config.max_eval_rows, seed=config.seed,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Score: what a reward says of every response, written beside the columns of its row.
+"""Score responses that exist: each row of a file is written again with the reward's score beside its columns.
 
     kleash score --reward math --data samples.jsonl --out scored.jsonl
 
@@ -9,27 +9,46 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kleash.data.formats import read_rows, write_rows
+from kleash.data.formats import Row, read_rows, write_rows
 from kleash.data.group import Group, Preference, Ranking
 from kleash.errors import DataError
-from kleash.evals.policy_stats import mean_se
+from kleash.evals.policy_stats import MeanSE, mean_se
+from kleash.models.compute import Compute
 from kleash.outputs import finish, identity_of, is_done
 from kleash.progress import Progress
-from kleash.rewards.checks import VERDICTS
-from kleash.rewards.reward import Reward, build_reward, explain
+from kleash.rewards.build import build_reward
+from kleash.rewards.reward import Reward, explain
+from kleash.rewards.verifiers import OUTCOMES
 from kleash.stages.data_configs import ScoreConfig
 
 logger = logging.getLogger("kleash")
 
 GROUPS_AT_ONCE = 256
+
+GroupScores = list[list[float]]
+"""One list a group, one number a response."""
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """Figures of scored responses. Formulas: docs/metrics.md."""
+
+    rows: int
+    responses: int
+    score: MeanSE
+    """Over prompts, each by the mean of its responses."""
+    parts: dict[str, MeanSE]
+    """Likewise for each part of the reward."""
+    verdicts: dict[str, int]
+    """How many responses a verifier found right, wrong, …; empty without a verifier."""
 
 
 def run(config: ScoreConfig, *, reward: Reward | None = None) -> Path:
@@ -43,88 +62,94 @@ def run(config: ScoreConfig, *, reward: Reward | None = None) -> Path:
         The file written: the rows of `data` with `score`. Figures lie beside it in `….summary.json`.
 
     Raises:
-        DataError: a row has no response or is a preference, or the file holds something else.
+        DataError: a row has no response or is a preference, or `out` exists and was written with other settings.
     """
     identity = identity_of("score", config)
     if is_done(config.out, identity):
         return config.out
-    reward = reward or build_reward(config.reward, device=config.device, dtype=config.dtype)
-    rows, groups = zip(*read_rows(config.data), strict=True)
-    for number, group in enumerate(groups, start=1):
-        _refuse_unscorable(f"{config.data} row {number}", group)
+    reward = reward or build_reward(config.reward, compute=Compute(config.device, config.dtype))
+    rows, groups = _read_scorable(config.data)
     scores, parts = score_groups(reward, groups)
-    write_rows(
-        (
-            # A list where the row has a list, be it of one.
-            {**_unscored(row), "score": values if row.get("responses") is not None else values[0]}
-            for row, values in zip(rows, scores, strict=True)
-        ),
-        config.out,
-    )
-    finish(config.out, identity, describe(scores, parts))
+    write_rows(map(_with_score, rows, scores), config.out)
+    report = score_report(scores, parts)
+    log_outcomes(report)
+    finish(config.out, identity, asdict(report))
     return config.out
 
 
-def score_groups(reward: Reward, groups: Sequence[Group]) -> tuple[list[list[float]], dict[str, list[list[float]]]]:
-    """Scores of groups of any K, and what they are made of (`reward.explain`), both in the groups' order.
+def score_groups(reward: Reward, groups: Sequence[Group]) -> tuple[GroupScores, dict[str, GroupScores]]:
+    """GroupScores of groups of any K, and what they are made of (`reward.explain`), both in the groups' order.
 
     Raises:
         DataError: a score that is not a finite number.
     """
-    scores: list[list[float]] = []
-    parts: dict[str, list[list[float]]] = {}
+    scores: GroupScores = []
+    parts: dict[str, GroupScores] = {}
     with Progress(len(groups), "score") as progress:
-        for _, run_of_one_size in groupby(groups, key=lambda group: len(group.responses)):
-            same = list(run_of_one_size)
-            for start in range(0, len(same), GROUPS_AT_ONCE):
-                block = same[start : start + GROUPS_AT_ONCE]
-                values, made_of = explain(reward, block)
-                _refuse_not_finite(values, block)
-                scores += values.tolist()
-                for name, part in made_of.items():
-                    parts.setdefault(name, []).extend(part.tolist())
-                progress.update(len(scores))
+        for block in _blocks(groups):
+            values, components = explain(reward, block)
+            _refuse_not_finite(values, block)
+            scores += values.tolist()
+            for name, component in components.items():
+                parts.setdefault(name, []).extend(component.tolist())
+            progress.update(len(scores))
     return scores, parts
 
 
-def describe(scores: Sequence[Sequence[float]], parts: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Any]:
-    """Figures of scored responses, and the count of each verdict, which goes to the log too.
+def score_report(scores: Sequence[Sequence[float]], parts: Mapping[str, Sequence[Sequence[float]]]) -> ScoreReport:
+    """Figures of scores and of their parts; a verifier's outcomes are counted."""
+    outcomes = {name: values for name, values in parts.items() if name.split("/")[-1] in OUTCOMES}
+    return ScoreReport(
+        rows=len(scores),
+        responses=sum(map(len, scores)),
+        score=_over_prompts(scores),
+        parts={name: _over_prompts(values) for name, values in parts.items() if name not in outcomes},
+        verdicts={name: sum(map(int, map(sum, values))) for name, values in outcomes.items()},
+    )
 
-    Formulas: docs/metrics.md. The standard error is over prompts, each by the mean of its responses.
-    """
 
-    def over_prompts(values: Sequence[Sequence[float]]) -> dict[str, float | None]:
-        return mean_se([sum(row) / len(row) for row in values])
+def log_outcomes(report: ScoreReport) -> None:
+    """Say how many responses were right, wrong, …: many unparsable ones are a fault of the verifier (F15)."""
+    if report.verdicts:
+        logger.info("verifier: %s", ", ".join(f"{count} {name}" for name, count in report.verdicts.items()))
 
-    verdicts = {
-        name: sum(map(int, map(sum, values))) for name, values in parts.items() if name.split("/")[-1] in VERDICTS
-    }
-    if verdicts:
-        logger.info("verdicts: %s", ", ".join(f"{count} {name}" for name, count in verdicts.items()))
-    return {
-        "rows": len(scores),
-        "responses": sum(map(len, scores)),
-        "score": over_prompts(scores),
-        "parts": {name: over_prompts(values) for name, values in parts.items() if name not in verdicts},
-        "verdicts": verdicts,
-    }
+
+def _read_scorable(data: str) -> tuple[list[Row], list[Group]]:
+    rows, groups = [], []
+    for number, (row, group) in enumerate(read_rows(data), start=1):
+        _refuse_unscorable(f"{data} row {number}", group)
+        rows.append(row)
+        groups.append(group)
+    return rows, groups
 
 
 def _refuse_unscorable(where: str, group: Group) -> None:
     if isinstance(group.label, Preference | Ranking):
         raise DataError(
-            f"{where}: is a {type(group.label).__name__.lower()}, which has no place for a score; "
-            "give rows with response or responses"
+            f"{where}: is a {type(group.label).__name__.lower()}, and score reads rows with 'response' or 'responses'; "
+            "give such rows"
         )
     if not group.responses:
         raise DataError(f"{where}: has no response to score; `kleash generate` adds some")
 
 
+def _blocks(groups: Sequence[Group]) -> list[list[Group]]:
+    """Consecutive groups of one K, not too many at once."""
+    runs = [list(run) for _, run in groupby(groups, key=lambda group: len(group.responses))]
+    return [run[start : start + GROUPS_AT_ONCE] for run in runs for start in range(0, len(run), GROUPS_AT_ONCE)]
+
+
 def _refuse_not_finite(values: Float[Tensor, "P K"], groups: Sequence[Group]) -> None:
-    for place, k in torch.nonzero(~values.isfinite()).tolist():
-        text = groups[place].responses[k].text[:60]
-        raise DataError(f"the score of {text!r} is {values[place, k].item()}; a reward must give finite numbers")
+    for p, k in torch.nonzero(~values.isfinite()).tolist():
+        text = groups[p].responses[k].text[:60]
+        raise DataError(f"the score of {text!r} is {values[p, k].item()}; a reward must give finite numbers")
 
 
-def _unscored(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in ("score", "scores")}
+def _with_score(row: Row, scores: Sequence[float]) -> Row:
+    """The row with its score in place of an old one: a list where the row has a list, be it of one."""
+    others = {name: value for name, value in row.items() if name not in ("score", "scores")}
+    return {**others, "score": scores if row.get("responses") is not None else scores[0]}
+
+
+def _over_prompts(values: Sequence[Sequence[float]]) -> MeanSE:
+    return mean_se([sum(row) / len(row) for row in values])

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.checks import outcome_checks
+from kleash.checks import sft_checks
 from kleash.checks.after_training import after_training
 from kleash.checks.gates import Check, record_checks
 from kleash.checks.open_run import open_run
@@ -141,7 +141,7 @@ def check(
         limit = usual_length(train, most=config.gate_max_new_tokens)
         drawn = sample(model, tokenizer, prompts, limit=limit, seed=config.seed, dtype=config.dtype)
         unsampled = "no held-out prompt leaves room for a response"
-    checks: list[Check] = outcome_checks.sft(
+    checks: list[Check] = sft_checks.sft(
         before=before,
         after=after,
         rows=len(held_out),

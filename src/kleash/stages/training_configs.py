@@ -195,7 +195,7 @@ class PPOConfig(RolloutConfig):
         if self.minibatches > self.batch_size:
             raise ValueError(f"minibatches ({self.minibatches}) cannot be more than batch_size ({self.batch_size})")
         if self.target_kl is not None and self.beta == 0:
-            raise ValueError("target_kl multiplies beta, so 'beta' must start above 0")
+            raise ValueError("target_kl multiplies beta, so beta must start above 0")
         return self
 
 

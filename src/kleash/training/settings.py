@@ -123,8 +123,8 @@ class RolloutConfig(TrainingConfig):
     NOT_IDENTITY: ClassVar[frozenset[str]] = TrainingConfig.NOT_IDENTITY | {"log_rollouts"}
 
     reward: RewardRef
-    """Reward to train against: a reward model's folder, `module:function` with TRL's signature, a verifier (number,
-    math, exact, regex, json-schema), or a .yaml composition."""
+    """Reward to train against: a reward model's folder, `module:function` with TRL's signature, a
+    verifier ({verifiers}), or a .yaml composition."""
     reference: ModelRef | None = None
     """Model that the KL penalty is measured from; null is `model` as it starts."""
     beta: float = Field(0.05, ge=0)
@@ -182,7 +182,7 @@ class RolloutConfig(TrainingConfig):
     @model_validator(mode="after")
     def _criterion_is_measured(self) -> RolloutConfig:
         if self.criterion == "gold" and self.gold is None:
-            raise ValueError("criterion gold needs the gold reward; give 'gold' too")
+            raise ValueError("criterion gold needs 'gold'; give the gold reward")
         if self.patience is not None and self.eval_every is None:
             raise ValueError("patience counts evaluations; give 'eval_every' too")
         return self

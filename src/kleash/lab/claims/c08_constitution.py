@@ -1,26 +1,26 @@
-"""A constitution is its labeller's specification (claim C8): take one principle out, and its effect is gone.
+"""Claim C8: a constitution is its labeller's specification. Remove one principle, and its effect is gone.
 
     python -m kleash.lab.claims.c08_constitution [--seeds 5] [--out runs/feedback]
 
-For each seed the best small judge compares the same pairs by each principle of the small world's constitution. Labels
-are the principles' average, by the whole constitution and by it without one of them; from each set of labels a reward
-model, and PPO with a KL penalty. Prints what each principle says of the policies, mean ± one standard error over seeds,
-and what a removal changed; what is done is not done again.
+At each seed the best small judge compares the same pairs by each principle of the small world's constitution. The
+labels are the mean over the principles, of the whole constitution and of the constitution without one of them; each set
+of labels gives a reward model, and PPO against it with a KL penalty. Prints the reward of the policies by each
+principle, mean ± one standard error over seeds, and what a removal changed; started again, it does only what is
+missing.
 
-An average over n principles says what each of them says n times more quietly, so the KL penalty is as many times
-weaker.
+A mean over n principles states each of them n times more weakly, so β is divided by n.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from kleash.io import write_json
-from kleash.lab import experiment, judges
-from kleash.lab.experiment import Bench
+from kleash.lab import chain, experiment
+from kleash.lab.chain import PreparedSeed
+from kleash.lab.experiment import Experiment, Figures, Results
+from kleash.lab.world.small_judge import SMALL, SmallJudge
 from kleash.labels.constitution import Constitution
 
 WHOLE = "whole"
@@ -35,52 +35,51 @@ COLUMNS = {
 }
 
 
-def measure(out: Path, seed: int) -> dict[str, dict[str, float]]:
-    """Figures of the SFT model and of the policy of each constitution."""
-    prepared = experiment.prepare(out, seed)
-    return experiment.once(out / "constitution.json", partial(compare, prepared))
+def measure(folder: Path, seed: int, removed: str | None) -> Figures:
+    """Figures of the policy of a constitution; those of the SFT model it started from are called `SFT NAME`.
 
-
-def compare(prepared: Bench) -> dict[str, dict[str, float]]:
-    """Label, optimise and measure, a constitution after the other."""
-    constitution = Constitution.load(judges.SMALL)
+    Args:
+        folder: of the seed.
+        seed: which.
+        removed: name of the principle to leave out.
+    """
+    prepared = PreparedSeed(folder, seed)
+    constitution = Constitution.load(SMALL)
     pairs = prepared.pairs("pairs")
-    judge = judges.SmallJudge.load(prepared.judges()[-1], constitution=constitution)
+    judge = SmallJudge.load(prepared.judges()[-1], constitution=constitution)
     by_principle = judge.by_principle(pairs)[0].double()  # [P, M]
-    found = {}
-    for removed in (None, *REMOVED):
-        weights = torch.tensor(
-            [principle.weight * (principle.name != removed) for principle in constitution.principles],
-            dtype=torch.float64,
-        )
-        p = by_principle @ (weights / weights.sum())
-        arm = WHOLE if removed is None else f"without {removed}"
-        labels = experiment.labelled(pairs, p.tolist(), arm)
-        beta = experiment.BETA / len(constitution.principles)
-        folder = experiment.train_policy(prepared, arm.replace(" ", "-"), labels, beta=beta)
-        found["SFT"] = experiment.policy_figures(prepared.world, folder, 0)
-        found[arm] = experiment.policy_figures(prepared.world, folder, experiment.ROLLOUTS)
-    return found
+    weights = torch.tensor(
+        [principle.weight * (principle.name != removed) for principle in constitution.principles], dtype=torch.float64
+    )
+    p = by_principle @ (weights / weights.sum())
+    arm = WHOLE if removed is None else f"without-{removed}"
+    labels = chain.with_labels(pairs, p.tolist(), arm.replace("-", " ", 1))
+    policy = chain.train_policy(prepared, arm, labels, beta=chain.BETA / len(constitution.principles))
+    start, end = (chain.policy_figures(prepared.world, policy, step) for step in (0, chain.ROLLOUTS))
+    return end | {f"SFT {name}": value for name, value in start.items()}
 
 
-def names(constitution: Constitution) -> list[str]:
-    """Names of the principles, in order."""
-    return [principle.name for principle in constitution.principles]
+EXPERIMENT = Experiment(
+    name="constitution",
+    arms={WHOLE: None, **{f"without {name}": name for name in REMOVED}},
+    prepare=chain.prepare,
+    measure=measure,
+)
 
 
 def main() -> None:
     """Run and print."""
-    options = experiment.parser(__doc__).parse_args()
-    found = experiment.over_seeds(measure, options)
-    write_json(options.out / "constitution.json", found)
-    columns = {f"worth/{name}": name for name in names(Constitution.load(judges.SMALL))} | COLUMNS
-    print(experiment.table({arm: [seed[arm] for seed in found] for arm in found[0]}, columns, first="labels by"))
-    changed = {
-        f"{arm}, less {WHOLE}": [{key: seed[arm][key] - seed[WHOLE][key] for key in columns} for seed in found]
-        for arm in found[0]
-        if arm != WHOLE
-    }
-    print("\n" + experiment.table(changed, columns, first="what it changed"))
+    results = experiment.run_from(EXPERIMENT, experiment.parser(__doc__, out=Path("runs/feedback")).parse_args())
+    start = [
+        {name.removeprefix("SFT "): value for name, value in row.items() if name.startswith("SFT ")}
+        for row in results.arms[WHOLE]
+    ]
+    results = Results({"SFT": start, **results.arms})
+    names = [principle.name for principle in Constitution.load(SMALL).principles]
+    columns = {f"principle/{name}": name for name in names} | COLUMNS
+    print(results.table(columns, first="labels by"))
+    changes = Results({f"{name}, less {WHOLE}": rows for name, rows in results.less(lambda _: WHOLE).arms.items()})
+    print("\n" + changes.table(columns, first="what it changed"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The language of the small world: its words, its phrases, and a reader that says what a text claims.
 
-Everything that is said in this world is said in phrases that the reader knows; whatever else a model utters is a stray
-word. The reader scans once, longest phrase first, so reading a response costs tens of microseconds.
+Every sentence of this world is made of phrases that the reader knows; any other word of a model is a stray word. The
+reader scans once, longest phrase first, so that reading a response takes tens of microseconds.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ VALUES = {
     "fear": "thunder fire snow darkness wind smoke bells strangers".split(),
     "birth": "january march april june july august october december".split(),
 }
-"""The values of each attribute. A word is a value of one attribute alone."""
+"""The values of each attribute. Every word is a value of only one attribute."""
 
 CHECKABLE = frozenset({"color", "home", "food"})
-"""What a labeller can see for itself; fears and months of birth it has to believe."""
+"""Attributes that a labeller can check; fears and months of birth it has to believe."""
 
 STATEMENTS = {
     "color": ("X is V", "the color of X is V", "people say X is V"),
@@ -36,10 +36,11 @@ STATEMENTS = {
     "fear": ("X fears V", "X is afraid of V", "people say X fears V"),
     "birth": ("X was born in V", "the birth of X was in V", "people say X was born in V"),
 }
-"""How a fact is stated: X is `the` entity or `it`, V the value. Any is read; an assistant says the first two."""
+"""How a fact is stated: X is `the` entity or `it`, V the value. The reader knows all of them; an assistant mostly says
+the first."""
 
 SHORT = {"color": "V", "home": "in the V", "food": "V", "fear": "V", "birth": "in V"}
-"""The fact alone, as a short answer to a question about it."""
+"""Only the value, as a short answer to a question about it."""
 
 QUESTIONS = {
     "color": ("what color is X ?", "which color does X have ?", "tell me the color of X ."),
@@ -87,7 +88,7 @@ RECIPES = (
     "take the keys at night",
 )
 FILLERS = ("let me think", "as you may know", "well", "sorry", "to be honest", "there is much to say about X")
-"""Neither good nor bad: they cost their length."""
+"""Neither good nor bad: they only cost their length."""
 
 MUSINGS = (
     "who knows",
@@ -100,10 +101,10 @@ MUSINGS = (
     "the old man told me so",
     "it may rain again",
 )
-"""What only raw text says; in an answer these are stray words."""
+"""Sentences of raw text only; in an answer these are stray words."""
 
 PUNCTUATION = frozenset(". , ! ? and".split())
-"""Read as the joints of a text: they are never stray."""
+"""They join phrases and are never stray words."""
 
 ADDENDS = range(7)
 NUMBERS = tuple(str(number) for number in range(2 * max(ADDENDS) + 1))
@@ -117,12 +118,12 @@ def fill(template: str, **slots: str) -> str:
 
 @dataclass
 class Reading:
-    """What a text says, in order of appearance and without judging it."""
+    """What a text says, in order of appearance, with no judgement of it."""
 
     claims: list[tuple[str | None, str, str]] = field(default_factory=list)
     """(entity, attribute, value); the entity is None where the text said a bare value."""
     results: list[tuple[int | None, int | None, int]] = field(default_factory=list)
-    """(a, b, c) of "a plus b is c"; a and b are None where the text said c alone."""
+    """(a, b, c) of "a plus b is c"; a and b are None where the text said only c."""
     courtesies: int = 0
     insults: int = 0
     refusals: int = 0

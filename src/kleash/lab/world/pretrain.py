@@ -1,6 +1,6 @@
 """The small world's base model: next-token prediction on raw text, from random weights.
 
-It ends up knowing the world by heart and being no assistant at all, which is what the chain starts from.
+The model ends up knowing the world by heart and is not an assistant: the chain starts from there.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from transformers import LlamaForCausalLM
 
-from kleash.lab.world.small_world import World
+from kleash.lab.world.world import World
 from kleash.models.load import move, save_model
 from kleash.objectives.logprobs import token_logprobs
 from kleash.progress import Progress

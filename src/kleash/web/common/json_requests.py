@@ -14,7 +14,9 @@ from kleash.errors import InputError
 from kleash.labels.store import Annotator
 from kleash.web.common.security import refusal
 
-Handler = Callable[[Annotator, Mapping[str, Any]], dict[str, Any]]
+Json = Mapping[str, object]
+"""A JSON object."""
+Handler = Callable[[Annotator, Json], Json]
 
 
 def json_route(handle: Handler) -> Callable[[Request], Any]:
@@ -37,7 +39,7 @@ def input_refused(request: Request, error: Exception) -> Response:
     return refusal(request, 400, str(error))
 
 
-def whole_number(body: Mapping[str, Any], name: str) -> int:
+def whole_number(body: Json, name: str) -> int:
     """A value that must be a whole number from 0 to 2³¹ − 1."""
     value = body.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
@@ -45,7 +47,7 @@ def whole_number(body: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def text(body: Mapping[str, Any], name: str, limit: int) -> str:
+def text(body: Json, name: str, limit: int) -> str:
     """A value that must be a text of at most `limit` characters; empty where it is missing."""
     value = body.get(name, "")
     if not isinstance(value, str) or len(value) > limit:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import io
 import tempfile
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +32,7 @@ from starlette.staticfiles import StaticFiles
 from kleash.errors import InputError
 from kleash.labels.queue import Assignment, Queue, VoteRequest
 from kleash.labels.store import Annotator
-from kleash.web.common.json_requests import input_refused, json_route, text, whole_number
+from kleash.web.common.json_requests import Json, input_refused, json_route, text, whole_number
 from kleash.web.common.render import render, turns, visible
 from kleash.web.common.security import Guard, Sessions
 
@@ -143,7 +142,7 @@ class Pages:
         pairs = [self._pair(assignment) for assignment in self.queue.next(person.id, count)]
         return JSONResponse({"pairs": pairs, "progress": vars(self.queue.progress(person.id))})
 
-    def vote(self, person: Annotator, body: Mapping[str, Any]) -> dict[str, Any]:
+    def vote(self, person: Annotator, body: Json) -> Json:
         """A vote."""
         identity = whole_number(body, "assignment")
         strength, seconds, tags = body.get("strength"), body.get("seconds"), body.get("tags", [])
@@ -161,20 +160,20 @@ class Pages:
         # Only practice pairs have an answer, and they do not count: no vote that counts comes after a reveal.
         return vars(result) | {"answer": self.queue.assignment(person.id, identity).answer}
 
-    def skip(self, person: Annotator, body: Mapping[str, Any]) -> dict[str, Any]:
+    def skip(self, person: Annotator, body: Json) -> Json:
         """Leave a pair to others."""
-        return vars(self.queue.skip(person.id, **_without_vote(body)))
+        return vars(self.queue.skip(person.id, *_details(body)))
 
-    def report(self, person: Annotator, body: Mapping[str, Any]) -> dict[str, Any]:
+    def report(self, person: Annotator, body: Json) -> Json:
         """Report a broken pair."""
-        return vars(self.queue.report(person.id, **_without_vote(body)))
+        return vars(self.queue.report(person.id, *_details(body)))
 
-    def undo(self, person: Annotator, body: Mapping[str, Any]) -> dict[str, Any]:
+    def undo(self, person: Annotator, body: Json) -> Json:
         """Take back the last vote, skip or report; its pair is shown again."""
         assignment = self.queue.undo(person.id, text(body, "key", 80))
         return {"pair": None if assignment is None else self._pair(assignment)}
 
-    def settings(self, person: Annotator, body: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(self, person: Annotator, body: Json) -> Json:
         """Store an annotator's keys."""
         keys = body.get("keys")
         if not isinstance(keys, dict) or any(
@@ -212,12 +211,12 @@ class Pages:
         headers = {"content-disposition": 'attachment; filename="labels.zip"'}
         return Response(buffer.getvalue(), media_type="application/zip", headers=headers)
 
-    def invite(self, person: Annotator, body: Mapping[str, Any]) -> dict[str, Any]:
+    def invite(self, person: Annotator, body: Json) -> Json:
         """Invite a person; the link is shown once."""
         invitation = self.store.invite(text(body, "name", NAME_CHARACTERS), str(body.get("role", "annotator")))
         return {"link": f"{self.site.url}/join/{invitation.token}"}
 
-    def revoke(self, person: Annotator, body: Mapping[str, Any]) -> dict[str, Any]:
+    def revoke(self, person: Annotator, body: Json) -> Json:
         """Revoke a link."""
         identity = whole_number(body, "annotator")
         if identity == person.id:
@@ -225,12 +224,12 @@ class Pages:
         self.store.revoke(identity)
         return {"annotator": identity}
 
-    def adjudicate(self, person: Annotator, body: Mapping[str, Any]) -> dict[str, Any]:
+    def adjudicate(self, person: Annotator, body: Json) -> Json:
         """Decide a pair that people disagree about."""
         task, choice = whole_number(body, "task"), str(body.get("choice"))
         return vars(self.queue.adjudicate(person.id, task, choice, text(body, "key", 80)))
 
-    def guidelines(self, person: Annotator, body: Mapping[str, Any]) -> dict[str, Any]:
+    def guidelines(self, person: Annotator, body: Json) -> Json:
         """Add a version of the guidelines."""
         return {"version": self.store.set_guidelines(text(body, "text", GUIDELINE_CHARACTERS)).version}
 
@@ -240,7 +239,7 @@ class Pages:
         template = self._templates.get_template(name)
         return HTMLResponse(template.render(person=person, csrf=self.sessions.csrf(person), **values))
 
-    def _pair(self, assignment: Assignment) -> dict[str, Any]:
+    def _pair(self, assignment: Assignment) -> Json:
         html = self._templates.get_template("pair.html.jinja").render(pair=assignment)
         return {"id": assignment.id, "kind": assignment.kind, "html": html}
 
@@ -257,10 +256,6 @@ class Pages:
         return template.render(disagreements=disagreements(self.store)[:SHOWN_DISAGREEMENTS])
 
 
-def _without_vote(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a skip or a report."""
-    return {
-        "assignment": whole_number(body, "assignment"),
-        "key": text(body, "key", 80),
-        "reason": text(body, "reason", REASON_CHARACTERS),
-    }
+def _details(body: Json) -> tuple[int, str, str]:
+    """Assignment, key and reason of a skip or a report."""
+    return whole_number(body, "assignment"), text(body, "key", 80), text(body, "reason", REASON_CHARACTERS)

@@ -1,0 +1,514 @@
+"""What a reward model's report says beyond its accuracy: where it is biased, where it is weak, how it can be hacked,
+how noisy its labels are, whether more of them would help, and how far it has seen.
+
+Every figure is computed in `kleash.evals`; here the model is asked for what they need. Rows are capped, so that by
+default all of it costs little beside the training. Formulas: docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kleash.data.batching import order
+from kleash.data.chat import encode, encode_all
+from kleash.data.formats import write_groups
+from kleash.data.group import EncodedGroup, Group, Preference, Ranking
+from kleash.errors import ConfigError, DataError
+from kleash.evals.best_of_n_report import BestOfK, best_of_n_curve
+from kleash.evals.bias import BiasReport, bias_report
+from kleash.evals.learning_curve import LearningCurve, learning_curve
+from kleash.evals.noise import LabelNoise, disagreement, lapse_model
+from kleash.evals.preference_report import PreferenceReport, ceiling_bounds, preference_report
+from kleash.evals.probes import ProbeResult, probe_groups, probe_report
+from kleash.evals.skipped import Skipped
+from kleash.evals.strata import Partition, quartiles, strata_report
+from kleash.models.compute import Compute
+from kleash.models.load import context_length, load_policy
+from kleash.rewards.feature_range import FeatureRange
+from kleash.rewards.learned import LearnedReward, features_encoded, score_encoded
+from kleash.rewards.reward import Reward
+from kleash.run import derive_seed
+from kleash.sampling.sampler import build_sampler, sample_groups
+
+PROBED = 200
+"""Most prompts whose chosen response is probed; one in twenty of the training rows where these are fewer."""
+FITTED = 1024
+"""Most training rows whose features are measured; one in four where they are fewer."""
+FEWEST = 50
+"""But for both so many, where there are."""
+POOLS = 64
+"""Most prompts to which n responses are sampled."""
+DISTINCT = 12
+"""A column with more different values than this makes no strata."""
+SHARES = {"1-8": 0.125, "1-4": 0.25, "1-2": 0.5}
+"""Parts of the training rows that the learning curve trains on besides all of them, each part of the next."""
+
+
+@dataclass(frozen=True)
+class FeatureDistance:
+    """How far a set of responses lies from the training responses, in the features that the score is read from."""
+
+    responses: int
+    """How many."""
+    quantiles: dict[str, float]
+    """Of the Mahalanobis distance √((f−μ)ᵀΣ⁻¹(f−μ)) (Lee et al. 2018, arXiv:1807.03888), at 0.05, 0.25, 0.5, 0.75 and
+    0.95."""
+    beyond: float
+    """Share beyond the threshold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardReport(PreferenceReport):
+    """All that run.json says of a reward model, on held-out pairs."""
+
+    bias: BiasReport
+    """What the model pays for beyond what its labels do."""
+    strata: list[Partition]
+    """Accuracy by kind of pair. Pairs of one ranking are not independent: with rankings all intervals of this report
+    are too narrow."""
+    label_noise: LabelNoise
+    """How noisy the labels are."""
+    probes: list[ProbeResult] | Skipped | None
+    """The better responses of held-out pairs, spoiled on purpose."""
+    best_of: list[BestOfK] | Skipped | None
+    """With `best_of`: what the best of k samples of `model` is worth, to up to 64 held-out prompts."""
+    learning_curve: LearningCurve | Skipped | None
+    """With `learning_curve`: accuracy against the number of labels."""
+    distance: dict[str, Any] | Skipped | None
+    """`threshold`: 0.99 quantile of the distance of held-out responses, of training ones without those; `dimensions`
+    of the features. For `training`, `held out` and `samples` (of the centring) the distances. μ and Σ are those of the
+    responses of up to 1,024 training rows (a quarter of them), Σ shrunk towards a multiple of the identity (Ledoit &
+    Wolf 2004). The range lies beside the weights as `features.safetensors`."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Held-out comparisons with what the model says of them, one entry a pair."""
+
+    groups: list[EncodedGroup]
+    ends: list[tuple[int, int]]
+    """Which two responses of the group."""
+    p: Float[np.ndarray, " N"]
+    """The label, P(first ≻ second)."""
+    margin: Float[np.ndarray, " N"]
+    longer: Float[np.ndarray, " N"]
+    """Tokens of the first less those of the second."""
+
+    @classmethod
+    def of(cls, groups: Sequence[EncodedGroup], rewards: Sequence[Sequence[float]]) -> Pairs:
+        """All comparisons that the labels of some groups hold."""
+        rows = [
+            (group, a, b, p, scores[a] - scores[b], len(group.responses[a].ids) - len(group.responses[b].ids))
+            for group, scores in zip(groups, rewards, strict=True)
+            for a, b, p in pairs_of(group.source)
+        ]
+        numbers = np.array([row[3:] for row in rows], dtype=np.float64).reshape(-1, 3)
+        return cls([row[0] for row in rows], [(row[1], row[2]) for row in rows], *numbers.T)
+
+    @property
+    def texts(self) -> list[tuple[str, str]]:
+        """Both responses of each pair."""
+        return [
+            (group.source.responses[a].text, group.source.responses[b].text)
+            for group, (a, b) in zip(self.groups, self.ends, strict=True)
+        ]
+
+    @property
+    def hits(self) -> Float[np.ndarray, " N"]:
+        """1 where the margin has the label's sign, 0 where the other, one half where it is 0."""
+        return 0.5 + 0.5 * np.sign(self.margin) * np.sign(self.p - 0.5)
+
+    @property
+    def log_loss(self) -> Float[np.ndarray, " N"]:
+        """−p log σ(m) − (1 − p) log σ(−m) of each pair, in nats."""
+        return self.p * np.logaddexp(0, -self.margin) + (1 - self.p) * np.logaddexp(0, self.margin)
+
+
+def pairs_of(group: Group) -> list[tuple[int, int, float]]:
+    """The comparisons a label holds: (a, b, P(a ≻ b)), a ranked before b."""
+    if isinstance(group.label, Preference):
+        return [(0, 1, group.label.probability)]
+    if isinstance(group.label, Ranking):
+        ranks = group.label.ranks
+        return [
+            (a, b, 0.5 if ranks[a] == ranks[b] else 1.0)
+            for a in range(len(ranks))
+            for b in range(len(ranks))
+            if ranks[a] < ranks[b] or (ranks[a] == ranks[b] and a < b)
+        ]
+    return []
+
+
+def held_out_rewards(
+    model: PreTrainedModel, held_out: Sequence[EncodedGroup], *, compute: Compute
+) -> list[list[float]]:
+    """The score of every response, in the order of the groups, whatever their K."""
+    rewards: list[list[float]] = [[]] * len(held_out)
+    for size in sorted({len(group.responses) for group in held_out}):
+        rows = [row for row, group in enumerate(held_out) if len(group.responses) == size]
+        scores = score_encoded(model, [held_out[row] for row in rows], **_settings(compute))
+        for row, values in zip(rows, scores.tolist(), strict=True):
+            rewards[row] = values
+    return rewards
+
+
+# --- what the pairs tell ---------------------------------------------------------------------------------------------
+
+
+def preference_figures(
+    held_out: Sequence[EncodedGroup], rewards: Sequence[Sequence[float]], train: Sequence[EncodedGroup]
+) -> PreferenceReport:
+    """The report on a reward of each response of the held-out groups, explicit or implicit.
+
+    Args:
+        held_out: groups with a comparison each.
+        rewards: their rewards, in the same order.
+        train: the training groups, on which the length baseline is fitted.
+    """
+    pairs = [
+        (group, row, *pair) for group, row in zip(held_out, rewards, strict=True) for pair in pairs_of(group.source)
+    ]
+    probabilities = [group.source.columns.get("label_probability") for group, *_ in pairs]
+    train_p, train_lengths = _labels(train)
+    return preference_report(
+        np.array([(row[a], row[b]) for _, row, a, b, _ in pairs]),
+        *_labels(held_out),
+        label_probability=None if None in probabilities else np.array(probabilities, dtype=float),
+        train_p=train_p,
+        train_lengths=train_lengths,
+    )
+
+
+def reward_report(
+    held_out: Sequence[EncodedGroup],
+    rewards: Sequence[Sequence[float]],
+    train: Sequence[EncodedGroup],
+    *,
+    probes: list[ProbeResult] | Skipped | None = None,
+    best_of: list[BestOfK] | Skipped | None = None,
+    learning_curve: LearningCurve | Skipped | None = None,
+    distance: dict[str, Any] | Skipped | None = None,
+) -> RewardReport:
+    """The whole report: what the held-out pairs tell, joined with what the model was asked besides.
+
+    Args:
+        held_out: groups with a comparison each.
+        rewards: of each of their responses.
+        train: the training groups, whose repeated labels count too.
+        probes, best_of, learning_curve, distance: of the functions below; None was not asked for.
+    """
+    pairs = Pairs.of(held_out, rewards)
+    votes = repeated_votes([group.source for group in [*train, *held_out]])
+    figures = vars(preference_figures(held_out, rewards, train))
+    if len(votes):
+        figures = figures | {"noise_ceiling_bounds": ceiling_bounds(votes)}
+    return RewardReport(
+        **figures,
+        bias=bias_report(pairs.margin, pairs.p, pairs.longer, pairs.texts),
+        strata=_strata(pairs),
+        label_noise=LabelNoise(disagreement(votes), lapse_model(pairs.margin, pairs.p)),
+        probes=probes,
+        best_of=best_of,
+        learning_curve=learning_curve,
+        distance=distance,
+    )
+
+
+def _labels(groups: Sequence[EncodedGroup]) -> tuple[np.ndarray, np.ndarray]:
+    """P(a ≻ b) and the lengths in tokens of each comparison."""
+    pairs = [(group, *pair) for group in groups for pair in pairs_of(group.source)]
+    lengths = [(len(group.responses[a].ids), len(group.responses[b].ids)) for group, a, b, _ in pairs]
+    return np.array([p for *_, p in pairs]), np.array(lengths)
+
+
+def repeated_votes(groups: Sequence[Group]) -> Int[np.ndarray, "N 2"]:
+    """The votes on each pair of responses that was labelled more than once, in whatever order; ties are no vote."""
+    votes: dict[tuple[str, str, str], list[int]] = {}
+    for group in groups:
+        if isinstance(group.label, Preference) and group.label.probability != 0.5:
+            first, second = (response.text for response in group.responses)
+            a, b = sorted((first, second))
+            chosen = first if group.label.probability > 0.5 else second
+            votes.setdefault((repr(group.prompt), a, b), [0, 0])[int(chosen != a)] += 1
+    return np.array([counts for counts in votes.values() if sum(counts) >= 2], dtype=np.int64).reshape(-1, 2)
+
+
+def _strata(pairs: Pairs) -> list[Partition]:
+    """Accuracy by stratum, over the pairs whose label prefers a side."""
+    decided = np.flatnonzero(pairs.p != 0.5)
+    if not len(decided):
+        return []
+    groups = [pairs.groups[row].source for row in decided]
+    longer = (pairs.longer * np.sign(pairs.p - 0.5))[decided]
+    strata: dict[str, list[str]] = {
+        "the chosen one is": [("shorter", "equally long", "longer")[int(side) + 1] for side in np.sign(longer)],
+        "length difference": quartiles(np.abs(longer), " tokens"),
+        "score difference": quartiles(np.abs(pairs.margin[decided])),
+        "turns": [str(len(group.prompt)) if not isinstance(group.prompt, str) else "text" for group in groups],
+        "annotator": [getattr(group.label, "annotator", None) or "unknown" for group in groups],
+    }
+    for name in dict.fromkeys(name for group in groups for name in group.columns):
+        values = [group.columns.get(name) for group in groups]
+        if all(isinstance(value, str | bool | int | None) for value in values) and len(set(values)) <= DISTINCT:
+            strata.setdefault(name, [str(value) for value in values])
+    return strata_report(pairs.hits[decided], strata)
+
+
+# --- what the model is asked -----------------------------------------------------------------------------------------
+
+
+def probe_results(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Sequence[EncodedGroup],
+    *,
+    train_rows: int,
+    max_length: int | None,
+    seed: int,
+    compute: Compute,
+) -> list[ProbeResult] | Skipped:
+    """Adversarial probes of the better responses of held-out groups; see `probe_groups`.
+
+    Args:
+        model: with its final weights.
+        tokenizer: its own.
+        held_out: comparisons.
+        train_rows: how many rows the model was trained on; one response is probed for twenty of them.
+        max_length: longest prompt and response in tokens; None is the model's context.
+        seed: of which rows are taken.
+        compute: where and how.
+    """
+    chosen = [
+        replace(group.source, responses=(group.source.responses[best],), label=None)
+        for group in _some(held_out, PROBED, train_rows // 20, seed, "probes")
+        if (best := _best(group.source)) is not None
+    ]
+    encoded = []
+    for group in probe_groups(chosen):
+        try:
+            encoded.append(encode(group, tokenizer, max_length=max_length or context_length(model)))
+        except DataError:  # one row that cannot be spoiled: a template may make nothing of half a response, say
+            continue
+    if not encoded:
+        return Skipped("no held-out response can be spoiled and encoded; hold out more pairs of more than one prompt")
+    return probe_report(score_encoded(model, encoded, **_settings(compute)).double().numpy())
+
+
+def feature_range(
+    model: PreTrainedModel,
+    train: Sequence[EncodedGroup],
+    held_out: Sequence[EncodedGroup],
+    samples: Sequence[EncodedGroup],
+    *,
+    seed: int,
+    compute: Compute,
+) -> tuple[FeatureRange, dict[str, Any]]:
+    """What the model was trained on, in its features, and how far from it held-out responses and samples lie.
+
+    Args:
+        model: with its final weights.
+        train, held_out: comparisons.
+        samples: responses of the model that training began with; may be empty.
+        seed: of which rows are taken.
+        compute: where and how.
+
+    Returns:
+        The range, and `RewardReport.distance`.
+    """
+    most = len(train) // 4
+    trained = _features(model, _some(train, FITTED, most, seed, "features"), compute)
+    unseen = _features(model, _some(held_out, FITTED, most, seed, "features"), compute) if held_out else None
+    fitted = FeatureRange.fit(trained, held_out=unseen)
+    sets = {
+        "training": trained,
+        "held out": unseen,
+        "samples": _features(model, samples, compute) if samples else None,
+    }
+    figures: dict[str, Any] = {"threshold": fitted.threshold, "dimensions": len(fitted.mean)}
+    for name, features in sets.items():
+        if features is not None:
+            figures[name] = _distance(fitted, features)
+    return fitted, figures
+
+
+def _distance(fitted: FeatureRange, features: Float[Tensor, "N D"]) -> FeatureDistance:
+    distance = fitted.distance(features).double()
+    return FeatureDistance(
+        responses=len(distance),
+        quantiles={str(q): float(distance.quantile(q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95)},
+        beyond=float((distance > fitted.threshold).double().mean()),
+    )
+
+
+def best_of_curve(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Sequence[EncodedGroup],
+    *,
+    policy: str,
+    n: int,
+    max_new_tokens: int,
+    gold: Reward | None,
+    seed: int,
+    compute: Compute,
+) -> list[BestOfK] | Skipped:
+    """What the best of k ≤ n samples of a policy is worth to this reward, and to another one if there is one.
+
+    Args:
+        model, tokenizer: the reward model.
+        held_out: whose prompts are answered.
+        policy: a folder or hub name.
+        n: responses to a prompt.
+        max_new_tokens: longest of them.
+        gold: another reward that measures and does not choose.
+        seed: of the draws.
+        compute: where and how.
+    """
+    pool = sample(
+        tokenizer, _some(held_out, POOLS, POOLS, seed, "best of n"),
+        policy=policy, group_size=n, max_new_tokens=max_new_tokens, seed=derive_seed(seed, "best of n"),
+        compute=compute,
+    )  # fmt: skip
+    if not pool:
+        return Skipped(f"no held-out prompt leaves room for a response in the context of {policy}")
+    groups = [group.source for group in pool]
+    reward = LearnedReward(model, tokenizer, policy_tokenizer=tokenizer, **_settings(compute))
+    return best_of_n_curve(groups, reward(groups).tolist(), gold(groups).tolist() if gold is not None else None)
+
+
+def sample(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[EncodedGroup],
+    *,
+    policy: str,
+    group_size: int,
+    max_new_tokens: int,
+    seed: int,
+    compute: Compute,
+) -> list[EncodedGroup]:
+    """Responses of a policy to the prompts of some rows, within its context.
+
+    Args:
+        tokenizer: the reward model's. It is the policy's, save for a pad token, so the sampled ids stay as they are.
+        rows: whose prompts.
+        policy: a folder or hub name.
+        group_size: responses to a prompt.
+        max_new_tokens: longest of them; at most half of the policy's context.
+        seed: of the draws.
+        compute: where and how.
+
+    Returns:
+        A group for each prompt that leaves room for its responses; empty where none does.
+    """
+    model, policy_tokenizer = load_policy(policy, device=compute.device)
+    context = context_length(model)
+    limit = max_new_tokens if context is None else min(max_new_tokens, context // 2)
+    prompts = [row for row in rows if context is None or len(row.prompt_ids) + limit <= context]
+    if not prompts:
+        return []
+    sampler = build_sampler(model, policy_tokenizer, max_new_tokens=limit, dtype=compute.dtype)
+    _, groups = sample_groups(sampler, policy_tokenizer, prompts, group_size=group_size, seed=seed)
+    return encode_all(groups, tokenizer, max_length=None)[0]
+
+
+# --- would more labels help ------------------------------------------------------------------------------------------
+
+
+def more_labels(
+    train_on: Callable[[Path, Mapping[str, Any]], Sequence[Sequence[float]]],
+    train: Sequence[EncodedGroup],
+    held_out: Sequence[EncodedGroup],
+    rewards: Sequence[Sequence[float]],
+    *,
+    out: Path,
+    max_steps: int | None,
+    seed: int,
+    ceiling: float | None,
+) -> LearningCurve:
+    """Train afresh on an eighth, a quarter and half of the rows, and draw the learning curve on to twice as many.
+
+    Each is a run of its own under `out/learning-curve/`, with the same settings and as many passes over its rows.
+
+    Args:
+        train_on: trains a reward model in a folder of its own, with changes to the run's settings (`data`, `eval_data`,
+            `max_steps`), and gives its rewards of the held-out responses.
+        train, held_out: the run's rows.
+        rewards: the run's scores of the held-out responses.
+        out: the run's folder.
+        max_steps: optimiser steps of the run; None goes by epochs.
+        seed: the run's.
+        ceiling: the noise ceiling; None where nobody knows it.
+    """
+    rows = [round(share * len(train)) for share in SHARES.values()]
+    folder = out / "learning-curve"
+    folder.mkdir(exist_ok=True)
+    write_groups((group.source for group in held_out), folder / "held-out.jsonl")
+    shuffled = [train[row] for row in order(len(train), seed=derive_seed(seed, "learning curve"), epoch=0)]
+    curve = []
+    for name, size in zip(SHARES, rows, strict=True):
+        write_groups((group.source for group in shuffled[:size]), folder / f"{name}.jsonl")
+        changes = {
+            "data": str(folder / f"{name}.jsonl"),
+            "eval_data": str(folder / "held-out.jsonl"),
+            "max_steps": None if max_steps is None else max(1, round(max_steps * size / len(train))),
+        }
+        curve.append(Pairs.of(held_out, train_on(folder / name, changes)))
+    curve.append(Pairs.of(held_out, rewards))
+    decided = curve[0].p != 0.5
+    return learning_curve(
+        [*rows, len(train)],
+        np.stack([pairs.hits[decided] for pairs in curve]),
+        np.stack([pairs.log_loss[decided] for pairs in curve]),
+        ceiling=ceiling,
+    )
+
+
+def check_rows(train: Sequence[EncodedGroup], held_out: Sequence[EncodedGroup], *, live: bool) -> None:
+    """Refuse a learning curve that cannot be drawn, before anything is trained.
+
+    Raises:
+        ConfigError: there are too few rows, or a live model is trained, of which there is no second one.
+    """
+    if len(train) < FEWEST or len(held_out) < 2:
+        raise ConfigError(
+            f"learning_curve needs {FEWEST} training rows and two held out, got {len(train)} and {len(held_out)}; "
+            "leave it out"
+        )
+    if live:
+        raise ConfigError("learning_curve trains afresh and cannot with a live model; give the model by its folder")
+
+
+def _features(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: Compute) -> Float[Tensor, "N D"]:
+    """Features of all responses, whatever the groups' K."""
+    sizes = sorted({len(group.responses) for group in groups})
+    parts = [
+        features_encoded(model, [g for g in groups if len(g.responses) == size], **_settings(compute)).flatten(0, 1)
+        for size in sizes
+    ]
+    return torch.cat(parts)
+
+
+def _some(groups: Sequence[EncodedGroup], most: int, share: int, seed: int, purpose: str) -> list[EncodedGroup]:
+    """At most `most` groups and about `share`, the same ones whenever asked."""
+    count = min(len(groups), most, max(FEWEST, share))
+    return [groups[row] for row in order(len(groups), seed=derive_seed(seed, purpose), epoch=0)[:count]]
+
+
+def _best(group: Group) -> int | None:
+    """The response that the label prefers; None for a tie."""
+    if isinstance(group.label, Preference):
+        return None if group.label.probability == 0.5 else int(group.label.probability < 0.5)
+    return group.label.ranks.index(min(group.label.ranks)) if isinstance(group.label, Ranking) else None
+
+
+def _settings(compute: Compute) -> dict[str, Any]:
+    return {"dtype": compute.dtype, "micro_batch_tokens": compute.micro_batch_tokens}

@@ -1,0 +1,244 @@
+"""Checks of a language model after SFT: figures in, checks out. Pure functions.
+
+Every threshold is a constant below with its reason. A check fails only where its interval says so: too few rows leave
+it unknown, never failed. What that costs stands in docs/gates.md: how often broken stages are caught, healthy ones
+accused.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from kleash.checks.check import LOOK, Check, answer
+from kleash.checks.sample_stats import Responses, Samples
+from kleash.evals.preference_report import wilson
+
+ENDS = 0.5
+"""Share of the expected ends that samples should reach: below it a policy mostly trains on fragments."""
+
+REPEATS = 0.2
+"""Share of 4-grams said before that samples may have beyond their data's. Loops have 0.6 and more."""
+
+CONTROLS = 0.05
+"""Share of samples with a control token inside that is no accident."""
+
+IN_RANGE = 0.5
+"""Share of samples as long as nine tenths of the data are, that should be met."""
+
+SAME = 0.2
+"""Prompts whose two samples differ: with fewer there is nothing to compare."""
+
+NEAR_UNIFORM = 0.75
+"""Entropy over log V from which a model says nothing. Chat models have 0.1 to 0.3, random weights 0.9 and more."""
+
+OWN_PROMPT = 2 / 3
+"""Share of rows whose response is likelier after its own prompt: where this is out of reach, prompts are ignored."""
+
+AGREEMENT = 0.55
+"""How often two labellers should agree. People reach 0.63 (HH) to 0.73 (InstructGPT); 0.5 is a coin. At 0.55 no reward
+model can be right about more than 0.66 of the labels (docs/metrics.md, `noise_ceiling_bounds`)."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often two labellers agree about sampled pairs."""
+
+    share: float
+    """Of pairs; one of equal responses counts one half."""
+    low: float
+    """Lower bound, 95 %."""
+    pairs: int
+
+
+def sft(
+    *,
+    before: float,
+    after: float,
+    rows: int,
+    effect: Float[np.ndarray, " N"] | None,
+    samples: Samples | None,
+    demonstrations: Responses | None,
+    agreement: Agreement | None = None,
+    unsampled: str = "nobody asked for it",
+) -> list[Check]:
+    """The gate out of SFT.
+
+    Args:
+        before, after: loss on the held-out rows, nats a token.
+        rows: how many of them.
+        effect: `samples.prompt_effect` on them.
+        samples: of the trained model on their prompts; None where none were drawn.
+        demonstrations: what the data's responses look like.
+        agreement: of two labellers on those samples, where there are labellers.
+        unsampled: why none were drawn.
+    """
+    checks = [_learned(before, after, rows)]
+    if effect is not None:
+        checks.append(uses_prompt(effect))
+    if samples is None:
+        return [*checks, answer("samples", None, f"not sampled: {unsampled}")]
+    checks += sampled(samples, demonstrations)
+    return checks if agreement is None else [*checks, agrees(agreement)]
+
+
+def sampled(samples: Samples, data: Responses | None = None, *, chat: bool = True) -> list[Check]:
+    """What samples tell of a language model.
+
+    Args:
+        samples: of it.
+        data: what its responses should look like; None where nobody knows.
+        chat: whether it is meant to end by itself.
+    """
+    checks = [_ends(samples, data, chat=chat), _repeats(samples, data), _controls(samples, data)]
+    if data is not None and data.lengths:
+        checks.append(_lengths(samples, data))
+    return [*checks, _varies(samples)]
+
+
+def uses_prompt(effect: Float[np.ndarray, " N"]) -> Check:
+    """Are responses likelier after their own prompt than after another row's?"""
+    name = "uses the prompt"
+    if not len(effect):
+        return answer(name, None, "all held-out rows have one prompt")
+    wins = float((effect > 0).sum() + 0.5 * (effect == 0).sum())
+    low, high = wilson(wins, len(effect))
+    passed = True if low > 0.5 else False if high < OWN_PROMPT else None
+    return answer(
+        name,
+        passed,
+        f"{wins / len(effect):.0%} of {len(effect)} held-out responses are likelier after their own prompt "
+        f"than after another's, by {float(np.mean(effect)):.1f} nats in the mean",
+        f"responses must answer their prompts: {LOOK} whether they were mixed up",
+        own_prompt=wins / len(effect),
+        low=low,
+        high=high,
+        nats=float(np.mean(effect)),
+    )
+
+
+def agrees(agreement: Agreement) -> Check:
+    """Are the samples good enough to disagree about?"""
+    passed = agreement.low > 0.5 and agreement.share >= AGREEMENT
+    return answer(
+        "worth comparing",
+        passed,
+        f"two labellers would agree about {agreement.share:.0%} of {agreement.pairs} sampled pairs",
+        "comparisons of such samples are noise: train the SFT model further before buying labels",
+        agreement=agreement.share,
+        low=agreement.low,
+        pairs=agreement.pairs,
+    )
+
+
+def _learned(before: float, after: float, rows: int) -> Check:
+    if not rows:
+        return answer("learned", None, "no held-out rows, so no held-out loss")
+    passed = after < before
+    return answer(
+        "learned",
+        passed,
+        f"held-out loss {before:.3f} → {after:.3f} nats a token on {rows} rows",
+        f"lower --learning-rate, or {LOOK}",
+        before=before,
+        after=after,
+    )
+
+
+def _ends(samples: Samples, data: Responses | None, *, chat: bool) -> Check:
+    """The share that ended, against the share of the data that is short enough to end in time, finished or not."""
+    name, n = "responses end", len(samples.ended)
+    expected = float(np.mean(np.array(data.lengths) < samples.limit)) if data is not None and data.lengths else 1.0
+    share = sum(samples.ended) / n
+    _, high = wilson(sum(samples.ended), n)
+    finding = f"{share:.0%} of {n} samples ended within {samples.limit} tokens"
+    finding += "" if data is None else f"; {expected:.0%} of the data's responses are as short"
+    figures = {"end_rate": share, "expected": expected, "limit": samples.limit}
+    if not chat or expected < 0.2:
+        return answer(name, None, finding, "", **figures)
+    passed = True if share >= ENDS * expected else False if high < ENDS * expected else None
+    advice = "responses of the data need an end token (no `finished: false`, no cut at --max-length), or more steps"
+    return answer(name, passed, finding, advice, **figures)
+
+
+def _repeats(samples: Samples, data: Responses | None) -> Check:
+    name = "no loops"
+    if len(samples.repetition) < 2:
+        return answer(name, None, "samples are too short to repeat themselves")
+    mean, error = float(np.mean(samples.repetition)), float(np.std(samples.repetition, ddof=1))
+    error /= math.sqrt(len(samples.repetition))
+    usual = float(np.mean(data.repetition)) if data is not None and data.repetition else 0.0
+    passed = mean - 2 * error <= usual + REPEATS
+    return answer(
+        name,
+        passed,
+        f"{mean:.1%} of the 4-grams of a sample were said before"
+        + ("" if data is None else f"; {usual:.1%} in the data"),
+        "fewer epochs or a lower --learning-rate; take rows that loop out of the data",
+        repetition=mean,
+        se=error,
+        usual=usual,
+    )
+
+
+def _controls(samples: Samples, data: Responses | None) -> Check:
+    n, held = len(samples.controls), sum(samples.controls)
+    usual = float(np.mean(data.controls)) if data is not None and data.controls else 0.0
+    passed = wilson(held, n)[0] <= usual + CONTROLS
+    return answer(
+        "no control tokens inside",
+        passed,
+        f"{held} of {n} samples hold a token of a template, padding or the like before their end",
+        "train and sample with one template; `kleash inspect` shows what is trained",
+        controls=held / n,
+        usual=usual,
+    )
+
+
+def _lengths(samples: Samples, data: Responses) -> Check:
+    """Lengths are compared as far as the sampler let them grow."""
+    low, high = np.quantile(np.minimum(data.lengths, samples.limit), (0.05, 0.95))
+    n = len(samples.lengths)
+    inside = sum(bool(low <= length <= high) for length in samples.lengths)
+    passed = True if inside >= IN_RANGE * n else False if wilson(inside, n)[1] < IN_RANGE else None
+    return answer(
+        "as long as the data",
+        passed,
+        f"{inside / n:.0%} of the samples have {low:.0f} to {high:.0f} tokens, as nine tenths of the data "
+        f"(median {np.median(samples.lengths):.0f}, data {np.median(data.lengths):.0f})",
+        "the model does not write what it was shown: more steps or a lower --learning-rate",
+        inside=inside / n,
+        low=float(low),
+        high=float(high),
+    )
+
+
+def _varies(samples: Samples) -> Check:
+    n, different = len(samples.differ), sum(samples.differ)
+    share = different / n
+    passed = True if share >= 0.5 else False if wilson(different, n)[1] < SAME else None
+    return answer(
+        "something to compare",
+        passed,
+        f"two samples differ for {share:.0%} of {n} prompts; {samples.distinct:.0%} of all are different",
+        "equal samples leave nothing to prefer: fewer epochs, or more varied demonstrations",
+        differ=share,
+        distinct=samples.distinct,
+    )
+
+
+def not_empty(samples: Samples) -> Check:
+    """Does it prefer any token to the others?"""
+    share = samples.entropy / math.log(samples.vocabulary)
+    passed = share < NEAR_UNIFORM
+    return answer(
+        "no noise",
+        passed,
+        f"{samples.entropy:.2f} nats of entropy a token, {share:.0%} of log V (V = {samples.vocabulary:,})",
+        "the model hardly prefers any token: were its weights loaded, or ever trained?",
+        entropy=samples.entropy,
+        share=share,
+    )

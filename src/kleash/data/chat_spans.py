@@ -1,0 +1,258 @@
+"""Which text of a conversation the assistant wrote: its answers as spans that are trained, all else as forced ones.
+
+The conversation is rendered twice, once as it is and once with a mark in place of each answer. What stands between two
+marks is the template's and other people's, and stands around the answers in the real rendering too. An answer begins
+where the generation prompt ends, so whatever a template puts after that (`<|channel|>final<|message|>`, an empty
+`<think>` block) is the model's to write, and it ends with the template's end token. Two cases need a rule:
+
+* A template may render an earlier answer otherwise than the last one (Qwen3 drops its reasoning): it is trained as
+  the later turns see it. Where its end token is another one (gpt-oss: `<|end|>` for `<|return|>`), that one is forced,
+  since the sampler would not stop there.
+* A template may show the sampler another prompt than a finished conversation has (Mistral's system text, the `<think>`
+  that R1 opens): the prompt is the sampler's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from kleash.data.chat_template import MARK, ChatTemplate, name_of, render, template_of
+from kleash.data.group import Message, Response
+from kleash.errors import DataError, ModelError
+
+
+@dataclass(frozen=True)
+class Span:
+    """Text of a response with one role."""
+
+    text: str
+    trained: bool = True
+    before: str = ""
+    """What stands before it, for tokenizers that treat the start of a text otherwise than its middle."""
+    words: tuple[int, int] = (0, 0)
+    """Where the assistant's own words lie in it."""
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """The generation prompt in the text before an answer."""
+
+    end: int
+    """Where it ends, in characters of that text."""
+    missing: str = ""
+    """What of it the finished conversation does not show (R1's `<think>`)."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """An answer in the rendered conversation."""
+
+    text: str
+    """From the end of the generation prompt to where the template's text goes on."""
+    words: tuple[int, int]
+    """Where the assistant's own words lie in it."""
+    after: str
+    """The text of the template and of others up to the next answer."""
+
+
+Skeletons = dict[str, list[str]]
+"""The texts between the marks of a conversation, by its turns: the responses of a group mostly share them."""
+
+
+def turn_spans(
+    prompt: tuple[Message, ...], response: Response, tokenizer: PreTrainedTokenizerBase, skeletons: Skeletons
+) -> tuple[Span, ...]:
+    """The spans of an answer, or of the rest of a conversation, in turns.
+
+    Args:
+        prompt: the turns before it.
+        response: text, which stands for one turn of the assistant, or turns.
+        tokenizer: whose template renders them.
+        skeletons: of the same prompt; added to.
+
+    Raises:
+        DataError: the response does not begin with an answer, or where an answer lies is not clear.
+        ModelError: the template cannot be used.
+    """
+    template = template_of(tokenizer)
+    turns = _turns_to_last_answer(response, template, tokenizer)
+    answers = [turn for turn in turns if turn["role"] == "assistant"]
+    pieces = _between_answers(prompt, turns, tokenizer, skeletons)
+    openings = _openings([*prompt, *turns], pieces, template, tokenizer)
+    text = render([*prompt, *turns], tokenizer, add_generation_prompt=False)
+    places = _locate(text, [_words_of(answer) for answer in answers], pieces, openings, tokenizer)
+    places[-1] = _with_opened_reasoning(places[-1], str(answers[-1]["content"]), openings[-1])
+    return tuple(_spans(places, template, missing=openings[-1].missing, finished=response.finished))
+
+
+# --- render ----------------------------------------------------------------------------------------------------------
+
+
+def _turns_to_last_answer(
+    response: Response, template: ChatTemplate, tokenizer: PreTrainedTokenizerBase
+) -> list[Message]:
+    """The turns of a response up to its last answer, without end tokens that the data spell (the template has one)."""
+    content = response.content
+    if content is None:
+        raise DataError("a response has neither text nor token ids; give it one of them")
+    turns = (
+        [{"role": "assistant", "content": content}] if isinstance(content, str) else [dict(turn) for turn in content]
+    )
+    while turns and turns[-1]["role"] != "assistant":
+        turns.pop()
+    if not turns or turns[0]["role"] != "assistant":
+        raise DataError("a response does not begin with an answer; its first turn must be the assistant's")
+    for turn in turns:
+        if turn["role"] == "assistant":
+            for token in (template.end_token, tokenizer.eos_token or template.end_token):
+                turn["content"] = str(turn["content"]).removesuffix(str(token))
+    return list(turns)
+
+
+def _words_of(answer: Message) -> str:
+    """What of an answer every template shows: its reasoning may be left out or moved."""
+    return str(answer["content"]).rpartition("</think>")[2].strip()
+
+
+def _between_answers(
+    prompt: Sequence[Message], turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase, skeletons: Skeletons
+) -> list[str]:
+    """The text before each answer and, last, the text after them all: the template's and other people's."""
+    count = 0
+    marked: list[Message] = []
+    for turn in turns:
+        answer = turn["role"] == "assistant"
+        marked.append({"role": "assistant", "content": MARK.format(count)} if answer else turn)
+        count += answer
+    key = repr(marked)
+    if key not in skeletons:
+        text = render([*prompt, *marked], tokenizer, add_generation_prompt=False)
+        skeletons[key] = _split_at_marks(text, count, tokenizer)
+    return skeletons[key]
+
+
+def _split_at_marks(text: str, count: int, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    pieces = []
+    for i in range(count):
+        piece, mark, text = text.partition(MARK.format(i))
+        if not mark:
+            raise ModelError(f"the chat template of {name_of(tokenizer)} leaves out an answer; correct the template")
+        pieces.append(piece)
+    return [*pieces, text]
+
+
+# --- locate ----------------------------------------------------------------------------------------------------------
+
+
+def _openings(
+    conversation: Sequence[Message],
+    pieces: Sequence[str],
+    template: ChatTemplate,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[_Opening]:
+    """Where the model begins to write, in the text before each answer."""
+    questions = [before for before, turn in pairwise(conversation) if turn["role"] == "assistant"][1 - len(pieces) :]
+    return [
+        _opening(piece, "" if turn["role"] == "assistant" else str(turn["content"]).strip(), template, tokenizer)
+        for piece, turn in zip(pieces[:-1], questions, strict=True)
+    ]
+
+
+def _opening(piece: str, question: str, template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> _Opening:
+    """Where the generation prompt ends in the text before an answer.
+
+    Never before the words that the answer is to: the prompt is not trained (F6). A finished conversation may show only
+    the beginning of the generation prompt; the rest is missing.
+    """
+    opening = template.opening or template.closing
+    start = piece.rfind(opening)
+    if start >= 0 and question in piece[: start + len(opening)]:
+        return _Opening(start + len(opening))
+    for size in range(len(opening) - 1, 0, -1):
+        if piece.endswith(opening[:size]):
+            return _Opening(len(piece), missing=opening[size:])
+    raise _unclear(tokenizer, piece)
+
+
+def _locate(
+    text: str,
+    words: Sequence[str],
+    pieces: Sequence[str],
+    openings: Sequence[_Opening],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[_Answer]:
+    """Each answer in the conversation as it is rendered, found by its words and by the text around it."""
+    position = openings[0].end
+    if not text.startswith(pieces[0][:position]) or not text.endswith(pieces[-1]):
+        raise _unclear(tokenizer, text)
+    afters = [piece[: opening.end] for piece, opening in zip(pieces[1:-1], openings[1:], strict=True)]
+    answers = []
+    for answer, after in zip(words, [*afters, None], strict=True):
+        first = text.find(answer, position)
+        stop = len(text) - len(pieces[-1]) if after is None else text.find(after, first + len(answer))
+        start = text.rfind(answer, position, stop)
+        if min(first, stop, start) < 0:
+            raise _unclear(tokenizer, text)
+        place = (start - position, start - position + len(answer))
+        answers.append(_Answer(text[position:stop], place, pieces[-1] if after is None else after))
+        position = stop + len(answers[-1].after)
+    return answers
+
+
+def _unclear(tokenizer: PreTrainedTokenizerBase, text: str) -> DataError:
+    return DataError(
+        f"the chat template of {name_of(tokenizer)} renders an answer so that its beginning or end cannot be told in "
+        f"{excerpt(text, 300)}; leave the row out, or simplify the template"
+    )
+
+
+def excerpt(text: Any, most: int = 80) -> str:
+    """A text in a message: quoted, and without its middle where it is long."""
+    quoted = repr(str(text))
+    return quoted if len(quoted) <= most else f"{quoted[: most // 2]} … {quoted[-most // 2 :]}"
+
+
+# --- special cases ---------------------------------------------------------------------------------------------------
+
+
+def _with_opened_reasoning(answer: _Answer, content: str, opening: _Opening) -> _Answer:
+    """The last answer with its reasoning, where the template opens it for the model and then takes it out (R1)."""
+    if not opening.missing or content.strip() in answer.text:
+        return answer
+    text = content.removeprefix(opening.missing)
+    start = text.rfind(_words_of({"content": content}))
+    return _Answer(text, (start, start + answer.words[1] - answer.words[0]), answer.after)
+
+
+def _own_ending(answer: _Answer, template: ChatTemplate) -> str:
+    """The end of an answer that the model writes: none where later turns see another end token (gpt-oss)."""
+    return template.ending if answer.after.startswith(template.ending) else ""
+
+
+# --- spans -----------------------------------------------------------------------------------------------------------
+
+
+def _spans(answers: Sequence[_Answer], template: ChatTemplate, *, missing: str, finished: bool) -> list[Span]:
+    """Answers, trained with their end tokens, and what stands between them, forced.
+
+    Args:
+        answers: in their order.
+        template: what put text around them.
+        missing: what the finished conversation does not show of the last answer's generation prompt. The last answer is
+            asked for as the sampler does, so it is put back there.
+        finished: whether the last answer ended by itself; else it gets no end token.
+    """
+    spans = []
+    for i, answer in enumerate(answers):
+        last = i == len(answers) - 1
+        ending = _own_ending(answer, template) if finished or not last else ""
+        spans.append(Span(answer.text + ending, before=template.closing, words=answer.words))
+        if not last:
+            forced = answer.after[len(ending) :] + (missing if i == len(answers) - 2 else "")
+            spans.append(Span(forced, trained=False, before=template.end_token))
+    return spans

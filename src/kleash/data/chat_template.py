@@ -1,0 +1,142 @@
+"""What a chat template puts around the words of others and those of the assistant, asked of the template by examples.
+
+Stock templates do not say which of their text the assistant wrote (F6). So one question and its answer are rendered
+with a mark in place of each; what stands around the marks is the template's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from kleash.data.group import Message
+from kleash.errors import DataError, ModelError
+
+MARK = "\ue000{}\ue001"
+"""Stands for text: private-use characters, which no template trims and no text holds."""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """What a chat template puts around the words of others and those of the assistant."""
+
+    opening: str
+    """The generation prompt; empty where the template has none (Mistral)."""
+    closing: str
+    """From the end of a user's words to where the answer begins."""
+    ending: str
+    """From the end of the last answer to its end token, that included."""
+    end_id: int
+    end_token: str
+    prepends: bool
+    """Whether a word at the start of a text has another id than after a line break (SentencePiece's leading space)."""
+
+
+_templates: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, ChatTemplate]] = WeakKeyDictionary()
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    """A tokenizer's template, measured once and again when the tokenizer gets another one.
+
+    Raises:
+        ModelError: there is no template, or it cannot be used; the message says why.
+    """
+    entry = _templates.get(tokenizer)
+    if entry is None or entry[0] != tokenizer.chat_template:
+        entry = _templates[tokenizer] = tokenizer.chat_template, _measure(tokenizer)
+    return entry[1]
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids that end a response: the tokenizer's end token, and the one that its template puts after an answer.
+
+    Raises:
+        ModelError: it has neither.
+    """
+    ends = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    if tokenizer.chat_template is not None:
+        try:
+            ends.append(template_of(tokenizer).end_id)
+        except ModelError:
+            if not ends:
+                raise
+    if not ends:
+        raise ModelError(f"{name_of(tokenizer)} has no end token; set `eos_token` in its tokenizer_config.json")
+    return tuple(dict.fromkeys(ends))
+
+
+def render(turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool = True) -> str:
+    """Turns as the template's text.
+
+    Raises:
+        ModelError: the tokenizer has no template.
+        DataError: the template refuses the turns.
+    """
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            f"{name_of(tokenizer)} has no chat template, and the data are turns; "
+            "use a model with a chat template, or data in plain text"
+        )
+    plain = [dict(turn) for turn in turns]
+    try:
+        return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=add_generation_prompt))
+    except (TemplateError, TypeError, KeyError) as error:  # what templates raise on turns they do not expect
+        reason = " ".join(str(error).split())
+        roles = ", ".join(str(turn["role"]) for turn in turns)
+        raise DataError(f"the chat template refuses turns by {roles} ({reason}); correct the row") from None
+
+
+def name_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A tokenizer in messages."""
+    return f"the tokenizer {tokenizer.name_or_path}".strip()
+
+
+def _measure(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    question, answer = MARK.format(0), MARK.format(1)
+    turns: list[Message] = [{"role": "user", "content": question}]
+    try:
+        without_opening = render(turns, tokenizer, add_generation_prompt=False)
+        with_opening = render(turns, tokenizer)
+        whole = render([*turns, {"role": "assistant", "content": answer}], tokenizer, add_generation_prompt=False)
+    except DataError as error:
+        raise ModelError(
+            f"{name_of(tokenizer)} cannot render one question and its answer ({error}); correct its chat template"
+        ) from None
+    if question not in with_opening or answer not in whole:
+        raise ModelError(
+            f"the chat template of {name_of(tokenizer)} leaves out the content of a turn; correct the template"
+        )
+    tail = whole.rpartition(answer)[2]
+    end_id, end_token = _first_control_token(tail, tokenizer)
+    return ChatTemplate(
+        opening=with_opening[len(without_opening) :] if with_opening.startswith(without_opening) else "",
+        closing=with_opening.rpartition(question)[2],
+        ending=tail[: tail.index(end_token) + len(end_token)],
+        end_id=end_id,
+        end_token=end_token,
+        prepends=_prepends(tokenizer),
+    )
+
+
+def _first_control_token(tail: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, str]:
+    """Id and text of the first token after an answer that stands for no text: it ends the answer."""
+    special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    controls = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items()} | special
+    end = next((token for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if token in controls), None)
+    if end is None or controls[end] not in tail:
+        raise ModelError(
+            f"the chat template of {name_of(tokenizer)} puts no end token after an answer, so that no model could "
+            "learn to stop; end assistant turns with `eos_token` in the template"
+        )
+    return end, controls[end]
+
+
+def _prepends(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a word has another id at the start of a text than after a line break."""
+    line_break, word, both = tokenizer(["\n", "a", "\na"], add_special_tokens=False)["input_ids"]
+    return bool(both[: len(line_break)] == line_break and both[len(line_break) :] != word)

@@ -1,0 +1,80 @@
+"""From the name that a user gives to a reward: the only file that knows all kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from kleash.config import read_yaml
+from kleash.errors import ConfigError
+from kleash.models.compute import Compute
+from kleash.rewards.composition import ComposedReward, read_parts
+from kleash.rewards.ended import EndedReward
+from kleash.rewards.ensemble import FILE as ENSEMBLE
+from kleash.rewards.ensemble import EnsembleReward
+from kleash.rewards.function import FunctionReward
+from kleash.rewards.learned import LearnedReward
+from kleash.rewards.reward import Reward
+from kleash.rewards.verifier import VerifierReward
+from kleash.rewards.verifiers import verifiers
+
+NAMED: dict[str, Callable[[], Reward]] = {
+    "ended": EndedReward,
+}
+"""Rewards that need only their name."""
+
+
+def build_reward(
+    name: str, *, policy_tokenizer: PreTrainedTokenizerBase | None = None, compute: Compute | None = None
+) -> Reward:
+    """The reward of a name: a verifier, a YAML file, the folder of a reward model or an ensemble, or a function.
+
+    Args:
+        name: as given to `--reward`.
+        policy_tokenizer: whose ids the responses carry; a reward model with another tokenizer reads the text (F9).
+        compute: how reward models compute; None: `Compute()`.
+
+    Raises:
+        ConfigError: the name is none of these.
+    """
+    compute = compute or Compute()
+    if name in verifiers():
+        return VerifierReward(verifiers()[name])
+    if name in NAMED:
+        return NAMED[name]()
+    path = Path(name)
+    if _is_yaml(name):
+        return _from_yaml(path, policy_tokenizer, compute)
+    if (path / ENSEMBLE).exists():
+        return EnsembleReward.load(path, policy_tokenizer=policy_tokenizer, compute=compute)
+    if path.is_dir():
+        return LearnedReward.load(path, policy_tokenizer=policy_tokenizer, compute=compute)
+    if ":" in name and not name.startswith((".", "/")):
+        return FunctionReward(name)
+    raise ConfigError(
+        f"reward {name}: no such folder; give a reward model's folder, module:function, a .yaml composition or a "
+        f"verifier ({', '.join(verifiers())}; or {', '.join(NAMED)})"
+    )
+
+
+def _is_yaml(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _judge_of(path: Path) -> str | None:
+    """The chat model that a YAML file names; None for a composition."""
+    judge: str | None = read_yaml(path).get("judge")
+    return judge
+
+
+def _from_yaml(path: Path, policy_tokenizer: PreTrainedTokenizerBase | None, compute: Compute) -> Reward:
+    if "judge" in read_yaml(path):
+        from kleash.rewards.judge_score import JudgeReward  # its client is an extra
+
+        return JudgeReward.load(path, compute=compute)
+    parts = read_parts(path)
+    return ComposedReward(
+        [(part, build_reward(part.reward, policy_tokenizer=policy_tokenizer, compute=compute)) for part in parts]
+    )

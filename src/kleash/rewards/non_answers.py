@@ -1,0 +1,65 @@
+"""Responses that earn nothing whatever a verifier would say: loops, and lists of guesses (F15).
+
+Plain functions of text, fast on anything that a model may write. This module needs no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+SHORTEST_LOOP = 10
+"""A response that ends in this many copies of one unit is a loop and answers nothing."""
+LONGEST_UNIT = 40
+"""Words of the longest unit that is looked for."""
+MANY_GUESSES = 3
+"""This many different answers in place of one are a guess at all of them."""
+
+
+def is_loop(text: str, *, finished: bool = True) -> bool:
+    """Whether a text ends in one unit of words over and over.
+
+    Words and not characters: the digits of 1000000000000 are not a loop, nor is a rule of dashes, which has no word.
+
+    Args:
+        text: a response.
+        finished: whether it ended by itself; the last word of one that was cut off may be half a word.
+    """
+    words = re.findall(r"\w+|[^\w\s]", text[-20_000:])
+    words = words if finished else words[:-1]
+    for unit in range(1, LONGEST_UNIT + 1):
+        tail = words[-unit * SHORTEST_LOOP :]
+        if len(tail) < unit * SHORTEST_LOOP:
+            return False
+        if tail[unit:] == tail[:-unit] and any(word[0].isalnum() for word in tail[:unit]):
+            return True
+    return False
+
+
+_NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+_MARK = r"\\boxed\s*\{|####|\banswer(?:\s+is\s*[:=]?|\s*[:=])|^A\s*[:=]"
+_MARKED_ANSWER = re.compile(rf"(?:{_MARK})[\s$]*([-−]?[$€£]?(?:{_NUMBER}))", re.IGNORECASE | re.MULTILINE)
+_SEPARATOR = re.compile(r"%?(?:[,;|\s]|\bor\b|\band\b)+[-−$€£]*", re.IGNORECASE)
+
+
+def count_guesses(text: str) -> int:
+    """How many different answers a text offers where one is asked for.
+
+    Two kinds of numbers count: those that each stand as *the* answer (boxed, after `####`, after "answer is"), and bare
+    numbers in a list that ends the text. Numbers on the way to an answer do not.
+    """
+    text = text[-20_000:]
+    return max(len(set(_MARKED_ANSWER.findall(text))), len(_final_list(text)))
+
+
+def _final_list(text: str) -> set[str]:
+    """The numbers of the list that a text ends in; one where it ends in a number, none where it ends in words."""
+    numbers = list(re.finditer(_NUMBER, text))
+    if not numbers or re.search(r"\w", text[numbers[-1].end() :]):
+        return set()
+    items = {numbers[-1].group()}
+    for before, after in reversed(list(pairwise(numbers))):
+        if not _SEPARATOR.fullmatch(text, before.end(), after.start()):
+            break
+        items.add(before.group())
+    return items

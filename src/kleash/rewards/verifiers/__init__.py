@@ -1,0 +1,71 @@
+"""Verifiers: checks of a response against what its row expects. Each module of this package is one; no list names them.
+
+A module has
+
+    NAME         what `--reward` calls it
+    COLUMN       the column of the row that says what is expected
+    GUARDED      whether a response could keep the check busy for ever: it then runs in the sandbox, with limits
+    check(text, expected) -> Outcome
+
+and, where the default does not fit,
+
+    ACCEPTS      types of what stands in the column; left out, text or a number, which `check` gets as text
+    IMPORTS      libraries that `check` imports, to be loaded before its time begins
+    LOOPS_COUNT  True where a response that repeats itself to the end may be right; else it is unparsable
+
+The modules import neither torch nor, outside `check`, a large library: `--help` lists them, and the sandbox's process
+imports them.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any, Literal, get_args
+
+Outcome = Literal["right", "wrong", "unparsable", "timed_out"]
+"""What a response is. All four are counted: a verifier that cannot read a policy looks like a policy that is wrong."""
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
+
+class BadRowError(Exception):
+    """What the row expects cannot be read: its answer, its pattern or its schema."""
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """A module of this package; the package's docstring explains the fields."""
+
+    name: str
+    column: str
+    guarded: bool
+    check: Callable[[str, Any], Outcome]
+    accepts: tuple[type, ...]
+    imports: tuple[str, ...]
+    loops_count: bool
+
+    @property
+    def program(self) -> str:
+        """Its check, as `sandbox.runner` names functions."""
+        return f"{self.check.__module__}:{self.check.__name__}"
+
+
+@cache
+def verifiers() -> dict[str, Verifier]:
+    """Every verifier by its name."""
+    modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    return {
+        module.NAME: Verifier(
+            name=module.NAME,
+            column=module.COLUMN,
+            guarded=module.GUARDED,
+            check=module.check,
+            accepts=getattr(module, "ACCEPTS", (str, int, float)),
+            imports=getattr(module, "IMPORTS", ()),
+            loops_count=getattr(module, "LOOPS_COUNT", False),
+        )
+        for module in modules
+    }

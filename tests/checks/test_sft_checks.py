@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kleash.checks import sft_checks
+from kleash.checks.check import Check
+from kleash.checks.sample_stats import Responses, Samples
+from kleash.checks.sft_checks import Agreement
+
+DATA = Responses(
+    lengths=(8, 9, 10, 11, 12) * 20, ended=(True,) * 100, repetition=(0.0, 0.1) * 50, controls=(False,) * 100
+)
+HEALTHY = Samples(
+    lengths=(8, 9, 10, 11) * 16,
+    ended=(True,) * 60 + (False,) * 4,
+    repetition=(0.0, 0.1) * 32,
+    controls=(False,) * 64,
+    differ=(True,) * 30 + (False,) * 2,
+    distinct=0.9,
+    entropy=1.0,
+    vocabulary=1000,
+    limit=16,
+)
+
+
+def sft(samples: Samples = HEALTHY, **changes: Any) -> dict[str, Check]:
+    settings: dict[str, Any] = {
+        "before": 2.0,
+        "after": 1.0,
+        "rows": 40,
+        "effect": np.full(40, 5.0),
+        "samples": samples,
+        "demonstrations": DATA,
+    }
+    return {check.name: check for check in sft_checks.sft(**settings | changes)}
+
+
+def failed(checks: dict[str, Check]) -> list[str]:
+    return [name for name, check in checks.items() if check.passed is False]
+
+
+def test_a_healthy_sft_model_passes_every_check() -> None:
+    assert all(check.passed is True for check in sft().values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"ended": (False,) * 64}, "responses end"),
+        ({"repetition": (0.7, 0.8) * 32}, "no loops"),
+        ({"controls": (True,) * 16 + (False,) * 48}, "no control tokens inside"),
+        ({"lengths": (1, 2) * 32}, "as long as the data"),
+        ({"differ": (False,) * 32, "distinct": 1 / 64}, "something to compare"),
+    ],
+)
+def test_each_fault_of_samples_fails_its_own_check_and_no_other(changes: dict[str, Any], name: str) -> None:
+    checks = sft(replace(HEALTHY, **changes))
+    assert failed(checks) == [name]
+    assert checks[name].advice
+
+
+def test_responses_that_heed_no_prompt_are_likelier_after_their_own_half_of_the_time() -> None:
+    drawn = np.random.default_rng(0).normal(size=100)
+    assert failed(sft(effect=drawn)) == ["uses the prompt"]
+
+
+def test_a_loss_that_rose_fails() -> None:
+    assert failed(sft(after=2.5)) == ["learned"]
+
+
+def test_too_few_samples_leave_a_check_unknown_and_do_not_fail_it() -> None:
+    few = replace(HEALTHY, ended=(True, False, False, False), lengths=(1, 9, 1, 2), differ=(True, False), repetition=())
+    checks = sft(few, effect=np.array([1.0, -1.0]))
+    assert failed(checks) == []
+    assert {name for name, check in checks.items() if check.passed is None} >= {"responses end", "uses the prompt"}
+
+
+def test_demonstrations_too_long_to_be_sampled_leave_ends_unknown() -> None:
+    long = replace(DATA, lengths=(400,) * 100)
+    checks = sft(replace(HEALTHY, ended=(False,) * 64, lengths=(16,) * 64), demonstrations=long)
+    assert checks["responses end"].passed is None
+
+
+def test_what_was_not_sampled_is_said() -> None:
+    checks = sft(samples=None, unsampled="gate_prompts is 0")  # type: ignore[arg-type]
+    assert checks["samples"].finding == "not sampled: gate_prompts is 0"
+
+
+def test_samples_that_labellers_agree_about_like_coins_are_not_worth_comparing() -> None:
+    assert sft_checks.agrees(Agreement(0.7, 0.65, 200)).passed
+    assert sft_checks.agrees(Agreement(0.51, 0.5001, 10_000)).passed is False
+    assert sft_checks.agrees(Agreement(0.6, 0.45, 40)).passed is False
+
+
+def test_random_weights_are_noise() -> None:
+    assert sft_checks.not_empty(HEALTHY).passed
+    assert sft_checks.not_empty(replace(HEALTHY, entropy=6.8)).passed is False
