@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,7 @@ from kleash.data.group import EncodedGroup, Group, Preference, Response
 from kleash.data.split import comparison, demonstration, hold_out, imitated
 from kleash.errors import InputError, ModelError
 from kleash.evals.preference_report import preference_report, wilson
+from kleash.io import Json
 from kleash.models.compute import Compute
 from kleash.models.load import context_length, load_policy, load_reward_model
 from kleash.rewards.build import build_reward
@@ -352,7 +353,7 @@ def rows_checks(groups: Sequence[Group]) -> list[Check]:
 
 def _own_rows(path: Path) -> list[Group]:
     """The rows that a run held out, where its data still lie there; none of another folder."""
-    settings: dict[str, Any] = (read_record(path) or {}).get("config", {})
+    settings: Json = (read_record(path) or {}).get("config", {})
     held_out, data = settings.get("eval_data"), settings.get("data")
     if held_out is not None and Path(held_out).exists():
         return list(read_groups(held_out))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from kleash.content import folder_hash
+from kleash.io import Json
 
 LOOK = "look at the rows with `kleash inspect`"
 
@@ -24,9 +25,9 @@ class Verdict(TypedDict, total=False):
     """The first check that failed, else the first of all, and how many are ok, failed, unknown."""
     advice: str
     """What to try; empty where there is nothing to try."""
-    figures: dict[str, Any]
+    figures: Json
     """The figures behind the finding."""
-    checks: list[dict[str, Any]]
+    checks: list[Json]
     """All of them."""
     sha256: str
     """Hash of the artifact that the verdict is about, once it is written."""

@@ -31,6 +31,7 @@ from kleash.evals.preference_report import PreferenceReport, ceiling_bounds, pre
 from kleash.evals.probes import ProbeResult, probe_groups, probe_report
 from kleash.evals.skipped import Skipped
 from kleash.evals.strata import Partition, quartiles, strata_report
+from kleash.io import Json
 from kleash.models.compute import Compute
 from kleash.models.load import context_length, load_policy
 from kleash.rewards.feature_range import FeatureRange
@@ -83,7 +84,7 @@ class RewardReport(PreferenceReport):
     """With `best_of`: what the best of k samples of `model` is worth, to up to 64 held-out prompts."""
     learning_curve: LearningCurve | Skipped | None
     """With `learning_curve`: accuracy against the number of labels."""
-    distance: dict[str, Any] | Skipped | None
+    distance: Json | Skipped | None
     """`threshold`: 0.99 quantile of the distance of held-out responses, of training ones without those; `dimensions`
     of the features. For `training`, `held out` and `samples` (of the centring) the distances. μ and Σ are those of the
     responses of up to 1,024 training rows (a quarter of them), Σ shrunk towards a multiple of the identity (Ledoit &
@@ -196,7 +197,7 @@ def reward_report(
     probes: list[ProbeResult] | Skipped | None = None,
     best_of: list[BestOfK] | Skipped | None = None,
     learning_curve: LearningCurve | Skipped | None = None,
-    distance: dict[str, Any] | Skipped | None = None,
+    distance: Json | Skipped | None = None,
 ) -> RewardReport:
     """The whole report: what the held-out pairs tell, joined with what the model was asked besides.
 
@@ -311,7 +312,7 @@ def feature_range(
     *,
     seed: int,
     compute: Compute,
-) -> tuple[FeatureRange, dict[str, Any]]:
+) -> tuple[FeatureRange, Json]:
     """What the model was trained on, in its features, and how far from it held-out responses and samples lie.
 
     Args:
@@ -333,7 +334,7 @@ def feature_range(
         "held out": unseen,
         "samples": _features(model, samples, compute) if samples else None,
     }
-    figures: dict[str, Any] = {"threshold": fitted.threshold, "dimensions": len(fitted.mean)}
+    figures: Json = {"threshold": fitted.threshold, "dimensions": len(fitted.mean)}
     for name, features in sets.items():
         if features is not None:
             figures[name] = _distance(fitted, features)
@@ -510,5 +511,5 @@ def _best(group: Group) -> int | None:
     return group.label.ranks.index(min(group.label.ranks)) if isinstance(group.label, Ranking) else None
 
 
-def _settings(compute: Compute) -> dict[str, Any]:
+def _settings(compute: Compute) -> Json:
     return {"dtype": compute.dtype, "micro_batch_tokens": compute.micro_batch_tokens}

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from kleash.io import Json
 from kleash.report import figures
 
 PROBES = {
@@ -24,7 +25,7 @@ PROBES = {
 SETS = {"training": "training answers", "held out": "held-out answers", "samples": "the model's own samples"}
 
 
-def reward_pieces(report: Mapping[str, Any], svg: Callable[..., Markup]) -> dict[str, Any]:
+def reward_pieces(report: Mapping[str, Any], svg: Callable[..., Markup]) -> Json:
     """What the template `reward.html.jinja` shows; None for each piece that the report has not.
 
     Args:

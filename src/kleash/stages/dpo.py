@@ -46,7 +46,7 @@ from kleash.objectives import LOSSES, implicit_rewards, kl, masked_sum, plackett
 from kleash.rewards.build import build_reward
 from kleash.rewards.reward import Reward
 from kleash.rollout.rollout import with_logprobs
-from kleash.run import RunFolder, derive_seed
+from kleash.run import RunFolder, StepMetrics, derive_seed
 from kleash.sampling.sampler import build_sampler, sample_groups
 from kleash.stages.training_configs import DPOConfig
 from kleash.training.best_checkpoint import BestCheckpoint
@@ -150,7 +150,7 @@ def update(
     references: Sequence[Tensor],
     optimizer: Optimizer,
     config: DPOConfig,
-) -> dict[str, Any]:
+) -> StepMetrics:
     """One optimiser step on some comparisons; `references` are log π_ref of each group's responses."""
     totals: dict[str, Tensor] = {}
     for part in microbatches(groups, max_tokens=config.micro_batch_tokens):
@@ -249,7 +249,7 @@ class KLMeter:
         self.latest: tuple[int, MeanSE] | None = None
 
     @torch.no_grad()
-    def measure(self, model: PreTrainedModel, step: int) -> dict[str, Any]:
+    def measure(self, model: PreTrainedModel, step: int) -> StepMetrics:
         """`eval_kl` after a step, and what else is looked at in these responses (docs/metrics.md, Monitors)."""
         config = self.config
         room = (context_length(model) or 1 << 30) - config.max_new_tokens
@@ -277,9 +277,9 @@ class KLMeter:
         return self.latest[1]
 
 
-def report(folder: RunFolder, model: PreTrainedModel, step: int, pairs: HeldOut, kl_meter: KLMeter) -> dict[str, Any]:
+def report(folder: RunFolder, model: PreTrainedModel, step: int, pairs: HeldOut, kl_meter: KLMeter) -> StepMetrics:
     """Report and KL of the weights that are kept, with the checks and the model card that follow from them."""
-    results: dict[str, Any] = {}
+    results: StepMetrics = {}
     if pairs.groups:
         measured = pairs.config.kl_due(step, step)
         means, figures = pairs.measure(model, step)

@@ -14,7 +14,6 @@ Left out: a value network (that is `kleash ppo`); ratios of whole responses (GSP
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -51,7 +50,7 @@ from kleash.rollout import (
     read_prompts,
     rollout_metrics,
 )
-from kleash.run import RunFolder
+from kleash.run import RunFolder, StepMetrics
 from kleash.stages.training_configs import GRPOConfig
 from kleash.stopping import DegenerateRun, GroupScores, KLBudget, Plateau, StopRules, zero_spread
 from kleash.training.best_checkpoint import BestCheckpoint
@@ -184,7 +183,7 @@ def penalised(rollout: Rollout, config: GRPOConfig) -> Float[Tensor, "P K"]:
 
 def update(
     parts: Components, minibatch: Rollout, optimizer: Optimizer, config: GRPOConfig, *, first: bool = False
-) -> dict[str, Any]:
+) -> StepMetrics:
     """One optimiser step.
 
     A token's weight is made for the whole step and summed over micro-batches, so how memory splits the step changes
@@ -204,7 +203,7 @@ def update(
     step_mask = batch.mask.flatten(0, 1)
     weights = token_weights(step_mask, config.normalisation, longest=config.max_new_tokens).reshape(batch.shape)
     tokens = step_mask.sum().clamp(min=1)
-    metrics: dict[str, Any] = {}
+    metrics: StepMetrics = {}
     for part in each_micro_batch(replace(batch, weights=weights), max_tokens=parts.compute.micro_batch_tokens):
         mask = part.mask.flatten(0, 1)
         old_logprobs, reference_logprobs, sampler_logprobs, advantages, weight = rows_of(part)
@@ -241,7 +240,7 @@ def rows_of(part: GroupBatch) -> list[Float[Tensor, "R T"]]:
     return [tensor.flatten(0, 1) for tensor in tensors if tensor is not None]
 
 
-def group_metrics(rollout: Rollout, beta: float) -> dict[str, Any]:
+def group_metrics(rollout: Rollout, beta: float) -> StepMetrics:
     """How much the groups have to teach, and β. Formulas: docs/stages/grpo.md."""
     assert rollout.batch.advantages is not None
     advantages = rollout.batch.advantages[..., 0]

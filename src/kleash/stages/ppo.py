@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,7 +48,7 @@ from kleash.rollout import (
     read_prompts,
     rollout_metrics,
 )
-from kleash.run import RunFolder
+from kleash.run import RunFolder, StepMetrics
 from kleash.stages.training_configs import PPOConfig
 from kleash.stopping import KLBudget, Plateau, StopRules
 from kleash.training.actor_critic import ActorCritic
@@ -178,7 +177,7 @@ def update(
     config: PPOConfig,
     *,
     first: bool = False,
-) -> dict[str, Any]:
+) -> StepMetrics:
     """One optimiser step of policy and value network.
 
     Losses are sums over micro-batches divided by the step's tokens, so how memory splits them changes nothing (F1).
@@ -195,7 +194,7 @@ def update(
         TrainingError: the ratio is not 1 where it must be; the message names the cause.
     """
     tokens = int(minibatch.batch.mask.sum())
-    metrics: dict[str, Any] = {}
+    metrics: StepMetrics = {}
     for part in each_micro_batch(minibatch.batch, max_tokens=parts.compute.micro_batch_tokens):
         mask = part.mask[:, 0]
         old_logprobs, advantages, old_values, returns = (
@@ -229,7 +228,7 @@ def update(
     return {**metrics, **pretraining.backward(optimizers.policy), **optimizers.step(), "updates": 1}
 
 
-def value_metrics(rollout: Rollout, beta: float) -> dict[str, Any]:
+def value_metrics(rollout: Rollout, beta: float) -> StepMetrics:
     """Figures of the value network, and β. Formulas: docs/stages/ppo.md."""
     batch, mask = rollout.batch, rollout.batch.mask[:, 0]
     assert batch.values is not None and batch.returns is not None

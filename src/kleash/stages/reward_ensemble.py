@@ -32,7 +32,7 @@ from kleash.data.split import comparison, hold_out, read_split
 from kleash.errors import ConfigError
 from kleash.evals.preference_report import PreferenceReport
 from kleash.evals.report_values import as_json
-from kleash.io import write_text
+from kleash.io import Json, write_text
 from kleash.models.average import average_weights
 from kleash.models.compute import Compute
 from kleash.models.load import load_reward_model, load_tokenizer, new_reward_model, save_model
@@ -75,7 +75,7 @@ def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedToke
     members = [_member(config, folder.path / name, files) for name in _names(config)]
     finish = _one if config.members == 1 or config.average_weights else _ensemble
     report = finish(config, folder, members, files)
-    results: dict[str, Any] = {"members": [member.record["results"] for member in members]}
+    results: Json = {"members": [member.record["results"] for member in members]}
     if report is not None:
         results["report"] = as_json(report)
         train = _encoded(config, files["reward"], load_tokenizer(config.model))
@@ -130,7 +130,7 @@ def _centred_on(config: EnsembleConfig, train: Sequence[Group]) -> Sequence[Grou
 
 def _member(config: EnsembleConfig, out: Path, files: Files, *, data: str = "reward") -> RunFolder:
     """Train one model, unless it is there."""
-    changes: dict[str, Any] = {
+    changes: Json = {
         "out": out, "data": str(files[data]), "eval_data": str(files["held-out"]), "max_eval_rows": None, "force": True,
         "seed": derive_seed(config.seed, "member", out.name) % 2**31,
     }  # fmt: skip
@@ -151,7 +151,7 @@ def _one(
     model, tokenizer = loaded[0]
     train, held_out = (_encoded(config, files[name], tokenizer) for name in ("reward", "held-out"))
     # The members' own reports say what more labels bring.
-    changes: dict[str, Any] = {"learning_curve": False}
+    changes: Json = {"learning_curve": False}
     if files["centre"].stat().st_size:
         changes["centre_data"] = str(files["centre"])
     settings = _single(config, **changes)

@@ -49,7 +49,7 @@ from kleash.evals.learning_curve import LearningCurve
 from kleash.evals.preference_report import UNKNOWN, PreferenceReport
 from kleash.evals.report_values import as_json
 from kleash.evals.skipped import Skipped, or_skip
-from kleash.io import write_text
+from kleash.io import Json, write_text
 from kleash.models.compute import Compute
 from kleash.models.forward import check_forward, head_scores
 from kleash.models.load import context_length, load_reward_model, new_reward_model
@@ -58,7 +58,7 @@ from kleash.objectives.bradley_terry import pair_loss, ranking_loss
 from kleash.rewards.build import build_reward
 from kleash.rewards.learned import score_encoded
 from kleash.rewards.reward import Reward
-from kleash.run import RunFolder, derive_seed
+from kleash.run import RunFolder, StepMetrics, derive_seed
 from kleash.stages.training_configs import RewardConfig
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop, State
@@ -146,7 +146,7 @@ def report(
     config: RewardConfig,
     gold: Reward | None,
     live: bool,
-) -> dict[str, Any]:
+) -> StepMetrics:
     """The report on held-out pairs, with the checks and the model card that follow from it."""
     distance = save_feature_range(folder, model, rows.train, rows.held_out, rows.samples, config)
     if not rows.held_out:
@@ -166,7 +166,7 @@ def save_feature_range(
     held_out: Sequence[EncodedGroup],
     samples: Sequence[EncodedGroup],
     config: RewardConfig,
-) -> dict[str, Any] | Skipped:
+) -> Json | Skipped:
     """Save what the model was trained on, in its features, beside its weights; returns the distances from it."""
     compute = config.compute
     measured = or_skip(
@@ -188,7 +188,7 @@ def whole_report(
     rewards: Sequence[Sequence[float]],
     config: RewardConfig,
     gold: Reward | None = None,
-    distance: dict[str, Any] | Skipped | None = None,
+    distance: Json | Skipped | None = None,
 ) -> RewardReport:
     """All that run.json says of a single model; what cannot be measured within the model's limits is skipped."""
     compute = config.compute
@@ -271,7 +271,7 @@ def update(
     optimizer: Optimizer,
     config: RewardConfig,
     weights: Float[Tensor, "P M"],
-) -> dict[str, Any]:
+) -> StepMetrics:
     """One optimiser step on some comparisons; `weights` says what each counts for each head."""
     totals: dict[str, Tensor] = {}
     for part in microbatches(groups, max_tokens=config.micro_batch_tokens):

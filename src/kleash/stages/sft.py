@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,7 +32,7 @@ from kleash.models.load import context_length, load_policy
 from kleash.models.trainable import make_trainable
 from kleash.objectives import masked_sum
 from kleash.progress import Progress
-from kleash.run import RunFolder
+from kleash.run import RunFolder, StepMetrics
 from kleash.stages.training_configs import SFTConfig
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop, State
@@ -106,7 +105,7 @@ def held_out_loss(model: PreTrainedModel, groups: Sequence[EncodedGroup], comput
 
 def update(
     model: PreTrainedModel, groups: Sequence[EncodedGroup], optimizer: Optimizer, compute: Compute
-) -> dict[str, Any]:
+) -> StepMetrics:
     """One optimiser step on some demonstrations."""
     tokens = sum(sum(response.mask) for group in groups for response in group.responses)
     total = torch.zeros((), device=model.device)

@@ -49,7 +49,7 @@ class BestCheckpoint:
         load_weights(model, load_file(self.path / "model.safetensors"))
         return self.step
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int | list[tuple[int, float]]]:
         """The best step, and the figure of each step that was measured."""
         return {"step": self.step, "figures": list(self.figures.items())}
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from kleash.progress import Progress
-from kleash.run import RunFolder
+from kleash.run import RunFolder, StepMetrics
 from kleash.training import checkpoint
 from kleash.training.checkpoint import State
 from kleash.training.trackers import Trackers
@@ -86,7 +86,7 @@ class Loop:
             step == self.total or self.stop is not None or (self.eval_every is not None and step % self.eval_every == 0)
         )
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    def log(self, step: int, metrics: Mapping[str, Any]) -> StepMetrics:
         """Write a step's metrics, show them, and hand them to the trackers; returns them as plain numbers."""
         row = self.folder.log(step, metrics)
         self._trackers.log(step, row)
