@@ -71,6 +71,13 @@ def test_lines_are_at_most_100_wide(page: Path) -> None:
         assert width <= most, f"{page.relative_to(ROOT)}:{number}: {width} characters"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_link_leads_to_a_file(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    local = [target for target in targets if not target.startswith("http")]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
 @pytest.mark.parametrize(
     "sentence",
     ["That is said in run.json.", "It reads text alone.", "A parent that is no run.", "What is none is sent back."],
