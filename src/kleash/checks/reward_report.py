@@ -156,7 +156,7 @@ def held_out_rewards(
     rewards: list[list[float]] = [[]] * len(held_out)
     for size in sorted({len(group.responses) for group in held_out}):
         rows = [row for row, group in enumerate(held_out) if len(group.responses) == size]
-        scores = score_encoded(model, [held_out[row] for row in rows], **_settings(compute))
+        scores = score_encoded(model, [held_out[row] for row in rows], compute=compute)
         for row, values in zip(rows, scores.tolist(), strict=True):
             rewards[row] = values
     return rewards
@@ -301,7 +301,7 @@ def probe_results(
             continue
     if not encoded:
         return Skipped("no held-out response can be spoiled and encoded; hold out more pairs of more than one prompt")
-    return probe_report(score_encoded(model, encoded, **_settings(compute)).double().numpy())
+    return probe_report(score_encoded(model, encoded, compute=compute).double().numpy())
 
 
 def feature_range(
@@ -382,7 +382,7 @@ def best_of_curve(
     if not pool:
         return Skipped(f"no held-out prompt leaves room for a response in the context of {policy}")
     groups = [group.source for group in pool]
-    reward = LearnedReward(model, tokenizer, policy_tokenizer=tokenizer, **_settings(compute))
+    reward = LearnedReward(model, tokenizer, policy_tokenizer=tokenizer, compute=compute)
     return best_of_n_curve(groups, reward(groups).tolist(), gold(groups).tolist() if gold is not None else None)
 
 
@@ -492,7 +492,7 @@ def _features(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: C
     """Features of all responses, whatever the groups' K."""
     sizes = sorted({len(group.responses) for group in groups})
     parts = [
-        features_encoded(model, [g for g in groups if len(g.responses) == size], **_settings(compute)).flatten(0, 1)
+        features_encoded(model, [g for g in groups if len(g.responses) == size], compute=compute).flatten(0, 1)
         for size in sizes
     ]
     return torch.cat(parts)
@@ -509,7 +509,3 @@ def _best(group: Group) -> int | None:
     if isinstance(group.label, Preference):
         return None if group.label.probability == 0.5 else int(group.label.probability < 0.5)
     return group.label.ranks.index(min(group.label.ranks)) if isinstance(group.label, Ranking) else None
-
-
-def _settings(compute: Compute) -> Json:
-    return {"dtype": compute.dtype, "micro_batch_tokens": compute.micro_batch_tokens}
