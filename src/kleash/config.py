@@ -55,6 +55,9 @@ RunRef = Annotated[Path, RUN]
 ConstitutionRef = Annotated[str, CONSTITUTION]
 """A constitution's YAML file, or the name of one that kleash ships."""
 
+Settings = dict[str, Any]
+"""Values by the name of what takes them."""
+
 
 class Config(BaseModel):
     """Base of every config: frozen, unknown keys refused, field docstrings kept."""
@@ -106,10 +109,8 @@ class Config(BaseModel):
             if (value := getattr(self, name)) is not None
         }
 
-    def identity(self) -> dict[str, Any]:
-        """The settings that the result depends on. References are left out: they count by their content
-        (`content.py`).
-        """
+    def identity(self) -> Settings:
+        """The settings that the result depends on. What a reference names counts by its content, which is not here."""
         return self.model_dump(mode="json", exclude={*self.NOT_IDENTITY, *self.references()})
 
     @classmethod
@@ -147,7 +148,7 @@ def describe(config: type[Config], key: str) -> str:
     return text.split(". ")[0].split("\n")[0].rstrip(".") or f"a value for '{key}'"
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> Settings:
     """A YAML mapping as a dict.
 
     Raises:

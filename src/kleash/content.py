@@ -15,12 +15,11 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import kleash
 from kleash.config import MODEL, Config, Kind, read_yaml
 from kleash.errors import ConfigError, DataError, InputError, ModelError
-from kleash.io import ROW_ENDINGS
+from kleash.io import ROW_ENDINGS, Json
 
 Fingerprint = dict[str, str]
 """{"path", "sha256"}: the path is for people, the hash is the identity."""
@@ -219,7 +218,7 @@ def _separated(text: str) -> bool:
 
 
 def _parts_hashes(path: Path) -> list[str]:
-    values: dict[str, Any] = read_yaml(path)
+    values: Json = read_yaml(path)
     if judge := values.get("judge"):  # behind an endpoint, it is a name that the server knows
         return [text_hash(str(judge)) if values.get("endpoint") else content_hash(str(judge), MODEL)]
     parts = values.get("parts")

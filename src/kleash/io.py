@@ -21,8 +21,12 @@ ROW_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 """Endings of the files of rows that kleash reads and writes."""
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file; a last line that is incomplete after a kill is skipped."""
+Json = dict[str, Any]
+"""A JSON object: a row of a file, a record, settings as YAML has them."""
+
+
+def read_jsonl(path: Path) -> list[Json]:
+    """Rows of a JSONL file; a last line that a kill cut short is left out."""
     if not path.exists():
         return []
     lines = path.read_text().splitlines()

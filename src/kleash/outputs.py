@@ -15,13 +15,13 @@ from typing import Any
 from kleash.config import Config
 from kleash.content import Fingerprints, fingerprints
 from kleash.errors import DataError
-from kleash.io import ROW_ENDINGS, write_json
+from kleash.io import ROW_ENDINGS, Json, write_json
 
 SCHEMA = 1
 """Schema version of run.json and of summary files. It rises with every change that makes older ones misleading."""
 
-Identity = dict[str, Any]
-"""Stage and settings by name, and `sha256 of ROLE` for each input of the output."""
+Identity = Json
+"""Stage and settings by name, and `sha256 of ROLE` for everything that the output is made from."""
 
 HASH = "sha256 of "
 
@@ -112,8 +112,8 @@ def finish(out: Path, identity: Identity, results: Mapping[str, Any] | None) -> 
     write_json(file, {"schema": SCHEMA, "identity": identity, "results": results})
 
 
-def results_of(out: Path) -> dict[str, Any] | None:
-    """The figures written next to a file, or None where its stage writes none."""
+def results_of(out: Path) -> Json | None:
+    """The figures beside a file, or None where its stage leaves none."""
     summary = summary_of(out)
     return dict(json.loads(summary.read_text())["results"]) if summary.exists() else None
 
@@ -133,10 +133,10 @@ def summary_of(out: Path) -> Path:
     return beside(out, "summary", ending=".json")
 
 
-def _summary(out: Path) -> dict[str, Any] | None:
+def _summary(out: Path) -> Json | None:
     for file in (summary_of(out), _hidden(out)):
         if file.exists():
-            record: dict[str, Any] = json.loads(file.read_text())
+            record: Json = json.loads(file.read_text())
             refuse_other_schema(file, record)
             return record
     return None

@@ -26,15 +26,18 @@ import kleash
 from kleash.config import Config
 from kleash.content import Fingerprints, fingerprints, folder_hash
 from kleash.errors import InputError
-from kleash.io import machine_errors, read_jsonl, write_json, write_text
+from kleash.io import Json, machine_errors, read_jsonl, write_json, write_text
 from kleash.memory import peak_memory, reset_peak
 from kleash.outputs import SCHEMA, identity_of, refuse_other, refuse_other_schema
+
+StepMetrics = dict[str, Any]
+"""Figures of a step by name: numbers, or tensors of one number until they are logged."""
 
 
 class RunFolder:
     """The folder of one run of one stage: new, to be resumed, or finished."""
 
-    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+    def __init__(self, path: Path, record: Json) -> None:
         self.path = path
         self.record = record
         self._started = time.monotonic()
@@ -117,14 +120,14 @@ class RunFolder:
         value: float = self.record["results"][name]
         return value
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    def log(self, step: int, metrics: Mapping[str, Any]) -> Json:
         """Append one object to metrics.jsonl and return it."""
         row = {"step": step, **{key: _plain(value) for key, value in metrics.items()}}
         with machine_errors(self.path), (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         return row
 
-    def append(self, name: str, rows: list[dict[str, Any]]) -> None:
+    def append(self, name: str, rows: list[Json]) -> None:
         """Append rows, each with its `step`, to a JSONL file of the folder."""
         with machine_errors(self.path), (self.path / name).open("a") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -135,7 +138,7 @@ class RunFolder:
             rows = [line for line in file.read_text().splitlines() if _step_of(line) <= step]
             write_text(file, "".join(line + "\n" for line in rows))
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[Json]:
         """All of metrics.jsonl."""
         return read_jsonl(self.path / "metrics.jsonl")
 
@@ -152,7 +155,7 @@ class RunFolder:
         return self
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> Json | None:
     """The run.json of a folder, or None where there is none.
 
     Raises:
@@ -161,7 +164,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """
     file = path / "run.json"
     try:
-        record: dict[str, Any] = json.loads(file.read_text())
+        record: Json = json.loads(file.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except json.JSONDecodeError as error:

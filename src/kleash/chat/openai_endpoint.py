@@ -16,6 +16,7 @@ from typing import Any
 
 from kleash.chat.messages import ChatReply, ChatRequest, Retryable
 from kleash.errors import ConfigError, InputError
+from kleash.io import Json
 
 TOP_LOGPROBS = 20
 """Likeliest tokens whose log-probabilities are requested: the most that servers give."""
@@ -90,8 +91,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def _fields(request: ChatRequest) -> dict[str, Any]:
-    fields: dict[str, Any] = {
+def _fields(request: ChatRequest) -> Json:
+    fields: Json = {
         "messages": [dict(turn) for turn in request.messages],
         "max_tokens": request.max_tokens,
         "temperature": request.temperature,

@@ -1,7 +1,7 @@
 """`kleash check`: the checks of any artifact, written by kleash or not.
 
-The files at the path tell its kind: a run's folder, a language model, a reward model, a file of rows. The checks that a
-run recorded are trusted while their hash agrees with its content; a changed or unchecked artifact is measured.
+What it is follows from the files there: a run's folder, a language model, a reward model, a file of rows. A run's own
+verdicts are trusted while their hash agrees with its content; what has changed, or has no verdict, is measured.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,7 @@ from kleash.data.group import EncodedGroup, Group, Preference, Response
 from kleash.data.split import comparison, demonstration, hold_out, imitated
 from kleash.errors import InputError, ModelError
 from kleash.evals.preference_report import preference_report, wilson
+from kleash.io import Json
 from kleash.models.compute import Compute
 from kleash.models.load import context_length, load_policy, load_reward_model
 from kleash.rewards.build import build_reward
@@ -57,12 +58,14 @@ class CheckReport:
     gates: dict[str, Verdict]
     """Summaries of checks by name: those of run.json, and `measured`."""
     notes: tuple[str, ...] = ()
-    """Further remarks, e.g. that a folder has changed since it was checked."""
+    """What else is to be known, e.g. what could not be measured."""
+    stale: bool = False
+    """Whether the folder is no longer what its own verdict speaks of."""
 
     @property
     def failed(self) -> list[str]:
-        """Names of the failed summaries; `measured` overrides the record of a changed folder."""
-        superseded = {"out"} if "measured" in self.gates and self.notes else set()
+        """Names of the verdicts that failed; a measured one stands above what a changed folder says of itself."""
+        superseded = {"out"} if "measured" in self.gates and self.stale else set()
         return [name for name, entry in self.gates.items() if entry["passed"] is False and name not in superseded]
 
 
@@ -88,6 +91,8 @@ def check(
     if record is not None and record["status"] != "finished":
         gates["finished"] = verdict([_unfinished(record["status"])])
     notes: list[str] = []
+    if record is not None:
+        notes += [f"not measured: {name}: {reason}" for name, reason in record.get("skipped", {}).items()]
     stale = "out" in gates and changed(path, gates["out"])
     if stale:
         notes.append("the folder has changed since its own verdict (out), so it was measured afresh")
@@ -97,7 +102,7 @@ def check(
     if kind is not None and (stale or not gates or data is not None or labeller is not None):
         gates["measured"] = verdict(measure(path, data=data, labeller=labeller, rows=rows, device=device))
     stage = f"run of {record['stage']}" if record is not None else ""
-    return CheckReport(path=str(path), kind=stage or str(kind), gates=gates, notes=tuple(notes))
+    return CheckReport(path=str(path), kind=stage or str(kind), gates=gates, notes=tuple(notes), stale=stale)
 
 
 def _unfinished(status: str) -> Check:
@@ -234,7 +239,7 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[Check]:
 
 
 def _begins_once(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the begin token occurs only at the beginning; some templates open every turn with it."""
+    """Whether the begin token is only for beginnings; some templates open every turn with it."""
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
@@ -352,8 +357,8 @@ def rows_checks(groups: Sequence[Group]) -> list[Check]:
 
 
 def _own_rows(path: Path) -> list[Group]:
-    """The held-out rows of a run, where its data still exist; empty for other folders."""
-    settings: dict[str, Any] = (read_record(path) or {}).get("config", {})
+    """The rows that a run held out, where its data still lie there; none of another folder."""
+    settings: Json = (read_record(path) or {}).get("config", {})
     held_out, data = settings.get("eval_data"), settings.get("data")
     if held_out is not None and Path(held_out).exists():
         return list(read_groups(held_out))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from kleash.content import folder_hash
+from kleash.io import Json
 
 LOOK = "look at the rows with `kleash inspect`"
 
@@ -25,10 +26,10 @@ class Verdict(TypedDict, total=False):
     ones."""
     advice: str
     """What to try; empty where there is nothing to try."""
-    figures: dict[str, Any]
+    figures: Json
     """The figures behind the finding."""
-    checks: list[dict[str, Any]]
-    """All checks."""
+    checks: list[Json]
+    """All of them."""
     sha256: str
     """Hash of the checked artifact, once it is written."""
     forced: bool

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kleash.data.group import Group, Response
 from kleash.evals.policy_stats import diversity
+from kleash.io import Json
 from kleash.rewards.reward import Parts, Reward
 
 SHOWN_GROUPS = 4
@@ -84,8 +85,8 @@ def acceleration(history: Sequence[float]) -> float | None:
 
 def sampled_rows(
     step: int, groups: Sequence[Group], scores: Float[Tensor, "P K"], kl: Float[Tensor, "P K"]
-) -> list[dict[str, Any]]:
-    """Rows of rollouts.jsonl: the first few groups of a step, one row per response."""
+) -> list[Json]:
+    """Rows of rollouts.jsonl: the first few groups of a step, a row a response."""
     return [
         {
             "step": step,

@@ -148,7 +148,7 @@ def _scores_vary(report: PreferenceReport) -> Check:
 
 
 def beyond_length(report: PreferenceReport) -> Check:
-    """The paired test against only length; a model that agrees with length on nearly all pairs has learned length."""
+    """The paired test against length by itself; a model that decides as length does on nearly all pairs is length."""
     name, against = "beyond length", report.against_length
     if report.accuracy is None:
         return answer(name, None, "no pair is decided")

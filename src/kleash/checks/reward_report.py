@@ -31,6 +31,7 @@ from kleash.evals.preference_report import PreferenceReport, ceiling_bounds, pre
 from kleash.evals.probes import ProbeResult, probe_groups, probe_report
 from kleash.evals.skipped import Skipped
 from kleash.evals.strata import Partition, quartiles, strata_report
+from kleash.io import Json
 from kleash.models.compute import Compute
 from kleash.models.load import context_length, load_policy
 from kleash.rewards.feature_range import FeatureRange
@@ -84,7 +85,7 @@ class RewardReport(PreferenceReport):
     """With `best_of`: what the best of k samples of `model` is worth, to up to 64 held-out prompts."""
     learning_curve: LearningCurve | Skipped | None
     """With `learning_curve`: accuracy against the number of labels."""
-    distance: dict[str, Any] | Skipped | None
+    distance: Json | Skipped | None
     """`threshold`: 0.99 quantile of the distance of held-out responses, of training ones without those; `dimensions`
     of the features. For `training`, `held out` and `samples` (of the centring) the distances. μ and Σ are those of the
     responses of up to 1,024 training rows (a quarter of them), Σ shrunk towards a multiple of the identity (Ledoit &
@@ -156,7 +157,7 @@ def held_out_rewards(
     rewards: list[list[float]] = [[]] * len(held_out)
     for size in sorted({len(group.responses) for group in held_out}):
         rows = [row for row, group in enumerate(held_out) if len(group.responses) == size]
-        scores = score_encoded(model, [held_out[row] for row in rows], **_settings(compute))
+        scores = score_encoded(model, [held_out[row] for row in rows], compute=compute)
         for row, values in zip(rows, scores.tolist(), strict=True):
             rewards[row] = values
     return rewards
@@ -197,7 +198,7 @@ def reward_report(
     probes: list[ProbeResult] | Skipped | None = None,
     best_of: list[BestOfK] | Skipped | None = None,
     learning_curve: LearningCurve | Skipped | None = None,
-    distance: dict[str, Any] | Skipped | None = None,
+    distance: Json | Skipped | None = None,
 ) -> RewardReport:
     """The whole report: the figures of the held-out pairs, joined with the other measurements.
 
@@ -232,7 +233,7 @@ def _labels(groups: Sequence[EncodedGroup]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def repeated_votes(groups: Sequence[Group]) -> Int[np.ndarray, "N 2"]:
-    """The votes on each pair of responses that was labelled more than once, in either order; ties are left out."""
+    """The votes on each pair of responses that was labelled more than once, in whatever order; ties do not count."""
     votes: dict[tuple[str, str, str], list[int]] = {}
     for group in groups:
         if isinstance(group.label, Preference) and group.label.probability != 0.5:
@@ -300,8 +301,8 @@ def probe_results(
         except DataError:  # one row that cannot be degraded, say because a template refuses half a response
             continue
     if not encoded:
-        return Skipped("no held-out response can be degraded and encoded; hold out more pairs of more than one prompt")
-    return probe_report(score_encoded(model, encoded, **_settings(compute)).double().numpy())
+        return Skipped("no held-out response can be spoiled and encoded; hold out more pairs of more than one prompt")
+    return probe_report(score_encoded(model, encoded, compute=compute).double().numpy())
 
 
 def feature_range(
@@ -312,8 +313,8 @@ def feature_range(
     *,
     seed: int,
     compute: Compute,
-) -> tuple[FeatureRange, dict[str, Any]]:
-    """The range of the training responses in the model's features, and the distance of held-out responses and samples.
+) -> tuple[FeatureRange, Json]:
+    """What the model was trained on, in its features, and how far from it held-out responses and samples lie.
 
     Args:
         model: with its final weights.
@@ -334,7 +335,7 @@ def feature_range(
         "held out": unseen,
         "samples": _features(model, samples, compute) if samples else None,
     }
-    figures: dict[str, Any] = {"threshold": fitted.threshold, "dimensions": len(fitted.mean)}
+    figures: Json = {"threshold": fitted.threshold, "dimensions": len(fitted.mean)}
     for name, features in sets.items():
         if features is not None:
             figures[name] = _distance(fitted, features)
@@ -382,7 +383,7 @@ def best_of_curve(
     if not pool:
         return Skipped(f"no held-out prompt leaves room for a response in the context of {policy}")
     groups = [group.source for group in pool]
-    reward = LearnedReward(model, tokenizer, policy_tokenizer=tokenizer, **_settings(compute))
+    reward = LearnedReward(model, tokenizer, policy_tokenizer=tokenizer, compute=compute)
     return best_of_n_curve(groups, reward(groups).tolist(), gold(groups).tolist() if gold is not None else None)
 
 
@@ -492,7 +493,7 @@ def _features(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: C
     """Features of all responses, for groups of any K."""
     sizes = sorted({len(group.responses) for group in groups})
     parts = [
-        features_encoded(model, [g for g in groups if len(g.responses) == size], **_settings(compute)).flatten(0, 1)
+        features_encoded(model, [g for g in groups if len(g.responses) == size], compute=compute).flatten(0, 1)
         for size in sizes
     ]
     return torch.cat(parts)
@@ -509,7 +510,3 @@ def _best(group: Group) -> int | None:
     if isinstance(group.label, Preference):
         return None if group.label.probability == 0.5 else int(group.label.probability < 0.5)
     return group.label.ranks.index(min(group.label.ranks)) if isinstance(group.label, Ranking) else None
-
-
-def _settings(compute: Compute) -> dict[str, Any]:
-    return {"dtype": compute.dtype, "micro_batch_tokens": compute.micro_batch_tokens}

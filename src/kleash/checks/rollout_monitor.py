@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from kleash.checks import monitors
 from kleash.rewards.reward import Reward
 from kleash.rollout.rollout import Rollout
 from kleash.rollout.rollout_log import drop_rollouts_after, log_rollout
-from kleash.run import RunFolder
+from kleash.run import RunFolder, StepMetrics
 
 
 class RolloutMonitor:
@@ -26,8 +24,8 @@ class RolloutMonitor:
         self.kls = [row["kl"] for row in folder.metrics() if row.get("kl") is not None][-2:]
         drop_rollouts_after(folder.path, step)
 
-    def see(self, step: int, rollout: Rollout) -> dict[str, Any]:
-        """Record a rollout. Formulas: docs/metrics.md, Monitors."""
+    def see(self, step: int, rollout: Rollout) -> StepMetrics:
+        """Take in a rollout. Formulas: docs/metrics.md, Monitors."""
         figures = monitors.watch(
             rollout.groups, rollout.scores, parts=rollout.parts, validation_reward=self.validation_reward
         )

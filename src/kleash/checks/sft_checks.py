@@ -23,7 +23,7 @@ REPEATS = 0.2
 """Largest excess of repeated 4-grams over the data's. Loops have 0.6 and more."""
 
 CONTROLS = 0.05
-"""Share of samples with a control token inside from which it is not an accident."""
+"""Share of samples with a control token inside that is not an accident."""
 
 IN_RANGE = 0.5
 """Least share of samples within the range of length of nine tenths of the data."""

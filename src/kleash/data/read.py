@@ -1,4 +1,4 @@
-"""Read the rows of a stage as token ids: read, check, split, prepare, encode; cut and dropped rows are logged."""
+"""The rows of a stage as token ids: read, checked, split, prepared, encoded; what was cut or dropped is logged."""
 
 from __future__ import annotations
 

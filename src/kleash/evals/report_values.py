@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
+from kleash.io import Json
+
 
 class MeanSE(TypedDict):
     """A mean over independent units."""
@@ -34,9 +36,9 @@ class PairedMean:
     high: float
 
 
-def as_json(report: Any) -> dict[str, Any]:
-    """A report and its nested reports as a JSON value: lists, numbers, text, null."""
-    plain: dict[str, Any] = _lists(asdict(report))
+def as_json(report: Any) -> Json:
+    """A report, with the reports in it, as run.json holds it: objects, lists, numbers, text, null."""
+    plain: Json = _lists(asdict(report))
     return plain
 
 

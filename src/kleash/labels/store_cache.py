@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 from kleash.chat.messages import ChatReply, ChatRequest
+from kleash.io import Json
 from kleash.labels.store import Call, Store
 
 COLUMN_OF = {"has_logprobs": "told"}
@@ -42,10 +42,10 @@ class StoreCache:
         )
 
 
-def _to_json(reply: ChatReply) -> dict[str, Any]:
+def _to_json(reply: ChatReply) -> Json:
     return {COLUMN_OF.get(name, name): value for name, value in asdict(reply).items()}
 
 
-def _from_json(values: dict[str, Any]) -> ChatReply:
+def _from_json(values: Json) -> ChatReply:
     field_of = {column: name for name, column in COLUMN_OF.items()}
     return ChatReply(**{field_of.get(name, name): value for name, value in values.items()})

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from kleash.checks.artifact import CheckReport
 from kleash.checks.check import MARKS, Verdict
+from kleash.io import Json
 
 COLOURS = {True: "green", False: "bold red", None: "yellow"}
 
@@ -30,7 +29,7 @@ def _line(name: str, entry: Verdict) -> Text:
     return Text.assemble(f"{name}: ", (MARKS[passed], COLOURS[passed]), f": {entry['finding']}")
 
 
-def _table(checks: list[dict[str, Any]]) -> Table:
+def _table(checks: list[Json]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)

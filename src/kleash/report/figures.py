@@ -508,7 +508,7 @@ def complete(curve: Curve) -> list[Row]:
 
 
 def _distance(row: Row) -> float:
-    """√KL; estimates below zero count as 0."""
+    """√KL; an estimate that came out below zero is not a distance."""
     return sqrt(max(0.0, row["kl"]["mean"]))
 
 

@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 from markupsafe import Markup
 
 from kleash.errors import InputError
-from kleash.io import read_jsonl, write_text
+from kleash.io import Json, read_jsonl, write_text
 from kleash.report import figures
 from kleash.report.reward_section import reward_pieces
 from kleash.run import read_record
@@ -101,8 +101,8 @@ def story(summary: Summary) -> str:
     return "\n".join(line.rstrip() for line in lines[:10])
 
 
-def findings(summary: Summary) -> list[dict[str, Any]]:
-    """The claims that the run supports and those that it does not, each with its figures.
+def findings(summary: Summary) -> list[Json]:
+    """What the run shows and what it does not, each with its figures.
 
     Returns:
         {"holds": bool, "text": str}; differences beyond two standard errors of the difference hold.
@@ -150,8 +150,8 @@ def _turn(summary: Summary) -> Mapping[str, Any] | None:
     return {"step": best["step"], "gold": gold}
 
 
-def _context(summary: Summary, runs: Mapping[str, Path]) -> dict[str, Any]:
-    """The values of the template, in the order of the page."""
+def _context(summary: Summary, runs: Mapping[str, Path]) -> Json:
+    """All that the page needs, in the order in which it shows it."""
     policies = _policies(summary)
     curves = {name: rows for name, rows in _curves(summary).items() if len(figures.complete(rows)) >= 2}
     profile = list(
@@ -182,7 +182,7 @@ def _context(summary: Summary, runs: Mapping[str, Path]) -> dict[str, Any]:
     }
 
 
-def _distance_figures(curves: Mapping[str, Sequence[Any]], summary: Summary) -> list[dict[str, Any]]:
+def _distance_figures(curves: Mapping[str, Sequence[Any]], summary: Summary) -> list[Json]:
     """The picture of overoptimization for each arm, the other arm faint in it."""
     short = _short_labels(curves)
     pictures = []
@@ -203,8 +203,8 @@ def _distance_figures(curves: Mapping[str, Sequence[Any]], summary: Summary) -> 
     return pictures
 
 
-def _methods(summary: Summary) -> dict[str, Any] | None:
-    """The methods compared, where there are others than PPO: the picture, and a row of costs for each."""
+def _methods(summary: Summary) -> Json | None:
+    """The methods side by side, where there is more than PPO's: the picture, and a row for each of what it took."""
     results = {name: method for name, method in (summary.get("roads") or {}).items() if method}
     if len(results) < 2:
         return None
@@ -248,16 +248,14 @@ def methods_table(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def _watched(curves: Mapping[str, Sequence[Any]], runs: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """The monitored figures of each arm, and some of the responses of some steps."""
+def _watched(curves: Mapping[str, Sequence[Any]], runs: Mapping[str, Path]) -> list[Json]:
+    """What was watched while each arm trained, and some of the responses of some steps."""
     entries = []
     for name in ARMS:
         rows = [row for row in read_jsonl(runs[name] / "metrics.jsonl") if row.get("kl") is not None]
         if not any(key in row for row in rows for key in figures.MONITORS):
             continue
-        steps: dict[int, dict[str, Any]] = {
-            row["step"]: {"step": row["step"], "figures": row, "rows": []} for row in rows
-        }
+        steps: dict[int, Json] = {row["step"]: {"step": row["step"], "figures": row, "rows": []} for row in rows}
         for row in read_jsonl(runs[name] / "rollouts.jsonl"):
             if row["step"] in steps:
                 steps[row["step"]]["rows"].append(row)
@@ -287,11 +285,9 @@ def _losses(runs: Mapping[str, Path]) -> dict[str, Markup]:
     return pictures
 
 
-def _sample(sample: Mapping[str, Any], summary: Summary) -> dict[str, Any]:
-    """One prompt with its answers: a column for the models before PPO and one for each arm, in the order of
-    training.
-    """
-    columns: dict[str, list[dict[str, Any]]] = {}
+def _sample(sample: Mapping[str, Any], summary: Summary) -> Json:
+    """One prompt with its answers: a column for what came before PPO and one for each arm, in the order of training."""
+    columns: dict[str, list[Json]] = {}
     answers = sorted(sample["answers"], key=lambda answer: answer.get("step") or 0)
     for name in _in_order({answer["policy"] for answer in answers}):
         best = (_policies(summary).get(name, {}).get("gold_peak") or {}).get("step")
@@ -312,9 +308,9 @@ def _gates(summary: Summary, runs: Mapping[str, Path]) -> dict[str, Mapping[str,
     return {name: verdict for name, verdict in {**verdicts, **(summary.get("gates") or {})}.items() if verdict}
 
 
-def _policies(summary: Summary) -> dict[str, dict[str, Any]]:
-    """The policies in the order of the chain; incomplete best steps and samples are left out."""
-    required = {"gold_peak": ("step", "gold"), "sample": ("prompt", "response")}
+def _policies(summary: Summary) -> dict[str, Json]:
+    """The policies in the order of the chain, without a best step or a sample that is not whole."""
+    whole = {"gold_peak": ("step", "gold"), "sample": ("prompt", "response")}
     policies = summary.get("policies") or {}
     return {
         name: {

@@ -1,4 +1,4 @@
-"""The page of `kleash overopt`: gold and proxy against KL, for a reader who did not run it. Only reads files.
+"""The Goodhart page: where gold turned while the proxy climbed, for someone who was not there. Reads only files.
 
 Like the demo's report the page is self-contained, and texts by models are escaped, never markup.
 """
@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from kleash.errors import InputError
 from kleash.evals.overoptimization import point_name
-from kleash.io import write_text
+from kleash.io import Json, write_text
 from kleash.report import figures
 from kleash.report.html import environment
 from kleash.run import read_record
@@ -63,7 +63,7 @@ def story(results: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
-def _context(record: Mapping[str, Any], samples: Mapping[str, Any], svg: str) -> dict[str, Any]:
+def _context(record: Mapping[str, Any], samples: Mapping[str, Any], svg: str) -> Json:
     results = record["results"]
     curves = {
         name: {
@@ -106,12 +106,12 @@ def _marks(analysis: Mapping[str, Any], point: int) -> list[str]:
     return [word for name, word in words.items() if analysis[name]["point"] == point]
 
 
-def _samples(samples: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _samples(samples: Mapping[str, Any]) -> list[Json]:
     """The samples with a tint for each piece: its drop as a share of the largest drop on the page, −1 to 1."""
     answers = [entry[side] for entry in samples["prompts"] for side in ("before", "after")]
     largest = max((abs(piece["drop"]) for answer in answers for piece in answer["pieces"]), default=0.0) or 1.0
 
-    def tinted(pieces: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def tinted(pieces: Sequence[Mapping[str, Any]]) -> list[Json]:
         return [{**piece, "tint": round(45 * abs(piece["drop"]) / largest)} for piece in pieces]
 
     return [

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from kleash.io import Json
 from kleash.report import figures
 
 PROBES = {
@@ -24,8 +25,8 @@ PROBES = {
 SETS = {"training": "training answers", "held out": "held-out answers", "samples": "the model's own samples"}
 
 
-def reward_pieces(report: Mapping[str, Any], svg: Callable[..., Markup]) -> dict[str, Any]:
-    """The values of the template `reward.html.jinja`; None for each part that the report lacks.
+def reward_pieces(report: Mapping[str, Any], svg: Callable[..., Markup]) -> Json:
+    """What the template `reward.html.jinja` shows; None for each piece that the report has not.
 
     Args:
         report: of the reward model, whole or in part.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +18,7 @@ from kleash.models.inference import batch_logprobs
 from kleash.models.reference import Reference
 from kleash.objectives import kl, masked_mean
 from kleash.rewards.reward import Reward, explain
+from kleash.run import StepMetrics
 from kleash.sampling.sampler import Sampler, sample_groups
 from kleash.training.model_folder import parameters_held
 
@@ -174,8 +174,8 @@ def concatenate_rollouts(rollouts: Sequence[Rollout]) -> Rollout:
     )
 
 
-def rollout_metrics(rollout: Rollout) -> dict[str, Any]:
-    """Figures of a rollout, before the update. Formulas: docs/metrics.md."""
+def rollout_metrics(rollout: Rollout) -> StepMetrics:
+    """Figures of a rollout, before anything is learned from it. Formulas: docs/metrics.md."""
     batch = rollout.batch
     assert batch.old_logprobs is not None and batch.sampler_logprobs is not None
     mismatch = (batch.old_logprobs - batch.sampler_logprobs).abs()
@@ -197,9 +197,8 @@ def advantage_metrics(advantages: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"])
     return {"advantage_mean": mean, "advantage_sd": masked_mean((advantages - mean).square(), mask).sqrt()}
 
 
-def merge(metrics: dict[str, Any], update: dict[str, Any], *, weight: float) -> dict[str, Any]:
-    """A rollout's metrics with those of one more update: means over updates, except for counts and for figures of the
-    whole rollout.
+def merge(metrics: StepMetrics, update: StepMetrics, *, weight: float) -> StepMetrics:
+    """A rollout's metrics with those of one more update: means over updates, but for what is a count or holds once.
 
     Args:
         metrics: so far.

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kleash.io import machine_errors
+from kleash.io import Json, machine_errors
 from kleash.rollout.rollout import Rollout
 from kleash.run import RunFolder
 
@@ -52,9 +51,9 @@ def logged_steps(run: Path) -> list[int]:
     return sorted(int(path.stem.removeprefix("step-")) for path in (run / FOLDER).glob("step-*.parquet"))
 
 
-def read_rollout(run: Path, step: int) -> list[dict[str, Any]]:
-    """The logged responses of a step, one dictionary each, with the prompt as in the data."""
-    rows: list[dict[str, Any]] = pq.read_table(run / FOLDER / f"step-{step:08d}.parquet").to_pylist()
+def read_rollout(run: Path, step: int) -> list[Json]:
+    """The responses of a step that were kept, a dictionary each, the prompt as it came."""
+    rows: list[Json] = pq.read_table(run / FOLDER / f"step-{step:08d}.parquet").to_pylist()
     return [row | {"prompt": json.loads(row["prompt"])} for row in rows]
 
 
@@ -65,7 +64,7 @@ def drop_rollouts_after(run: Path, step: int) -> None:
             (run / FOLDER / f"step-{later:08d}.parquet").unlink()
 
 
-def _rows(step: int, rollout: Rollout, responses: int) -> list[dict[str, Any]]:
+def _rows(step: int, rollout: Rollout, responses: int) -> list[Json]:
     batch, kl = rollout.batch, rollout.kl
     group_size = batch.shape[1]
     rows = []

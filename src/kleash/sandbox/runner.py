@@ -19,6 +19,7 @@ from threading import Lock
 from typing import Any
 
 from kleash.errors import MachineError
+from kleash.io import Json
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Runner:
             process.communicate()
 
 
-def _result(program: str, reply: dict[str, Any]) -> Result:
+def _result(program: str, reply: Json) -> Result:
     if "unavailable" in reply:
         raise MachineError(f"the sandbox cannot load {program} ({reply['unavailable']}); install what is missing")
     if "exceeded" in reply:

@@ -19,6 +19,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from kleash.io import Json
+
 
 def main() -> None:
     """Answer requests until the input ends."""
@@ -31,7 +33,7 @@ def main() -> None:
         print(json.dumps(_answer(json.loads(line))), file=replies, flush=True)
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+def _answer(request: Json) -> Json:
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (request["memory"], most))
     try:
@@ -55,7 +57,7 @@ def _load(program: str, imports: list[str]) -> Callable[..., Any]:
     return loaded
 
 
-def _call(function: Callable[..., Any], arguments: list[Any]) -> dict[str, Any]:
+def _call(function: Callable[..., Any], arguments: list[Any]) -> Json:
     try:
         return {"value": function(*arguments)}
     except MemoryError:

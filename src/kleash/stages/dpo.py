@@ -22,7 +22,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import monitors, policy_checks
-from kleash.checks.after_training import after_training
 from kleash.checks.gates import record_checks
 from kleash.checks.open_run import open_run
 from kleash.checks.reward_report import pairs_of, preference_figures
@@ -46,9 +45,10 @@ from kleash.objectives import LOSSES, implicit_rewards, kl, masked_sum, plackett
 from kleash.rewards.build import build_reward
 from kleash.rewards.reward import Reward
 from kleash.rollout.rollout import with_logprobs
-from kleash.run import RunFolder, derive_seed
+from kleash.run import RunFolder, StepMetrics, derive_seed
 from kleash.sampling.sampler import build_sampler, sample_groups
 from kleash.stages.training_configs import DPOConfig
+from kleash.training.after_training import after_training
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop, State
 from kleash.training.model_folder import model_card, parameters_held, save_snapshot
@@ -98,12 +98,14 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
         rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
         metrics = update(model, [train[row] for row in rows], [references[row] for row in rows], optimizer, config)
         if held_out and loop.due_to_evaluate(step):
-            means, figures = pairs.measure(model, step)
-            metrics |= {f"eval_{name}": value for name, value in means.items()} | {"eval_accuracy": figures.accuracy}
-            best.update(model, step, means["loss"] or 0.0)
-            warn_of_displacement(folder, step, means)
+            with loop.measuring(step):
+                means, figures = pairs.measure(model, step)
+                metrics |= eval_metrics(means, figures)
+                best.update(model, step, means["loss"] or 0.0)
+                warn_of_displacement(folder, step, means)
         if held_out and config.kl_due(step, steps):
-            metrics |= kl_meter.measure(model, step)
+            with loop.measuring(step):
+                metrics |= kl_meter.measure(model, step)
         save_snapshot(folder, step, model, tokenizer, every=config.snapshot_every)
         loop.log(step, metrics)
     last = best.take(model, loop.step)
@@ -150,7 +152,7 @@ def update(
     references: Sequence[Tensor],
     optimizer: Optimizer,
     config: DPOConfig,
-) -> dict[str, Any]:
+) -> StepMetrics:
     """One optimiser step on some comparisons; `references` are log π_ref of each group's responses."""
     totals: dict[str, Tensor] = {}
     for part in microbatches(groups, max_tokens=config.micro_batch_tokens):
@@ -196,6 +198,11 @@ def evaluate(
         rewards += implicit_rewards(policy, reference, beta=config.beta, lengths=per_length).tolist()
         ordered += groups
     return means, preference_figures(ordered, rewards, train)
+
+
+def eval_metrics(means: Mapping[str, float | None], figures: PreferenceReport) -> StepMetrics:
+    """What metrics.jsonl has of a measurement on held-out rows."""
+    return {**{f"eval_{name}": value for name, value in means.items()}, "eval_accuracy": figures.accuracy}
 
 
 class HeldOut:
@@ -249,8 +256,8 @@ class KLMeter:
         self.latest: tuple[int, MeanSE] | None = None
 
     @torch.no_grad()
-    def measure(self, model: PreTrainedModel, step: int) -> dict[str, Any]:
-        """`eval_kl` after a step, and the monitors of these responses (docs/metrics.md, Monitors)."""
+    def measure(self, model: PreTrainedModel, step: int) -> StepMetrics:
+        """`eval_kl` after a step, and what else is looked at in these responses (docs/metrics.md, Monitors)."""
         config = self.config
         room = (context_length(model) or 1 << 30) - config.max_new_tokens
         prompts = [group for group in self.prompts if len(group.prompt_ids) <= room][: config.kl_samples]
@@ -277,9 +284,9 @@ class KLMeter:
         return self.latest[1]
 
 
-def report(folder: RunFolder, model: PreTrainedModel, step: int, pairs: HeldOut, kl_meter: KLMeter) -> dict[str, Any]:
-    """Report and KL of the final weights, with their checks and model card."""
-    results: dict[str, Any] = {}
+def report(folder: RunFolder, model: PreTrainedModel, step: int, pairs: HeldOut, kl_meter: KLMeter) -> StepMetrics:
+    """Report and KL of the weights that are kept, with the checks and the model card that follow from them."""
+    results: StepMetrics = {}
     if pairs.groups:
         measured = pairs.config.kl_due(step, step)
         means, figures = pairs.measure(model, step)

@@ -14,7 +14,6 @@ Left out: a value network (that is `kleash ppo`); ratios of whole responses (GSP
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -51,7 +50,7 @@ from kleash.rollout import (
     read_prompts,
     rollout_metrics,
 )
-from kleash.run import RunFolder
+from kleash.run import RunFolder, StepMetrics
 from kleash.stages.training_configs import GRPOConfig
 from kleash.stopping import DegenerateRun, GroupScores, KLBudget, Plateau, StopRules, zero_spread
 from kleash.training.best_checkpoint import BestCheckpoint
@@ -153,8 +152,9 @@ def run(
             figures = update(parts, minibatch, optimizer, config, first="updates" not in metrics)
             metrics = merge(metrics, figures, weight=1 / updates)
         if loop.due_to_evaluate(step):
-            metrics |= held_out.measure(step, beta=config.beta)
-            loop.stop = stop.see(figure=held_out.figure)
+            with loop.measuring(step):
+                metrics |= held_out.measure(step, beta=config.beta)
+                loop.stop = stop.see(figure=held_out.figure)
         save_snapshot(folder, step, parts.policy, parts.tokenizer, every=config.snapshot_every)
         row, empty = loop.log(step, metrics), not bool(rollout.batch.mask.any())
         groups.raise_if_dead(end_rate=row["end_rate"], empty=empty, longest=config.max_new_tokens)
@@ -184,7 +184,7 @@ def penalised(rollout: Rollout, config: GRPOConfig) -> Float[Tensor, "P K"]:
 
 def update(
     parts: Components, minibatch: Rollout, optimizer: Optimizer, config: GRPOConfig, *, first: bool = False
-) -> dict[str, Any]:
+) -> StepMetrics:
     """One optimiser step.
 
     A token's weight is computed for the whole step and summed over micro-batches, so the split into micro-batches has
@@ -204,7 +204,7 @@ def update(
     step_mask = batch.mask.flatten(0, 1)
     weights = token_weights(step_mask, config.normalisation, longest=config.max_new_tokens).reshape(batch.shape)
     tokens = step_mask.sum().clamp(min=1)
-    metrics: dict[str, Any] = {}
+    metrics: StepMetrics = {}
     for part in each_micro_batch(replace(batch, weights=weights), max_tokens=parts.compute.micro_batch_tokens):
         mask = part.mask.flatten(0, 1)
         old_logprobs, reference_logprobs, sampler_logprobs, advantages, weight = rows_of(part)
@@ -241,8 +241,8 @@ def rows_of(part: GroupBatch) -> list[Float[Tensor, "R T"]]:
     return [tensor.flatten(0, 1) for tensor in tensors if tensor is not None]
 
 
-def group_metrics(rollout: Rollout, beta: float) -> dict[str, Any]:
-    """Share of groups with zero spread, and β. Formulas: docs/stages/grpo.md."""
+def group_metrics(rollout: Rollout, beta: float) -> StepMetrics:
+    """How much the groups have to teach, and β. Formulas: docs/stages/grpo.md."""
     assert rollout.batch.advantages is not None
     advantages = rollout.batch.advantages[..., 0]
     return {

@@ -44,7 +44,7 @@ from kleash.evals.overoptimization import (
 )
 from kleash.evals.report_values import as_json
 from kleash.evals.skipped import Skipped, or_skip
-from kleash.io import read_jsonl, write_json, write_text
+from kleash.io import Json, read_jsonl, write_json, write_text
 from kleash.models.compute import Compute
 from kleash.models.inference import batch_logprobs
 from kleash.models.load import context_length, freeze, load_policy
@@ -60,7 +60,7 @@ from kleash.stages.score import score_groups
 
 logger = logging.getLogger("kleash")
 
-Row = dict[str, Any]
+Row = Json
 """A row of samples.jsonl: a response at a point, with its scores and its KL."""
 
 SHOWN_BY_RULE, SHOWN_AT_RANDOM = 4, 2
@@ -170,7 +170,7 @@ def measure(point: Point, policy: PreTrainedModel, measuring: Measuring) -> list
 
 def _kl(batch: GroupBatch, policy: PreTrainedModel, measuring: Measuring, *, exact: bool) -> np.ndarray:
     """k1 of each response, summed over its tokens, in nats: [P, K]."""
-    settings: dict[str, Any] = {"temperature": measuring.temperature, "compute": measuring.compute}
+    settings: Json = {"temperature": measuring.temperature, "compute": measuring.compute}
     policy_logprobs = batch.sampler_logprobs if exact else None
     if policy_logprobs is None:
         policy_logprobs = batch_logprobs(policy, batch, **settings)
@@ -224,8 +224,8 @@ def _caution(rows: Sequence[Row], point: int) -> dict[str, str]:
 # -- samples before and after ------------------------------------------------------------------------------------------
 
 
-def shown_samples(rows: Sequence[Row], analysis: Analysis, measuring: Measuring, *, seed: int) -> dict[str, Any]:
-    """Samples of the peak and of the end to the reporting prompts, with the proxy's attribution to their sentences.
+def shown_samples(rows: Sequence[Row], analysis: Analysis, measuring: Measuring, *, seed: int) -> Json:
+    """Samples of the peak beside samples of the end, with what the proxy likes in each; of the reporting prompts.
 
     Where gold is best at the end, the start takes the peak's place. Shown are the prompts with the largest sum of
     proxy gained and gold lost, each in units of its standard deviation over prompts, then some drawn at random.
@@ -303,7 +303,7 @@ def _completed_from_run(config: OveroptConfig, *, live_proxy: bool) -> OveroptCo
     return config.model_copy(update=values)
 
 
-def _record(run: Path) -> dict[str, Any]:
+def _record(run: Path) -> Json:
     record = read_record(run)
     if record is None:
         raise InputError(f"{run} holds no run.json; give the folder of a ppo, grpo or dpo run")

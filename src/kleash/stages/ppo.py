@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,7 +48,7 @@ from kleash.rollout import (
     read_prompts,
     rollout_metrics,
 )
-from kleash.run import RunFolder
+from kleash.run import RunFolder, StepMetrics
 from kleash.stages.training_configs import PPOConfig
 from kleash.stopping import KLBudget, Plateau, StopRules
 from kleash.training.actor_critic import ActorCritic
@@ -116,8 +115,9 @@ def run(
             metrics = merge(metrics, figures, weight=1 / updates)
         controller.see(float(metrics["kl"]), responses=len(rollout.groups))
         if loop.due_to_evaluate(step):
-            metrics |= held_out.measure(step, beta=controller.beta)
-            loop.stop = stop.see(figure=held_out.figure)
+            with loop.measuring(step):
+                metrics |= held_out.measure(step, beta=controller.beta)
+                loop.stop = stop.see(figure=held_out.figure)
         save_snapshot(folder, step, parts.policy, parts.tokenizer, every=config.snapshot_every)
         loop.log(step, metrics)
     results = {"beta": controller.beta, "prompts": len(prompts)}
@@ -178,7 +178,7 @@ def update(
     config: PPOConfig,
     *,
     first: bool = False,
-) -> dict[str, Any]:
+) -> StepMetrics:
     """One optimiser step of policy and value network.
 
     Losses are sums over micro-batches divided by the step's tokens, so the split into micro-batches has no effect (F1).
@@ -195,7 +195,7 @@ def update(
         TrainingError: the ratio is not 1 where it must be; the message names the cause.
     """
     tokens = int(minibatch.batch.mask.sum())
-    metrics: dict[str, Any] = {}
+    metrics: StepMetrics = {}
     for part in each_micro_batch(minibatch.batch, max_tokens=parts.compute.micro_batch_tokens):
         mask = part.mask[:, 0]
         old_logprobs, advantages, old_values, returns = (
@@ -229,7 +229,7 @@ def update(
     return {**metrics, **pretraining.backward(optimizers.policy), **optimizers.step(), "updates": 1}
 
 
-def value_metrics(rollout: Rollout, beta: float) -> dict[str, Any]:
+def value_metrics(rollout: Rollout, beta: float) -> StepMetrics:
     """Figures of the value network, and β. Formulas: docs/stages/ppo.md."""
     batch, mask = rollout.batch, rollout.batch.mask[:, 0]
     assert batch.values is not None and batch.returns is not None

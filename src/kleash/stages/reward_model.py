@@ -24,7 +24,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import data_checks, reward_checks
-from kleash.checks.after_training import after_training
 from kleash.checks.gates import record_checks
 from kleash.checks.open_run import open_run
 from kleash.checks.reward_checks import OnPolicyExcess
@@ -46,11 +45,12 @@ from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Preference, Ranking
 from kleash.data.read import read_encoded
 from kleash.data.split import comparison, demonstration, imitated, read_usable
+from kleash.errors import DataError
 from kleash.evals.learning_curve import LearningCurve
 from kleash.evals.preference_report import UNKNOWN, PreferenceReport
 from kleash.evals.report_values import as_json
 from kleash.evals.skipped import Skipped, or_skip
-from kleash.io import write_text
+from kleash.io import Json, write_text
 from kleash.models.compute import Compute
 from kleash.models.forward import check_forward, head_scores
 from kleash.models.load import context_length, load_reward_model, new_reward_model
@@ -59,8 +59,9 @@ from kleash.objectives.bradley_terry import pair_loss, ranking_loss
 from kleash.rewards.build import build_reward
 from kleash.rewards.learned import score_encoded
 from kleash.rewards.reward import Reward
-from kleash.run import RunFolder, derive_seed
+from kleash.run import RunFolder, StepMetrics, derive_seed
 from kleash.stages.training_configs import RewardConfig
+from kleash.training.after_training import after_training
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop, State
 from kleash.training.model_folder import model_card, write_model
@@ -116,17 +117,17 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     for step, rows in loop.over(batches(range(len(train)), config.batch_size, seed=config.seed, start=loop.step)):
         metrics = update(model, [train[row] for row in rows], optimizer, config, head_weights(config, rows))
         if held_out and loop.due_to_evaluate(step):
-            figures = preference_figures(held_out, held_out_rewards(model, held_out, compute=config.compute), train)
-            metrics |= {"eval_accuracy": figures.accuracy, "eval_log_loss": figures.log_loss}
-            best.update(model, step, figures.log_loss)
+            with loop.measuring(step):
+                figures = preference_figures(held_out, held_out_rewards(model, held_out, compute=config.compute), train)
+                metrics |= {"eval_accuracy": figures.accuracy, "eval_log_loss": figures.log_loss}
+                best.update(model, step, figures.log_loss)
         loop.log(step, metrics)
     last = best.take(model, loop.step)
-    samples = after_training(folder, "centring samples", lambda: centring_samples(tokenizer, train, config)) or []
-    centre(model, samples or train, config.compute)
     write_model(folder, model, tokenizer, summary(None))
+    samples, centred_on = centre_model(folder, model, tokenizer, train, config)
     live, measured = reward is not None, Measured(train, held_out, samples)
     results = after_training(folder, "report", lambda: report(folder, model, tokenizer, measured, config, gold, live))
-    return folder.finish(step=last, rows=len(train), centred_on=centred_on(samples, config), **(results or {}))
+    return folder.finish(step=last, rows=len(train), centred_on=centred_on, **(results or {}))
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,8 @@ def report(
     config: RewardConfig,
     gold: Reward | None,
     live: bool,
-) -> dict[str, Any]:
-    """The report on held-out pairs, with its checks and model card."""
+) -> StepMetrics:
+    """The report on held-out pairs, with the checks and the model card that follow from it."""
     distance = save_feature_range(folder, model, rows.train, rows.held_out, rows.samples, config)
     if not rows.held_out:
         return {}
@@ -167,8 +168,8 @@ def save_feature_range(
     held_out: Sequence[EncodedGroup],
     samples: Sequence[EncodedGroup],
     config: RewardConfig,
-) -> dict[str, Any] | Skipped:
-    """Save the range of the training responses in the model's features, next to its weights; returns the distances."""
+) -> Json | Skipped:
+    """Save what the model was trained on, in its features, beside its weights; returns the distances from it."""
     compute = config.compute
     measured = or_skip(
         "feature range",
@@ -189,7 +190,7 @@ def whole_report(
     rewards: Sequence[Sequence[float]],
     config: RewardConfig,
     gold: Reward | None = None,
-    distance: dict[str, Any] | Skipped | None = None,
+    distance: Json | Skipped | None = None,
 ) -> RewardReport:
     """The report on a single model; measurements that exceed the model's limits are skipped."""
     compute = config.compute
@@ -274,8 +275,8 @@ def update(
     optimizer: Optimizer,
     config: RewardConfig,
     weights: Float[Tensor, "P M"],
-) -> dict[str, Any]:
-    """One optimiser step on some comparisons; `weights` is the weight of each for each head."""
+) -> StepMetrics:
+    """One optimiser step on some comparisons; `weights` says what each counts for each head."""
     totals: dict[str, Tensor] = {}
     for part in microbatches(groups, max_tokens=config.micro_batch_tokens):
         chosen = [groups[row] for row in part]
@@ -291,29 +292,54 @@ def update(
     return {**totals, **optimizer.step()}
 
 
-def centre(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: Compute) -> None:
-    """Shift the scores so that their mean over the responses of some groups is zero."""
+def centre_model(
+    folder: RunFolder,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Sequence[EncodedGroup],
+    config: RewardConfig,
+) -> tuple[list[EncodedGroup], str]:
+    """Shift the scores of the model in a folder, weights and all else of which are written, to mean zero.
+
+    Returns:
+        The samples whose mean score is zero now, none where there are none; and what it is zero on, for run.json.
+    """
+    samples = after_training(folder, "centring samples", lambda: centring_samples(tokenizer, train, config)) or []
+    if not after_training(folder, "centring", lambda: centre(model, samples or train, config.compute)):
+        return [], "nothing"
+    write_text(folder.path / "config.json", model.config.to_json_string())
+    if not samples:
+        return [], "the training responses"
+    return samples, config.centre_data or f"{len(samples)} samples of {config.model}"
+
+
+def centre(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: Compute) -> bool:
+    """Shift the scores so that their mean over the responses of some groups is zero; True when that is done."""
     model.config.kleash_offset = 0.0
     sizes = {len(group.responses) for group in groups}
     scores = [score_encoded(model, [g for g in groups if len(g.responses) == size], compute=compute) for size in sizes]
     model.config.kleash_offset = float(torch.cat([score.flatten() for score in scores]).double().mean())
+    return True
 
 
 def centring_samples(
     tokenizer: PreTrainedTokenizerBase, train: Sequence[EncodedGroup], config: RewardConfig
 ) -> list[EncodedGroup]:
-    """The rows whose mean score becomes zero: those of `centre_data`, or samples; empty where neither is requested."""
+    """The rows whose mean score becomes zero: those of `centre_data`, or samples; empty where neither is asked for.
+
+    Raises:
+        DataError: samples are asked for, and no training prompt leaves room for one.
+    """
     if config.centre_data is not None:
         rows = [imitated(row) for row in read_usable(config.centre_data, demonstration)]
         return encode_all(rows, tokenizer, max_length=config.max_length)[0]
-    return start_samples(tokenizer, train, config) if config.centre_samples else []
-
-
-def centred_on(samples: Sequence[EncodedGroup], config: RewardConfig) -> str:
-    """The responses on which the mean score is zero, for run.json."""
-    if not samples:
-        return "the training responses"
-    return config.centre_data or f"{len(samples)} samples of {config.model}"
+    samples = start_samples(tokenizer, train, config) if config.centre_samples else []
+    if config.centre_samples and not samples:
+        raise DataError(
+            f"no training prompt leaves room for a response in the context of {config.model}; centred on the training "
+            "responses instead"
+        )
+    return samples
 
 
 def start_samples(

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import sft_checks
-from kleash.checks.after_training import after_training
 from kleash.checks.gates import Check, record_checks
 from kleash.checks.open_run import open_run
 from kleash.checks.sample_stats import describe, prompt_effect, responses_of, sample, usual_length
@@ -33,8 +31,9 @@ from kleash.models.load import context_length, load_policy
 from kleash.models.trainable import make_trainable
 from kleash.objectives import masked_sum
 from kleash.progress import Progress
-from kleash.run import RunFolder
+from kleash.run import RunFolder, StepMetrics
 from kleash.stages.training_configs import SFTConfig
+from kleash.training.after_training import after_training
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop, State
 from kleash.training.model_folder import write_model
@@ -44,7 +43,7 @@ SHOWN = ("loss", "eval_loss")
 """Figures of the progress bar."""
 
 UNSAMPLED = 1e9
-"""Number of parameters from which the checks do not sample on a CPU: it would take minutes."""
+"""Parameters from which the gate does not sample on a CPU: it would take minutes."""
 
 EFFECT_ROWS = 128
 """Held-out rows whose responses are also scored after another row's prompt."""
@@ -79,8 +78,8 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     for step, groups in loop.over(batches(train, config.batch_size, seed=config.seed, start=loop.step)):
         metrics = update(model, groups, optimizer, config.compute)
         if held_out and loop.due_to_evaluate(step):
-            metrics["eval_loss"] = held_out_loss(model, held_out, config.compute)
-            best.update(model, step, metrics["eval_loss"])
+            with loop.measuring(step):
+                metrics["eval_loss"] = best.update(model, step, held_out_loss(model, held_out, config.compute))
         loop.log(step, metrics)
     last = best.take(model, loop.step)
     after = best.figures.get(last, math.nan)
@@ -106,7 +105,7 @@ def held_out_loss(model: PreTrainedModel, groups: Sequence[EncodedGroup], comput
 
 def update(
     model: PreTrainedModel, groups: Sequence[EncodedGroup], optimizer: Optimizer, compute: Compute
-) -> dict[str, Any]:
+) -> StepMetrics:
     """One optimiser step on some demonstrations."""
     tokens = sum(sum(response.mask) for group in groups for response in group.responses)
     total = torch.zeros((), device=model.device)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from kleash.config import DataRef, MeasureRef, ModelRef
+from kleash.config import DataRef, MeasureRef, ModelRef, Settings
 from kleash.training.settings import RolloutConfig, Schedule, TrainingConfig
 
 
@@ -99,7 +99,7 @@ class EnsembleConfig(RewardConfig):
         return self
 
 
-PPO_PRESETS: dict[str, dict[str, Any]] = {
+PPO_PRESETS: dict[str, Settings] = {
     # Ouyang et al. 2022 (arXiv:2203.02155), appendix C.4. The pretraining mix needs pretraining_data.
     "instructgpt": {
         "beta": 0.02, "batch_size": 512, "minibatches": 8, "inner_epochs": 1, "temperature": 1.0, "clip": 0.2,
@@ -161,7 +161,7 @@ class PPOConfig(RolloutConfig):
     pretraining_coefficient: float = Field(27.8, gt=0)
     """Weight of the pretraining loss; used with `pretraining_data`."""
 
-    def actor_critic_settings(self) -> dict[str, Any]:
+    def actor_critic_settings(self) -> Settings:
         """The settings of `ActorCritic`, but for the number of steps."""
         settings = self.optimizer_settings()
         rate = self.learning_rate if self.value_learning_rate is None else self.value_learning_rate
@@ -171,7 +171,7 @@ class PPOConfig(RolloutConfig):
             "ema_decay": self.ema_decay,
         }
 
-    def mix_settings(self) -> dict[str, Any]:
+    def mix_settings(self) -> Settings:
         """The settings of `PretrainingMix`."""
         return {
             "batch_size": max(1, self.batch_size // self.minibatches),
@@ -181,7 +181,7 @@ class PPOConfig(RolloutConfig):
             "compute": self.compute,
         }
 
-    def component_settings(self) -> dict[str, Any]:
+    def component_settings(self) -> Settings:
         """The settings of `build_components`, a value network among them."""
         return super().component_settings() | {"value_init": self.value_init}
 
@@ -201,7 +201,7 @@ class PPOConfig(RolloutConfig):
         return self
 
 
-GRPO_PRESETS: dict[str, dict[str, Any]] = {
+GRPO_PRESETS: dict[str, Settings] = {
     # Shao et al. 2024 (arXiv:2402.03300) §4.2: 1,024 samples a rollout, one update.
     "grpo": {
         "advantage": "standardised", "normalisation": "sequence", "kl_in": "loss-k3", "beta": 0.04, "clip": 0.2,
@@ -258,7 +258,7 @@ class GRPOConfig(RolloutConfig):
     resample_zero_spread: bool = False
     """Replace groups whose responses all have the same score by groups of other prompts (DAPO's dynamic sampling)."""
 
-    def rollout_settings(self) -> dict[str, Any]:
+    def rollout_settings(self) -> Settings:
         """The settings of `Rollouts`."""
         return {
             "batch_size": self.batch_size,

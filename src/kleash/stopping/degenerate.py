@@ -100,7 +100,7 @@ class DegenerateRun:
             )
         raise TrainingError(f"no update in the last {self.idle} rollouts: {cause}")
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, float | int]:
         """See `StopRule`."""
         return asdict(self)
 

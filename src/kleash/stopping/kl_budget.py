@@ -22,7 +22,7 @@ class KLBudget:
             self.reason = f"KL {measurement:.3g} nats is beyond the budget of {self.budget:g}"
         return self.reason
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, str | None]:
         """See `StopRule`."""
         return {"reason": self.reason}
 

@@ -33,7 +33,7 @@ class Plateau:
             )
         return self.reason
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, float | int | str | None]:
         """See `StopRule`."""
         return {"best": self.best, "since": self.since, "reason": self.reason}
 

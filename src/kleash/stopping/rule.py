@@ -21,7 +21,7 @@ class StopRule(Protocol[Measurement]):
         """Update the rule by a measurement, in the order of training; returns `reason`."""
         ...
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, object]:
         """What a checkpoint stores of the rule: JSON values."""
         ...
 
@@ -57,7 +57,7 @@ class StopRules:
         """Why the run ends; None while it goes on."""
         return next((rule.reason for rule in self.rules.values() if rule.reason is not None), None)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, object]:
         """The state of each rule."""
         return {name: rule.state_dict() for name, rule in self.rules.items()}
 

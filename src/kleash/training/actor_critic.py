@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from kleash.run import StepMetrics
 from kleash.training.checkpoint import State
 from kleash.training.ema import Average
 from kleash.training.optim import Optimizer
@@ -44,7 +45,7 @@ class ActorCritic:
             "average": self.average,
         }
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> StepMetrics:
         """Take both steps and clear the gradients; `learning_rate` and `grad_norm` are the policy's."""
         figures = self.policy.step()
         figures["value_grad_norm"] = self.value.step()["grad_norm"]

@@ -32,15 +32,16 @@ class BestCheckpoint:
         self.step = 0
         self.figures: dict[int, float] = {}
 
-    def update(self, model: nn.Module, step: int, figure: float) -> None:
-        """Keep the model if `figure` (less is better) is the least so far."""
-        best_figure = self.figures.get(self.step, math.inf)
+    def update(self, model: nn.Module, step: int, figure: float) -> float:
+        """Keep the model if `figure` (less is better) is the least so far; returns it."""
+        least = self.figures.get(self.step, math.inf)
         self.figures[step] = figure
-        if self.keep_weights == "last" or not figure < best_figure:
-            return
+        if self.keep_weights == "last" or not figure < least:
+            return figure
         self.step = step
         tensors = trained_weights(model)
         write_folder(self.path, lambda path: save_file(tensors, path / "model.safetensors"))
+        return figure
 
     def take(self, model: nn.Module, last: int) -> int:
         """Load the final weights into the model and return their step."""
@@ -49,7 +50,7 @@ class BestCheckpoint:
         load_weights(model, load_file(self.path / "model.safetensors"))
         return self.step
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int | list[tuple[int, float]]]:
         """The best step, and the figure of each step that was measured."""
         return {"step": self.step, "figures": list(self.figures.items())}
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kleash.io import write_folder
+from kleash.io import Json, write_folder
 from kleash.run import RunFolder
 
 
@@ -49,7 +49,7 @@ def save(folder: RunFolder, step: int, state: State, *, keep: int, **numbers: An
     """
 
     def fill(path: Path) -> None:
-        values: dict[str, Any] = {}
+        values: Json = {}
         for name, part in state.items():
             entries = trained_weights(part) if isinstance(part, nn.Module) else part.state_dict()
             tensors = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
@@ -63,8 +63,8 @@ def save(folder: RunFolder, step: int, state: State, *, keep: int, **numbers: An
         shutil.rmtree(old)
 
 
-def restore(folder: RunFolder, state: State) -> dict[str, Any]:
-    """Load the newest state into the parts, and rewind the logs to it.
+def restore(folder: RunFolder, state: State) -> Json:
+    """Load the newest state into what has one, and rewind the logs to it.
 
     Returns:
         `step`, and the numbers saved with it; `{"step": 0}` for a new run.
@@ -73,7 +73,7 @@ def restore(folder: RunFolder, state: State) -> dict[str, Any]:
     if not states:
         folder.rewind(-1)  # rows of step 0 are measured again, too
         return {"step": 0}
-    numbers: dict[str, Any] = json.loads((states[-1] / "state.json").read_text())
+    numbers: Json = json.loads((states[-1] / "state.json").read_text())
     values = numbers.pop("values")
     for name, part in state.items():
         file = states[-1] / f"{name}.safetensors"

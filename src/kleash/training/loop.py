@@ -14,11 +14,14 @@ everything else is a function of the step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from kleash.errors import MachineError
 from kleash.progress import Progress
-from kleash.run import RunFolder
+from kleash.run import RunFolder, StepMetrics
 from kleash.training import checkpoint
+from kleash.training.after_training import skip
 from kleash.training.checkpoint import State
 from kleash.training.trackers import Trackers
 
@@ -86,7 +89,19 @@ class Loop:
             step == self.total or self.stop is not None or (self.eval_every is not None and step % self.eval_every == 0)
         )
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    @contextmanager
+    def measuring(self, step: int) -> Iterator[None]:
+        """Around the measurement on held-out rows: after the last step a fault of it costs the figures, not the run."""
+        try:
+            yield
+        except MachineError:
+            raise
+        except Exception as error:
+            if step < self.total and self.stop is None:
+                raise
+            skip(self.folder, "held-out rows after the last step", error)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> StepMetrics:
         """Write a step's metrics, show them, and hand them to the trackers; returns them as plain numbers."""
         row = self.folder.log(step, metrics)
         self._trackers.log(step, row)

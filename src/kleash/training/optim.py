@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kleash.run import StepMetrics
 from kleash.training.settings import Schedule
 
 
@@ -80,7 +81,7 @@ class Optimizer:
         """Add a micro-batch's gradient; `loss` is its sum divided by the step's count."""
         loss.backward()
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> StepMetrics:
         """Take the step and clear the gradient.
 
         Returns:
@@ -98,9 +99,9 @@ class Optimizer:
         self.steps_taken += 1
         return {"learning_rate": rate, "grad_norm": norm}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int | Tensor]:
         """Steps taken, and Adam's moments by parameter name."""
-        state: dict[str, Any] = {"steps_taken": self.steps_taken}
+        state: dict[str, int | Tensor] = {"steps_taken": self.steps_taken}
         for name, parameter in self.parameters.items():
             for key, value in self.adam.state[parameter].items():
                 state[f"{name}/{key}"] = value

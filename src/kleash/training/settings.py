@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from kleash.config import Config, DataRef, MeasureRef, ModelRef, RewardRef
+from kleash.config import Config, DataRef, MeasureRef, ModelRef, RewardRef, Settings
 from kleash.models.compute import Compute, DType
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -98,16 +98,16 @@ class TrainingConfig(StageConfig):
             return self.max_steps
         return max(1, round(self.epochs * rows / self.batch_size))
 
-    def optimizer_settings(self) -> dict[str, Any]:
+    def optimizer_settings(self) -> Settings:
         """The settings of `Optimizer`, but for the number of steps."""
         names = ("learning_rate", "schedule", "warmup_steps", "weight_decay", "adam_eps", "max_grad_norm")
         return {name: getattr(self, name) for name in names}
 
-    def loop_settings(self) -> dict[str, Any]:
+    def loop_settings(self) -> Settings:
         """The settings of `Loop`, but for the number of steps."""
         return {name: getattr(self, name) for name in ("save_every", "keep_states", "eval_every", "trackers")}
 
-    def adapter_settings(self) -> dict[str, Any]:
+    def adapter_settings(self) -> Settings:
         """The settings of `make_trainable`."""
         return {
             "rank": self.lora_rank,
@@ -160,7 +160,7 @@ class RolloutConfig(TrainingConfig):
     patience: int | None = Field(None, ge=1)
     """Stop after this many evaluations (`eval_every`) in a row without a new best value of `criterion`."""
 
-    def component_settings(self) -> dict[str, Any]:
+    def component_settings(self) -> Settings:
         """The settings of `build_components`."""
         return {
             "reference": self.reference,
@@ -176,7 +176,7 @@ class RolloutConfig(TrainingConfig):
             "compute": self.compute,
         }
 
-    def prompt_settings(self) -> dict[str, Any]:
+    def prompt_settings(self) -> Settings:
         """The settings of `read_prompts`."""
         return {name: getattr(self, name) for name in ("max_new_tokens", "max_length", "max_eval_rows", "seed")}
 

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from kleash.errors import ConfigError
+from kleash.io import Json
 from kleash.run import RunFolder
 
 PROJECT = "kleash"
@@ -130,6 +131,6 @@ def _identity(folder: RunFolder) -> tuple[str, str]:
     return folder.path.resolve().name, identity
 
 
-def _config(folder: RunFolder) -> dict[str, Any]:
-    config: dict[str, Any] = folder.record["config"]  # as JSON has it already
+def _config(folder: RunFolder) -> Json:
+    config: Json = folder.record["config"]  # as JSON has it already
     return {"stage": folder.record["stage"], **config}
