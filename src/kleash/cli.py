@@ -53,7 +53,7 @@ def _run(arguments: list[str]) -> int:
         print(f"kleash: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("kleash: interrupted; what was done is kept, run the same command again to go on", file=sys.stderr)
+        print("kleash: interrupted; finished work is kept, run the same command again to continue", file=sys.stderr)
         return 130
     except BrokenPipeError:
         with contextlib.suppress(OSError):
@@ -139,7 +139,7 @@ def _import_options(parser: _Parser) -> None:
         "--data", required=True, nargs="+", metavar="DATA", help="rows with two or more responses, labelled or not"
     )
     parser.add_argument(
-        "--annotator", metavar="NAME", help="who labelled the rows that do not say so (default: the file's name)"
+        "--annotator", metavar="NAME", help="labeller of the rows without an annotator (default: the file's name)"
     )
 
 

@@ -1,10 +1,10 @@
 """Typed, frozen configs: one definition for YAML, command line and Python.
 
 A stage's config is a subclass of `Config` with a docstring under each field, which is also its help text. Values are
-validated when the config is made, whatever they were read from; a wrong value raises a `ConfigError` of one line.
+validated when the config is made, from any source; a wrong value raises a `ConfigError` of one line.
 
-A field that names a model, data, a reward or another file says so by its type (`ModelRef`, `DataRef`, `RewardRef`, …).
-What is hashed into a run's identity, which parents are checked, and what `--help` shows follow from that type.
+The type of a field tells whether it names a model, data, a reward or another file (`ModelRef`, `DataRef`, `RewardRef`,
+…). What is hashed into a run's identity, which parents are checked, and what `--help` shows follow from that type.
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ class Config(BaseModel):
         }
 
     def identity(self) -> Settings:
-        """The settings that the result depends on. What a reference names counts by its content, which is not here."""
+        """The settings that the result depends on. References are left out: they count by their content
+        (`content.py`).
+        """
         return self.model_dump(mode="json", exclude={*self.NOT_IDENTITY, *self.references()})
 
     @classmethod

@@ -223,7 +223,7 @@ def _parts_hashes(path: Path) -> list[str]:
         return [text_hash(str(judge)) if values.get("endpoint") else content_hash(str(judge), MODEL)]
     parts = values.get("parts")
     named = [part.get("reward") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
-    # A composition does not nest (what builds it says so), and hashing one that names itself would not end.
+    # A composition must not nest (`build_reward` refuses it), and hashing one that names itself would not end.
     return [reward_hash(part) for part in named if isinstance(part, str) and not part.endswith((".yaml", ".yml"))]
 
 

@@ -26,7 +26,7 @@ Json = dict[str, Any]
 
 
 def read_jsonl(path: Path) -> list[Json]:
-    """Rows of a JSONL file; a last line that a kill cut short is left out."""
+    """Rows of a JSONL file; a last line that is incomplete after a kill is skipped."""
     if not path.exists():
         return []
     lines = path.read_text().splitlines()

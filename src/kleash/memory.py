@@ -15,7 +15,7 @@ def reset_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
     if sys.platform == "linux":
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to what is resident now (man 5 proc)
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the resident size (man 5 proc)
         except OSError:
             return  # a container may forbid it
 

@@ -34,7 +34,7 @@ class Peer:
     """The difference, or what to do instead."""
 
 
-_BATCH = "the batch of one optimiser step on all devices, whatever fits into memory; lower --micro-batch-tokens instead"
+_BATCH = "the batch of one optimiser step on all devices, independent of memory; lower --micro-batch-tokens instead"
 
 PEERS: tuple[Peer, ...] = (
     # Inputs and outputs

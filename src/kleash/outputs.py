@@ -2,7 +2,7 @@
 
 An output is identified by the stage, the settings that change the result, and the hash of everything that it
 was made from. Paths are not part of it. The identity of a folder is in its run.json, that of a file in the
-`….summary.json` beside it. An output with another identity is never overwritten.
+`….summary.json` next to it. An output with another identity is never overwritten.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SCHEMA = 1
 """Schema version of run.json and of summary files. It rises with every change that makes older ones misleading."""
 
 Identity = Json
-"""Stage and settings by name, and `sha256 of ROLE` for everything that the output is made from."""
+"""Stage and settings by name, and `sha256 of ROLE` for each input of the output."""
 
 HASH = "sha256 of "
 
@@ -113,7 +113,7 @@ def finish(out: Path, identity: Identity, results: Mapping[str, Any] | None) -> 
 
 
 def results_of(out: Path) -> Json | None:
-    """The figures beside a file, or None where its stage leaves none."""
+    """The figures written next to a file, or None where its stage writes none."""
     summary = summary_of(out)
     return dict(json.loads(summary.read_text())["results"]) if summary.exists() else None
 

@@ -45,7 +45,7 @@ def run_stage(stage: str, config: Config) -> RunFolder | Path:
     row = STAGES[stage]
     output = row.run(config)
     if row.writes == "page" and isinstance(output, RunFolder):
-        from kleash.report.overoptimization_report import write_page  # reports stand above stages
+        from kleash.report.overoptimization_report import write_page  # the layer of reports is above that of stages
 
         write_page(output.path)
     return output
@@ -134,6 +134,7 @@ def _refuse_missing(steps: list[Step]) -> None:
 
 
 def _may_write(output: Path, path: Path) -> bool:
-    """Whether a stage with this output may write a path: the output, what is in it, or `best.pool.jsonl` beside it."""
+    """Whether a stage with this output may write a path: the output, a file in it, or a second output such as
+    `best.pool.jsonl`."""
     is_sibling = path.parent == output.parent and path.name.startswith(f"{output.stem}.")
     return is_sibling or path.is_relative_to(output)

@@ -182,7 +182,7 @@ class ConstantReward:
     """A `Reward` that gives every response the same score.
 
     Args:
-        score: what each response gets.
+        score: of each response.
     """
 
     def __init__(self, score: float = 0.0) -> None:

@@ -273,7 +273,7 @@ def test_without_flips_it_is_dpo_and_half_of_them_are_refused(loss):
     plain = dpo_loss(POLICY, REFERENCE, p=double([0.7]), beta=BETA)
     torch.testing.assert_close(loss(POLICY, REFERENCE, p=double([0.7]), beta=BETA, label_smoothing=0.0), plain)
     for share in (0.5, 0.7, -0.1, math.nan):
-        with pytest.raises(ValueError, match=r"has to lie in \[0, ½\)"):
+        with pytest.raises(ValueError, match=r"must lie in \[0, ½\)"):
             loss(POLICY, REFERENCE, p=double([1.0]), beta=BETA, label_smoothing=share)
 
 

@@ -285,8 +285,8 @@ def test_synthetic_summary_is_json_as_the_demo_writes_it():
 def test_the_reward_model_is_shown_from_all_sides_that_its_report_has(page_of_demo: str):
     text = Page(page_of_demo).text
     for heading in (
-        "Can it be fooled?", "Which features does it reward?", "By length difference", "By kind", "Will more labels help?",
-        "Best of n by its score", "How noisy are the labels?", "How far from its training?",
+        "Can it be fooled?", "Which features does it reward?", "By length difference", "By kind",
+        "Will more labels help?", "Best of n by its score", "How noisy are the labels?", "How far from its training?",
     ):  # fmt: skip
         assert heading in text, heading
     assert "at 10,800 labels, twice as many, expect an accuracy of" in text

@@ -46,7 +46,7 @@ GENERAL = Principle(
     text="Choose the response that is more helpful, honest and harmless: the one that a thoughtful person would rather "
     "have given.",
 )
-"""The rule where there is no constitution."""
+"""The rule without a constitution."""
 
 ANSWER_TOKENS = ("1", "2")
 """Answer tokens of a comparison (Lee et al. 2023, arXiv:2309.00267, appendix)."""

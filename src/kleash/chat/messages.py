@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from kleash.data.group import Message
 
 LEAST_MASS = 0.01
-"""Probability that the options must have together; with less the model was about to say something else."""
+"""Probability that the options must have together; with less the model was about to reply something else."""
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,11 @@ class CheckReport:
     notes: tuple[str, ...] = ()
     """What else is to be known, e.g. what could not be measured."""
     stale: bool = False
-    """Whether the folder is no longer what its own verdict speaks of."""
+    """Whether the folder has changed since it was checked."""
 
     @property
     def failed(self) -> list[str]:
-        """Names of the verdicts that failed; a measured one stands above what a changed folder says of itself."""
+        """Names of the failed summaries; `measured` overrides the record of a changed folder."""
         superseded = {"out"} if "measured" in self.gates and self.stale else set()
         return [name for name, entry in self.gates.items() if entry["passed"] is False and name not in superseded]
 
@@ -77,7 +77,7 @@ def check(
     Args:
         path: a run's folder, a `transformers` folder, or a file of rows.
         data: rows to measure on: prompts or demonstrations for a language model, comparisons for a reward model.
-        labeller: a reward that stands in for a labeller: would two of them agree about the samples?
+        labeller: a reward in place of a labeller: would two such labellers agree about the samples?
         rows: maximum number of rows of data.
         device: to compute on.
 
@@ -95,7 +95,7 @@ def check(
         notes += [f"not measured: {name}: {reason}" for name, reason in record.get("skipped", {}).items()]
     stale = "out" in gates and changed(path, gates["out"])
     if stale:
-        notes.append("the folder has changed since its own verdict (out), so it was measured afresh")
+        notes.append("the folder has changed since its own checks (out), so it was measured again")
     kind = kind_of(path)
     if kind is None and not gates:
         raise InputError(f"{path} holds neither a model nor rows nor a finished run; give a folder with config.json")
@@ -106,7 +106,7 @@ def check(
 
 
 def _unfinished(status: str) -> Check:
-    advice = "run the command that made it again: it goes on where it stopped"
+    advice = "run its command again: it continues where it stopped"
     return answer("the run is finished", False, f"the run has not finished (status {status})", advice)
 
 
@@ -159,7 +159,7 @@ def language_model_checks(
         model: a causal language model.
         tokenizer: its own.
         groups: prompts, demonstrations or preferences to measure on; empty: built-in prompts.
-        labeller: a reward that stands in for a labeller.
+        labeller: a reward in place of a labeller.
     """
     chat = tokenizer.chat_template is not None
     rows_to_ask = list(groups) or prompts(chat=chat)
@@ -357,7 +357,7 @@ def rows_checks(groups: Sequence[Group]) -> list[Check]:
 
 
 def _own_rows(path: Path) -> list[Group]:
-    """The rows that a run held out, where its data still lie there; none of another folder."""
+    """The held-out rows of a run, where its data still exist; empty for other folders."""
     settings: Json = (read_record(path) or {}).get("config", {})
     held_out, data = settings.get("eval_data"), settings.get("data")
     if held_out is not None and Path(held_out).exists():

@@ -29,7 +29,7 @@ class Verdict(TypedDict, total=False):
     figures: Json
     """The figures behind the finding."""
     checks: list[Json]
-    """All of them."""
+    """All checks."""
     sha256: str
     """Hash of the checked artifact, once it is written."""
     forced: bool

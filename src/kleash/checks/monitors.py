@@ -86,7 +86,7 @@ def acceleration(history: Sequence[float]) -> float | None:
 def sampled_rows(
     step: int, groups: Sequence[Group], scores: Float[Tensor, "P K"], kl: Float[Tensor, "P K"]
 ) -> list[Json]:
-    """Rows of rollouts.jsonl: the first few groups of a step, a row a response."""
+    """Rows of rollouts.jsonl: the first few groups of a step, one row per response."""
     return [
         {
             "step": step,

@@ -89,7 +89,7 @@ class RewardReport(PreferenceReport):
     """`threshold`: 0.99 quantile of the distance of held-out responses, of training ones without those; `dimensions`
     of the features. For `training`, `held out` and `samples` (of the centring) the distances. μ and Σ are those of the
     responses of up to 1,024 training rows (a quarter of them), Σ shrunk towards a multiple of the identity (Ledoit &
-    Wolf 2004). The range lies beside the weights as `features.safetensors`."""
+    Wolf 2004). The range is stored next to the weights as `features.safetensors`."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def pairs_of(group: Group) -> list[tuple[int, int, float]]:
 def held_out_rewards(
     model: PreTrainedModel, held_out: Sequence[EncodedGroup], *, compute: Compute
 ) -> list[list[float]]:
-    """The score of every response, in the order of the groups, whatever their K."""
+    """The score of every response, in the order of the groups, which may differ in K."""
     rewards: list[list[float]] = [[]] * len(held_out)
     for size in sorted({len(group.responses) for group in held_out}):
         rows = [row for row, group in enumerate(held_out) if len(group.responses) == size]
@@ -233,7 +233,7 @@ def _labels(groups: Sequence[EncodedGroup]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def repeated_votes(groups: Sequence[Group]) -> Int[np.ndarray, "N 2"]:
-    """The votes on each pair of responses that was labelled more than once, in whatever order; ties do not count."""
+    """The votes on each pair of responses that was labelled more than once, in either order; ties do not count."""
     votes: dict[tuple[str, str, str], list[int]] = {}
     for group in groups:
         if isinstance(group.label, Preference) and group.label.probability != 0.5:
@@ -301,7 +301,7 @@ def probe_results(
         except DataError:  # one row that cannot be degraded, say because a template refuses half a response
             continue
     if not encoded:
-        return Skipped("no held-out response can be spoiled and encoded; hold out more pairs of more than one prompt")
+        return Skipped("no held-out response can be degraded and encoded; hold out more pairs of more than one prompt")
     return probe_report(score_encoded(model, encoded, compute=compute).double().numpy())
 
 
@@ -314,7 +314,7 @@ def feature_range(
     seed: int,
     compute: Compute,
 ) -> tuple[FeatureRange, Json]:
-    """What the model was trained on, in its features, and how far from it held-out responses and samples lie.
+    """The range of the training responses in the model's features, and the distance of held-out responses and samples.
 
     Args:
         model: with its final weights.

@@ -25,7 +25,7 @@ class RolloutMonitor:
         drop_rollouts_after(folder.path, step)
 
     def see(self, step: int, rollout: Rollout) -> StepMetrics:
-        """Take in a rollout. Formulas: docs/metrics.md, Monitors."""
+        """Record a rollout. Formulas: docs/metrics.md, Monitors."""
         figures = monitors.watch(
             rollout.groups, rollout.scores, parts=rollout.parts, validation_reward=self.validation_reward
         )

@@ -160,8 +160,8 @@ class ExcessNLL:
 
     nats: float
     """Mean over tokens of −log π(y_t) − H_t, H_t the entropy of the distribution that y_t was drawn from. Its
-    expectation is 0 exactly for samples of the model at temperature 1, whatever their length and where they were cut
-    off, since given what came before each term has mean 0. Above 0: another author; below 0: a lower temperature."""
+    expectation is 0 exactly for samples of the model at temperature 1, of any length and cut off anywhere, since each
+    term has conditional mean 0. Above 0: another author; below 0: a lower temperature."""
     se: float
     """Its standard error, responses being independent."""
 

@@ -105,7 +105,7 @@ def collate(groups: Sequence[EncodedGroup], *, pad_id: int = 0, device: torch.de
 
     Args:
         groups: at least one group, all with the same number of responses.
-        pad_id: fills the padding; any valid id will do, since masks say what is real.
+        pad_id: fills the padding; any valid id, since masks tell which tokens are real.
 
     Raises:
         DataError: the groups differ in K.

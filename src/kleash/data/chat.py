@@ -30,7 +30,7 @@ class Truncation:
     cut: int = 0
     """Rows with a response that was cut, and so lost its end token."""
     dropped: int = 0
-    """Rows whose prompt alone leaves no room for a response."""
+    """Rows whose prompt leaves no room for a response."""
     max_length: int | None = None
 
     def message(self) -> str:
@@ -236,7 +236,7 @@ def _join_spans(
             part = _literal_ids(span, tokenizer)
             if ends & set(part[:-1]):
                 raise DataError(
-                    f"a response goes on after an end token in {excerpt(span.text)}; remove it from the text"
+                    f"a response continues after an end token in {excerpt(span.text)}; remove it from the text"
                 )
         tokens += part
         mask += [span.trained] * len(part)

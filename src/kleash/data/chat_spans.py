@@ -2,7 +2,7 @@
 
 The conversation is rendered twice, once as it is and once with a mark in place of each answer. The text between two
 marks comes from the template and from others, and surrounds the answers in the real rendering too. An answer begins
-where the generation prompt ends, so whatever a template puts after that (`<|channel|>final<|message|>`, an empty
+where the generation prompt ends, so any text that a template puts after that (`<|channel|>final<|message|>`, an empty
 `<think>` block) is written by the model, and the answer ends with the template's end token. Two cases need a rule:
 
 * A template may render an earlier answer differently from the last one (Qwen3 drops its reasoning): it is trained as
@@ -71,7 +71,7 @@ def turn_spans(
 
     Args:
         prompt: the turns before it.
-        response: text, which stands for one turn of the assistant, or turns.
+        response: text, which counts as one turn of the assistant, or turns.
         tokenizer: whose template renders them.
         skeletons: of the same prompt; added to.
 

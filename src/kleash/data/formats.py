@@ -272,7 +272,7 @@ def _write_folder(table: pa.Table, path: Path) -> int:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that replaces it when all went well, and is deleted when not."""
+    """A temporary file in the folder of `path` that replaces it on success, and is deleted otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)

@@ -239,7 +239,7 @@ def _text(value: str, where: str) -> str:
 
 def _check_response(prompt: Content, response: Content, column: str) -> None:
     if isinstance(response, str):
-        return  # after turns, text stands for one assistant turn
+        return  # after turns, text counts as one assistant turn
     if isinstance(prompt, str):
         raise DataError(f"'prompt' is text and '{column}' a list of turns; both must be of one kind")
     if response[0]["role"] != "assistant":

@@ -88,7 +88,7 @@ class PrincipleReport:
     """The same against people; None where no decided pair has a preference by people."""
 
     def to_json(self) -> dict[str, object]:
-        """As it stands in files."""
+        """The report as a JSON object."""
         shares = {name: share_json(getattr(self, name)) for name in ("against_others", "against_people")}
         return {"weight": self.weight, "asked": self.asked, "decided": self.decided, **shares}
 
@@ -105,7 +105,7 @@ class InjectionReport:
     """Mean of q after − q before."""
 
     def to_json(self) -> dict[str, object]:
-        """As it stands in files."""
+        """The report as a JSON object."""
         return {"planted": self.planted, "flipped": share_json(self.flipped), "shift": asdict(self.shift)}
 
 

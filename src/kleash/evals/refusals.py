@@ -33,7 +33,7 @@ REFUSALS = (
     r"\b(?:against my|violates (?:my|our)) (?:programming|guidelines|principles|policy|policies)",
     r"\bplease (?:do not|don['’]t|seek|contact|consult|reach out)",
 )
-"""Regular expressions that refusals match, whatever the case."""
+"""Regular expressions of refusals, case-insensitive."""
 
 _REFUSAL = re.compile("|".join(REFUSALS), re.IGNORECASE)
 

@@ -37,7 +37,7 @@ class PairedMean:
 
 
 def as_json(report: Any) -> Json:
-    """A report, with the reports in it, as run.json holds it: objects, lists, numbers, text, null."""
+    """A report and its nested reports as a JSON value: lists, numbers, text, null."""
     plain: Json = _lists(asdict(report))
     return plain
 

@@ -26,7 +26,7 @@ def or_skip(name: str, measure: Callable[[], Figures]) -> Figures | Skipped:
     """The result of a measurement, or the reason why it failed.
 
     Args:
-        name: what is measured, for the log.
+        name: of the measurement, for the log.
         measure: called once. Errors about its input are caught (a prompt that is too long, a text that cannot be
             encoded); those of the machine are not.
     """

@@ -137,7 +137,8 @@ class Judge:
         chain_of_thought: reason first, then answer.
         reasoning_tokens: longest reasoning.
         clamp: least and greatest probability of a label; None: `CLAMP` after a chain of thought, otherwise none.
-        answers: from log-probabilities of the answer tokens, or from votes; auto asks the server what it reports.
+        answers: from log-probabilities of the answer tokens, or from votes; auto tests which of them the server
+            supports.
         votes: answers sampled for each order where there are no log-probabilities.
         max_characters: a longer response loses its end, a longer prompt its beginning.
         seed: of drawn principles and votes.

@@ -2,8 +2,9 @@
 
 Rules: a person resumes their open pairs, in the same order and with the same sides. A new pair is one that fewer than
 `overlap` people have voted on or hold. An open pair is held for `lease_seconds`; a vote that comes later still counts.
-Sides are balanced for each pair, then for each person, and stored. A share of pairs is drawn at random whatever the
-order, so that the other pairs can be checked against them; a share is shown again with the sides swapped, unannounced.
+Sides are balanced for each pair, then for each person, and stored. A share of pairs is drawn at random independently of
+the order, so that the other pairs can be checked against them; a share is shown again with the sides swapped,
+unannounced.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PROBABILITY = {"first": 1.0, "second": 0.0, "tie": 0.5}
 """P(first ≻ second) of a choice; the other choices have none."""
 
 REPEAT_AFTER = 5
-"""A hidden repeat comes at least so many votes after the first showing."""
+"""Least number of votes between a pair and its hidden repeat."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class QueueSettings:
     order: Literal["uncertain", "random"] = "uncertain"
     """Most uncertain first (pairs without an uncertainty at random), or all at random."""
     audit_share: float = 0.1
-    """Share of pairs drawn at random whatever the order."""
+    """Share of pairs drawn at random independently of the order."""
     repeat_share: float = 0.05
     """Share of showings that are a hidden repeat of an earlier pair, sides swapped."""
     lease_seconds: float = 900

@@ -51,7 +51,7 @@ def ranking_loss(
 ) -> tuple[Float[Tensor, " P"], Metrics]:
     """Bradley–Terry on all K(K−1)/2 comparisons of a ranking.
 
-    The comparisons of a prompt are averaged, so that a prompt weighs the same whatever K is.
+    The comparisons of a prompt are averaged, so that a prompt has the same weight for any K.
 
     Args:
         scores: rewards of the K ≥ 2 responses.

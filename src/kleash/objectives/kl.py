@@ -119,7 +119,7 @@ def exact(policy_logits: Float[Tensor, "*S V"], reference_logits: Float[Tensor, 
 
     Args:
         policy_logits: logits of π; those that are −inf are tokens that π never takes, and count 0.
-        reference_logits: logits of π_ref. Gradients flow to both; detach what is held fixed.
+        reference_logits: logits of π_ref. Gradients flow to both; detach the fixed one.
 
     Returns:
         Σ_v π(v) log(π(v)/π_ref(v)) of each position, not reduced, in float32 or wider.
@@ -192,7 +192,7 @@ def adapt_beta(beta: float, kl: float, *, target: float, horizon: float, samples
         β (1 + clip(kl/target − 1, ±0.2) · samples/horizon).
 
     Raises:
-        ValueError: the KL is not a number, or so many samples at once could take β to zero, where it would stay.
+        ValueError: the KL is not a number, or with so many samples β could become zero, where it would stay.
 
     References:
         Ziegler et al. 2019 (arXiv:1909.08593) §2.2; the horizon is that of the released code.

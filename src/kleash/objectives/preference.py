@@ -245,7 +245,7 @@ def _metrics(rewards: Float[Tensor, "P 2"], p: Float[Tensor, " P"]) -> Metrics:
 
 def _check_flips(share: float) -> None:
     if not 0 <= share < 0.5:
-        raise ValueError(f"label_smoothing {share:g} is a share of flipped labels; it has to lie in [0, ½)")
+        raise ValueError(f"label_smoothing {share:g} is a share of flipped labels; it must lie in [0, ½)")
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ VARIABLES = {
 }
 COLOURS = {"gold": GOLD, "proxy": PROXY, "kl": KL}
 TITLES = {
-    "gold": "gold: what is wanted",
-    "proxy": "proxy: what the reward model says",
+    "gold": "gold: the goal",
+    "proxy": "proxy: the reward model's score",
     "kl": "KL from SFT, nats a response",
 }
 

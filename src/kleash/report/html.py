@@ -102,7 +102,7 @@ def story(summary: Summary) -> str:
 
 
 def findings(summary: Summary) -> list[Json]:
-    """What the run shows and what it does not, each with its figures.
+    """The claims that the run supports and those that it does not, each with its figures.
 
     Returns:
         {"holds": bool, "text": str}; differences beyond two standard errors of the difference hold.
@@ -151,7 +151,7 @@ def _turn(summary: Summary) -> Mapping[str, Any] | None:
 
 
 def _context(summary: Summary, runs: Mapping[str, Path]) -> Json:
-    """All that the page needs, in the order in which it shows it."""
+    """The values of the template, in the order of the page."""
     policies = _policies(summary)
     curves = {name: rows for name, rows in _curves(summary).items() if len(figures.complete(rows)) >= 2}
     profile = list(
@@ -204,7 +204,7 @@ def _distance_figures(curves: Mapping[str, Sequence[Any]], summary: Summary) -> 
 
 
 def _methods(summary: Summary) -> Json | None:
-    """The methods side by side, where there is more than PPO's: the picture, and a row for each of what it took."""
+    """The methods compared, where there are others than PPO: the picture, and a row of costs for each."""
     results = {name: method for name, method in (summary.get("roads") or {}).items() if method}
     if len(results) < 2:
         return None
@@ -249,7 +249,7 @@ def methods_table(summary: Summary) -> str:
 
 
 def _watched(curves: Mapping[str, Sequence[Any]], runs: Mapping[str, Path]) -> list[Json]:
-    """What was watched while each arm trained, and some of the responses of some steps."""
+    """The monitored figures of each arm, and some of the responses of some steps."""
     entries = []
     for name in ARMS:
         rows = [row for row in read_jsonl(runs[name] / "metrics.jsonl") if row.get("kl") is not None]
@@ -286,7 +286,9 @@ def _losses(runs: Mapping[str, Path]) -> dict[str, Markup]:
 
 
 def _sample(sample: Mapping[str, Any], summary: Summary) -> Json:
-    """One prompt with its answers: a column for what came before PPO and one for each arm, in the order of training."""
+    """One prompt with its answers: a column for the models before PPO and one for each arm, in the order of
+    training.
+    """
     columns: dict[str, list[Json]] = {}
     answers = sorted(sample["answers"], key=lambda answer: answer.get("step") or 0)
     for name in _in_order({answer["policy"] for answer in answers}):
@@ -309,8 +311,8 @@ def _gates(summary: Summary, runs: Mapping[str, Path]) -> dict[str, Mapping[str,
 
 
 def _policies(summary: Summary) -> dict[str, Json]:
-    """The policies in the order of the chain, without a best step or a sample that is not whole."""
-    whole = {"gold_peak": ("step", "gold"), "sample": ("prompt", "response")}
+    """The policies in the order of the chain; incomplete best steps and samples are left out."""
+    required = {"gold_peak": ("step", "gold"), "sample": ("prompt", "response")}
     policies = summary.get("policies") or {}
     return {
         name: {

@@ -26,7 +26,7 @@ SETS = {"training": "training answers", "held out": "held-out answers", "samples
 
 
 def reward_pieces(report: Mapping[str, Any], svg: Callable[..., Markup]) -> Json:
-    """What the template `reward.html.jinja` shows; None for each piece that the report has not.
+    """The values of the template `reward.html.jinja`; None for each part that the report lacks.
 
     Args:
         report: of the reward model, whole or in part.

@@ -79,7 +79,7 @@ class EnsembleReward:
         return self.explain(groups)[0]
 
     def explain(self, groups: Sequence[Group]) -> tuple[Float[Tensor, "P K"], Parts]:
-        """Combined scores and, beside them, `spread`: the standard deviation over members, not part of the score.
+        """Combined scores and, as a part, `spread`: the standard deviation over members, not part of the score.
 
         Also the members' `distance` and `outside`, each as the mean over members, where all members have them.
         """

@@ -175,7 +175,7 @@ def concatenate_rollouts(rollouts: Sequence[Rollout]) -> Rollout:
 
 
 def rollout_metrics(rollout: Rollout) -> StepMetrics:
-    """Figures of a rollout, before anything is learned from it. Formulas: docs/metrics.md."""
+    """Figures of a rollout, before the update. Formulas: docs/metrics.md."""
     batch = rollout.batch
     assert batch.old_logprobs is not None and batch.sampler_logprobs is not None
     mismatch = (batch.old_logprobs - batch.sampler_logprobs).abs()
@@ -198,7 +198,8 @@ def advantage_metrics(advantages: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"])
 
 
 def merge(metrics: StepMetrics, update: StepMetrics, *, weight: float) -> StepMetrics:
-    """A rollout's metrics with those of one more update: means over updates, but for what is a count or holds once.
+    """A rollout's metrics with those of one more update: means over updates, except for counts and for figures of the
+    whole rollout.
 
     Args:
         metrics: so far.

@@ -52,7 +52,7 @@ def logged_steps(run: Path) -> list[int]:
 
 
 def read_rollout(run: Path, step: int) -> list[Json]:
-    """The responses of a step that were kept, a dictionary each, the prompt as it came."""
+    """The logged responses of a step, one dictionary each, with the prompt as in the data."""
     rows: list[Json] = pq.read_table(run / FOLDER / f"step-{step:08d}.parquet").to_pylist()
     return [row | {"prompt": json.loads(row["prompt"])} for row in rows]
 

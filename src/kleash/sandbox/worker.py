@@ -49,7 +49,7 @@ def _answer(request: Json) -> Json:
 
 
 def _load(program: str, imports: list[str]) -> Callable[..., Any]:
-    """The function, with what it imports loaded before its time begins."""
+    """The function, with its imports loaded before its time begins."""
     for name in imports:
         import_module(name)
     module, _, function = program.partition(":")

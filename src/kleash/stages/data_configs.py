@@ -77,7 +77,7 @@ class AskingConfig(Config):
     """File to write: .jsonl, .jsonl.gz, .json or .parquet. The same command run again continues where it stopped."""
     store: str | None = None
     """Label store that caches every reply, so that no request is paid for twice: a path or a database URL. Null: a file
-    beside `out`."""
+    next to `out`."""
     mix_in: DataRef | None = None
     """Rows to append to the results unchanged: Bai et al. mix helpfulness labels by people into harmlessness labels by
     a judge, and helpful demonstrations into revisions."""

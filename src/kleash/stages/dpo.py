@@ -257,7 +257,7 @@ class KLMeter:
 
     @torch.no_grad()
     def measure(self, model: PreTrainedModel, step: int) -> StepMetrics:
-        """`eval_kl` after a step, and what else is looked at in these responses (docs/metrics.md, Monitors)."""
+        """`eval_kl` after a step, and the monitors of these responses (docs/metrics.md, Monitors)."""
         config = self.config
         room = (context_length(model) or 1 << 30) - config.max_new_tokens
         prompts = [group for group in self.prompts if len(group.prompt_ids) <= room][: config.kl_samples]
@@ -285,7 +285,7 @@ class KLMeter:
 
 
 def report(folder: RunFolder, model: PreTrainedModel, step: int, pairs: HeldOut, kl_meter: KLMeter) -> StepMetrics:
-    """Report and KL of the weights that are kept, with the checks and the model card that follow from them."""
+    """Report and KL of the final weights, with their checks and model card."""
     results: StepMetrics = {}
     if pairs.groups:
         measured = pairs.config.kl_due(step, step)

@@ -242,7 +242,7 @@ def rows_of(part: GroupBatch) -> list[Float[Tensor, "R T"]]:
 
 
 def group_metrics(rollout: Rollout, beta: float) -> StepMetrics:
-    """How much the groups have to teach, and β. Formulas: docs/stages/grpo.md."""
+    """Share of groups with zero spread, and β. Formulas: docs/stages/grpo.md."""
     assert rollout.batch.advantages is not None
     advantages = rollout.batch.advantages[..., 0]
     return {

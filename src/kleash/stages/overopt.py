@@ -225,7 +225,7 @@ def _caution(rows: Sequence[Row], point: int) -> dict[str, str]:
 
 
 def shown_samples(rows: Sequence[Row], analysis: Analysis, measuring: Measuring, *, seed: int) -> Json:
-    """Samples of the peak beside samples of the end, with what the proxy likes in each; of the reporting prompts.
+    """Samples of the peak and of the end to the reporting prompts, with the proxy's attribution to their sentences.
 
     Where gold is best at the end, the start takes the peak's place. Shown are the prompts with the largest sum of
     proxy gained and gold lost, each in units of its standard deviation over prompts, then some drawn at random.

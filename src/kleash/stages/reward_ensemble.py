@@ -135,7 +135,7 @@ def _centred_on(config: EnsembleConfig, train: Sequence[Group]) -> Sequence[Grou
 
 
 def _member(config: EnsembleConfig, out: Path, files: Files, *, data: str = "reward") -> RunFolder:
-    """Train one model, unless it is there."""
+    """Train one model, unless it exists."""
     changes: Json = {
         "out": out, "data": str(files[data]), "eval_data": str(files["held-out"]), "max_eval_rows": None, "force": True,
         "seed": derive_seed(config.seed, "member", out.name) % 2**31,
@@ -156,7 +156,7 @@ def _one(
     average_weights([model for model, _ in loaded])
     model, tokenizer = loaded[0]
     train, held_out = (_encoded(config, files[name], tokenizer) for name in ("reward", "held-out"))
-    # The members' own reports say what more labels bring.
+    # The learning curve is in the members' own reports.
     changes: Json = {"learning_curve": False}
     if files["centre"].stat().st_size:
         changes["centre_data"] = str(files["centre"])

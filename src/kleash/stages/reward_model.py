@@ -149,7 +149,7 @@ def report(
     gold: Reward | None,
     live: bool,
 ) -> StepMetrics:
-    """The report on held-out pairs, with the checks and the model card that follow from it."""
+    """The report on held-out pairs, with its checks and model card."""
     distance = save_feature_range(folder, model, rows.train, rows.held_out, rows.samples, config)
     if not rows.held_out:
         return {}
@@ -169,7 +169,7 @@ def save_feature_range(
     samples: Sequence[EncodedGroup],
     config: RewardConfig,
 ) -> Json | Skipped:
-    """Save what the model was trained on, in its features, beside its weights; returns the distances from it."""
+    """Save the range of the training responses in the model's features, next to its weights; returns the distances."""
     compute = config.compute
     measured = or_skip(
         "feature range",
@@ -276,7 +276,7 @@ def update(
     config: RewardConfig,
     weights: Float[Tensor, "P M"],
 ) -> StepMetrics:
-    """One optimiser step on some comparisons; `weights` says what each counts for each head."""
+    """One optimiser step on some comparisons; `weights` is the weight of each for each head."""
     totals: dict[str, Tensor] = {}
     for part in microbatches(groups, max_tokens=config.micro_batch_tokens):
         chosen = [groups[row] for row in part]
@@ -302,7 +302,7 @@ def centre_model(
     """Shift the scores of the model in a folder, weights and all else of which are written, to mean zero.
 
     Returns:
-        The samples whose mean score is zero now, none where there are none; and what it is zero on, for run.json.
+        The samples whose mean score is now zero, empty if there are none; and their description for run.json.
     """
     samples = after_training(folder, "centring samples", lambda: centring_samples(tokenizer, train, config)) or []
     if not after_training(folder, "centring", lambda: centre(model, samples or train, config.compute)):
@@ -325,7 +325,7 @@ def centre(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: Comp
 def centring_samples(
     tokenizer: PreTrainedTokenizerBase, train: Sequence[EncodedGroup], config: RewardConfig
 ) -> list[EncodedGroup]:
-    """The rows whose mean score becomes zero: those of `centre_data`, or samples; empty where neither is asked for.
+    """The rows whose mean score becomes zero: those of `centre_data`, or samples; empty where neither is requested.
 
     Raises:
         DataError: samples are asked for, and no training prompt leaves room for one.

@@ -14,7 +14,7 @@ class StopRule(Protocol[Measurement]):
 
     @property
     def reason(self) -> str | None:
-        """Why the run ends; None while it goes on."""
+        """Why the run ends; None while it continues."""
         ...
 
     def see(self, measurement: Measurement) -> str | None:
@@ -54,7 +54,7 @@ class StopRules:
 
     @property
     def reason(self) -> str | None:
-        """Why the run ends; None while it goes on."""
+        """Why the run ends; None while it continues."""
         return next((rule.reason for rule in self.rules.values() if rule.reason is not None), None)
 
     def state_dict(self) -> Mapping[str, object]:

@@ -21,14 +21,14 @@ def after_training(folder: RunFolder, name: str, measure: Callable[[], T]) -> T 
 
     Args:
         folder: the run.
-        name: what is measured, in a few words.
+        name: of the measurement, in a few words.
         measure: computes it.
     """
     try:
         return measure()
     except MachineError:
         raise
-    except Exception as error:  # whatever it is: the training is done, and worth more than this figure
+    except Exception as error:  # any error: the training is done and worth more than this figure
         skip(folder, name, error)
         return None
 

@@ -64,7 +64,7 @@ def save(folder: RunFolder, step: int, state: State, *, keep: int, **numbers: An
 
 
 def restore(folder: RunFolder, state: State) -> Json:
-    """Load the newest state into what has one, and rewind the logs to it.
+    """Load the newest state into the parts, and rewind the logs to it.
 
     Returns:
         `step`, and the numbers saved with it; `{"step": 0}` for a new run.

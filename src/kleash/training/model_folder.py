@@ -63,7 +63,7 @@ def model_card(folder: RunFolder, summary: str) -> str:
         f"---\nlibrary_name: transformers\ntags: [kleash, {record['stage']}]\n---\n\n"
         f"# Made by `kleash {record['stage']}`\n\n{summary}\n\nFrom:\n\n{parents}\n\n"
         f"Settings:\n\n```json\n{settings}\n```\n\n"
-        "Every figure is in `run.json` and `metrics.jsonl` beside this file.\n"
+        "Every figure is in `run.json` and `metrics.jsonl` next to this file.\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a KL curve shows: its peak, whether gold fell after it, which point to take, what the law says of it.
+"""Analysis of a KL curve: its peak, whether gold fell after it, the recommended point, and the fitted law.
 
 One part of the prompts chooses (the peak, the law, the point), the other reports, so that no figure has selection bias.
 Formulas: docs/metrics.md.

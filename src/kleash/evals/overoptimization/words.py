@@ -64,7 +64,7 @@ def _peak_test_in_words(analysis: Analysis, best: str) -> str:
             "start."
         )
     return (
-        f"The data cannot tell whether gold has turned: it looks best at {where}, and what it lost up to "
+        f"The data cannot tell whether gold has turned: it looks best at {where}, and its loss up to "
         f"{point_name(analysis.source, end.point)} is {fall}."
     )
 

@@ -1,4 +1,4 @@
-"""Simulated people: they compare two responses by Bradley–Terry on what they perceive.
+"""Simulated people: they compare two responses by Bradley–Terry on a perceived reward.
 
 Their perception is not the truth. None of them can check every fact, and some are biased towards courtesy and length.
 So a reward model that learns their choices perfectly learns their errors too. Since the probability of each choice is
@@ -23,7 +23,7 @@ class Labellers:
     """A pool of labellers.
 
     Args:
-        world: what they judge.
+        world: the world of the responses.
         count: labellers in the pool, ≥ 1; each comparison goes to one of them at random.
         biased_share: share of them, 0 to 1, that prefer ever more courtesy and length (bias 1; the others 0).
         temperature: noise of a choice, > 0: P(a ≻ b) = σ((perceived(a) − perceived(b)) / temperature).

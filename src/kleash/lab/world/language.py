@@ -138,7 +138,7 @@ class Reading:
 class Reader:
     """Reads texts of the world.
 
-    Its table maps each phrase, as a tuple of words, to what it means. `it` stands for the entity named last.
+    Its table maps each phrase, as a tuple of words, to its meaning. `it` stands for the entity named last.
     """
 
     def __init__(self) -> None:

@@ -78,7 +78,7 @@ class World:
             seed: order of the stream.
 
         Returns:
-            Groups without responses; column `kind` says what is asked.
+            Groups without responses; column `kind` is the kind of prompt.
         """
         rng = self._rng("prompts", split, seed)
         streams = {kind: _cycle(self._splits[split][kind], rng) for kind in MIXTURE}

@@ -29,7 +29,7 @@ class Writers:
     """All who write in a world.
 
     Args:
-        facts: what they know.
+        facts: of the world.
         tasks: the prompts that they may ask and answer, by text.
     """
 
