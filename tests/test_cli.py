@@ -179,7 +179,7 @@ def test_check_tells_the_gates_and_exits_with_one_where_one_failed(
         "--max-steps",
         1,
     ]
-    fails(capsys, 1, "failed its own gate: held-out loss", *next_stage)
+    fails(capsys, 1, "failed its own checks: held-out loss", *next_stage)
     assert kleash(*next_stage, "--force") == 0
 
 

@@ -12,6 +12,7 @@ from kleash.cli import _run
 from kleash.data.group import Group
 from kleash.errors import ConfigError, GateError, InputError
 from kleash.evals.overoptimization import analyse, checkpoints_curve, choosing_prompts
+from kleash.evals.report_values import as_json
 from kleash.io import read_jsonl
 from kleash.lab.world import World, gold
 from kleash.models.load import load_policy
@@ -60,7 +61,7 @@ def measured(settings: overopt.OveroptConfig) -> Any:
 def test_a_run_and_its_pools_are_measured_and_analysed(trained: Path, prompts: Path) -> None:
     folder = measured(config(trained))
     rows = read_jsonl(folder.path / "samples.jsonl")
-    points = {(row["curve"], row["step"]) for row in rows}
+    points = {(row["source"], row["step"]) for row in rows}
     assert points == {
         ("checkpoints", 0),
         ("checkpoints", 2),
@@ -79,14 +80,16 @@ def test_a_run_and_its_pools_are_measured_and_analysed(trained: Path, prompts: P
     curves = folder.record["results"]["roads"]
     assert [point["point"] for point in curves["best-of-n"]["points"]] == [1, 2, 4]
     run = curves["checkpoints"]
-    report = [row for row in rows if row["curve"] == "checkpoints" and row["step"] == 8 and row["half"] == "report"]
+    report = [row for row in rows if row["source"] == "checkpoints" and row["step"] == 8 and row["half"] == "report"]
     assert run["points"][-1]["proxy"]["mean"] == pytest.approx(sum(row["proxy"] for row in report) / len(report))
     assert run["points"][0]["kl"]["mean"] == 0 < run["points"][-1]["kl"]["mean"]
     assert run["points"][-1]["proxy"]["mean"] > run["points"][0]["proxy"]["mean"]
-    assert run == analyse(  # the same analysis from rows alone
-        checkpoints_curve([row for row in rows if row["curve"] == "checkpoints"]),
-        choose=choosing_prompts(dict.fromkeys(row["prompt"] for row in rows), share=0.5, seed=0),
-        seed=overopt.derive_seed(0, "bootstrap"),
+    assert run == as_json(
+        analyse(  # the same analysis from rows alone
+            checkpoints_curve([row for row in rows if row["source"] == "checkpoints"]),
+            choose=choosing_prompts(dict.fromkeys(row["prompt"] for row in rows), share=0.5, seed=0),
+            seed=overopt.derive_seed(0, "bootstrap"),
+        )
     )
 
 
@@ -145,7 +148,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_files(
         measured(config(trained))
     out = trained.parent / "overopt"
     with (out / "samples.jsonl").open("a") as file:  # a point that was being written
-        file.write('{"curve": "checkpoints", "step": 8, "prompt": "a", "proxy": 1.0}\n{"curve": "checkpoints", "st')
+        file.write('{"source": "checkpoints", "step": 8, "prompt": "a", "proxy": 1.0}\n{"source": "checkpoints", "st')
     calls = 100
     again = measured(config(trained))
     assert calls == 100 + 5 - (stop - 1), "what was done is not done again"
@@ -186,7 +189,7 @@ def test_a_reward_that_failed_its_gate_is_refused_unless_forced(trained: Path, b
     failed.mkdir()
     gates = {"out": {"passed": False, "finding": "no better than a coin", "advice": "get more data"}}
     (failed / "run.json").write_text(json.dumps({"schema": SCHEMA, "gates": gates}))
-    with pytest.raises(GateError, match=r"gold .* failed its own gate: no better than a coin"):
+    with pytest.raises(GateError, match=r"gold .* failed its own checks: no better than a coin"):
         overopt.run(config(trained, gold=str(failed)), proxy=count("z"))
     forced = config(trained, proxy=str(failed), force=True, out=tmp_path / "forced")
     with pytest.raises(Exception, match="cannot be loaded"):  # the gate let it through

@@ -11,7 +11,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
-from kleash.checks.reward_report import repeated_votes
+from kleash.checks.reward_report import pairs_of, repeated_votes
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups
 from kleash.data.group import EncodedGroup, Group, Preference, Ranking, Response
@@ -215,7 +215,7 @@ def test_rankings_and_ties_are_learned_from(base: Path, write: object) -> None:
 
 def test_the_pairs_of_a_ranking_are_all_its_comparisons() -> None:
     group = Group("a", tuple(map(Response, "bcd")), Ranking((2, 0, 2)))
-    assert sorted(reward_model.pairs_of(group)) == [(0, 2, 0.5), (1, 0, 1.0), (1, 2, 1.0)]
+    assert sorted(pairs_of(group)) == [(0, 2, 0.5), (1, 0, 1.0), (1, 2, 1.0)]
 
 
 def test_a_language_model_is_refused_as_a_reward(base: Path) -> None:

@@ -143,7 +143,7 @@ def test_a_gate_that_failed_stops_the_next_stage_unless_forced(base: Path, demon
     assert not verdict["passed"]
     assert verdict["figures"]["after"] > verdict["figures"]["before"]
     onwards = {"out": base.parent / "next", "max_steps": 1}
-    with pytest.raises(GateError, match="failed its own gate: held-out loss"):
+    with pytest.raises(GateError, match="failed its own checks: held-out loss"):
         sft.run(config(broken.path, demonstrations, **onwards))
     sft.run(config(broken.path, demonstrations, force=True, **onwards))
     assert (read_record(base.parent / "next") or {})["gates"]["in (model)"]["forced"]

@@ -58,12 +58,14 @@ class CheckReport:
     gates: dict[str, Verdict]
     """Verdicts by name: those of run.json, and `measured`."""
     notes: tuple[str, ...] = ()
-    """What else is to be known, e.g. that a folder is no longer what its verdict speaks of."""
+    """What else is to be known, e.g. what could not be measured."""
+    stale: bool = False
+    """Whether the folder is no longer what its own verdict speaks of."""
 
     @property
     def failed(self) -> list[str]:
         """Names of the verdicts that failed; a measured one stands above what a changed folder says of itself."""
-        superseded = {"out"} if "measured" in self.gates and self.notes else set()
+        superseded = {"out"} if "measured" in self.gates and self.stale else set()
         return [name for name, entry in self.gates.items() if entry["passed"] is False and name not in superseded]
 
 
@@ -89,6 +91,8 @@ def check(
     if record is not None and record["status"] != "finished":
         gates["finished"] = verdict([_unfinished(record["status"])])
     notes: list[str] = []
+    if record is not None:
+        notes += [f"not measured: {name}: {reason}" for name, reason in record.get("skipped", {}).items()]
     stale = "out" in gates and changed(path, gates["out"])
     if stale:
         notes.append("the folder has changed since its own verdict (out), so it was measured afresh")
@@ -98,7 +102,7 @@ def check(
     if kind is not None and (stale or not gates or data is not None or labeller is not None):
         gates["measured"] = verdict(measure(path, data=data, labeller=labeller, rows=rows, device=device))
     stage = f"run of {record['stage']}" if record is not None else ""
-    return CheckReport(path=str(path), kind=stage or str(kind), gates=gates, notes=tuple(notes))
+    return CheckReport(path=str(path), kind=stage or str(kind), gates=gates, notes=tuple(notes), stale=stale)
 
 
 def _unfinished(status: str) -> Check:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from kleash.checks import policy_checks
 from kleash.checks.gates import record_checks
 from kleash.rollout import Components
 from kleash.run import RunFolder
+from kleash.training.after_training import after_training
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.ema import Average
 from kleash.training.loop import Loop
@@ -40,11 +42,13 @@ def finish_policy(
         average.take(parts.policy)
     write_model(folder, parts.policy, parts.tokenizer, _summary(folder))
     kl_budget = folder.record["config"].get("kl_budget")
-    record_checks(folder, checks=policy_checks.policy(folder.metrics(), kl_budget=kl_budget, advice=advice))
+    checks = lambda: policy_checks.policy(folder.metrics(), kl_budget=kl_budget, advice=advice)  # noqa: E731
+    after_training(folder, "checks", lambda: record_checks(folder, checks=checks()))
     near_ties = getattr(parts.sampler, "near_ties", None)
     return folder.finish(step=step, ended=loop.stop or "all rollouts done", near_ties=near_ties, **results)
 
 
 def _summary(folder: RunFolder) -> str:
     last = folder.metrics()[-1]
-    return f"Mean reward {last['reward']:.3f} at KL {last['kl']:.2f} nats a response from the reference."
+    reward, kl = (math.nan if last[name] is None else last[name] for name in ("reward", "kl"))
+    return f"Mean reward {reward:.3f} at KL {kl:.2f} nats a response from the reference."

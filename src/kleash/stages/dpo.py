@@ -22,7 +22,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import monitors, policy_checks
-from kleash.checks.after_training import after_training
 from kleash.checks.gates import record_checks
 from kleash.checks.open_run import open_run
 from kleash.checks.reward_report import pairs_of, preference_figures
@@ -49,6 +48,7 @@ from kleash.rollout.rollout import with_logprobs
 from kleash.run import RunFolder, StepMetrics, derive_seed
 from kleash.sampling.sampler import build_sampler, sample_groups
 from kleash.stages.training_configs import DPOConfig
+from kleash.training.after_training import after_training
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop, State
 from kleash.training.model_folder import model_card, parameters_held, save_snapshot
@@ -98,12 +98,14 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
         rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
         metrics = update(model, [train[row] for row in rows], [references[row] for row in rows], optimizer, config)
         if held_out and loop.due_to_evaluate(step):
-            means, figures = pairs.measure(model, step)
-            metrics |= {f"eval_{name}": value for name, value in means.items()} | {"eval_accuracy": figures.accuracy}
-            best.update(model, step, means["loss"] or 0.0)
-            warn_of_displacement(folder, step, means)
+            with loop.measuring(step):
+                means, figures = pairs.measure(model, step)
+                metrics |= eval_metrics(means, figures)
+                best.update(model, step, means["loss"] or 0.0)
+                warn_of_displacement(folder, step, means)
         if held_out and config.kl_due(step, steps):
-            metrics |= kl_meter.measure(model, step)
+            with loop.measuring(step):
+                metrics |= kl_meter.measure(model, step)
         save_snapshot(folder, step, model, tokenizer, every=config.snapshot_every)
         loop.log(step, metrics)
     last = best.take(model, loop.step)
@@ -196,6 +198,11 @@ def evaluate(
         rewards += implicit_rewards(policy, reference, beta=config.beta, lengths=per_length).tolist()
         ordered += groups
     return means, preference_figures(ordered, rewards, train)
+
+
+def eval_metrics(means: Mapping[str, float | None], figures: PreferenceReport) -> StepMetrics:
+    """What metrics.jsonl has of a measurement on held-out rows."""
+    return {**{f"eval_{name}": value for name, value in means.items()}, "eval_accuracy": figures.accuracy}
 
 
 class HeldOut:

@@ -152,8 +152,9 @@ def run(
             figures = update(parts, minibatch, optimizer, config, first="updates" not in metrics)
             metrics = merge(metrics, figures, weight=1 / updates)
         if loop.due_to_evaluate(step):
-            metrics |= held_out.measure(step, beta=config.beta)
-            loop.stop = stop.see(figure=held_out.figure)
+            with loop.measuring(step):
+                metrics |= held_out.measure(step, beta=config.beta)
+                loop.stop = stop.see(figure=held_out.figure)
         save_snapshot(folder, step, parts.policy, parts.tokenizer, every=config.snapshot_every)
         row, empty = loop.log(step, metrics), not bool(rollout.batch.mask.any())
         groups.raise_if_dead(end_rate=row["end_rate"], empty=empty, longest=config.max_new_tokens)

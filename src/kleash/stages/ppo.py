@@ -115,8 +115,9 @@ def run(
             metrics = merge(metrics, figures, weight=1 / updates)
         controller.see(float(metrics["kl"]), responses=len(rollout.groups))
         if loop.due_to_evaluate(step):
-            metrics |= held_out.measure(step, beta=controller.beta)
-            loop.stop = stop.see(figure=held_out.figure)
+            with loop.measuring(step):
+                metrics |= held_out.measure(step, beta=controller.beta)
+                loop.stop = stop.see(figure=held_out.figure)
         save_snapshot(folder, step, parts.policy, parts.tokenizer, every=config.snapshot_every)
         loop.log(step, metrics)
     results = {"beta": controller.beta, "prompts": len(prompts)}

@@ -41,6 +41,7 @@ from kleash.rewards.learned import LearnedReward
 from kleash.run import RunFolder, derive_seed
 from kleash.stages import reward_model
 from kleash.stages.training_configs import EnsembleConfig, RewardConfig
+from kleash.training.after_training import after_training
 from kleash.training.model_folder import model_card
 
 logger = logging.getLogger("kleash")
@@ -76,13 +77,18 @@ def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedToke
     finish = _one if config.members == 1 or config.average_weights else _ensemble
     report = finish(config, folder, members, files)
     results: Json = {"members": [member.record["results"] for member in members]}
+    write_text(folder.path / "README.md", model_card(folder, reward_model.summary(report)))
     if report is not None:
         results["report"] = as_json(report)
-        train = _encoded(config, files["reward"], load_tokenizer(config.model))
-        on_policy = reward_model.on_policy_excess(_single(config), train)
-        probes = report.probes if isinstance(report, RewardReport) else None
-        record_checks(folder, checks=reward_checks.reward_model(report, probes=probes, on_policy=on_policy))
+        after_training(folder, "checks", lambda: _check(config, folder, report, files))
     return folder.finish(**results)
+
+
+def _check(config: EnsembleConfig, folder: RunFolder, report: PreferenceReport, files: Files) -> None:
+    train = _encoded(config, files["reward"], load_tokenizer(config.model))
+    on_policy = reward_model.on_policy_excess(_single(config), train)
+    probes = report.probes if isinstance(report, RewardReport) else None
+    record_checks(folder, checks=reward_checks.reward_model(report, probes=probes, on_policy=on_policy))
 
 
 def _names(config: EnsembleConfig) -> list[str]:
@@ -155,16 +161,17 @@ def _one(
     if files["centre"].stat().st_size:
         changes["centre_data"] = str(files["centre"])
     settings = _single(config, **changes)
-    samples = reward_model.centring_samples(tokenizer, train, settings)
-    reward_model.centre(model, samples or train, settings.compute)
-    compute = settings.compute
-    rewards = held_out_rewards(model, held_out, compute=compute) if held_out else None
-    figures = None if rewards is None else preference_figures(held_out, rewards, train)
-    save_model(folder.path, model, tokenizer, model_card(folder, reward_model.summary(figures)))
-    distance = reward_model.save_feature_range(folder, model, train, held_out, samples, settings)
-    if rewards is None:
-        return None
-    return reward_model.whole_report(model, tokenizer, train, held_out, rewards, settings, distance=distance)
+    save_model(folder.path, model, tokenizer, model_card(folder, reward_model.summary(None)))
+    samples, _ = reward_model.centre_model(folder, model, tokenizer, train, settings)
+
+    def report() -> RewardReport | None:
+        distance = reward_model.save_feature_range(folder, model, train, held_out, samples, settings)
+        if not held_out:
+            return None
+        rewards = held_out_rewards(model, held_out, compute=settings.compute)
+        return reward_model.whole_report(model, tokenizer, train, held_out, rewards, settings, distance=distance)
+
+    return after_training(folder, "report", report)
 
 
 def _ensemble(
@@ -174,15 +181,17 @@ def _ensemble(
     loaded = [LearnedReward.load(member.path, compute=Compute(config.device, config.dtype)) for member in members]
     reward = EnsembleReward(loaded, combine=config.combine, variance_penalty=config.variance_penalty)
     train, held_out = (_encoded(config, files[name], loaded[0].tokenizer) for name in ("reward", "held-out"))
-    report = None
-    if held_out:
+    write_ensemble(folder.path, _names(config), combine=config.combine, variance_penalty=config.variance_penalty)
+
+    def report() -> PreferenceReport | None:
+        if not held_out:
+            return None
         ordered = sorted(held_out, key=lambda group: len(group.responses))
         sizes = groupby((group.source for group in ordered), key=lambda group: len(group.responses))
         rewards = [row for _, groups in sizes for row in reward(list(groups)).tolist()]
-        report = preference_figures(ordered, rewards, train)
-    write_text(folder.path / "README.md", model_card(folder, reward_model.summary(report)))
-    write_ensemble(folder.path, _names(config), combine=config.combine, variance_penalty=config.variance_penalty)
-    return report
+        return preference_figures(ordered, rewards, train)
+
+    return after_training(folder, "report", report)
 
 
 def _encoded(config: EnsembleConfig, file: Path, tokenizer: PreTrainedTokenizerBase) -> list[EncodedGroup]:

@@ -23,7 +23,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import data_checks, reward_checks
-from kleash.checks.after_training import after_training
 from kleash.checks.gates import record_checks
 from kleash.checks.open_run import open_run
 from kleash.checks.reward_checks import OnPolicyExcess
@@ -45,6 +44,7 @@ from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Preference, Ranking
 from kleash.data.read import read_encoded
 from kleash.data.split import comparison, demonstration, imitated, read_usable
+from kleash.errors import DataError
 from kleash.evals.learning_curve import LearningCurve
 from kleash.evals.preference_report import UNKNOWN, PreferenceReport
 from kleash.evals.report_values import as_json
@@ -60,6 +60,7 @@ from kleash.rewards.learned import score_encoded
 from kleash.rewards.reward import Reward
 from kleash.run import RunFolder, StepMetrics, derive_seed
 from kleash.stages.training_configs import RewardConfig
+from kleash.training.after_training import after_training
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop, State
 from kleash.training.model_folder import model_card, write_model
@@ -115,17 +116,17 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     for step, rows in loop.over(batches(range(len(train)), config.batch_size, seed=config.seed, start=loop.step)):
         metrics = update(model, [train[row] for row in rows], optimizer, config, head_weights(config, rows))
         if held_out and loop.due_to_evaluate(step):
-            figures = preference_figures(held_out, held_out_rewards(model, held_out, compute=config.compute), train)
-            metrics |= {"eval_accuracy": figures.accuracy, "eval_log_loss": figures.log_loss}
-            best.update(model, step, figures.log_loss)
+            with loop.measuring(step):
+                figures = preference_figures(held_out, held_out_rewards(model, held_out, compute=config.compute), train)
+                metrics |= {"eval_accuracy": figures.accuracy, "eval_log_loss": figures.log_loss}
+                best.update(model, step, figures.log_loss)
         loop.log(step, metrics)
     last = best.take(model, loop.step)
-    samples = after_training(folder, "centring samples", lambda: centring_samples(tokenizer, train, config)) or []
-    centre(model, samples or train, config.compute)
     write_model(folder, model, tokenizer, summary(None))
+    samples, centred_on = centre_model(folder, model, tokenizer, train, config)
     live, measured = reward is not None, Measured(train, held_out, samples)
     results = after_training(folder, "report", lambda: report(folder, model, tokenizer, measured, config, gold, live))
-    return folder.finish(step=last, rows=len(train), centred_on=centred_on(samples, config), **(results or {}))
+    return folder.finish(step=last, rows=len(train), centred_on=centred_on, **(results or {}))
 
 
 @dataclass(frozen=True)
@@ -288,29 +289,54 @@ def update(
     return {**totals, **optimizer.step()}
 
 
-def centre(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: Compute) -> None:
-    """Shift the scores so that their mean over the responses of some groups is zero."""
+def centre_model(
+    folder: RunFolder,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Sequence[EncodedGroup],
+    config: RewardConfig,
+) -> tuple[list[EncodedGroup], str]:
+    """Shift the scores of the model in a folder, weights and all else of which are written, to mean zero.
+
+    Returns:
+        The samples whose mean score is zero now, none where there are none; and what it is zero on, for run.json.
+    """
+    samples = after_training(folder, "centring samples", lambda: centring_samples(tokenizer, train, config)) or []
+    if not after_training(folder, "centring", lambda: centre(model, samples or train, config.compute)):
+        return [], "nothing"
+    write_text(folder.path / "config.json", model.config.to_json_string())
+    if not samples:
+        return [], "the training responses"
+    return samples, config.centre_data or f"{len(samples)} samples of {config.model}"
+
+
+def centre(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: Compute) -> bool:
+    """Shift the scores so that their mean over the responses of some groups is zero; True when that is done."""
     model.config.kleash_offset = 0.0
     sizes = {len(group.responses) for group in groups}
     scores = [score_encoded(model, [g for g in groups if len(g.responses) == size], compute=compute) for size in sizes]
     model.config.kleash_offset = float(torch.cat([score.flatten() for score in scores]).double().mean())
+    return True
 
 
 def centring_samples(
     tokenizer: PreTrainedTokenizerBase, train: Sequence[EncodedGroup], config: RewardConfig
 ) -> list[EncodedGroup]:
-    """The rows whose mean score becomes zero: those of `centre_data`, or samples; empty where neither is asked for."""
+    """The rows whose mean score becomes zero: those of `centre_data`, or samples; empty where neither is asked for.
+
+    Raises:
+        DataError: samples are asked for, and no training prompt leaves room for one.
+    """
     if config.centre_data is not None:
         rows = [imitated(row) for row in read_usable(config.centre_data, demonstration)]
         return encode_all(rows, tokenizer, max_length=config.max_length)[0]
-    return start_samples(tokenizer, train, config) if config.centre_samples else []
-
-
-def centred_on(samples: Sequence[EncodedGroup], config: RewardConfig) -> str:
-    """What the mean score is zero on, for run.json."""
-    if not samples:
-        return "the training responses"
-    return config.centre_data or f"{len(samples)} samples of {config.model}"
+    samples = start_samples(tokenizer, train, config) if config.centre_samples else []
+    if config.centre_samples and not samples:
+        raise DataError(
+            f"no training prompt leaves room for a response in the context of {config.model}; centred on the training "
+            "responses instead"
+        )
+    return samples
 
 
 def start_samples(

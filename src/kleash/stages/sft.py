@@ -17,7 +17,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import sft_checks
-from kleash.checks.after_training import after_training
 from kleash.checks.gates import Check, record_checks
 from kleash.checks.open_run import open_run
 from kleash.checks.sample_stats import describe, prompt_effect, responses_of, sample, usual_length
@@ -34,6 +33,7 @@ from kleash.objectives import masked_sum
 from kleash.progress import Progress
 from kleash.run import RunFolder, StepMetrics
 from kleash.stages.training_configs import SFTConfig
+from kleash.training.after_training import after_training
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop, State
 from kleash.training.model_folder import write_model
@@ -78,8 +78,8 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     for step, groups in loop.over(batches(train, config.batch_size, seed=config.seed, start=loop.step)):
         metrics = update(model, groups, optimizer, config.compute)
         if held_out and loop.due_to_evaluate(step):
-            metrics["eval_loss"] = held_out_loss(model, held_out, config.compute)
-            best.update(model, step, metrics["eval_loss"])
+            with loop.measuring(step):
+                metrics["eval_loss"] = best.update(model, step, held_out_loss(model, held_out, config.compute))
         loop.log(step, metrics)
     last = best.take(model, loop.step)
     after = best.figures.get(last, math.nan)

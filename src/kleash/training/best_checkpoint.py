@@ -32,15 +32,16 @@ class BestCheckpoint:
         self.step = 0
         self.figures: dict[int, float] = {}
 
-    def update(self, model: nn.Module, step: int, figure: float) -> None:
-        """Keep the model if `figure` (less is better) is the least so far."""
+    def update(self, model: nn.Module, step: int, figure: float) -> float:
+        """Keep the model if `figure` (less is better) is the least so far; returns it."""
         least = self.figures.get(self.step, math.inf)
         self.figures[step] = figure
         if self.keep_weights == "last" or not figure < least:
-            return
+            return figure
         self.step = step
         tensors = trained_weights(model)
         write_folder(self.path, lambda path: save_file(tensors, path / "model.safetensors"))
+        return figure
 
     def take(self, model: nn.Module, last: int) -> int:
         """Put the weights to end with into the model and return the step they are of."""

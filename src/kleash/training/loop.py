@@ -14,11 +14,14 @@ restored, and everything else is a function of the step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from kleash.errors import MachineError
 from kleash.progress import Progress
 from kleash.run import RunFolder, StepMetrics
 from kleash.training import checkpoint
+from kleash.training.after_training import skip
 from kleash.training.checkpoint import State
 from kleash.training.trackers import Trackers
 
@@ -85,6 +88,18 @@ class Loop:
         return (
             step == self.total or self.stop is not None or (self.eval_every is not None and step % self.eval_every == 0)
         )
+
+    @contextmanager
+    def measuring(self, step: int) -> Iterator[None]:
+        """Around the measurement on held-out rows: after the last step a fault of it costs the figures, not the run."""
+        try:
+            yield
+        except MachineError:
+            raise
+        except Exception as error:
+            if step < self.total and self.stop is None:
+                raise
+            skip(self.folder, "held-out rows after the last step", error)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> StepMetrics:
         """Write a step's metrics, show them, and hand them to the trackers; returns them as plain numbers."""

@@ -29,7 +29,12 @@ def after_training(folder: RunFolder, name: str, measure: Callable[[], T]) -> T 
     except MachineError:
         raise
     except Exception as error:  # whatever it is: the training is done, and worth more than this figure
-        reason = " ".join(str(error).split()) or type(error).__name__
-        logger.warning("%s: %s was not measured: %s", folder.path, name, reason)
-        folder.note("skipped", **{name: reason})
+        skip(folder, name, error)
         return None
+
+
+def skip(folder: RunFolder, name: str, error: Exception) -> None:
+    """Log why something was not measured, and note it under `skipped` in run.json."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    logger.warning("%s: not measured: %s: %s", folder.path, name, reason)
+    folder.note("skipped", **{name: reason})
