@@ -20,7 +20,7 @@ from torch import Tensor
 SHOW_AFTER = 2.0
 """Seconds of work before anything is shown."""
 LINE_EVERY = 10.0
-"""Seconds between two lines where stderr is no terminal."""
+"""Seconds between two lines where stderr is not a terminal."""
 
 
 class Progress:

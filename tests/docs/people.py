@@ -69,8 +69,8 @@ def _votes(port: int, token: str) -> int:
             for pair in pairs:
                 sides = pair["html"].partition('id="side-A"')[2].partition('id="side-B"')
                 left, right = (sum(side.count(word) for word in GOOD) for side in (sides[0], sides[2]))
-                verdict = "tie" if left == right else "left" if left > right else "right"
-                vote = {"key": f"{token[:8]}-{count:012d}", "assignment": pair["id"], "verdict": verdict}
+                choice = "tie" if left == right else "left" if left > right else "right"
+                vote = {"key": f"{token[:8]}-{count:012d}", "assignment": pair["id"], "choice": choice}
                 ask("POST", "/api/vote", vote, **headers)
                 count += 1
         return count

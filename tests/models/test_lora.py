@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from kleash.checks.reward_report import held_out_rewards, preference_figures
 from kleash.data.batch import GroupBatch, collate
 from kleash.data.group import EncodedGroup, EncodedResponse, Group
 from kleash.io import read_jsonl
@@ -119,9 +120,11 @@ def test_F8_a_reward_model_trained_with_adapters_keeps_its_head_and_its_scores(
     fresh = reward_model.new_reward_model(str(base), seed=0)[0]
     assert not torch.equal(loaded.score.weight, fresh.score.weight)
     settings = reward_model.RewardConfig.make(record["config"])
-    train, held_out = reward_model._comparisons(settings, loaded, tokenizer)
-    again = reward_model.rewards_report(held_out, reward_model.held_out_rewards(loaded, held_out, settings), train)
-    assert again["log_loss"] == pytest.approx(record["results"]["report"]["log_loss"], abs=1e-5)
+    train, held_out = reward_model.read_comparisons(settings, loaded, tokenizer)
+    rewards = held_out_rewards(loaded, held_out, compute=settings.compute)
+    assert preference_figures(held_out, rewards, train).log_loss == pytest.approx(
+        record["results"]["report"]["log_loss"], abs=1e-5
+    )
 
 
 def test_F1_gradient_checkpointing_changes_no_weight(base: Path, demonstrations: Path, tmp_path: Path) -> None:

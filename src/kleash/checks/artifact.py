@@ -1,6 +1,6 @@
 """`kleash check`: the gates of any artifact, made by kleash or not.
 
-What it is, is told by what lies there: a run's folder, a language model, a reward model, a file of rows. A run's own
+What it is follows from the files there: a run's folder, a language model, a reward model, a file of rows. A run's own
 verdicts are trusted while their hash agrees with its content; what has changed, or has no verdict, is measured.
 """
 
@@ -239,7 +239,7 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[Check]:
 
 
 def _begins_once(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the begin token is for beginnings alone; some templates open every turn with it."""
+    """Whether the begin token is only for beginnings; some templates open every turn with it."""
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 

@@ -147,7 +147,7 @@ def _scores_vary(report: PreferenceReport) -> Check:
 
 
 def beyond_length(report: PreferenceReport) -> Check:
-    """The paired test against length alone; a model that decides as length does on nearly all pairs is length."""
+    """The paired test against length by itself; a model that decides as length does on nearly all pairs is length."""
     name, against = "beyond length", report.against_length
     if report.accuracy is None:
         return answer(name, None, "no pair is decided")

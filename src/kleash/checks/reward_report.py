@@ -232,7 +232,7 @@ def _labels(groups: Sequence[EncodedGroup]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def repeated_votes(groups: Sequence[Group]) -> Int[np.ndarray, "N 2"]:
-    """The votes on each pair of responses that was labelled more than once, in whatever order; ties are no vote."""
+    """The votes on each pair of responses that was labelled more than once, in whatever order; ties do not count."""
     votes: dict[tuple[str, str, str], list[int]] = {}
     for group in groups:
         if isinstance(group.label, Preference) and group.label.probability != 0.5:

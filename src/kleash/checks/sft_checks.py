@@ -24,7 +24,7 @@ REPEATS = 0.2
 """Share of 4-grams said before that samples may have beyond their data's. Loops have 0.6 and more."""
 
 CONTROLS = 0.05
-"""Share of samples with a control token inside that is no accident."""
+"""Share of samples with a control token inside that is not an accident."""
 
 IN_RANGE = 0.5
 """Share of samples as long as nine tenths of the data are, that should be met."""

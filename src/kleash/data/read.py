@@ -1,4 +1,4 @@
-"""The rows of a stage as token ids: read, checked, split, prepared, encoded; what was cut or dropped is said."""
+"""The rows of a stage as token ids: read, checked, split, prepared, encoded; what was cut or dropped is logged."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def probe_report(scores: Float[np.ndarray, "P K"]) -> list[ProbeResult]:
 
 
 def _words(response: Response) -> str | None:
-    """The text of a response, of turns that of the last one; None where that is no plain text."""
+    """The text of a response, of turns that of the last one; None where that is not plain text."""
     if response.content is None or isinstance(response.content, str):
         return response.text
     words = response.content[-1].get("content") if response.content else None

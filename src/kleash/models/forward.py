@@ -5,7 +5,7 @@ Two back ends, equal in values and gradients, checked against each other by `che
 * shared: the prompts run once into a cache with gradients on, the cache is repeated K times and the responses run on
   it. The first token of a response is predicted from the prompt's last hidden state. Autograd flows through the cache.
 * rows: every response runs behind a copy of its prompt. Gradient checkpointing, sliding windows and recurrent layers
-  need this one, because their cache is no plain list of keys and values, or is not kept at all.
+  need this one, because their cache is not a plain list of keys and values, or is not kept at all.
 
 A state is a hidden state after the last layer's norm; logits are computed only where a loss asks for them.
 """

@@ -1,6 +1,6 @@
 """Models and tokenizers, in and out, as the ecosystem stores them.
 
-A path is read from the disk and nothing else; only a name that is no path here asks the hub (F17).
+A path is read from the disk and nothing else; only a name that is not a path here asks the hub (F17).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def load_reward_model(model: str | Path, *, device: str = "auto") -> tuple[PreTr
     """A trained reward model (one output) and its tokenizer.
 
     Raises:
-        ModelError: there is no such model, or it is no reward model.
+        ModelError: there is no such model, or it is not a reward model.
     """
     tokenizer = load_tokenizer(model)
     with _loading(model):

@@ -60,7 +60,7 @@ def ranking_loss(
 
     Returns:
         One loss a prompt, the mean over its comparisons; not reduced over prompts.
-        Metrics, one a prompt: `margin`, better minus worse, mean over comparisons that are no ties; `accuracy`, as in
+        Metrics, one a prompt: `margin`, better minus worse, mean over comparisons that are not ties; `accuracy`, as in
         `pair_loss`, mean over all comparisons.
 
     Raises:

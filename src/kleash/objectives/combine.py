@@ -21,7 +21,7 @@ def combine_scores(
     Args:
         scores: of M members, comparable in level: each centred on the same samples.
         combine: the mean; the worst (least) member; or mean − λ·variance, the variance over members (divided by M).
-        variance_penalty: λ ≥ 0, of `mean-variance` alone.
+        variance_penalty: λ ≥ 0, only of `mean-variance`.
 
     References:
         Coste et al. 2023 (arXiv:2310.02743) eq. 3–5.

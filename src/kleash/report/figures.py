@@ -509,7 +509,7 @@ def complete(curve: Curve) -> list[Row]:
 
 
 def _distance(row: Row) -> float:
-    """√KL; an estimate that came out below zero is no distance."""
+    """√KL; an estimate that came out below zero is not a distance."""
     return sqrt(max(0.0, row["kl"]["mean"]))
 
 

@@ -1,4 +1,4 @@
-"""The Goodhart page: where gold turned while the proxy climbed, for someone who was not there. Reads files alone.
+"""The Goodhart page: where gold turned while the proxy climbed, for someone who was not there. Reads only files.
 
 Like the demo's report the page holds everything itself, and what models wrote is text to it, never markup.
 """
@@ -30,7 +30,7 @@ def write_page(folder: Path) -> Path:
         Path of the page; both files were replaced atomically.
 
     Raises:
-        InputError: the folder is no finished `overopt` run.
+        InputError: the folder is not a finished `overopt` run.
     """
     record = read_record(folder)
     if record is None or record["stage"] != "overopt" or record["status"] != "finished":

@@ -18,7 +18,7 @@ ROLES = {
     "forced": "yellow",
     "end token": "bold black on green",
 }
-"""Style of each role. Never colour alone: the counts below each row and the brackets of forced text say it again."""
+"""Style of each role. Never only colour: the counts below each row and the brackets of forced text say it again."""
 
 
 def show_rows(

@@ -292,7 +292,7 @@ class _Block:
 
 
 class _FilledLayer(DynamicLayer):
-    """Keys and values of one layer, written in place into a buffer; attention sees the filled part alone."""
+    """Keys and values of one layer, written in place into a buffer; attention sees only the filled part."""
 
     def __init__(self, keys: Tensor, values: Tensor, repeats: int, room: int) -> None:
         super().__init__()

@@ -22,7 +22,12 @@ def run(config: ExportConfig) -> Path:
     Raises:
         DataError: there is nothing to write, or the folder holds an export with other settings.
     """
-    settings = config.model_dump(include={"ties", "each", "test_share", "seed"})
+    settings = {
+        "ties": config.ties,
+        "each": config.each,
+        "test_share": config.test_share,
+        "seed": config.seed,
+    }
     manifest = config.out / "labels.json"
     if manifest.exists():
         existing = json.loads(manifest.read_text())
@@ -33,5 +38,8 @@ def run(config: ExportConfig) -> Path:
     with open_store(config.store) as store:
         from kleash.labels.import_export import export_labels
 
-        export_labels(store, config.out, until=config.until, **settings)
+        export_labels(
+            store, config.out, until=config.until, ties=config.ties, each=config.each, test_share=config.test_share,
+            seed=config.seed,
+        )  # fmt: skip
     return config.out

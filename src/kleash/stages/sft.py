@@ -43,7 +43,7 @@ SHOWN = ("loss", "eval_loss")
 """Figures of the progress bar."""
 
 UNSAMPLED = 1e9
-"""Parameters from which the gate leaves sampling on a CPU alone: it would take minutes."""
+"""Parameters from which the gate does not sample on a CPU: it would take minutes."""
 
 EFFECT_ROWS = 128
 """Held-out rows whose responses are tried after another row's prompt."""

@@ -9,7 +9,7 @@ def analysis(result: str, *, law: float | None, early: float | None) -> dict:
         return {"peak_distance": {"value": peak}, "cost_of_following_law": {"lost": {"mean": 0.25}}}
 
     return {
-        "peak_test": {"result": result}, "peak": {"distance": 2.0}, "fit": fit(law),
+        "peak_test": {"outcome": result}, "peak": {"distance": 2.0}, "fit": fit(law),
         "early_fit": None if early is None else fit(early),
     }  # fmt: skip
 

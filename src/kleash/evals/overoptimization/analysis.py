@@ -1,4 +1,4 @@
-"""What is said of a KL curve: its peak, whether gold fell after it, which point to take, what the law says of it.
+"""What a KL curve shows: its peak, whether gold fell after it, which point to take, what the law says of it.
 
 One part of the prompts chooses (the peak, the law, the point), the other reports, so that no figure is flattered by the
 choice it rests on. Formulas: docs/metrics.md.
@@ -124,7 +124,7 @@ class PromptCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """All that is said of a KL curve."""
+    """All that a KL curve shows."""
 
     source: Source
     """What the points are: checkpoints of a run, or best of n."""

@@ -131,5 +131,5 @@ def point_name(source: Source, point: int) -> str:
 
 
 def distances(kl: Any) -> np.ndarray:
-    """√KL in √nats; an estimate that came out below zero is no distance."""
+    """√KL in √nats; an estimate that came out below zero is not a distance."""
     return np.asarray(np.sqrt(np.maximum(np.asarray(kl, dtype=np.float64), 0)))

@@ -244,7 +244,7 @@ def _at_peak(alpha: Any, beta_law: Any, source: Source) -> np.ndarray:
 def _weights(gains: Float[np.ndarray, "C P"], inside: Bool[np.ndarray, " C"]) -> Float[np.ndarray, " C"]:
     """1 / variance of each mean gain, none above ten times the median.
 
-    A checkpoint that hardly differs from the start has hardly any variance, and would else decide alone.
+    A checkpoint that hardly differs from the start has hardly any variance, and would else decide by itself.
     """
     variance = gains.var(1, ddof=1) / gains.shape[1]
     floor = 0.1 * float(np.median(variance[inside])) or 1.0

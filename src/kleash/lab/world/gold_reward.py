@@ -42,7 +42,7 @@ class ClaimCounts:
     contradicts: bool
     """Whether it claims a false value of the attribute that the prompt asks for."""
     off_topic: int
-    """Claims about another entity, and values that are said of nothing."""
+    """Claims about another entity, and values that belong to nothing."""
 
 
 def count_claims(task: Task, reading: Reading, facts: Facts, *, trust_uncheckable: bool = False) -> ClaimCounts:
