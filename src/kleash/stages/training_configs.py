@@ -14,7 +14,7 @@ from kleash.training.settings import RolloutConfig, Schedule, TrainingConfig
 class SFTConfig(TrainingConfig):
     """Imitate the responses in `data`. Defaults: N+ (arXiv:2403.17031), one epoch, and InstructGPT's batch of 32."""
 
-    learning_rate: float = 1e-5
+    learning_rate: float = Field(1e-5, ge=0)
     """Peak learning rate. InstructGPT used 9.65e-6, N+ 3e-6; models of a few million parameters take 100 times as
     much."""
     response_column: str | None = None
