@@ -131,8 +131,8 @@ def _label(command: argparse.Namespace) -> None:
     from kleash.web.label.serve import LabelConfig, run
 
     config = _config(LabelConfig, command)
-    for kind, name in config.references().values():
-        refuse_missing(name, kind)
+    for source in (*config.data, *filter(None, (config.practice,))):
+        refuse_missing(source, DATA)
     run(config)
 
 
