@@ -248,7 +248,7 @@ def test_ctrl_c_ends_with_130_and_loses_nothing(base: Path, demonstrations: Path
     assert process.returncode == 130
     assert (
         errors.strip().splitlines()[-1]
-        == "kleash: interrupted; what was done is kept, run the same command again to go on"
+        == "kleash: interrupted; finished work is kept, run the same command again to continue"
     )
     assert "Traceback" not in errors
     assert list((base.parent / "out" / "checkpoints").glob("step-*"))

@@ -1,10 +1,10 @@
-"""The command line: thin. Every field of a stage's config is an option; `--config FILE` reads a YAML of them.
+"""The command line. Every field of a stage's config is an option; `--config FILE` reads a YAML file of options.
 
 Progress and messages go to stderr, results (and `--json`) to stdout. Exit codes: 0 done, 1 a check failed, 2 the input
-is wrong, 3 the machine failed, 75 people have yet to answer, 130 interrupted.
+is wrong, 3 the machine failed, 75 labels are still missing, 130 interrupted.
 
-Nothing here imports torch, transformers or datasets before the options and the files that they name are known to be
-right: help, a wrong option and a missing file answer at once.
+This module imports torch, transformers or datasets only after the options and the files that they name were validated,
+so that help, a wrong option and a missing file are answered at once.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _run(arguments: list[str]) -> int:
         print(f"kleash: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("kleash: interrupted; what was done is kept, run the same command again to go on", file=sys.stderr)
+        print("kleash: interrupted; finished work is kept, run the same command again to continue", file=sys.stderr)
         return 130
     except BrokenPipeError:
         with contextlib.suppress(OSError):
@@ -142,7 +142,7 @@ def _import_options(parser: _Parser) -> None:
         "--data", required=True, nargs="+", metavar="DATA", help="rows with two or more responses, labelled or not"
     )
     parser.add_argument(
-        "--annotator", metavar="NAME", help="who labelled the rows that do not say so (default: the file's name)"
+        "--annotator", metavar="NAME", help="labeller of the rows without an annotator (default: the file's name)"
     )
 
 
@@ -249,7 +249,7 @@ def _stage_command(stage: Stage) -> Command:
         try:
             output = run_stage(stage.name, config)
         finally:
-            if stage.name in ("judge", "revise"):  # checks that refuse the labels have to show why
+            if stage.name in ("judge", "revise"):  # a failed check of the labels has to be shown
                 from kleash.report.label_tables import show
 
                 show(getattr(config, "out"))  # noqa: B009
@@ -334,23 +334,23 @@ class _Parser(argparse.ArgumentParser):
         return parsed
 
     def refuse(self, word: str) -> NoReturn:
-        """Refuse an option that the command does not have, with the one that is meant.
+        """Refuse an unknown option and suggest the right one.
 
         Raises:
             ConfigError: always.
         """
         options = [name for action in self._actions for name in action.option_strings]
         name = renamed(word, {name.lstrip("-").replace("-", "_") for name in options})
-        near = difflib.get_close_matches(word.partition("=")[0], options, n=1)
+        matches = difflib.get_close_matches(word.partition("=")[0], options, n=1)
         if name is not None:
             hint = name.on_the_command_line
         else:
-            hint = f"did you mean {near[0]}?" if near else f"see `{self.prog} --help`"
+            hint = f"did you mean {matches[0]}?" if matches else f"see `{self.prog} --help`"
         raise ConfigError(f"unknown option {word.partition('=')[0]}; {hint}")
 
 
 def _parser(arguments: Sequence[str]) -> _Parser:
-    """The parser; of the commands only the one that is asked for has its options."""
+    """The parser; only the requested command gets its options."""
     parser = _Parser(
         prog="kleash",
         description="Post-training of language models from feedback: SFT, reward models, PPO, GRPO, DPO, "
@@ -377,11 +377,11 @@ def _parser(arguments: Sequence[str]) -> _Parser:
 
 def _refuse_command(name: str) -> NoReturn:
     elsewhere = COMMANDS_ELSEWHERE.get(name.lower().replace("_", "-"))
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), COMMANDS, n=1)
+    matches = difflib.get_close_matches(name.lower().replace("_", "-"), COMMANDS, n=1)
     if elsewhere is not None:
         hint = elsewhere
     else:
-        hint = f"did you mean `kleash {near[0]}`?" if near else "`kleash --help` lists the commands"
+        hint = f"did you mean `kleash {matches[0]}`?" if matches else "`kleash --help` lists the commands"
     raise ConfigError(f"there is no command '{name}'; {hint}")
 
 
@@ -412,7 +412,7 @@ def _add_fields(parser: _Parser, config: type[Config]) -> None:
 
 
 def _config(config: type[C], command: argparse.Namespace) -> C:
-    """The config that a command names, by options and by file."""
+    """The config of a command, from its options and its `--config` file."""
     fields = {key.removeprefix("field:"): value for key, value in vars(command).items() if key.startswith("field:")}
     options = {key: _value(value) for key, value in fields.items() if value is not None and value is not False}
     from_file = read_yaml(command.config) if command.config else {}
@@ -426,11 +426,11 @@ def _value(text: Any) -> Any:
 
 
 def _elsewhere(name: str) -> str:
-    """What the other libraries call a field, for its help: ` [TRL, LLaMA-Factory: num_train_epochs]`."""
+    """A field's name in other libraries, for its help: ` [TRL, LLaMA-Factory: num_train_epochs]`."""
     libraries: dict[str, list[str]] = {}
-    for library, theirs in names_elsewhere(name).items():
-        libraries.setdefault(theirs, []).append(library)
-    return "".join(f" [{', '.join(those)}: {theirs}]" for theirs, those in libraries.items())
+    for library, peer_name in names_elsewhere(name).items():
+        libraries.setdefault(peer_name, []).append(library)
+    return "".join(f" [{', '.join(those)}: {peer_name}]" for peer_name, those in libraries.items())
 
 
 def _metavar(annotation: Any) -> str:

@@ -1,10 +1,10 @@
 """Typed, frozen configs: one definition for YAML, command line and Python.
 
 A stage's config is a subclass of `Config` with a docstring under each field, which is also its help text. Values are
-validated when the config is made, whatever they were read from, and a wrong one is one line (`ConfigError`).
+validated when the config is made, from any source; a wrong value raises a `ConfigError` of one line.
 
-A field that names a model, data, a reward or another file says so by its type (`ModelRef`, `DataRef`, `RewardRef`, …).
-What is hashed into a run's identity, which parents are checked, and what `--help` shows follow from that type.
+The type of a field tells whether it names a model, data, a reward or another file (`ModelRef`, `DataRef`, `RewardRef`,
+…). What is hashed into a run's identity, which parents are checked, and what `--help` shows follow from that type.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ C = TypeVar("C", bound="Config")
 
 @dataclass(frozen=True)
 class Kind:
-    """What the text of a field is the name of."""
+    """What kind of thing the text of a field names."""
 
     name: Literal["model", "reward", "data", "run", "constitution"]
     metavar: str
-    """What `--help` shows in its place."""
+    """Placeholder of the value in `--help`."""
     parent: bool = False
-    """Whether a stage is built on it: then its own checks have to have passed."""
+    """Whether it is a parent of the stage: then its own checks must have passed."""
 
 
 MODEL = Kind("model", "MODEL", parent=True)
@@ -47,7 +47,7 @@ ModelRef = Annotated[str, MODEL]
 RewardRef = Annotated[str, REWARD]
 """A reward: a model's folder, `module:function`, a verifier, a .yaml composition."""
 MeasureRef = Annotated[str, MEASURE]
-"""A reward, in the same words, that measures and that nothing is trained against."""
+"""A reward that only measures and is never trained against, named like a `RewardRef`."""
 DataRef = Annotated[str, DATA]
 """Rows: a file, a saved `datasets` folder or a hub name."""
 RunRef = Annotated[Path, RUN]
@@ -67,18 +67,18 @@ class Config(BaseModel):
     )
 
     NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"out", "device", "force"})
-    """Fields that change nothing in the result: a run may go on with other values."""
+    """Fields that do not change the result: a run may continue with other values."""
 
     @classmethod
     def make(cls: type[C], values: Mapping[str, Any], *, source: str = "config") -> C:
         """Validate values into a config.
 
         Args:
-            values: field name → value; strings are read as YAML or the command line would give them.
+            values: field name → value; strings are parsed as from YAML or the command line.
             source: where the values came from, for the message.
 
         Raises:
-            ConfigError: naming each wrong key, its value and what would be right, in one line.
+            ConfigError: one line that names each wrong key, its value and the valid values.
         """
         try:
             return cls.model_validate(dict(values))
@@ -104,7 +104,7 @@ class Config(BaseModel):
         return {name: kind for name, kind in kinds.items() if kind is not None}
 
     def references(self) -> dict[str, tuple[Kind, str]]:
-        """What this config names: field → kind and name, without the fields that are null."""
+        """The models, data and files that this config names: field → kind and name, without fields that are null."""
         return {
             name: (kind, str(value))
             for name, kind in self.kinds().items()
@@ -112,7 +112,9 @@ class Config(BaseModel):
         }
 
     def identity(self) -> Settings:
-        """The settings that the result depends on. What a reference names counts by its content, which is not here."""
+        """The settings that the result depends on. References are left out: they count by their content
+        (`content.py`).
+        """
         return self.model_dump(mode="json", exclude={*self.NOT_IDENTITY, *self.references()})
 
     @classmethod
@@ -135,12 +137,12 @@ class Config(BaseModel):
         name = renamed(key, cls.model_fields)
         if name is not None:
             return name.in_a_config
-        near = difflib.get_close_matches(key, cls.model_fields, n=1)
-        return f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(cls.model_fields)}"
+        matches = difflib.get_close_matches(key, cls.model_fields, n=1)
+        return f"did you mean '{matches[0]}'?" if matches else f"known keys: {', '.join(cls.model_fields)}"
 
 
 RENAMED_VALUES = {"criterion: hold-out": "validation"}
-"""Values of kleash 0.1, each with its field → values of today."""
+"""Values of kleash 0.1, each with its field → today's values."""
 
 
 def describe(config: type[Config], key: str) -> str:
@@ -154,7 +156,7 @@ def read_yaml(path: Path) -> Settings:
     """A YAML mapping as a dict.
 
     Raises:
-        ConfigError: the file is missing, is not YAML or is not a mapping.
+        ConfigError: the file is missing, is not YAML or not a mapping.
     """
     try:
         values = yaml.safe_load(path.read_text())

@@ -1,8 +1,8 @@
-"""What a name in a config stands for: whether it is there, and the hash of its content.
+"""The file or folder that a name in a config refers to: whether it exists, and the hash of its content.
 
 Identity is content. A model is its weights, its config and its tokenizer files; data are their rows; a hub name is the
-commit that the cache holds. Where a folder lies, when it was written and what a run leaves beside a model do not count,
-so that a folder that was moved is the same folder.
+commit that the cache holds. The path of a folder, its modification time and other files in it do not count, so that a
+folder that was moved is still the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MODEL_FILES = (
     "*.safetensors.index.json", "pytorch_model*.bin", "*.bin.index.json", "tokenizer*", "special_tokens_map.json",
     "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "chat_template*", "*.py",
 )  # fmt: skip
-"""Files of a model's folder that make it the model that it is."""
+"""The files of a model's folder that belong to its identity."""
 
 HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(:[\w.-]+)?")
 
@@ -43,7 +43,7 @@ def fingerprints(config: Config, *, instead: Fingerprints | None = None) -> dict
 
     Args:
         config: the settings.
-        instead: fingerprints of what is given in the place of a name, or beside the names, by role.
+        instead: fingerprints of objects passed in place of a name or in addition to the names, by role.
     """
     others = {role: dict(value) for role, value in (instead or {}).items()}
     names = {role: reference for role, reference in config.references().items() if role not in others}
@@ -51,16 +51,16 @@ def fingerprints(config: Config, *, instead: Fingerprints | None = None) -> dict
 
 
 def fingerprint(name: str | Path, kind: Kind) -> Fingerprint:
-    """Path and hash of what a name stands for."""
+    """Path and content hash of what a name refers to."""
     return {"path": str(name), "sha256": content_hash(name, kind)}
 
 
 def content_hash(name: str | Path, kind: Kind) -> str:
-    """Hash of what a name stands for; a name that nothing here or in the hub's cache has stands for itself.
+    """Hash of the content that a name refers to; where neither the disk nor the hub's cache has it, the name itself.
 
     Args:
-        name: a path, a hub name, or for a reward any of the words that `--reward` takes.
-        kind: what the name is the name of.
+        name: a path, a hub name, or for a reward any value that `--reward` takes.
+        kind: what the name refers to.
     """
     if kind.name == "reward":
         return reward_hash(str(name))
@@ -78,9 +78,9 @@ def content_hash(name: str | Path, kind: Kind) -> str:
 
 
 def folder_hash(path: Path) -> str:
-    """Hash of the model that a folder holds: weights, config and tokenizer; what a run leaves beside them is not in it.
+    """Hash of the model in a folder: weights, config and tokenizer; other files of the run are not included.
 
-    An ensemble is its ensemble.json, which names its members by hash.
+    For an ensemble: the hash of its ensemble.json, which names its members by hash.
     """
     files = (file for file in path.iterdir() if any(fnmatch(file.name, pattern) for pattern in MODEL_FILES))
     return _files_hash(path, files)
@@ -98,10 +98,10 @@ def text_hash(*texts: str) -> str:
 
 
 def reward_hash(name: str) -> str:
-    """Hash of all that a reward is made of: a run goes on with the same reward only (F11).
+    """Hash of everything that a reward depends on: a run continues only with the same reward (F11).
 
-    A folder stands for its model, a composition for its file and its parts, a judge for its file and its model, a
-    function for the file of its module. A verifier stands for its name.
+    A folder is hashed as a model, a composition by its file and its parts, a judge by its file and its model, a
+    function by the file of its module, a verifier by its name.
     """
     path = Path(name)
     if path.is_dir():
@@ -115,7 +115,7 @@ def reward_hash(name: str) -> str:
 
 
 def module_file(name: str) -> Path | None:
-    """The file that holds the function of `module:function`; None for another name, or where there is no such file."""
+    """The file that holds the function of `module:function`; None for other names, or where the file does not exist."""
     module_name, colon, _ = name.partition(":")
     if not colon:
         return None
@@ -134,12 +134,12 @@ def constitution_file(name: str | Path) -> Path:
 
 
 def hub_commit(name: str, *, dataset: bool = False) -> str | None:
-    """The commit that a hub name stands for: the one in the hub's cache, and else the newest one on the hub.
+    """The commit of a hub name: the one in the local cache, otherwise the newest one on the hub.
 
-    The hub is asked only for a name that the cache does not have, and then the stage is about to download it (F17).
+    The hub is contacted only for a name that is not in the cache, which the stage is about to download anyway (F17).
 
     Returns:
-        None where neither has it (the hub is out of reach, or there is no such name).
+        None where neither has it (the hub cannot be reached, or the name does not exist).
     """
     if not HUB_NAME.fullmatch(name):
         return None
@@ -148,7 +148,7 @@ def hub_commit(name: str, *, dataset: bool = False) -> str | None:
 
 
 def cached_commit(repository: str, *, dataset: bool = False) -> str | None:
-    """The commit of a model (or a data set) of the hub that lies in the cache, or None."""
+    """The commit of a hub model (or data set) in the local cache, or None."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = Path(HF_HUB_CACHE) / "--".join(["datasets" if dataset else "models", *repository.split("/")])
@@ -168,15 +168,15 @@ def _newest_commit(repository: str, dataset: bool) -> str | None:
         return None
     try:
         return HfApi().repo_info(repository, repo_type="dataset" if dataset else "model").sha
-    except Exception:  # no such name, no network, no access: whatever loads it says so in a user's words
+    except Exception:  # no such name, no network, no access: the loading code raises the user's message
         return None
 
 
 def refuse_missing(name: str | Path, kind: Kind) -> None:
-    """Refuse a name that can only be a path, and of which nothing is there. Costs no import and asks no hub.
+    """Refuse a name that can only be a path and does not exist. Imports nothing and does not contact the hub.
 
     Raises:
-        InputError: of the kind's sort, naming what is missing and what to give.
+        InputError: the subclass of the kind; names what is missing and what to give.
     """
     text, path = str(name), Path(name).expanduser()
     if kind.name == "reward":
@@ -213,7 +213,7 @@ def _only_a_path(text: str, kind: Kind) -> bool:
         return True
     if not HUB_NAME.fullmatch(text):
         return True
-    here = "/" in text and Path(text).parent.is_dir()  # `runs/sft` beside a folder `runs` is not a hub name
+    here = "/" in text and Path(text).parent.is_dir()  # `runs/sft` is not a hub name where a folder `runs` exists
     return here and cached_commit(text.partition(":")[0], dataset=kind.name == "data") is None
 
 
@@ -239,7 +239,7 @@ def _parts_hashes(path: Path) -> list[str]:
         return [text_hash(str(judge)) if values.get("endpoint") else content_hash(str(judge), MODEL)]
     parts = values.get("parts")
     named = [part.get("reward") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
-    # A composition does not nest (what builds it says so), and hashing one that names itself would not end.
+    # A composition must not nest (`build_reward` refuses it), and hashing one that names itself would not end.
     return [reward_hash(part) for part in named if isinstance(part, str) and not part.endswith((".yaml", ".yml"))]
 
 

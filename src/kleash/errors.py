@@ -1,4 +1,4 @@
-"""Errors are for people: what was wrong, where, and what would be right.
+"""Error classes. A message says what is wrong, where, and what to do.
 
     KleashError                exit code
     ├── InputError                 2      the user's input is wrong
@@ -8,7 +8,7 @@
     ├── GateError                  1      a precondition of a stage does not hold
     ├── TrainingError              1      the numbers went wrong while training (F7, F13)
     ├── MachineError               3      disk or memory
-    └── WaitingError              75      nothing is wrong: people have been asked, and have not answered yet
+    └── WaitingError              75      nothing is wrong: labels by people are still missing
 
 Every message is one line and ends with what to do. The command line prints the message and no traceback.
 """
@@ -17,13 +17,13 @@ from __future__ import annotations
 
 
 class KleashError(Exception):
-    """Base of all errors that kleash raises on purpose."""
+    """Base class of the errors that kleash raises on purpose."""
 
     exit_code = 1
 
 
 class InputError(KleashError):
-    """Something the user gave is wrong."""
+    """The user's input is wrong."""
 
     exit_code = 2
 
@@ -41,20 +41,20 @@ class ModelError(InputError):
 
 
 class GateError(KleashError):
-    """A stage's precondition does not hold; `--force` goes on all the same."""
+    """A stage's precondition does not hold; `--force` continues anyway."""
 
 
 class TrainingError(KleashError):
-    """Training numbers that cannot be right; the message names the cause."""
+    """Training produced impossible numbers; the message names the cause."""
 
 
 class MachineError(KleashError):
-    """The disk or the memory gave out."""
+    """Disk or memory is exhausted, or access is denied."""
 
     exit_code = 3
 
 
 class WaitingError(KleashError):
-    """People were asked and have not answered yet; the same command goes on once they have (sysexits: EX_TEMPFAIL)."""
+    """Labels by people are still missing; the same command continues once they exist (sysexits: EX_TEMPFAIL)."""
 
     exit_code = 75

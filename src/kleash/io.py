@@ -1,4 +1,4 @@
-"""Files as a stage writes them: every write is atomic (a new file beside the old one, synced, then renamed).
+"""Atomic file writes: a new file in the same folder is written and synced, then renamed over the old one.
 
 A kill at any instant leaves either the state before or the state after.
 """
@@ -26,7 +26,7 @@ Json = dict[str, Any]
 
 
 def read_jsonl(path: Path) -> list[Json]:
-    """Rows of a JSONL file; a last line that a kill cut short is left out."""
+    """Rows of a JSONL file; a last line that is incomplete after a kill is skipped."""
     if not path.exists():
         return []
     lines = path.read_text().splitlines()
@@ -50,7 +50,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Make or replace a folder: `fill` writes into a new one, which then takes the old one's place."""
+    """Create or replace a folder: `fill` writes into a new folder, which then replaces the old one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with machine_errors(path):
         shutil.rmtree(temporary, ignore_errors=True)
@@ -66,10 +66,10 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
 @contextmanager
 def machine_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a forbidden folder into one line.
+    """Convert the system's write errors (disk full, permission denied) into a `MachineError`.
 
     Raises:
-        MachineError: the system refused to write.
+        MachineError: the write failed; the message is one line.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The most memory that a stage took."""
+"""Peak memory of a stage."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 
 
 def reset_peak() -> None:
-    """Begin to measure anew, where the system can (Linux; elsewhere the peak is of the whole process)."""
-    import torch  # not at the top: what reads a store or a run folder starts without it
+    """Reset the peak, where the system can (Linux; elsewhere the peak is that of the whole process)."""
+    import torch  # imported here, so that modules that only read run folders start without it
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     if sys.platform == "linux":
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to what is resident now (man 5 proc)
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the resident size (man 5 proc)
         except OSError:
             return  # a container may forbid it
 
 
 def peak_memory() -> dict[str, int]:
-    """Most bytes resident on the host, and allocated on the GPU where there is one, since `reset_peak`."""
+    """Peak bytes resident on the host, and allocated on the GPU if there is one, since `reset_peak`."""
     import torch
 
     peak = {"host": _resident()}
@@ -35,5 +35,5 @@ def _resident() -> int:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) * 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    maximum = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return maximum if sys.platform == "darwin" else maximum * 1024

@@ -1,6 +1,6 @@
 """Options under other names: those of kleash 0.1, and those of TRL, verl and LLaMA-Factory.
 
-The one table from which an unknown option is explained, `--help` names the peers' word, and docs/from-trl.md is made.
+This table explains unknown options, gives `--help` the other libraries' names, and generates docs/from-trl.md.
 """
 
 from __future__ import annotations
@@ -27,18 +27,17 @@ class Peer:
 
     libraries: tuple[str, ...]
     name: str
-    """As it is written there; verl's with its groups, by dots."""
+    """Its name there; verl's with its groups, separated by dots."""
     ours: tuple[str, ...]
-    """The field that does the same. Of several the first that the stage has is meant; none: kleash has no such
-    option."""
+    """The equivalent field; of several, the first that the stage has. Empty: kleash has no such option."""
     note: str = ""
-    """What is different, or what to do instead."""
+    """The difference, or what to do instead."""
 
 
-_BATCH = "the batch of one optimiser step on all devices, whatever fits into memory; lower --micro-batch-tokens instead"
+_BATCH = "the batch of one optimiser step on all devices, independent of memory; lower --micro-batch-tokens instead"
 
 PEERS: tuple[Peer, ...] = (
-    # What goes in and comes out
+    # Inputs and outputs
     Peer((TRL, FACTORY), "model_name_or_path", ("model",)),
     Peer((VERL,), "actor_rollout_ref.model.path", ("model",)),
     Peer((VERL,), "model.partial_pretrain", ("model",)),
@@ -63,7 +62,7 @@ PEERS: tuple[Peer, ...] = (
     Peer((TRL,), "ref_model_name_or_path", ("reference",)),
     Peer((VERL,), "actor_rollout_ref.ref.model.path", ("reference",)),
     Peer((TRL, FACTORY), "resume_from_checkpoint", (), "the same command with the same --out continues the run"),
-    Peer((FACTORY,), "overwrite_output_dir", (), "nothing is written over; delete the folder or choose another --out"),
+    Peer((FACTORY,), "overwrite_output_dir", (), "nothing is overwritten; delete the folder or choose another --out"),
     Peer((FACTORY,), "adapter_name_or_path", ("model",), "merge the adapters first; every run ends in a merged model"),
     Peer((FACTORY,), "template", (), "the chat template is the tokenizer's own; `kleash inspect` shows it at work"),
     Peer((TRL,), "dataset_text_field", ("response_column",)),
@@ -209,12 +208,12 @@ PEERS: tuple[Peer, ...] = (
 
 @dataclass(frozen=True)
 class Explanation:
-    """What an unknown option is called here."""
+    """The explanation of an unknown option."""
 
     in_a_config: str
-    """As keys of YAML and Python are written."""
+    """In the notation of YAML and Python keys."""
     on_the_command_line: str
-    """As options are written."""
+    """In the notation of command line options."""
 
 
 def renamed(name: str, fields: Container[str]) -> Explanation | None:
@@ -225,7 +224,7 @@ def renamed(name: str, fields: Container[str]) -> Explanation | None:
         fields: of the stage's config.
 
     Returns:
-        None where the name is nobody's.
+        None where no library has an option of that name.
     """
     key = name.lstrip("-+").partition("=")[0].replace("-", "_")
     new = RENAMED.get(key)
@@ -250,12 +249,12 @@ _GROUPED = "options are not grouped here; docs/from-trl.md has verl's names and 
 
 
 def _is(theirs: str, key: str) -> bool:
-    """Whether a key is a peer's option: in full, or without the groups before it where the rest is telling."""
+    """Whether a key is a peer's option: in full, or without its groups where the last part is unambiguous."""
     return key == theirs or (theirs.endswith(f".{key}") and ("_" in key or "." in key))
 
 
 def names_elsewhere(field: str) -> dict[str, str]:
-    """What TRL, verl and LLaMA-Factory call a field, where the name is another: library → name."""
+    """The names of a field in TRL, verl and LLaMA-Factory where they differ from ours: library → name."""
     names: dict[str, str] = {}
     for peer in PEERS:
         if field in peer.ours[:1] and peer.name.rpartition(".")[2] != field:
@@ -270,7 +269,7 @@ def option(field: str) -> str:
 
 
 def table() -> str:
-    """The table of docs/from-trl.md: what the peers call it, what kleash calls it, what is different."""
+    """The table of docs/from-trl.md: the peer's name, kleash's name, the difference."""
     rows = [
         f"| {', '.join(peer.libraries)} | `{peer.name}` | {' or '.join(f'`{option(field)}`' for field in peer.ours)} "
         f"| {peer.note} |"

@@ -1,8 +1,8 @@
-"""Is this done already, with these settings? One answer, for folders of a run and for files of rows.
+"""Is an output done already with these settings? One answer for run folders and for files of rows.
 
-An output is known by its identity: the stage, the settings that change the result, and the hash of everything that it
+An output is identified by the stage, the settings that change the result, and the hash of everything that it
 was made from. Paths are not part of it. The identity of a folder is in its run.json, that of a file in the
-`….summary.json` beside it. An output with another identity is never written over.
+`….summary.json` next to it. An output with another identity is never overwritten.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from kleash.errors import DataError
 from kleash.io import ROW_ENDINGS, Json, write_json
 
 SCHEMA = 1
-"""Of run.json and of the summaries beside files. It rises with every change after which older ones mislead."""
+"""Schema version of run.json and of summary files. It rises with every change that makes older ones misleading."""
 
 Identity = Json
-"""Stage and settings by name, and `sha256 of ROLE` for everything that the output is made from."""
+"""Stage and settings by name, and `sha256 of ROLE` for each input of the output."""
 
 HASH = "sha256 of "
 
@@ -32,7 +32,7 @@ def identity_of(stage: str, config: Config, inputs: Fingerprints | None = None) 
     Args:
         stage: its name.
         config: the settings.
-        inputs: what it is made from, by role; None: what the config names.
+        inputs: its inputs by role; None: those that the config names.
     """
     inputs = fingerprints(config) if inputs is None else inputs
     hashes = {f"{HASH}{role}": value["sha256"] for role, value in inputs.items()}
@@ -40,12 +40,12 @@ def identity_of(stage: str, config: Config, inputs: Fingerprints | None = None) 
 
 
 def refuse_other(out: Path, old: Mapping[str, Any], new: Mapping[str, Any], paths: Mapping[str, str]) -> None:
-    """Refuse to go on with an output of another identity (F11).
+    """Refuse to continue an output of another identity (F11).
 
     Args:
         out: the output.
         old: its identity.
-        new: what is asked for.
+        new: the requested identity.
         paths: where the inputs are now, by role, for the message.
 
     Raises:
@@ -66,10 +66,10 @@ def refuse_other(out: Path, old: Mapping[str, Any], new: Mapping[str, Any], path
 
 
 def refuse_other_schema(file: Path, record: Mapping[str, Any]) -> None:
-    """Refuse what another version of kleash wrote.
+    """Refuse a record written by another schema version of kleash.
 
     Raises:
-        DataError: in one line that says what to do.
+        DataError: one line with the remedy.
     """
     schema = record.get("schema")
     if schema != SCHEMA:
@@ -81,7 +81,7 @@ def refuse_other_schema(file: Path, record: Mapping[str, Any]) -> None:
 
 
 def is_done(out: Path, identity: Identity, *, paths: Mapping[str, str] | None = None) -> bool:
-    """Whether a file is there and was written with these settings and from these inputs.
+    """Whether a file exists and was written with these settings and inputs.
 
     Args:
         out: the file.
@@ -89,7 +89,7 @@ def is_done(out: Path, identity: Identity, *, paths: Mapping[str, str] | None = 
         paths: where the inputs are, by role, for the message.
 
     Raises:
-        DataError: it is there and was written otherwise; it is not written over.
+        DataError: it exists with another identity; it is not overwritten.
     """
     if not out.exists():
         return False
@@ -101,31 +101,35 @@ def is_done(out: Path, identity: Identity, *, paths: Mapping[str, str] | None = 
 
 
 def finish(out: Path, identity: Identity, results: Mapping[str, Any] | None) -> None:
-    """Write what was asked and what was measured beside a file, and with it that the file is done.
+    """Write the identity and the figures of a file next to it, which marks the file as done.
 
     Args:
         out: the file.
         identity: of `identity_of`.
-        results: figures; None where the stage has none, and then the record is hidden.
+        results: figures; None where the stage has none; the record is then a hidden file.
     """
     file = _hidden(out) if results is None else summary_of(out)
     write_json(file, {"schema": SCHEMA, "identity": identity, "results": results})
 
 
 def results_of(out: Path) -> Json | None:
-    """The figures beside a file, or None where its stage leaves none."""
+    """The figures written next to a file, or None where its stage writes none."""
     summary = summary_of(out)
     return dict(json.loads(summary.read_text())["results"]) if summary.exists() else None
 
 
 def beside(out: Path, part: str, *, ending: str | None = None) -> Path:
-    """A file beside a stage's: `best.jsonl` and "pool" give `best.pool.jsonl`, or `best.pool` and another ending."""
-    suffix = next((known for known in sorted(ROW_ENDINGS, key=len, reverse=True) if out.name.endswith(known)), "")
+    """The name of a second output file of a stage: `best.jsonl` and "pool" give `best.pool.jsonl`, or `best.pool` and
+    another ending.
+    """
+    suffix = next(
+        (row_ending for row_ending in sorted(ROW_ENDINGS, key=len, reverse=True) if out.name.endswith(row_ending)), ""
+    )
     return out.with_name(f"{out.name.removesuffix(suffix)}.{part}{suffix if ending is None else ending}")
 
 
 def summary_of(out: Path) -> Path:
-    """The file with the figures of a file."""
+    """The path of the summary of a file."""
     return beside(out, "summary", ending=".json")
 
 

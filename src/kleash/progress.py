@@ -1,7 +1,7 @@
 """Progress of long work, on stderr: a bar with live figures in a terminal, a plain line now and then in a log.
 
-What takes less than two seconds shows nothing. One display serves all work that is under way, so that a sampler's bar
-stands under the bar of the stage that called it. stdout is left to results.
+Work of less than two seconds shows nothing. One display serves all running work, so that a sampler's bar appears under
+the bar of the stage that called it. stdout is left to results.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ LINE_EVERY = 10.0
 class Progress:
     """Steps done of a total, time taken and left, and the latest figures; a context manager.
 
-    It never raises, since the work matters more than its display.
+    It never raises: a failing display must not stop the work.
 
     Args:
         total: steps of the whole work.
-        title: what is done, in a word or two.
-        start: steps done before, where interrupted work goes on; they do not count for the speed.
+        title: the work, in a word or two.
+        start: steps done before an interruption; they do not count for the speed.
     """
 
     def __init__(self, total: int, title: str, *, start: int = 0) -> None:
@@ -49,7 +49,7 @@ class Progress:
         return self
 
     def update(self, step: int, **figures: str | float | Tensor) -> None:
-        """Say how many steps are done; a figure stays until it is given again."""
+        """Set the number of steps done; a figure stays until it is updated."""
         self.step = step
         self.figures.update(figures)
         _display.line(self)
@@ -66,10 +66,10 @@ class Progress:
     @property
     def clock(self) -> str:
         """Time taken, and time left at the mean speed so far while there is any."""
-        done, left = self.step - self.start, self.total - self.step
-        if done <= 0 or left <= 0 or self._ended:
+        steps, remaining = self.step - self.start, self.total - self.step
+        if steps <= 0 or remaining <= 0 or self._ended:
             return _time(self.seconds)
-        return f"{_time(self.seconds)}, {_time(self.seconds / done * left)} left"
+        return f"{_time(self.seconds)}, {_time(self.seconds / steps * remaining)} left"
 
     @property
     def text(self) -> str:
@@ -78,7 +78,7 @@ class Progress:
 
 
 class _Display:
-    """All work under way, the outermost first: it opens the display and closes it."""
+    """All running work, the outermost first; the outermost opens and closes the display."""
 
     def __init__(self) -> None:
         self._work: list[Progress] = []
@@ -93,7 +93,7 @@ class _Display:
         with suppress(Exception):
             console = Console(stderr=True)
             if sys.stderr.isatty() and not console.is_dumb_terminal:
-                # Results on stdout stay there: rich would lead them to stderr.
+                # Results on stdout stay there: rich would redirect them to stderr.
                 live = Live(get_renderable=self._render, console=console, refresh_per_second=4, redirect_stdout=False)
                 live.start()
                 self._live = live
@@ -130,14 +130,14 @@ class _Display:
         return [progress for progress in list(self._work) if progress.seconds >= SHOW_AFTER]
 
     def _render(self) -> Table | Group:
-        shown = self._shown()
-        if not shown:
+        visible = self._shown()
+        if not visible:
             return Group()
         table = Table.grid(padding=(0, 2, 0, 0), expand=True)
         for _ in range(4):
             table.add_column(no_wrap=True)
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-        for work in shown:
+        for work in visible:
             bar = ProgressBar(total=max(work.total, 1), completed=work.step, width=20)
             steps = f"{work.step}/{work.total}"
             table.add_row(Text(work.title), bar, Text(steps), Text(work.clock, "cyan"), Text(work.text, "dim"))

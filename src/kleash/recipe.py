@@ -7,9 +7,10 @@
       reward: {stage: reward, model: "@sft", data: comparisons.jsonl}
       ppo:    {stage: ppo, model: "@sft", reward: "@reward", data: prompts.jsonl, beta: 0.05}
 
-`@name` is what an earlier stage wrote, `@name/part` what lies in it. Each stage writes to `out/name`, or to
-`out/name.jsonl` where it writes rows. Keys beside `stages` are settings of every stage that has them. A stage that is
-done, with unchanged settings, data and parents, is not run again; an interrupted one continues where it stopped.
+`@name` is the output of an earlier stage, `@name/part` a file in it. Each stage writes to `out/name`, or to
+`out/name.jsonl` where it writes rows. Top-level keys other than `stages` are settings of every stage that has them. A
+stage that is done, with unchanged settings, data and parents, is not run again; an interrupted one continues where it
+stopped.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ class Step:
 
 
 def run_stage(stage: str, config: Config) -> RunFolder | Path:
-    """Run a stage, and draw the page of one that has one."""
+    """Run a stage and write its report page, if it has one."""
     row = STAGES[stage]
     output = row.run(config)
     if row.writes == "page" and isinstance(output, RunFolder):
-        from kleash.report.overoptimization_report import write_page  # reports stand above stages
+        from kleash.report.overoptimization_report import write_page  # the layer of reports is above that of stages
 
         write_page(output.path)
     return output
@@ -58,7 +59,7 @@ def read_recipe(path: Path, *, out: Path | None = None) -> list[Step]:
         out: folder to write to in place of the recipe's.
 
     Raises:
-        ConfigError: naming the stage, the key and what would be right.
+        ConfigError: names the stage, the key and the valid values.
     """
     recipe = read_yaml(path)
     stages = recipe.pop("stages", None)
@@ -98,14 +99,14 @@ def read_recipe(path: Path, *, out: Path | None = None) -> list[Step]:
 
 
 def run_recipe(path: Path, *, out: Path | None = None) -> list[Path]:
-    """Run the stages of a recipe that are not done.
+    """Run the unfinished stages of a recipe.
 
     Returns:
-        What each stage wrote.
+        The output of each stage.
 
     Raises:
-        ConfigError: the recipe is wrong, before anything is run.
-        InputError: a file or folder that no earlier stage writes is missing, likewise.
+        ConfigError: the recipe is wrong; raised before anything is run.
+        InputError: a file or folder that no earlier stage writes is missing; raised before anything is run.
     """
     steps = read_recipe(path, out=out)
     _refuse_missing(steps)
@@ -135,6 +136,8 @@ def _refuse_missing(steps: list[Step]) -> None:
 
 
 def _may_write(output: Path, path: Path) -> bool:
-    """Whether a stage with this output may write a path: the output, what is in it, or `best.pool.jsonl` beside it."""
-    beside = path.parent == output.parent and path.name.startswith(f"{output.stem}.")
-    return beside or path.is_relative_to(output)
+    """Whether a stage with this output may write a path: the output, a file in it, or a second output such as
+    `best.pool.jsonl`.
+    """
+    is_sibling = path.parent == output.parent and path.name.startswith(f"{output.stem}.")
+    return is_sibling or path.is_relative_to(output)

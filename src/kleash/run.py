@@ -1,10 +1,10 @@
-"""A run folder: what a stage was asked, what it was made from, what it measured, and the state to go on from.
+"""A run folder: a stage's settings, inputs and results, and the state from which it resumes.
 
     out/
       run.json          schema version, config, seed, versions, hashes of data and parents, gates, results, status
       metrics.jsonl     one object a step
-      checkpoints/      the state to go on from
-      …                 the artifact itself, in the ecosystem's formats
+      checkpoints/      the state to resume from
+        …                 the artifact itself, in the ecosystem's formats
 
 Every write is atomic (see `io.py`), so that a kill at any instant leaves either the state before or the state after.
 """
@@ -35,7 +35,7 @@ StepMetrics = dict[str, Any]
 
 
 class RunFolder:
-    """The folder of one run of one stage; new, to be gone on with, or finished."""
+    """The folder of one run of one stage: new, to be resumed, or finished."""
 
     def __init__(self, path: Path, record: Json) -> None:
         self.path = path
@@ -45,16 +45,16 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, *, stage: str, config: Config, inputs: Fingerprints | None = None) -> RunFolder:
-        """Open a folder for a run, new or to be gone on with.
+        """Open the folder of a new run or of one to resume.
 
         Args:
             path: the folder; made if missing.
             stage: name of the stage.
             config: the run's config; the fields that its result depends on must agree with an earlier run's in the
                 same folder.
-            inputs: what stands in the place of things that the config names (a live model, say), or beside them, by
-                role. The content of everything that the run is made from must agree too; its paths need not: a parent
-                may have moved since.
+            inputs: fingerprints of objects passed in place of what the config names (a live model, say) or in addition,
+                by role. The content of all inputs must agree with the earlier run's; their paths need not, since a
+                parent may have been moved.
 
         Raises:
             DataError: the folder holds another run, or one of another version; the message names what differs (F11).
@@ -96,12 +96,12 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the stage has done all it was asked."""
+        """Whether the stage is complete."""
         return bool(self.record["status"] == "finished")
 
     @property
     def checkpoints(self) -> Path:
-        """Where the states to go on from lie."""
+        """The folder of the states to resume from."""
         return self.path / "checkpoints"
 
     def save(self) -> None:
@@ -114,7 +114,7 @@ class RunFolder:
         self.save()
 
     def once(self, name: str, measure: Callable[[], float]) -> float:
-        """A figure that is measured once, before training, and found again under `results` when the run goes on."""
+        """A figure that is measured once, before training, and read back from `results` when the run resumes."""
         if name not in self.record["results"]:
             self.note("results", **{name: measure()})
         value: float = self.record["results"][name]
@@ -133,7 +133,7 @@ class RunFolder:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def rewind(self, step: int) -> None:
-        """Forget what JSONL files say of steps after `step`: they are about to be done again."""
+        """Delete the rows of JSONL files after `step`: those steps are about to be repeated."""
         for file in self.path.glob("*.jsonl"):
             rows = [line for line in file.read_text().splitlines() if _step_of(line) <= step]
             write_text(file, "".join(line + "\n" for line in rows))
@@ -143,11 +143,13 @@ class RunFolder:
         return read_jsonl(self.path / "metrics.jsonl")
 
     def finish(self, **results: Any) -> RunFolder:
-        """Mark the run as finished and write its results, and the memory it took since it was opened last, in bytes."""
+        """Mark the run as finished and write its results, and its peak memory in bytes since the folder was last
+        opened.
+        """
         self.record["status"] = "finished"
         self.record["peak_memory"] = peak_memory()
         self.record["seconds"] += round(time.monotonic() - self._started, 3)
-        if "out" in self.record["gates"]:  # what the verdict speaks of: a gate in trusts it while this hash agrees
+        if "out" in self.record["gates"]:  # the content that was checked, see checks/gates.py
             self.record["gates"]["out"]["sha256"] = folder_hash(self.path)
         self.note("results", **results)
         return self
@@ -172,13 +174,13 @@ def read_record(path: Path) -> Json | None:
 
 
 def parent_of(path: Path, role: str) -> Path | None:
-    """The folder of a parent of the run in `path`, by its content; None where no such folder is found.
+    """The folder of a parent of the run in `path`, identified by its content hash; None where no folder has it.
 
-    A parent that moved since is found where it moved along with the run, or to the run's side.
+    A parent that was moved is found if it moved together with the run or into the folder next to the run's.
 
     Args:
         path: the run's folder.
-        role: what the parent is to it: `model`, `reward`, ….
+        role: the parent's role: `model`, `reward`, ….
     """
     record = read_record(path) if path.is_dir() else None
     parent = ((record or {}).get("inputs") or {}).get(role)
@@ -200,7 +202,7 @@ def derive_seed(*parts: object) -> int:
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of what a run's numbers depend on."""
+    """Versions of the libraries that a run's numbers depend on."""
     names = ("torch", "transformers", "tokenizers", "datasets", "numpy")
     return {
         "python": platform.python_version(),
@@ -210,7 +212,7 @@ def versions() -> dict[str, str]:
 
 
 def _has_work(path: Path, record: Mapping[str, Any]) -> bool:
-    """Whether a run has got so far that starting anew would lose something."""
+    """Whether starting over would lose finished work of the run."""
     return (
         record["status"] == "finished"
         or any(path.glob("checkpoints/step-*"))
@@ -219,7 +221,7 @@ def _has_work(path: Path, record: Mapping[str, Any]) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A number as JSON has it; NaN and infinities, which JSON has not, as None."""
+    """A value for JSON; NaN and infinities, which JSON lacks, become None."""
     number = value.item() if hasattr(value, "item") else value
     if isinstance(number, float) and (number != number or abs(number) == float("inf")):
         return None

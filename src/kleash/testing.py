@@ -1,7 +1,7 @@
-"""Small real stand-ins for tests of what is built on kleash: a model, a tokenizer, a sampler, a chat model, a reward.
+"""Test doubles for code that is built on kleash: a model, a tokenizer, a sampler, a chat model, a reward.
 
-Each follows the protocol that it stands in for, so whatever takes the real one takes it too; nothing is patched,
-nothing is downloaded, and every answer is a function of what was asked. A test of a stage in five lines:
+Each implements the protocol of the real one, so no patching is needed; nothing is downloaded, and every response is a
+deterministic function of its input. A test of a stage in five lines:
 
     from kleash.stages import grpo
     from kleash.testing import ConstantReward, tiny_model, tiny_tokenizer
@@ -39,7 +39,9 @@ TEMPLATE = (
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Letters, digits and role names, each a token between spaces; pad and end token apart; a chat template."""
+    """A tokenizer of letters, digits and role names separated by spaces, with separate pad and end tokens and a chat
+    template.
+    """
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -56,8 +58,8 @@ def tiny_model(seed: int = 0, **settings: Any) -> LlamaForCausalLM:
     """A Llama with random weights over the vocabulary of `tiny_tokenizer`; on a CPU a step takes milliseconds.
 
     Args:
-        seed: of the weights; the global random state stays what it was.
-        settings: fields of `LlamaConfig` that replace ours (two layers of width 32, four heads, 256 positions).
+        seed: of the weights; the global random state does not change.
+        settings: fields of `LlamaConfig` that replace the defaults (two layers of width 32, four heads, 256 positions).
     """
     defaults: dict[str, Any] = {
         "vocab_size": len(WORDS),
@@ -77,14 +79,14 @@ def tiny_model(seed: int = 0, **settings: Any) -> LlamaForCausalLM:
 
 
 class FakeSampler:
-    """A `Sampler` that gives prepared responses.
+    """A `Sampler` that returns prepared responses.
 
     Args:
         tokenizer: encodes the texts, and names the end token.
         responses: response k to the prompt with key i is `responses[(i + k) % len(responses)]`; or a function of the
             prompt's ids and k.
         logprob: log π_sampler of every token, at most 0.
-        max_new_tokens: longer responses are cut and do not end.
+        max_new_tokens: longer responses are truncated, without an end token.
 
     Attributes:
         prompts: the ids of every prompt so far.
@@ -131,7 +133,7 @@ class FakeSampler:
         return GroupBatch(**vars(batch) | {"version": version})
 
     def sync(self, version: int) -> None:
-        """Remember the version; there are no weights to take over."""
+        """Record the version; there are no weights to copy."""
         self.versions.append(version)
 
     def _response(self, prompt: Sequence[int], key: int, k: int) -> EncodedResponse:
@@ -139,20 +141,20 @@ class FakeSampler:
             text = self.responses(prompt, k)
         else:
             text = self.responses[(key + k) % len(self.responses)]
-        whole = [*self.tokenizer.encode(text, add_special_tokens=False), self.end_ids[0]]
-        ids = tuple(whole[: self.max_new_tokens])
+        all_ids = [*self.tokenizer.encode(text, add_special_tokens=False), self.end_ids[0]]
+        ids = tuple(all_ids[: self.max_new_tokens])
         return EncodedResponse(ids=ids, mask=(True,) * len(ids), logprobs=(self.logprob,) * len(ids))
 
 
 class FakeChat:
-    """A `Chat` that gives prepared answers; nothing is sent anywhere.
+    """A `Chat` that returns prepared replies; nothing is sent anywhere.
 
     Args:
-        reply: the answer to a question: its text, or the probability of each of its options.
-        name: what reports and labels call it.
+        reply: the reply to a request: its text, or the probability of each of its options.
+        name: the model's name in reports and labels.
 
     Attributes:
-        questions: everything asked so far.
+        questions: all requests so far.
     """
 
     block = 8
@@ -164,7 +166,7 @@ class FakeChat:
         self.questions: list[ChatRequest] = []
 
     def ask(self, questions: Sequence[ChatRequest]) -> list[ChatReply]:
-        """One answer a question, in their order; see `Chat`."""
+        """One reply per request, in their order; see `Chat`."""
         self.questions += questions
         return [self._answer(self.reply(question)) for question in questions]
 
@@ -180,7 +182,7 @@ class ConstantReward:
     """A `Reward` that gives every response the same score.
 
     Args:
-        score: what each response gets.
+        score: of each response.
     """
 
     def __init__(self, score: float = 0.0) -> None:

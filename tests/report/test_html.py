@@ -86,9 +86,9 @@ def test_all_pictures_and_parts_are_there(page_of_demo: str):
     page = Page(page_of_demo)
     assert page.tags.count("svg") == 11  # two distances, training, methods, five of the reward model, two losses
     for words in (
-        "Where it turns", "Other methods", "The same questions", "Can the reward model be trusted",
+        "Where gold peaks", "Other methods", "The same questions", "How accurate is the reward model",
         "Learning from data",
-        "What each stage says", "ten lines", "How it was made", "what does the otter eat", "held-out loss 3.912",
+        "The checks of each stage", "ten lines", "How it was made", "what does the otter eat", "held-out loss 3.912",
     ):  # fmt: skip
         assert words in page.text, words
 
@@ -166,7 +166,7 @@ def test_a_demo_that_ran_without_a_kl_penalty_alone_has_a_page(tmp_path: Path, s
 
 def test_an_empty_summary_still_gives_a_page(tmp_path: Path):
     page = Page(render(tmp_path, {}))
-    assert "svg" not in page.tags and "How a model is taught" in page.text
+    assert "svg" not in page.tags and "How a model learns" in page.text
 
 
 @pytest.mark.parametrize("name", ["base", "sft", "ppo", "ppo-no-leash"])
@@ -285,8 +285,8 @@ def test_synthetic_summary_is_json_as_the_demo_writes_it():
 def test_the_reward_model_is_shown_from_all_sides_that_its_report_has(page_of_demo: str):
     text = Page(page_of_demo).text
     for heading in (
-        "Can it be fooled?", "What does it pay for?", "By length difference", "By kind", "Will more labels help?",
-        "What choosing by it gives", "How noisy are the labels?", "How far has it seen?",
+        "Can it be fooled?", "Which features does it reward?", "By length difference", "By kind",
+        "Will more labels help?", "Best of n by its score", "How noisy are the labels?", "How far from its training?",
     ):  # fmt: skip
         assert heading in text, heading
     assert "at 10,800 labels, twice as many, expect an accuracy of" in text
@@ -298,18 +298,18 @@ def test_the_reward_model_is_shown_from_all_sides_that_its_report_has(page_of_de
     ("piece", "heading"),
     [
         ("probes", "Can it be fooled?"),
-        ("bias", "What does it pay for?"),
+        ("bias", "Which features does it reward?"),
         ("strata", "By kind"),
         ("learning_curve", "Will more labels help?"),
-        ("best_of", "What choosing by it gives"),
+        ("best_of", "Best of n by its score"),
         ("label_noise", "How noisy are the labels?"),
-        ("distance", "How far has it seen?"),
+        ("distance", "How far from its training?"),
     ],
 )
 def test_a_piece_that_the_reward_report_lacks_leaves_no_gap(tmp_path: Path, summary: Any, piece: str, heading: str):
     del summary["reward_model"][piece]
     text = Page(render(tmp_path, summary)).text
-    assert heading not in text and "Can the reward model be trusted?" in text
+    assert heading not in text and "How accurate is the reward model?" in text
 
 
 @pytest.mark.usefixtures("no_pictures")

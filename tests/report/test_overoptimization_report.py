@@ -83,7 +83,7 @@ def test_the_page_says_the_verdict_the_law_and_what_to_ship(turned: tuple[str, P
             assert " ".join(said.split()) in text
     assert "it pleases the proxy and gets worse" in text and "R(d) = d (α − β′ ln d)" in text
     assert "+0.40" in text and "−0.20" in text, "what the proxy likes is said in numbers"
-    assert "cut off" in text and "failed its own gate" in text
+    assert "cut off" in text and "failed its own checks" in text
 
 
 def test_nothing_on_the_page_runs_or_is_fetched_whatever_models_wrote(turned: tuple[str, Path, dict[str, Any]]) -> None:
@@ -141,5 +141,5 @@ def test_the_story_has_a_line_for_each_point(turned: tuple[str, Path, dict[str, 
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no finished `kleash overopt`"):
+    with pytest.raises(InputError, match="is not a finished run of `kleash overopt`"):
         write_page(tmp_path)

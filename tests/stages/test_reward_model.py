@@ -219,7 +219,7 @@ def test_the_pairs_of_a_ranking_are_all_its_comparisons() -> None:
 
 
 def test_a_language_model_is_refused_as_a_reward(base: Path) -> None:
-    with pytest.raises(ModelError, match="no reward model; give a folder made by `kleash reward`"):
+    with pytest.raises(ModelError, match="not a reward model; give a folder made by `kleash reward`"):
         load_reward_model(base)
 
 
@@ -313,7 +313,7 @@ def test_a_learning_curve_that_cannot_be_drawn_is_refused_before_training(
     with pytest.raises(ConfigError, match="needs 50 training rows and two held out, got 28 and 2; leave it out"):
         reward_model.run(config(base, few, learning_curve=True))
     live = new_reward_model(base, seed=0)
-    with pytest.raises(ConfigError, match="cannot with a live model; give the model by its folder"):
+    with pytest.raises(ConfigError, match="cannot use a live model; give the model by its folder"):
         reward_model.run(config(base, comparisons, learning_curve=True, out=base.parent / "other"), reward=live)
 
 

@@ -30,7 +30,7 @@ TEMPLATE_TOKENS = 64
 
 @dataclass
 class Usage:
-    """What the requests of a client took, in all."""
+    """Totals over all requests of a client."""
 
     questions: int = 0
     """Requests."""
@@ -71,7 +71,7 @@ class ChatClient:
     ) -> None:
         self.chat, self.cache, self.price, self.budget = chat, cache, price, budget
         self._usage = Usage()
-        self._reserved = 0.0  # most that the requests under way can cost
+        self._reserved = 0.0  # upper bound of the cost of running requests
         self._wasted = 0.0  # failed attempts that may have been billed
         self._lock = Condition()
         self._stop = Event()
@@ -101,13 +101,13 @@ class ChatClient:
                     replies |= zip(running[future], future.result(), strict=True)
                     progress.update(progress.step + len(running[future]), cost=self._usage.cost)
         finally:
-            self._stop.set()  # an interrupted run waits only for the requests under way
+            self._stop.set()  # an interrupted run waits only for running requests
             pool.shutdown(cancel_futures=True)
         return [replies[key] for key in keys]
 
     @property
     def usage(self) -> Usage:
-        """What the requests took so far; a copy."""
+        """The totals so far, as a copy."""
         return replace(self._usage, spent=self._usage.spent + self._wasted)
 
     def _cached(self, key: str) -> ChatReply | None:
@@ -138,7 +138,7 @@ class ChatClient:
         return self._store(keys, requests, [ChatReply(error=str(failure)) for _ in requests])
 
     def _attempt(self, keys: Sequence[str], requests: Sequence[ChatRequest]) -> list[ChatReply] | Retryable:
-        """One call; the most that it can cost is reserved meanwhile."""
+        """One call; its maximum cost is reserved while it runs."""
         bound = sum(self._bound(request) for request in requests)
         self._reserve(bound)
         wasted = 0.0
@@ -181,10 +181,10 @@ class ChatClient:
         return self._cost(size, request.max_tokens)
 
     def _reserve(self, bound: float) -> None:
-        """Reserve what a call can cost at most, as soon as the calls under way leave enough of the budget.
+        """Reserve the maximum cost of a call, as soon as the running calls leave enough of the budget.
 
         Raises:
-            GateError: nothing is under way and the rest of the budget is still too small.
+            GateError: no call is running and the rest of the budget is still too small.
         """
         with self._lock:
             while self.budget is not None and self._usage.cost + self._wasted + self._reserved + bound > self.budget:

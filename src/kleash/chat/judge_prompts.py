@@ -46,7 +46,7 @@ GENERAL = Principle(
     text="Choose the response that is more helpful, honest and harmless: the one that a thoughtful person would rather "
     "have given.",
 )
-"""The rule where there is no constitution."""
+"""The rule without a constitution."""
 
 ANSWER_TOKENS = ("1", "2")
 """Answer tokens of a comparison (Lee et al. 2023, arXiv:2309.00267, appendix)."""
@@ -65,7 +65,7 @@ THINK = (
     "yet."
 )
 VOTE = (
-    'Which response is better by this rule? Reply with JSON alone: {"better": "1"}, {"better": "2"}, or '
+    'Which response is better by this rule? Reply with only JSON: {"better": "1"}, {"better": "2"}, or '
     '{"better": "tie"} if neither is.'
 )
 REPAIR = (
@@ -75,7 +75,7 @@ REPAIR = (
 
 
 def comparison(conversation: str, first: str, second: str, principle: Principle) -> str:
-    """Two responses and the rule to compare them by; the instruction what to reply follows it."""
+    """Two responses and the rule to compare them by; the reply instruction follows."""
     code = code_of(conversation, first, second)
     parts = [
         f"You compare two responses to a conversation by this rule:\n\n{principle.text}",
@@ -99,9 +99,9 @@ def critique_request(principle: Principle) -> str:
 
 def revision_request(principle: Principle) -> str:
     """The request for a revision, after a critique."""
-    request = principle.revision or "Rewrite the response so that what the critique found is mended."
+    request = principle.revision or "Rewrite the response so that it corrects the faults named in the critique."
     return (
-        f"Revision request: {request} Reply with the revised response alone, as it would be said to the person in the "
+        f"Revision request: {request} Reply with only the revised response, as it would be said to the person in the "
         "conversation."
     )
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from kleash.data.group import Message
 
 LEAST_MASS = 0.01
-"""Probability that the options must have together; with less the model was about to say something else."""
+"""Probability that the options must have together; with less the model was about to reply something else."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Retryable(Exception):
         Args:
             reason: for the user.
             after: seconds to wait, where the server asked for them.
-            charged: whether the server may have done (and billed) the work all the same.
+            charged: whether the server may have done (and billed) the work anyway.
             unreachable: whether no connection could be made.
         """
         super().__init__(reason)
@@ -99,7 +99,7 @@ class Chat(Protocol):
     """Calls that may run at the same time."""
 
     def ask(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        """One reply a request, in their order; what goes wrong with a single request is its reply's `error`.
+        """One reply a request, in their order; the failure of a single request is its reply's `error`.
 
         Raises:
             Retryable: none of the requests got a reply this time.

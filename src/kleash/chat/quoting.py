@@ -27,9 +27,9 @@ def conversation(prompt: Content) -> str:
     return "\n\n".join(f"{str(turn['role']).capitalize()}: {turn['content']}" for turn in prompt)
 
 
-def marked(what: str, text: str, code: str) -> str:
+def marked(kind: str, text: str, code: str) -> str:
     """A text between marks that it cannot contain itself."""
-    return f"<{what} {code}>\n{text}\n</{what} {code}>"
+    return f"<{kind} {code}>\n{text}\n</{kind} {code}>"
 
 
 def code_of(*texts: str) -> str:

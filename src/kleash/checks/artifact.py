@@ -1,4 +1,4 @@
-"""`kleash check`: the gates of any artifact, made by kleash or not.
+"""`kleash check`: the checks of any artifact, written by kleash or not.
 
 What it is follows from the files there: a run's folder, a language model, a reward model, a file of rows. A run's own
 verdicts are trusted while their hash agrees with its content; what has changed, or has no verdict, is measured.
@@ -40,7 +40,7 @@ from kleash.run import read_record
 Kind = Literal["language model", "reward model", "rows"]
 
 ROWS = 128
-"""Rows of `--data` that are read unless told otherwise: enough for intervals of ± 0.08 on a share."""
+"""Rows of `--data` that are read by default: enough for intervals of ± 0.08 on a share."""
 
 LIMIT = 128
 """Longest sample in tokens."""
@@ -56,15 +56,15 @@ class CheckReport:
     path: str
     kind: str
     gates: dict[str, Verdict]
-    """Verdicts by name: those of run.json, and `measured`."""
+    """Summaries of checks by name: those of run.json, and `measured`."""
     notes: tuple[str, ...] = ()
     """What else is to be known, e.g. what could not be measured."""
     stale: bool = False
-    """Whether the folder is no longer what its own verdict speaks of."""
+    """Whether the folder has changed since it was checked."""
 
     @property
     def failed(self) -> list[str]:
-        """Names of the verdicts that failed; a measured one stands above what a changed folder says of itself."""
+        """Names of the failed summaries; `measured` overrides the record of a changed folder."""
         superseded = {"out"} if "measured" in self.gates and self.stale else set()
         return [name for name, entry in self.gates.items() if entry["passed"] is False and name not in superseded]
 
@@ -72,17 +72,17 @@ class CheckReport:
 def check(
     path: Path, *, data: str | None = None, labeller: str | None = None, rows: int = ROWS, device: str = "auto"
 ) -> CheckReport:
-    """Run the gates of whatever lies at a path.
+    """Run the checks of the artifact at a path.
 
     Args:
         path: a run's folder, a `transformers` folder, or a file of rows.
         data: rows to measure on: prompts or demonstrations for a language model, comparisons for a reward model.
-        labeller: a reward that stands in for a labeller: would two of them agree about the samples?
-        rows: at most so many rows of data.
+        labeller: a reward in place of a labeller: would two such labellers agree about the samples?
+        rows: maximum number of rows of data.
         device: to compute on.
 
     Raises:
-        InputError: there is nothing that could be checked, or the data are of another kind.
+        InputError: the path holds nothing that can be checked, or the data do not fit the model.
     """
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder; give a run, a model folder or a file of rows")
@@ -95,7 +95,7 @@ def check(
         notes += [f"not measured: {name}: {reason}" for name, reason in record.get("skipped", {}).items()]
     stale = "out" in gates and changed(path, gates["out"])
     if stale:
-        notes.append("the folder has changed since its own verdict (out), so it was measured afresh")
+        notes.append("the folder has changed since its own checks (out), so it was measured again")
     kind = kind_of(path)
     if kind is None and not gates:
         raise InputError(f"{path} holds neither a model nor rows nor a finished run; give a folder with config.json")
@@ -106,14 +106,14 @@ def check(
 
 
 def _unfinished(status: str) -> Check:
-    advice = "run the command that made it again: it goes on where it stopped"
+    advice = "run its command again: it continues where it stopped"
     return answer("the run is finished", False, f"the run has not finished (status {status})", advice)
 
 
 def measure(
     path: Path, *, data: str | None = None, labeller: str | None = None, rows: int = ROWS, device: str = "auto"
 ) -> list[Check]:
-    """Measure an artifact afresh; see `check`. A run that names no other data is measured on its own held-out rows."""
+    """Measure an artifact again; see `check`. Without `data`, a run is measured on its own held-out rows."""
     kind = kind_of(path)
     if kind is None:
         return [answer("measured", None, "it is made of several models, to be checked one by one")]
@@ -130,7 +130,7 @@ def measure(
 
 
 def kind_of(path: Path) -> Kind | None:
-    """What lies at a path, or None where it is nothing that can be measured."""
+    """The kind of artifact at a path, or None where it cannot be measured."""
     try:
         config = json.loads((path / "config.json").read_text())
     except NotADirectoryError:
@@ -153,13 +153,13 @@ def language_model_checks(
     *,
     labeller: Reward | None = None,
 ) -> list[Check]:
-    """What can be told of a language model from its own samples.
+    """The checks of a language model, from its own samples.
 
     Args:
         model: a causal language model.
         tokenizer: its own.
-        groups: prompts, demonstrations or preferences to measure on; none: prompts of ours.
-        labeller: a reward that stands in for a labeller.
+        groups: prompts, demonstrations or preferences to measure on; empty: built-in prompts.
+        labeller: a reward in place of a labeller.
     """
     chat = tokenizer.chat_template is not None
     rows_to_ask = list(groups) or prompts(chat=chat)
@@ -194,8 +194,8 @@ def agreement(labeller: Reward, groups: Sequence[Group]) -> Agreement:
 
 def votes_agree(first: Sequence[int], second: Sequence[int]) -> Agreement:
     """Agreement of two labellers who voted on the same pairs, with the lower end of its Wilson interval."""
-    same = sum(a == b for a, b in zip(first, second, strict=True))
-    return Agreement(same / len(first), wilson(same, len(first))[0], len(first))
+    equal = sum(a == b for a, b in zip(first, second, strict=True))
+    return Agreement(equal / len(first), wilson(equal, len(first))[0], len(first))
 
 
 @torch.no_grad()
@@ -209,15 +209,15 @@ def _finite(model: PreTrainedModel, prompt: EncodedGroup) -> Check:
 
 
 def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[Check]:
-    """Template, beginning and end: what is trained on is what is sampled from (F5, F3)."""
+    """Template, begin and end tokens: training and sampling use the same (F5: template mismatch; F3: pad = end)."""
     pad, ends = tokenizer.pad_token_id, end_ids(tokenizer)
-    apart = pad is not None and pad not in ends
+    separate_pad = pad is not None and pad not in ends
     checks = [
         answer(
             "pad is not an end",
-            True if apart else None,
+            True if separate_pad else None,
             "pad and end are different tokens"
-            if apart
+            if separate_pad
             else f"the pad token is {'missing' if pad is None else 'an end token'}, which kleash can handle",
             "tools that find the end of a text by its padding score the wrong token (F3)",
         )
@@ -249,12 +249,13 @@ def _begins_once(tokenizer: PreTrainedTokenizerBase) -> bool:
 def reward_model_checks(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group] = ()
 ) -> list[Check]:
-    """What can be told of a reward model: on comparisons all of its gate, without them whether it scores at all.
+    """The checks of a reward model: all of them on comparisons; without comparisons only whether it gives sensible
+    scores.
 
     Args:
         model: a sequence classifier with one output.
         tokenizer: its own.
-        groups: comparisons; none: prompts of ours, each with two of four canned answers.
+        groups: comparisons; empty: built-in prompts, each with two of four fixed answers.
     """
     pairs = [group for group in groups if comparison(group) is None and isinstance(group.label, Preference)]
     if groups and not pairs:
@@ -265,7 +266,7 @@ def reward_model_checks(
     if checks[0].passed is False:
         return checks
     checks.append(_same_in_any_batch(model, encoded[:16]))
-    if model.config.num_labels == 1:  # what several heads say together only kleash knows
+    if model.config.num_labels == 1:  # plain `transformers` cannot combine several heads
         checks.append(_plain_agrees(model, encoded[:16]))
     if not pairs:
         return [_spread(scores), *checks]
@@ -295,7 +296,7 @@ def _finite_scores(scores: Float[Tensor, "P K"]) -> Check:
 
 
 def _spread(scores: Float[Tensor, "P K"]) -> Check:
-    """Within a prompt: what a prompt adds to all of its responses is not identified."""
+    """Spread within a prompt: a constant added to all responses of a prompt is not identified."""
     spread = float((scores[:, 0] - scores[:, 1]).abs().mean())
     passed = spread >= 0.02
     return answer(
@@ -308,14 +309,14 @@ def _spread(scores: Float[Tensor, "P K"]) -> Check:
 
 
 def _same_in_any_batch(model: PreTrainedModel, groups: Sequence[EncodedGroup]) -> Check:
-    alone = torch.cat([score_encoded(model, [group]) for group in groups])
-    together = score_encoded(model, groups)
-    return _shift("same in any batch", float((alone - together).abs().max()), "alone and in a batch")
+    separate = torch.cat([score_encoded(model, [group]) for group in groups])
+    batched = score_encoded(model, groups)
+    return _shift("same in any batch", float((separate - batched).abs().max()), "alone and in a batch")
 
 
 @torch.no_grad()
 def _plain_agrees(model: PreTrainedModel, groups: Sequence[EncodedGroup]) -> Check:
-    """Plain `transformers` finds the last token by looking for padding: does it look at the right one (F3, F8)?"""
+    """Does plain `transformers`, which finds the last token by its padding, score the right token (F3, F8)?"""
     rows = [[*group.prompt_ids, *group.responses[0].ids] for group in groups]
     pad = model.config.get_text_config().pad_token_id
     if pad is None:
@@ -325,9 +326,9 @@ def _plain_agrees(model: PreTrainedModel, groups: Sequence[EncodedGroup]) -> Che
     width = max(map(len, rows))
     ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=model.device)
     attention = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
-    theirs = model(input_ids=ids, attention_mask=attention).logits[:, 0].float().cpu()
-    ours = score_encoded(model, groups)[:, 0]
-    gap = theirs - ours - float(getattr(model.config, "kleash_offset", 0.0))
+    plain_scores = model(input_ids=ids, attention_mask=attention).logits[:, 0].float().cpu()
+    kleash_scores = score_encoded(model, groups)[:, 0]
+    gap = plain_scores - kleash_scores - float(getattr(model.config, "kleash_offset", 0.0))
     return _shift("plain transformers agrees", float(gap.abs().max()), "here and by plain `transformers`, padded")
 
 
@@ -345,7 +346,7 @@ def _shift(name: str, gap: float, between: str) -> Check:
 
 
 def rows_checks(groups: Sequence[Group]) -> list[Check]:
-    """What a stage needs of rows: comparisons, demonstrations or prompts, whichever they are."""
+    """The checks of rows, by kind: comparisons, demonstrations or prompts."""
     if any(comparison(group) is None for group in groups):
         return data_checks.comparisons(groups)
     answered = [group for group in groups if len(group.responses) == 1]
@@ -356,7 +357,7 @@ def rows_checks(groups: Sequence[Group]) -> list[Check]:
 
 
 def _own_rows(path: Path) -> list[Group]:
-    """The rows that a run held out, where its data still lie there; none of another folder."""
+    """The held-out rows of a run, where its data still exist; empty for other folders."""
     settings: Json = (read_record(path) or {}).get("config", {})
     held_out, data = settings.get("eval_data"), settings.get("data")
     if held_out is not None and Path(held_out).exists():

@@ -1,4 +1,4 @@
-"""What a reward likes in a response: how far its score drops when a sentence is taken out."""
+"""Attribution of a reward to the sentences of a response: the drop of its score when a sentence is removed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from kleash.data.group import Content, Group, Response
 from kleash.rewards.reward import Reward
 
 LONGEST = 16
-"""Words of a sentence that stay together; a longer one is cut into pieces of at most so many."""
+"""Longest piece in words; a longer sentence is cut into pieces of at most this length."""
 
 _SENTENCE = re.compile(r".+?(?:[.!?…。！？]+[\"'”’)\]]*(?=\s|$)\s*|\n\s*|$)", re.DOTALL)
 _WORD = re.compile(r"\S+\s*|\s+")
 
 
 def pieces(text: str) -> list[str]:
-    """Sentences of a text, long ones in parts; joined they are the text again."""
+    """Sentences of a text, long ones in parts; joined they give the text."""
     sentences = [match.group() for match in _SENTENCE.finditer(text)]
     words = [_WORD.findall(sentence) for sentence in sentences]
     return ["".join(part) for each in words for part in _even(each)]
@@ -27,16 +27,16 @@ def pieces(text: str) -> list[str]:
 def leave_one_out(reward: Reward, prompt: Content, text: str, **row: Any) -> list[tuple[str, float]]:
     """Each piece of a response with the drop of its score when that piece is left out.
 
-    Positive: the reward likes the piece. The drops need not add up to the score: two pieces that say the same cover for
-    each other, and without a sentence the others may mean something else.
+    Positive: the reward likes the piece. The drops need not add up to the score: two pieces with the same content hide
+    each other's effect, and removing a sentence may change the meaning of the rest.
 
     Args:
-        reward: what scores; it is asked once, for the response and all its shortened forms together.
-        prompt: what was answered.
+        reward: called once, for the response and all its shortened forms together.
+        prompt: the prompt of the response.
         text: the response.
         row: `finished`, and the columns that the reward reads.
 
-    A response without any text counts as ended, since an empty response that did not end does not exist.
+    A response without any text counts as ended, since an empty response that did not end cannot exist.
     """
     parts = pieces(text)
     if not parts:
@@ -44,8 +44,8 @@ def leave_one_out(reward: Reward, prompt: Content, text: str, **row: Any) -> lis
     finished = row.pop("finished", True)
     shortened = ["".join(parts[:place] + parts[place + 1 :]).rstrip() for place in range(len(parts))]
     forms = [Response(_answer(prompt, form), finished=finished or not form) for form in [text, *shortened]]
-    whole, *without = reward([Group(prompt, tuple(forms), columns=row)])[0].tolist()
-    return [(part, whole - score) for part, score in zip(parts, without, strict=True)]
+    full, *reduced = reward([Group(prompt, tuple(forms), columns=row)])[0].tolist()
+    return [(part, full - score) for part, score in zip(parts, reduced, strict=True)]
 
 
 def _even(words: Sequence[str]) -> list[Sequence[str]]:

@@ -1,4 +1,4 @@
-"""A check: one question to an artifact, and the answer; many of them make the verdict that run.json holds."""
+"""A check: one question about an artifact and its answer. run.json holds a summary of many checks (a `Verdict`)."""
 
 from __future__ import annotations
 
@@ -17,32 +17,33 @@ MARKS: Mapping[bool | None, str] = {True: "ok", False: "FAILED", None: "unknown"
 
 
 class Verdict(TypedDict, total=False):
-    """What run.json holds of many checks."""
+    """The summary of many checks in run.json."""
 
     passed: bool | None
-    """Whether none of them failed; None: there was nothing to measure."""
+    """Whether no check failed; None: nothing could be measured."""
     finding: str
-    """The first check that failed, else the first of all, and how many are ok, failed, unknown."""
+    """The finding of the first failed check, else of the first check, and the numbers of ok, failed and unknown
+    ones."""
     advice: str
     """What to try; empty where there is nothing to try."""
     figures: Json
     """The figures behind the finding."""
     checks: list[Json]
-    """All of them."""
+    """All checks."""
     sha256: str
-    """Hash of the artifact that the verdict is about, once it is written."""
+    """Hash of the checked artifact, once it is written."""
     forced: bool
-    """Whether --force was given, in the verdict on a parent."""
+    """In the summary of a parent: whether --force was given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One question to an artifact, and the answer."""
+    """One question about an artifact, and its answer."""
 
     name: str
-    """What is asked for, as it should be: "responses end"."""
+    """The desired property: "responses end"."""
     passed: bool | None
-    """None: it could not be measured, or the figure by itself cannot tell a healthy artifact from a broken one."""
+    """None: the figure could not be measured, or by itself does not tell a healthy artifact from a broken one."""
     finding: str
     """The answer, with the figure."""
     advice: str = ""
@@ -56,14 +57,14 @@ def answer(name: str, passed: bool | None, finding: str, advice: str = "", **fig
 
     Args:
         name, passed, finding: see `Check`.
-        advice: what to try if it failed or stayed open.
-        figures: behind the finding.
+        advice: what to try if the check failed or is unknown.
+        figures: the figures behind the finding.
     """
     return Check(name=name, passed=passed, finding=finding, advice="" if passed else advice, figures=figures)
 
 
 def verdict(checks: Sequence[Check]) -> Verdict:
-    """Many checks as one: passed if none failed, summed up by the first that failed, else by the first of all."""
+    """Summarise checks: passed if none failed, with the finding of the first failed one, else of the first."""
     failed = [check for check in checks if check.passed is False]
     first = (failed or list(checks))[0]
     counts = {mark: sum(check.passed is passed for check in checks) for passed, mark in MARKS.items()}
@@ -80,5 +81,5 @@ def verdict(checks: Sequence[Check]) -> Verdict:
 
 
 def changed(path: Path, earlier: Verdict) -> bool:
-    """Whether a folder is no longer the one that a verdict is about; a verdict without a hash is taken at its word."""
+    """Whether a folder changed since it was checked; a summary without a hash counts as unchanged."""
     return earlier.get("sha256") not in (None, folder_hash(path))

@@ -1,4 +1,4 @@
-"""Gates in on data: what a stage needs of the rows it is to learn from."""
+"""Checks of training data, before a stage starts."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from kleash.models.load import load_policy
 from kleash.run import parent_of
 
 FEW_PAIRS = 2000
-"""Below so many comparisons a reward model is near chance (Gao et al. 2022, arXiv:2210.10760)."""
+"""With fewer comparisons, a reward model is near chance (Gao et al. 2022, arXiv:2210.10760)."""
 
 LENGTH_RULE = 0.8
-"""Share of pairs won by the longer (or the shorter) response from which length is all there is to learn."""
+"""Share of pairs won by the longer (or the shorter) response from which the labels teach little but length."""
 
 ROWS = 128
-"""Rows that are measured: enough to tell 0.1 nats a token."""
+"""Rows that are measured: enough to resolve 0.1 nats a token."""
 
 
 def comparisons(groups: Sequence[Group]) -> list[Check]:
-    """Are these comparisons that a reward can be learnt from?
+    """Can a reward model be trained on these comparisons?
 
     Args:
         groups: preferences of two responses; others are counted and left out.
@@ -47,7 +47,7 @@ def comparisons(groups: Sequence[Group]) -> list[Check]:
 
 
 def demonstrations(groups: Sequence[Group]) -> list[Check]:
-    """Are these rows that a model can be taught to answer by?"""
+    """Can a model be trained on these demonstrations?"""
     texts = [group.responses[0].text for group in groups]
     ended = np.mean([group.responses[0].finished for group in groups])
     different = len(set(texts)) / len(texts)
@@ -64,7 +64,7 @@ def demonstrations(groups: Sequence[Group]) -> list[Check]:
             "rows differ",
             different >= 0.1,
             f"{different:.0%} of the responses are different, {empty} are empty",
-            "the model will say these few things to everything; get more responses",
+            "the model will give these few responses to every prompt; collect more responses",
             different=different,
             empty=empty,
         ),
@@ -72,7 +72,8 @@ def demonstrations(groups: Sequence[Group]) -> list[Check]:
 
 
 def on_policy_excess(model: str, groups: Sequence[EncodedGroup], *, device: str, dtype: str) -> OnPolicyExcess:
-    """Whose samples some training responses are: those of the model whose samples will be scored, or its parent's.
+    """Excess negative log-likelihood of the training responses under the model that will be scored, and under its
+    parent.
 
     Args:
         model: folder or hub name of a language model.
@@ -103,7 +104,7 @@ def _labelled(pairs: Sequence[Group]) -> Check:
         "pairs are decided",
         passed,
         f"{ties} of {len(pairs)} pairs are ties",
-        "ties teach that nothing matters: leave them out, or ask for more votes",
+        "ties teach the model to be indifferent: leave them out, or collect more votes",
         ties=ties,
     )
 
@@ -121,7 +122,7 @@ def _differ(pairs: Sequence[Group]) -> Check:
 
 
 def _consistent(pairs: Sequence[Group]) -> Check:
-    """Labels of the same pair, whichever of the two is called the chosen one."""
+    """Agreement of repeated labels of a pair, in either order."""
     votes: dict[tuple[str, ...], list[int]] = defaultdict(lambda: [0, 0])
     for pair in pairs:
         if (probability := _probability(pair)) == 0.5:
@@ -133,7 +134,7 @@ def _consistent(pairs: Sequence[Group]) -> Check:
     repeated = np.array([count for count in votes.values() if sum(count) > 1])
     name = "labels agree"
     if not len(repeated):
-        return answer(name, None, "no pair was labelled twice, so nobody knows how noisy labels are")
+        return answer(name, None, "no pair was labelled twice, so the noise of the labels is unknown")
     bounds = ceiling_bounds(repeated)
     agreement = float(np.mean((repeated * (repeated - 1)).sum(1) / (repeated.sum(1) * (repeated.sum(1) - 1))))
     passed = True if agreement > 0.55 else False if len(repeated) >= 50 else None
@@ -157,7 +158,7 @@ def _balanced(pairs: Sequence[Group]) -> Check:
         "not only length",
         None if rule else True,
         f"the longer response is preferred in {share:.0%} of {wins + losses} pairs of unequal length",
-        "compare answers of like length too, or the reward will be length",
+        "also compare answers of similar length, or the reward model will learn only length",
         longer_preferred=share,
     )
 
@@ -169,7 +170,7 @@ def _spread(pairs: Sequence[Group]) -> Check:
         "many prompts",
         passed,
         f"{prompts} different prompts",
-        f"held-out rows share their prompts with the rest: accuracy will flatter; {LOOK}",
+        f"held-out rows share their prompts with the rest: accuracy will be too high; {LOOK}",
         prompts=prompts,
     )
 

@@ -1,4 +1,4 @@
-"""How a policy-gradient run ends: its weights first, then what its rollouts say of it."""
+"""The end of a policy-gradient run: write the weights, then run the checks on its rollouts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Before the first update of a rollout the ratio π/π_old is 1, or something is wrong (F7).
+"""Check that the ratio π/π_old is 1 before the first update of a rollout (F7).
 
-Dropout, a temperature that is missing on one side, another precision, responses that were decoded and tokenised again:
-none of them raises an error, all of them show here, at step 0.
+Dropout, a temperature that is missing on one side, different precisions, responses that were decoded and tokenised
+again: none of these raises an error, and all of them show here, at step 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kleash.errors import TrainingError
 from kleash.models.forward import response_logprobs
 
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25}
-"""Largest |log π − log π_old| of a token that rounding explains, by what was computed in."""
+"""Largest |log π − log π_old| of a token that rounding explains, by dtype."""
 
 
 def check_first(
@@ -34,8 +34,8 @@ def check_first(
         batch: groups that were just sampled, of any K.
         logprobs: of the training forward, R = P·K rows.
         old_logprobs: of the rollout.
-        temperature: that training divides logits by.
-        dtype: what was computed in.
+        temperature: by which training divides the logits.
+        dtype: of the computation.
 
     Raises:
         TrainingError: a token's log-ratio is beyond rounding; the message names the likeliest cause.
@@ -67,10 +67,10 @@ def _cause(policy: PreTrainedModel, batch: GroupBatch, old_logprobs: Tensor, tem
         for other in (0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0):
             if gap(other) <= TOLERANCE["float32"]:
                 return (
-                    f"the rollout was sampled at temperature {other}, training divides by {temperature}; make them one"
+                    f"the rollout was sampled at temperature {other}, training divides by {temperature}; use the same"
                 )
         if gap(temperature) <= TOLERANCE["float32"]:
-            return "training computes in another precision than the sampler; give both one --dtype"
+            return "training computes in another precision than the sampler; give both the same --dtype"
     finally:
         policy.train(training)
     return (

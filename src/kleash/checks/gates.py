@@ -1,9 +1,9 @@
-"""Gates: the checks of a stage on its own work, and the next stage's look at them.
+"""Gates: a stage checks its own result, and the next stage reads those checks.
 
-A stage ends by checking its own failure mode (`record_checks`): the verdict goes to run.json with the hash of the
-artifact, and a failed check is a warning; the folder stays. The next stage begins with its parents (`check_parents`):
-it trusts their verdict while the hash agrees, checks again where it does not, and refuses to build on a failed one,
-unless forced.
+A stage ends by checking for its own failure mode (`record_checks`): the checks go to run.json with the hash of the
+artifact, and a failed check is a warning; the folder stays. The next stage starts with its parents (`check_parents`):
+it trusts their checks while the hash agrees, runs them again where it does not, and refuses to build on a parent that
+failed, unless forced.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ logger = logging.getLogger("kleash")
 
 
 def record_checks(folder: RunFolder, *, checks: Sequence[Check]) -> None:
-    """Write a stage's verdict on itself to run.json, and log what failed or stayed open.
+    """Write a stage's checks to run.json, and log those that failed or are unknown.
 
     Args:
         folder: the run.
@@ -37,16 +37,16 @@ def record_checks(folder: RunFolder, *, checks: Sequence[Check]) -> None:
 
 
 def check_parents(folder: RunFolder, *, role: str, parent: str | Path, force: bool) -> None:
-    """Look at the verdict that a parent's run left on itself.
+    """Refuse a parent that failed its own checks.
 
     A parent without run.json (a hub model, a plain folder) passes with a note. If its files changed since it was
     checked, the checks run again.
 
     Args:
         folder: the run that is about to build on the parent.
-        role: what the parent is to it: `model`, `reward`, ….
+        role: the parent's role: `model`, `reward`, ….
         parent: the parent's folder or name.
-        force: go on all the same.
+        force: continue anyway.
 
     Raises:
         GateError: the parent failed its own checks.
@@ -64,5 +64,5 @@ def check_parents(folder: RunFolder, *, role: str, parent: str | Path, force: bo
     folder.note("gates", **{f"in ({role})": summary})
     if current["passed"] is False and not force:
         raise GateError(
-            f"{role} {parent} {fault}: {current['finding']}; {current['advice']}, or add --force to go on all the same"
+            f"{role} {parent} {fault}: {current['finding']}; {current['advice']}, or add --force to continue anyway"
         )

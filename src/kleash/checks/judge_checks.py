@@ -12,10 +12,10 @@ from kleash.evals.preference_report import wilson
 from kleash.labels.judge_summary import Failures
 
 MOST_FLIPS = 0.5
-"""Share of pairs on which the judge chose a position and not a response. Two coins disagree on half of the pairs."""
+"""Share of pairs on which the judge chose a position instead of a response. Random labels give one half."""
 
 LEAST_CONSISTENCY = 0.6
-"""Probability that a judge, asked again, gives the same answer. A coin has 0.5; a judge that is 75 % sure has 0.625."""
+"""Probability that a judge repeats its answer. Random answers have 0.5; a judge that is 75 % sure has 0.625."""
 
 
 def judge_checks(report: JudgeReport | None, failures: Failures, *, max_failures: float) -> list[Check]:
@@ -24,7 +24,7 @@ def judge_checks(report: JudgeReport | None, failures: Failures, *, max_failures
     Args:
         report: of the pairs that have a label; None where no pair has one.
         failures: pairs without a label.
-        max_failures: share of pairs that may have stayed without a label.
+        max_failures: largest share of pairs without a label.
     """
     answers = _answers(failures, max_failures)
     if report is None:
@@ -33,10 +33,10 @@ def judge_checks(report: JudgeReport | None, failures: Failures, *, max_failures
 
 
 def stop_above(most: float, failed: int, done: int, total: int, reason: str) -> None:
-    """End a run as soon as too many rows fail: their number so far is too high, or the interval of their share is.
+    """End a run as soon as too many rows failed: by their number so far, or by the interval of their share.
 
     Raises:
-        GateError: naming a reason.
+        GateError: the message names a reason.
     """
     if failed > most * total or (failed and wilson(failed, done)[0] > most):
         raise GateError(

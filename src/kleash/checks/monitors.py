@@ -1,4 +1,4 @@
-"""What is measured while a policy trains, and is never part of its reward.
+"""Figures that are measured while a policy trains, and are never part of its reward.
 
 An alarm that is used as a reward is optimised away, so nothing here flows back into training. Each figure is written to
 metrics.jsonl beside gold, proxy and KL, and a few responses of each step under rollouts/. Formulas: docs/metrics.md.
@@ -30,13 +30,13 @@ def watch(
 
     Args:
         groups: prompts with the responses that were sampled from the policy.
-        scores: what the reward gave them.
-        parts: what the reward told beside the scores: `spread` is the disagreement of an ensemble, `distance` and
+        scores: their rewards.
+        parts: further outputs of the reward: `spread` is the disagreement of an ensemble, `distance` and
             `outside` how far a reward model is from its training.
         validation_reward: a reward that the policy is not trained against.
 
     Returns:
-        What `describe_responses` gives; of the parts the means; `validation_reward`, its mean score, and
+        The figures of `describe_responses`; the means of the parts; `validation_reward`, its mean score, and
         `validation_reward_agreement`, the rank correlation of both rewards over the responses.
     """
     figures: dict[str, float | None] = describe_responses(groups)
@@ -68,10 +68,10 @@ def describe_responses(groups: Sequence[Group]) -> dict[str, float | None]:
 
 
 def acceleration(history: Sequence[float]) -> float | None:
-    """Second difference of the KL over the last three steps: how much faster it grows than a step before.
+    """Second difference of the KL over the last three steps.
 
     Args:
-        history: the KL of each step so far, the last one now.
+        history: the KL of each step so far, the latest last.
     """
     if len(history) < 3:
         return None
@@ -85,7 +85,7 @@ def _tokens(response: Response) -> Sequence[Any]:
 
 def _agreement(scores: Float[Tensor, "P K"], other: Float[Tensor, "P K"]) -> float | None:
     """Spearman's rank correlation of two rewards over the responses; None where one of them does not vary."""
-    both = torch.stack([scores.flatten().double(), other.flatten().double()])
-    if both.shape[1] < 2 or bool((both.amax(1) == both.amin(1)).any()):
+    pair = torch.stack([scores.flatten().double(), other.flatten().double()])
+    if pair.shape[1] < 2 or bool((pair.amax(1) == pair.amin(1)).any()):
         return None
-    return float(stats.spearmanr(*both.numpy()).statistic)
+    return float(stats.spearmanr(*pair.numpy()).statistic)

@@ -1,4 +1,4 @@
-"""How a stage that trains begins: its folder, opened for its settings and inputs, and a look at what it is built on."""
+"""The start of a training stage: open its folder for its settings and inputs, and check its parents."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from kleash.training.trackers import require
 
 
 def open_run(stage: str, config: TrainingConfig, **live: tuple[nn.Module, Any] | object | None) -> RunFolder:
-    """Open the folder of a run, new, to be gone on with, or finished.
+    """Open the folder of a run: new, to be resumed, or finished.
 
     Args:
-        stage: name of the stage, as run.json has it.
+        stage: name of the stage in run.json.
         config: its settings. Fields of the kinds `ModelRef`, `RewardRef`, `DataRef` are hashed by content; models and
             rewards that the stage is built on must have passed their own checks.
-        live: objects given in the place of what the config names, by its field (`model=(model, tokenizer)`). A model
-            counts by its weights. A live reward counts as what `config.reward` names, since a function has no hash.
+        live: objects in place of what the config names, by field (`model=(model, tokenizer)`). A model is identified by
+            its weights, a live reward by the name in `config.reward`, since a function has no hash.
 
     Raises:
         ConfigError: a tracker is not installed.
         DataError: the folder holds another run.
-        GateError: a parent failed its own checks; `force` goes on.
+        GateError: a parent failed its own checks; `force` continues.
     """
     require(config.trackers)
     models = {role: value[0] for role, value in live.items() if isinstance(value, tuple)}

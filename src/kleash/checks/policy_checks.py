@@ -13,27 +13,28 @@ from kleash.checks.sft_checks import ENDS
 from kleash.evals.preference_report import PreferenceReport
 
 ENTROPY_LEFT = 0.2
-"""Share of the first rollout's entropy that may be left before it is reported."""
+"""A drop of entropy below this share of the first rollout's is reported."""
 
 LONGER = 2.0
-"""How much longer or shorter than at first responses may become before it is reported."""
+"""A change of response length by more than this factor is reported."""
 
 OVERSHOOT = 1.25
-"""How far beyond its KL budget a policy may be, as a factor."""
+"""Factor by which a policy may exceed its KL budget."""
 
 OUTSIDE = 0.5
-"""Share of samples outside the range that the reward model was trained on, from which its score is a guess."""
+"""Share of samples outside the range that the reward model was trained on, from which its scores are unreliable."""
 
 
 def policy(rows: Sequence[Mapping[str, Any]], *, kl_budget: float | None, advice: str) -> list[Check]:
     """The checks of a policy that was trained against a reward.
 
-    KL, entropy and length by themselves do not tell a hack from benign convergence, so a change of them is reported and
-    decides nothing; the budget that was set does, and a validation reward that fell while the reward rose.
+    KL, entropy and length by themselves do not tell reward hacking from benign convergence, so a change of them is
+    reported without failing the check. Exceeding the KL budget fails it, and so does a validation reward that fell
+    while the reward rose.
 
     Args:
-        rows: of metrics.jsonl, one a rollout.
-        kl_budget: nats a response that the policy may be away from its reference; None: any.
+        rows: of metrics.jsonl, one per rollout.
+        kl_budget: largest KL from the reference, nats a response; None: no limit.
         advice: what to try where responses do not end.
     """
     rows = [row for row in rows if row.get("kl") is not None]
@@ -55,10 +56,10 @@ def policy(rows: Sequence[Mapping[str, Any]], *, kl_budget: float | None, advice
 
 
 def direct(report: PreferenceReport, *, kl: float | None) -> list[Check]:
-    """The checks of a policy learnt from comparisons: do its implicit rewards prefer what was preferred?
+    """The checks of a policy trained on comparisons: do its implicit rewards agree with the labels?
 
     Args:
-        report: on the implicit rewards of held-out pairs.
+        report: of the implicit rewards of held-out pairs.
         kl: from the reference, nats a response; None where not measured.
     """
     low, high = report.accuracy_interval or (None, None)
@@ -69,15 +70,15 @@ def direct(report: PreferenceReport, *, kl: float | None) -> list[Check]:
             f"(95 % interval {low:.3f} to {high:.3f}, {report.pairs} pairs)"
         )
     passed = low is not None and low > 0.5
-    advice = "it must be above one half for sure: train longer, raise --learning-rate, or get more comparisons"
+    advice = "its interval must lie above one half: train longer, raise --learning-rate, or get more comparisons"
     if high is not None and high < 0.5:
-        advice = "the labels look flipped, in training or here: see which column holds the chosen one"
+        advice = "the labels look flipped, in training or here: check which column holds the chosen response"
     checks = [answer("better than chance", passed, finding, advice, accuracy=report.accuracy, low=low, kl=kl)]
     return checks if report.accuracy is None else [*checks, beyond_length(report)]
 
 
 def _within_budget(kl: float, budget: float) -> Check:
-    """A run ends with the rollout that is beyond its budget, so a little over is how every such run ends."""
+    """A run ends with the first rollout beyond its budget, so a small excess is normal."""
     passed = kl <= OVERSHOOT * budget
     return answer(
         "within the KL budget",
@@ -120,15 +121,15 @@ def _length_kept(first: Mapping[str, Any], last: Mapping[str, Any]) -> Check | N
 
 
 def _validation_reward(rows: Sequence[Mapping[str, Any]]) -> Check | None:
-    """Did the reward rise while a reward model of other labels fell? Both by more than two standard errors."""
+    """Did the reward rise while the validation reward fell, both by more than two standard errors?"""
     name = "validation reward model agrees"
-    both = [(row["reward"], row["validation_reward"]) for row in rows if row.get("validation_reward") is not None]
-    if not both:
+    values = [(row["reward"], row["validation_reward"]) for row in rows if row.get("validation_reward") is not None]
+    if not values:
         return None
-    window = max(3, len(both) // 5)
-    if len(both) < 2 * window:
-        return answer(name, None, f"{len(both)} rollouts are too few to see a fall")
-    early, late = np.array(both[:window]), np.array(both[-window:])
+    window = max(3, len(values) // 5)
+    if len(values) < 2 * window:
+        return answer(name, None, f"{len(values)} rollouts are too few to see a fall")
+    early, late = np.array(values[:window]), np.array(values[-window:])
     rise = late.mean(0) - early.mean(0)  # of the reward, of the validation reward
     error = np.sqrt((early.var(0, ddof=1) + late.var(0, ddof=1)) / window)
     passed = not (rise[0] > 2 * error[0] and rise[1] < -2 * error[1])
@@ -151,7 +152,7 @@ def _in_known_range(last: Mapping[str, Any]) -> Check | None:
     return answer(
         "within the reward model's range",
         bool(outside <= OUTSIDE),
-        f"{outside:.0%} of the last rollout lies outside of what the reward model was trained on",
-        "its scores are guesses there: raise --beta, or label such samples",
+        f"{outside:.0%} of the last rollout lies outside the range that the reward model was trained on",
+        "its scores are unreliable there: raise --beta, or label such samples",
         outside=outside,
     )

@@ -1,4 +1,4 @@
-"""Prompts to try a language model on where nobody gave any: questions to a chat model, beginnings for any other."""
+"""Built-in prompts for sampling from a language model: questions for a chat model, beginnings of texts for others."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ BEGINNINGS = (
 
 
 def prompts(*, chat: bool) -> list[Group]:
-    """Groups without responses: turns for a chat template, or plain text to be gone on with."""
+    """Groups without responses: turns for a chat template, or plain text to continue."""
     if chat:
         return [Group(({"role": "user", "content": question},)) for question in QUESTIONS]
     return [Group(beginning) for beginning in BEGINNINGS]

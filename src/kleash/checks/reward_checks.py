@@ -14,28 +14,28 @@ from kleash.evals.probes import ProbeResult
 from kleash.evals.skipped import Skipped
 
 LENGTH_ALONE = 0.15
-"""Share of pairs on which a model decides otherwise than length does, below which it is length. Where labels went by
-length alone it is 0.06 to 0.11, rounding of a good fit; where they did not, 0.3 to 0.5."""
+"""Share of pairs on which the model and length disagree; below it, the model has learned only length. It is 0.06 to
+0.11 where labels follow only length, 0.3 to 0.5 where they do not."""
 
 WIDE = 0.2
-"""Width of an interval of accuracy that still says something: about 85 pairs at an accuracy of 0.7."""
+"""Widest useful interval of accuracy: about 85 pairs at an accuracy of 0.7."""
 
 FOREIGN = 0.1
 """Excess negative log-likelihood, in nats a token, from which responses are not the model's own. Rounding and a drop in
 temperature to 0.95 stay below."""
 
 PARENT = 0.25
-"""Share of that excess which is left under the model that the responses really come from."""
+"""Share of that excess that remains under the model that the responses were sampled from."""
 
 
 @dataclass(frozen=True)
 class OnPolicyExcess:
-    """Whose samples the training responses of a reward model are."""
+    """Excess negative log-likelihood of a reward model's training responses."""
 
     model: ExcessNLL
     """Under the model whose samples will be scored."""
     parent: ExcessNLL | None = None
-    """Under the model that one was made from, where it is at hand."""
+    """Under that model's parent, where it exists."""
     parent_path: str = ""
 
 
@@ -49,8 +49,8 @@ def reward_model(
 
     Args:
         report: on held-out pairs.
-        probes: what the model says of responses that were spoiled; None: it was not asked.
-        on_policy: whose samples the training responses are; None: it was not asked.
+        probes: its scores of degraded responses; None: not measured.
+        on_policy: whether the training responses are the policy's samples; None: not measured.
     """
     checks = [_accurate(report), _scores_vary(report), beyond_length(report), _calibrated(report), _enough(report)]
     if isinstance(probes, Skipped):
@@ -63,10 +63,11 @@ def reward_model(
 
 
 def on_policy_check(on_policy: OnPolicyExcess) -> Check:
-    """Are the training responses like those that will be scored?
+    """Do the training responses resemble those that will be scored?
 
-    Far from the model's own is normal for people's answers and other models', so that alone decides nothing. But where
-    its parent explains them and it does not, they were sampled before SFT, and the labels are about another model.
+    A large excess is normal for answers by people or other models, so by itself it does not fail the check. But where
+    the parent explains the responses and the model does not, they were sampled before SFT, and the labels are about
+    another model.
     """
     nats, parent = on_policy.model.nats, on_policy.parent
     figures = {"excess_nll": nats, "se": on_policy.model.se, "parent": parent and parent.nats}
@@ -80,12 +81,12 @@ def on_policy_check(on_policy: OnPolicyExcess) -> Check:
     elif not passed:
         passed = None
         finding += ": they are not its samples" if nats > 0 else ": they were drawn at a lower temperature, or chosen"
-        advice = "its samples may lie outside of what the reward model knows; label some of them, if you can"
+        advice = "its samples may lie outside the reward model's range; label some of them, if you can"
     return answer("about the policy's samples", passed, finding, advice, **figures)
 
 
 def _words_beat_silence(probes: Sequence[ProbeResult]) -> Check:
-    """Is the empty response worth less than the better one of a pair? Else the policy ends in silence."""
+    """Does the empty response score below the better one of a pair? Otherwise a policy learns to say nothing."""
     empty = next(probe for probe in probes if probe.name == "empty")
     passed = empty.low <= 0.5
     return answer(
@@ -102,7 +103,7 @@ def _words_beat_silence(probes: Sequence[ProbeResult]) -> Check:
 
 
 def _not_fooled(probes: Sequence[ProbeResult]) -> Check:
-    """Which other probes please more than what they were made of? Whether a policy finds them is another matter."""
+    """Which other probes score above the responses that they were made of? A policy need not find them."""
     preferred = [probe for probe in probes if probe.low > 0.5 and probe.name != "empty"]
     names = ", ".join(f"{probe.name} {probe.above:.0%}" for probe in preferred)
     return answer(
@@ -120,18 +121,18 @@ def _accurate(report: PreferenceReport) -> Check:
         return answer(name, False, f"all {report.pairs} held-out pairs are ties", f"{LOOK}: no labels")
     low, high = report.accuracy_interval
     finding = f"held-out accuracy {report.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}, {report.pairs} pairs)"
-    advice = "it must be above one half for sure: get more comparisons, or look at them with `kleash inspect`"
+    advice = "its interval must lie above one half: get more comparisons, or look at them with `kleash inspect`"
     if report.score_ties > report.pairs / 2:
         finding += f"; equal scores for {report.score_ties} of {report.pairs} pairs"
-        advice = "the scores are constant: raise --learning-rate, or look whether the two responses differ at all"
+        advice = "the scores are constant: raise --learning-rate, or check whether the two responses differ at all"
     elif high < 0.5:
         finding += ": the worse response is preferred"
-        advice = "the labels look flipped, in training or here: see which column holds the chosen one"
+        advice = "the labels look flipped, in training or here: check which column holds the chosen response"
     return answer(name, low > 0.5, finding, advice, accuracy=report.accuracy, low=low, high=high)
 
 
 def _scores_vary(report: PreferenceReport) -> Check:
-    """A constant has the log loss of a coin, whatever its rounding makes of its accuracy."""
+    """Are the scores not constant? A constant has the log loss of chance, whatever accuracy rounding gives it."""
     ties = report.score_ties / report.pairs
     confidences = [row.confidence for row in report.reliability]
     surest = max(confidences)
@@ -161,15 +162,15 @@ def beyond_length(report: PreferenceReport) -> Check:
     better, worse = (against.p_value < 0.05 and sign > 0 for sign in (wins - losses, losses - wins))
     is_length = high < LENGTH_ALONE and length_low > 0.5
     passed = True if better else False if worse or is_length else None
-    advice = "it has learnt length, or less: balance the lengths of chosen and rejected, or get more comparisons"
+    advice = "it has learned no more than length: balance the lengths of chosen and rejected, or get more comparisons"
     if passed is None:
-        advice = f"too few pairs to tell apart: it takes about {_pairs_needed(wins, losses, decided)} held out"
+        advice = f"too few pairs to tell them apart: hold out about {_pairs_needed(wins, losses, decided)}"
     figures = {"wins": wins, "losses": losses, "p_value": against.p_value}
     return answer(name, passed, finding, advice, **figures)
 
 
 def _pairs_needed(wins: int, losses: int, decided: int) -> str:
-    """Pairs at which the sign test has a power of 0.8 for the lead seen so far: (z₀.₉₇₅ + z₀.₈)² discordant/lead²."""
+    """Pairs at which the sign test has a power of 0.8 for the observed lead: (z₀.₉₇₅ + z₀.₈)² discordant/lead²."""
     if wins <= losses:
         return "many more"
     needed = (1.96 + 0.84) ** 2 * (wins + losses) / (wins - losses) ** 2 * decided
@@ -177,7 +178,9 @@ def _pairs_needed(wins: int, losses: int, decided: int) -> str:
 
 
 def _calibrated(report: PreferenceReport) -> Check:
-    """Worse than a coin in log loss, and by more than chance explains: sure of what it does not know."""
+    """Is the log loss not worse than that of chance, by more than sampling error? Otherwise the model is
+    overconfident.
+    """
     loss, coin = report.log_loss, report.log_loss_chance
     expected, spread = chance_ece(report.reliability, report.pairs)
     beyond = report.ece > expected + 3 * spread
@@ -189,7 +192,7 @@ def _calibrated(report: PreferenceReport) -> Check:
         passed,
         f"log loss {loss:.3f} (a coin {coin:.3f}), calibration error {report.ece:.3f} "
         f"(by chance {expected:.3f} ± {spread:.3f})",
-        "it is surer than it is right: fewer epochs, a lower --learning-rate, or more pairs",
+        "it is overconfident: fewer epochs, a lower --learning-rate, or more pairs",
         log_loss=loss,
         ece=report.ece,
         ece_by_chance=expected,

@@ -1,8 +1,8 @@
-"""What a reward model's report says beyond its accuracy: where it is biased, where it is weak, how it can be hacked,
-how noisy its labels are, whether more of them would help, and how far it has seen.
+"""The report on a reward model beyond its accuracy: bias, accuracy by kind of pair, adversarial probes, label noise,
+learning curve, and distance from the training responses.
 
-Every figure is computed in `kleash.evals`; here the model is asked for what they need. Rows are capped, so that by
-default all of it costs little beside the training. Formulas: docs/metrics.md.
+Every figure is computed in `kleash.evals`; this module runs the model. Rows are capped, so that by default the report
+costs little compared with training. Formulas: docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -41,17 +41,18 @@ from kleash.run import derive_seed
 from kleash.sampling.sampler import build_sampler, sample_groups
 
 PROBED = 200
-"""Most prompts whose chosen response is probed; one in twenty of the training rows where these are fewer."""
+"""Most prompts whose chosen response is probed; a twentieth of the training rows where that is less."""
 FITTED = 1024
-"""Most training rows whose features are measured; one in four where they are fewer."""
+"""Most training rows whose features are measured; a quarter of them where that is less."""
 FEWEST = 50
-"""But for both so many, where there are."""
+"""But at least this many of either, where they exist."""
 POOLS = 64
 """Most prompts to which n responses are sampled."""
 DISTINCT = 12
-"""A column with more different values than this makes no strata."""
+"""A column with more different values than this is not used for strata."""
 SHARES = {"1-8": 0.125, "1-4": 0.25, "1-2": 0.5}
-"""Parts of the training rows that the learning curve trains on besides all of them, each part of the next."""
+"""Shares of the training rows, besides all of them, on which the learning curve trains; each is a subset of the
+next."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +70,17 @@ class FeatureDistance:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardReport(PreferenceReport):
-    """All that run.json says of a reward model, on held-out pairs."""
+    """The report on a reward model in run.json, on held-out pairs."""
 
     bias: BiasReport
-    """What the model pays for beyond what its labels do."""
+    """What the model rewards beyond its labels."""
     strata: list[Partition]
     """Accuracy by kind of pair. Pairs of one ranking are not independent: with rankings all intervals of this report
     are too narrow."""
     label_noise: LabelNoise
     """How noisy the labels are."""
     probes: list[ProbeResult] | Skipped | None
-    """The better responses of held-out pairs, spoiled on purpose."""
+    """The better responses of held-out pairs, degraded on purpose."""
     best_of: list[BestOfK] | Skipped | None
     """With `best_of`: what the best of k samples of `model` is worth, to up to 64 held-out prompts."""
     learning_curve: LearningCurve | Skipped | None
@@ -88,25 +89,25 @@ class RewardReport(PreferenceReport):
     """`threshold`: 0.99 quantile of the distance of held-out responses, of training ones without those; `dimensions`
     of the features. For `training`, `held out` and `samples` (of the centring) the distances. μ and Σ are those of the
     responses of up to 1,024 training rows (a quarter of them), Σ shrunk towards a multiple of the identity (Ledoit &
-    Wolf 2004). The range lies beside the weights as `features.safetensors`."""
+    Wolf 2004). The range is stored next to the weights as `features.safetensors`."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Held-out comparisons with what the model says of them, one entry a pair."""
+    """Held-out comparisons with the model's rewards, one entry per pair."""
 
     groups: list[EncodedGroup]
     ends: list[tuple[int, int]]
-    """Which two responses of the group."""
+    """Indices of the two responses in their group."""
     p: Float[np.ndarray, " N"]
     """The label, P(first ≻ second)."""
     margin: Float[np.ndarray, " N"]
     longer: Float[np.ndarray, " N"]
-    """Tokens of the first less those of the second."""
+    """Tokens of the first minus those of the second."""
 
     @classmethod
     def of(cls, groups: Sequence[EncodedGroup], rewards: Sequence[Sequence[float]]) -> Pairs:
-        """All comparisons that the labels of some groups hold."""
+        """All comparisons in the labels of some groups."""
         rows = [
             (group, a, b, p, scores[a] - scores[b], len(group.responses[a].ids) - len(group.responses[b].ids))
             for group, scores in zip(groups, rewards, strict=True)
@@ -125,7 +126,7 @@ class Pairs:
 
     @property
     def hits(self) -> Float[np.ndarray, " N"]:
-        """1 where the margin has the label's sign, 0 where the other, one half where it is 0."""
+        """1 where the margin has the label's sign, 0 where it has the other sign, one half where it is 0."""
         return 0.5 + 0.5 * np.sign(self.margin) * np.sign(self.p - 0.5)
 
     @property
@@ -135,7 +136,7 @@ class Pairs:
 
 
 def pairs_of(group: Group) -> list[tuple[int, int, float]]:
-    """The comparisons a label holds: (a, b, P(a ≻ b)), a ranked before b."""
+    """The comparisons in a label: (a, b, P(a ≻ b)), a ranked before b."""
     if isinstance(group.label, Preference):
         return [(0, 1, group.label.probability)]
     if isinstance(group.label, Ranking):
@@ -152,7 +153,7 @@ def pairs_of(group: Group) -> list[tuple[int, int, float]]:
 def held_out_rewards(
     model: PreTrainedModel, held_out: Sequence[EncodedGroup], *, compute: Compute
 ) -> list[list[float]]:
-    """The score of every response, in the order of the groups, whatever their K."""
+    """The score of every response, in the order of the groups, which may differ in K."""
     rewards: list[list[float]] = [[]] * len(held_out)
     for size in sorted({len(group.responses) for group in held_out}):
         rows = [row for row, group in enumerate(held_out) if len(group.responses) == size]
@@ -162,7 +163,7 @@ def held_out_rewards(
     return rewards
 
 
-# --- what the pairs tell ---------------------------------------------------------------------------------------------
+# --- figures of the pairs --------------------------------------------------------------------------------------------
 
 
 def preference_figures(
@@ -199,13 +200,13 @@ def reward_report(
     learning_curve: LearningCurve | Skipped | None = None,
     distance: Json | Skipped | None = None,
 ) -> RewardReport:
-    """The whole report: what the held-out pairs tell, joined with what the model was asked besides.
+    """The whole report: the figures of the held-out pairs, joined with the other measurements.
 
     Args:
         held_out: groups with a comparison each.
         rewards: of each of their responses.
         train: the training groups, whose repeated labels count too.
-        probes, best_of, learning_curve, distance: of the functions below; None was not asked for.
+        probes, best_of, learning_curve, distance: of the functions below; None: not measured.
     """
     pairs = Pairs.of(held_out, rewards)
     votes = repeated_votes([group.source for group in [*train, *held_out]])
@@ -232,7 +233,7 @@ def _labels(groups: Sequence[EncodedGroup]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def repeated_votes(groups: Sequence[Group]) -> Int[np.ndarray, "N 2"]:
-    """The votes on each pair of responses that was labelled more than once, in whatever order; ties do not count."""
+    """The votes on each pair of responses that was labelled more than once, in either order; ties do not count."""
     votes: dict[tuple[str, str, str], list[int]] = {}
     for group in groups:
         if isinstance(group.label, Preference) and group.label.probability != 0.5:
@@ -264,7 +265,7 @@ def _strata(pairs: Pairs) -> list[Partition]:
     return strata_report(pairs.hits[decided], strata)
 
 
-# --- what the model is asked -----------------------------------------------------------------------------------------
+# --- measurements of the model---------------------------------------------------------------------------------------
 
 
 def probe_results(
@@ -283,7 +284,7 @@ def probe_results(
         model: with its final weights.
         tokenizer: its own.
         held_out: comparisons.
-        train_rows: how many rows the model was trained on; one response is probed for twenty of them.
+        train_rows: how many rows the model was trained on; one response is probed per twenty of them.
         max_length: longest prompt and response in tokens; None is the model's context.
         seed: of which rows are taken.
         compute: where and how.
@@ -297,10 +298,10 @@ def probe_results(
     for group in probe_groups(chosen):
         try:
             encoded.append(encode(group, tokenizer, max_length=max_length or context_length(model)))
-        except DataError:  # one row that cannot be spoiled: a template may make nothing of half a response, say
+        except DataError:  # one row that cannot be degraded, say because a template refuses half a response
             continue
     if not encoded:
-        return Skipped("no held-out response can be spoiled and encoded; hold out more pairs of more than one prompt")
+        return Skipped("no held-out response can be degraded and encoded; hold out more pairs of more than one prompt")
     return probe_report(score_encoded(model, encoded, compute=compute).double().numpy())
 
 
@@ -313,7 +314,7 @@ def feature_range(
     seed: int,
     compute: Compute,
 ) -> tuple[FeatureRange, Json]:
-    """What the model was trained on, in its features, and how far from it held-out responses and samples lie.
+    """The range of the training responses in the model's features, and the distance of held-out responses and samples.
 
     Args:
         model: with its final weights.
@@ -362,7 +363,7 @@ def best_of_curve(
     seed: int,
     compute: Compute,
 ) -> list[BestOfK] | Skipped:
-    """What the best of k ≤ n samples of a policy is worth to this reward, and to another one if there is one.
+    """The mean reward of the best of k ≤ n samples of a policy, by this reward and by another one if there is one.
 
     Args:
         model, tokenizer: the reward model.
@@ -370,7 +371,7 @@ def best_of_curve(
         policy: a folder or hub name.
         n: responses to a prompt.
         max_new_tokens: longest of them.
-        gold: another reward that measures and does not choose.
+        gold: another reward, which only measures.
         seed: of the draws.
         compute: where and how.
     """
@@ -435,19 +436,19 @@ def more_labels(
     seed: int,
     ceiling: float | None,
 ) -> LearningCurve:
-    """Train afresh on an eighth, a quarter and half of the rows, and draw the learning curve on to twice as many.
+    """Train anew on an eighth, a quarter and half of the rows, and extrapolate the learning curve to twice as many.
 
-    Each is a run of its own under `out/learning-curve/`, with the same settings and as many passes over its rows.
+    Each is a separate run under `out/learning-curve/`, with the same settings and as many passes over its rows.
 
     Args:
-        train_on: trains a reward model in a folder of its own, with changes to the run's settings (`data`, `eval_data`,
+        train_on: trains a reward model in a separate folder, with changes to the run's settings (`data`, `eval_data`,
             `max_steps`), and gives its rewards of the held-out responses.
         train, held_out: the run's rows.
         rewards: the run's scores of the held-out responses.
         out: the run's folder.
         max_steps: optimiser steps of the run; None goes by epochs.
         seed: the run's.
-        ceiling: the noise ceiling; None where nobody knows it.
+        ceiling: the noise ceiling; None where it is unknown.
     """
     rows = [round(share * len(train)) for share in SHARES.values()]
     folder = out / "learning-curve"
@@ -474,10 +475,10 @@ def more_labels(
 
 
 def check_rows(train: Sequence[EncodedGroup], held_out: Sequence[EncodedGroup], *, live: bool) -> None:
-    """Refuse a learning curve that cannot be drawn, before anything is trained.
+    """Refuse a learning curve that cannot be measured, before anything is trained.
 
     Raises:
-        ConfigError: there are too few rows, or a live model is trained, of which there is no second one.
+        ConfigError: there are too few rows, or the model is a live object, which cannot be loaded again.
     """
     if len(train) < FEWEST or len(held_out) < 2:
         raise ConfigError(
@@ -485,11 +486,11 @@ def check_rows(train: Sequence[EncodedGroup], held_out: Sequence[EncodedGroup], 
             "leave it out"
         )
     if live:
-        raise ConfigError("learning_curve trains afresh and cannot with a live model; give the model by its folder")
+        raise ConfigError("learning_curve trains anew and cannot use a live model; give the model by its folder")
 
 
 def _features(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: Compute) -> Float[Tensor, "N D"]:
-    """Features of all responses, whatever the groups' K."""
+    """Features of all responses, for groups of any K."""
     sizes = sorted({len(group.responses) for group in groups})
     parts = [
         features_encoded(model, [g for g in groups if len(g.responses) == size], compute=compute).flatten(0, 1)
@@ -499,7 +500,7 @@ def _features(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: C
 
 
 def _some(groups: Sequence[EncodedGroup], most: int, share: int, seed: int, purpose: str) -> list[EncodedGroup]:
-    """At most `most` groups and about `share`, the same ones whenever asked."""
+    """At most `most` groups and about `share`; the same ones on every call."""
     count = min(len(groups), most, max(FEWEST, share))
     return [groups[row] for row in order(len(groups), seed=derive_seed(seed, purpose), epoch=0)[:count]]
 

@@ -1,4 +1,4 @@
-"""What is looked at in every rollout beside the reward, and kept of it. Nothing here flows back into training."""
+"""Figures and sample responses of each rollout. Nothing here flows back into training."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class RolloutMonitor:
     """Figures of each rollout for metrics.jsonl, and a few of its responses under rollouts/.
 
     Args:
-        folder: the run, restored to the step that it goes on from.
+        folder: the run, restored to the step from which it resumes.
         step: that step.
         validation_reward: a reward that is only measured.
-        responses: how many responses of a rollout are kept.
+        responses: how many responses of a rollout are written.
     """
 
     def __init__(self, folder: RunFolder, step: int, validation_reward: Reward | None, *, responses: int) -> None:
@@ -25,7 +25,7 @@ class RolloutMonitor:
         drop_rollouts_after(folder.path, step)
 
     def see(self, step: int, rollout: Rollout) -> StepMetrics:
-        """Take in a rollout. Formulas: docs/metrics.md, Monitors."""
+        """Record a rollout. Formulas: docs/metrics.md, Monitors."""
         figures = monitors.watch(
             rollout.groups, rollout.scores, parts=rollout.parts, validation_reward=self.validation_reward
         )

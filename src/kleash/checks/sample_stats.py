@@ -1,6 +1,6 @@
-"""What a language model does when it is asked: figures from responses sampled to a few prompts.
+"""Statistics of responses that a language model samples to a few prompts.
 
-Nothing here judges; `sft_checks` does. Responses of the data are described in the same terms, to be compared with.
+The checks themselves are in `sft_checks`. Responses of the data are described in the same terms, for comparison.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ MICRO_BATCH_TOKENS = 8192
 
 @dataclass(frozen=True)
 class Responses:
-    """Some responses, token by token."""
+    """Statistics of some responses."""
 
     lengths: tuple[int, ...]
     """Tokens of each, without the end token."""
     ended: tuple[bool, ...]
     """Whether each ended by itself."""
     repetition: tuple[float, ...]
-    """Share of its 4-grams that it had before, of each with at least one (Welleck et al. 2020, seq-rep-4)."""
+    """Share of its 4-grams that occur earlier in it, of each with at least one (Welleck et al. 2020, seq-rep-4)."""
     controls: tuple[bool, ...]
     """Whether each holds a control token (of a template, padding, …) before its end."""
 
@@ -52,7 +52,7 @@ class Samples(Responses):
     entropy: float
     """Of the next token, in nats, mean over the tokens sampled."""
     vocabulary: int
-    """Tokens there are to choose from: the entropy is at most its logarithm."""
+    """Size of the vocabulary: the entropy is at most its logarithm."""
     limit: int
     """Most tokens a response could have, end token included."""
 
@@ -72,7 +72,7 @@ def sample(
     Args:
         model: a causal language model; its mode is restored.
         tokenizer: its own.
-        prompts: whose responses are not read; those that leave no room are left out.
+        prompts: their responses are not read; prompts that leave no room are skipped.
         limit: longest response in tokens.
         seed: of the draws.
         group_size: K ≥ 2.
@@ -133,8 +133,8 @@ def prompt_effect(
 ) -> Float[np.ndarray, " N"]:
     """How much likelier each response is after its own prompt than after another row's, in nats.
 
-    Were the responses of the data dealt out to the prompts at random, own and other would be one, and the differences
-    as often below zero as above, whatever the model.
+    If the responses of the data were assigned to prompts at random, the differences would be as often below zero as
+    above, for any model.
 
     Args:
         model: a causal language model.
@@ -156,19 +156,19 @@ def prompt_effect(
 
 @dataclass(frozen=True)
 class ExcessNLL:
-    """Excess surprise: how much less likely responses are to a model than its own samples would be."""
+    """Excess negative log-likelihood: how much less likely responses are under a model than its own samples."""
 
     nats: float
     """Mean over tokens of −log π(y_t) − H_t, H_t the entropy of the distribution that y_t was drawn from. Its
-    expectation is 0 exactly for samples of the model at temperature 1, whatever their length and where they were cut
-    off, since given what came before each term has mean 0. Above: somebody else's; below: a lower temperature."""
+    expectation is 0 exactly for samples of the model at temperature 1, of any length and cut off anywhere, since each
+    term has conditional mean 0. Above 0: another author; below 0: a lower temperature."""
     se: float
     """Its standard error, responses being independent."""
 
 
 @torch.no_grad()
 def excess_nll(model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype: str = "float32") -> ExcessNLL:
-    """Excess surprise of the responses of some groups, at least one; of any K."""
+    """Excess negative log-likelihood of the responses of some groups, at least one; of any K."""
     sums: list[float] = []
     counts: list[int] = []
     for part in microbatches(groups, max_tokens=MICRO_BATCH_TOKENS):
@@ -195,7 +195,7 @@ def _sums(model: PreTrainedModel, groups: Sequence[EncodedGroup], dtype: str) ->
 
 @torch.no_grad()
 def _entropy(model: PreTrainedModel, batch: GroupBatch, dtype: str) -> float:
-    """Mean entropy of the next token over what was sampled, in nats."""
+    """Mean entropy of the next token over the sampled tokens, in nats."""
     _, responses, tokens = batch.shape
     lengths = batch.prompt_attention.sum(-1).tolist()
     total = 0.0

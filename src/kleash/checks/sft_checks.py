@@ -1,8 +1,7 @@
 """Checks of a language model after SFT: figures in, checks out. Pure functions.
 
 Every threshold is a constant below with its reason. A check fails only where its interval says so: too few rows leave
-it unknown, never failed. What that costs stands in docs/gates.md: how often broken stages are caught, healthy ones
-accused.
+it unknown, never failed. Error rates (broken stages caught, healthy ones failed) are in docs/gates.md.
 """
 
 from __future__ import annotations
@@ -21,25 +20,26 @@ ENDS = 0.5
 """Share of the expected ends that samples should reach: below it a policy mostly trains on fragments."""
 
 REPEATS = 0.2
-"""Share of 4-grams said before that samples may have beyond their data's. Loops have 0.6 and more."""
+"""Largest excess of repeated 4-grams over the data's. Loops have 0.6 and more."""
 
 CONTROLS = 0.05
 """Share of samples with a control token inside that is not an accident."""
 
 IN_RANGE = 0.5
-"""Share of samples as long as nine tenths of the data are, that should be met."""
+"""Least share of samples within the range of length of nine tenths of the data."""
 
 SAME = 0.2
-"""Prompts whose two samples differ: with fewer there is nothing to compare."""
+"""Share of prompts whose two samples differ: with fewer there is little to compare."""
 
 NEAR_UNIFORM = 0.75
-"""Entropy over log V from which a model says nothing. Chat models have 0.1 to 0.3, random weights 0.9 and more."""
+"""Entropy over log V from which a model is close to uniform. Chat models have 0.1 to 0.3, random weights 0.9 and
+more."""
 
 OWN_PROMPT = 2 / 3
-"""Share of rows whose response is likelier after its own prompt: where this is out of reach, prompts are ignored."""
+"""Share of rows whose response is likelier after its own prompt; below it, the model ignores prompts."""
 
 AGREEMENT = 0.55
-"""How often two labellers should agree. People reach 0.63 (HH) to 0.73 (InstructGPT); 0.5 is a coin. At 0.55 no reward
+"""How often two labellers should agree. People reach 0.63 (HH) to 0.73 (InstructGPT); 0.5 is chance. At 0.55 no reward
 model can be right about more than 0.66 of the labels (docs/metrics.md, `noise_ceiling_bounds`)."""
 
 
@@ -63,9 +63,9 @@ def sft(
     samples: Samples | None,
     demonstrations: Responses | None,
     agreement: Agreement | None = None,
-    unsampled: str = "nobody asked for it",
+    unsampled: str = "not requested",
 ) -> list[Check]:
-    """The gate out of SFT.
+    """The checks of an SFT run.
 
     Args:
         before, after: loss on the held-out rows, nats a token.
@@ -86,12 +86,12 @@ def sft(
 
 
 def sampled(samples: Samples, data: Responses | None = None, *, chat: bool = True) -> list[Check]:
-    """What samples tell of a language model.
+    """The checks of a language model's samples.
 
     Args:
-        samples: of it.
-        data: what its responses should look like; None where nobody knows.
-        chat: whether it is meant to end by itself.
+        samples: of the model.
+        data: what its responses should look like; None where unknown.
+        chat: whether its responses should end by themselves.
     """
     checks = [_ends(samples, data, chat=chat), _repeats(samples, data), _controls(samples, data)]
     if data is not None and data.lengths:
@@ -121,7 +121,7 @@ def uses_prompt(effect: Float[np.ndarray, " N"]) -> Check:
 
 
 def agrees(agreement: Agreement) -> Check:
-    """Are the samples good enough to disagree about?"""
+    """Would two labellers agree about the samples?"""
     passed = agreement.low > 0.5 and agreement.share >= AGREEMENT
     return answer(
         "worth comparing",
@@ -149,7 +149,7 @@ def _learned(before: float, after: float, rows: int) -> Check:
 
 
 def _ends(samples: Samples, data: Responses | None, *, chat: bool) -> Check:
-    """The share that ended, against the share of the data that is short enough to end in time, finished or not."""
+    """The share of samples that ended, against the share of the data's responses that fit the limit."""
     name, n = "responses end", len(samples.ended)
     expected = float(np.mean(np.array(data.lengths) < samples.limit)) if data is not None and data.lengths else 1.0
     share = sum(samples.ended) / n
@@ -175,7 +175,7 @@ def _repeats(samples: Samples, data: Responses | None) -> Check:
     return answer(
         name,
         passed,
-        f"{mean:.1%} of the 4-grams of a sample were said before"
+        f"{mean:.1%} of the 4-grams of a sample occur earlier in it"
         + ("" if data is None else f"; {usual:.1%} in the data"),
         "fewer epochs or a lower --learning-rate; take rows that loop out of the data",
         repetition=mean,
@@ -185,21 +185,21 @@ def _repeats(samples: Samples, data: Responses | None) -> Check:
 
 
 def _controls(samples: Samples, data: Responses | None) -> Check:
-    n, held = len(samples.controls), sum(samples.controls)
+    n, count = len(samples.controls), sum(samples.controls)
     usual = float(np.mean(data.controls)) if data is not None and data.controls else 0.0
-    passed = wilson(held, n)[0] <= usual + CONTROLS
+    passed = wilson(count, n)[0] <= usual + CONTROLS
     return answer(
         "no control tokens inside",
         passed,
-        f"{held} of {n} samples hold a token of a template, padding or the like before their end",
+        f"{count} of {n} samples hold a token of a template, padding or the like before their end",
         "train and sample with one template; `kleash inspect` shows what is trained",
-        controls=held / n,
+        controls=count / n,
         usual=usual,
     )
 
 
 def _lengths(samples: Samples, data: Responses) -> Check:
-    """Lengths are compared as far as the sampler let them grow."""
+    """Do samples have the length of the data? Both are cut at the sampler's limit."""
     low, high = np.quantile(np.minimum(data.lengths, samples.limit), (0.05, 0.95))
     n = len(samples.lengths)
     inside = sum(bool(low <= length <= high) for length in samples.lengths)
@@ -209,7 +209,7 @@ def _lengths(samples: Samples, data: Responses) -> Check:
         passed,
         f"{inside / n:.0%} of the samples have {low:.0f} to {high:.0f} tokens, as nine tenths of the data "
         f"(median {np.median(samples.lengths):.0f}, data {np.median(data.lengths):.0f})",
-        "the model does not write what it was shown: more steps or a lower --learning-rate",
+        "the samples do not resemble the data: more steps or a lower --learning-rate",
         inside=inside / n,
         low=float(low),
         high=float(high),
@@ -224,21 +224,21 @@ def _varies(samples: Samples) -> Check:
         "something to compare",
         passed,
         f"two samples differ for {share:.0%} of {n} prompts; {samples.distinct:.0%} of all are different",
-        "equal samples leave nothing to prefer: fewer epochs, or more varied demonstrations",
+        "equal samples leave nothing to compare: fewer epochs, or more varied demonstrations",
         differ=share,
         distinct=samples.distinct,
     )
 
 
 def not_empty(samples: Samples) -> Check:
-    """Does it prefer any token to the others?"""
+    """Is the model's next-token distribution not close to uniform?"""
     share = samples.entropy / math.log(samples.vocabulary)
     passed = share < NEAR_UNIFORM
     return answer(
         "no noise",
         passed,
         f"{samples.entropy:.2f} nats of entropy a token, {share:.0%} of log V (V = {samples.vocabulary:,})",
-        "the model hardly prefers any token: were its weights loaded, or ever trained?",
+        "the next token is almost uniform: check that the weights were loaded and trained",
         entropy=samples.entropy,
         share=share,
     )

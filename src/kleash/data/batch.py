@@ -19,8 +19,9 @@ from kleash.errors import DataError
 class GroupBatch:
     """Groups in training. K is the same for all; prompts are padded on the left, responses on the right.
 
-    Masks and not token ids say what is real, so a pad token that equals the end token changes nothing (F3). What stands
-    beside the tokens is 0 where `mask` is False, and moves with them whenever groups are selected, split or joined.
+    Masks, not token ids, tell which tokens are real, so a pad token that equals the end token changes nothing (F3). The
+    per-token fields are 0 where `mask` is False, and move with the tokens whenever groups are selected, split or
+    joined.
     """
 
     prompt_ids: Int[Tensor, "P S"]
@@ -30,23 +31,23 @@ class GroupBatch:
     response_attention: Bool[Tensor, "P K T"]
     """True on real response tokens, chosen or forced."""
     mask: Bool[Tensor, "P K T"]
-    """True where the policy chose the token: what a loss runs over. A subset of `response_attention`."""
+    """True where the policy chose the token: the tokens of the loss. A subset of `response_attention`."""
     sampler_logprobs: Float[Tensor, "P K T"] | None = None
     """log π_sampler of each token, at the sampling temperature."""
     old_logprobs: Float[Tensor, "P K T"] | None = None
-    """log π_old of each token: the trainer's own numbers for what was sampled, at the sampling temperature."""
+    """log π_old of each token, computed by the trainer, at the sampling temperature."""
     reference_logprobs: Float[Tensor, "P K T"] | None = None
     """log π_ref of each token, at the same temperature."""
     values: Float[Tensor, "P K T"] | None = None
-    """What the value network expected before each token."""
+    """Value estimate before each token."""
     returns: Float[Tensor, "P K T"] | None = None
-    """What came of each token: the value network's target."""
+    """Return from each token: the value network's target."""
     advantages: Float[Tensor, "P K T"] | None = None
-    """What the policy gradient weighs each token by."""
+    """Advantage of each token."""
     weights: Float[Tensor, "P K T"] | None = None
-    """What each token counts in the loss of an optimiser step: they sum to 1, or to less where lengths are honest."""
+    """Weight of each token in the loss of an optimiser step; the sum is 1, or less with `dr-grpo`'s constant length."""
     version: int | None = None
-    """Which policy sampled: how many optimiser steps or rollouts it had learned from."""
+    """Version of the sampling policy: how many optimiser steps or rollouts it was trained on."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -75,11 +76,12 @@ class GroupBatch:
         return batch._map(trim)
 
     def without(self, responses: Bool[Tensor, "P K"]) -> GroupBatch:
-        """The same groups, some of whose responses do not count: their tokens are real, but out of the mask."""
+        """The same groups without the tokens of some responses in the mask."""
         return replace(self, mask=self.mask & ~responses[..., None])
 
     def split(self, size: int) -> GroupBatch:
-        """Groups of K as K/size groups of `size` each, the parts of one group in a row, so that memory can part them.
+        """Groups of K as K/size groups of `size` each, the parts of one group consecutive, so that micro-batches can
+        separate them.
 
         A tensor over [P, K, …] follows by `tensor.reshape(-1, size, …)`.
         """
@@ -103,7 +105,7 @@ def collate(groups: Sequence[EncodedGroup], *, pad_id: int = 0, device: torch.de
 
     Args:
         groups: at least one group, all with the same number of responses.
-        pad_id: fills the padding; any valid id will do, since masks say what is real.
+        pad_id: fills the padding; any valid id, since masks tell which tokens are real.
 
     Raises:
         DataError: the groups differ in K.

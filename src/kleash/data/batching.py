@@ -1,4 +1,4 @@
-"""Which rows go together: by length within a step, by a stateless order over the data."""
+"""Batches: micro-batches by length within a step, and a stateless order of the data over steps."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 def microbatches(groups: Sequence[EncodedGroup], *, max_tokens: int) -> list[list[int]]:
-    """Split the groups of a step into batches of like length and one K, so that little of them is padding.
+    """Split the groups of a step into batches of similar length and one K, so that there is little padding.
 
     Args:
         groups: in any order.
-        max_tokens: most tokens in a batch, padding included, a prompt counted once a response (as the plain forward
-            holds it). A group that is larger by itself gets a batch of its own.
+        max_tokens: most tokens in a batch, padding included; a prompt counts once per response (as in the plain
+            forward). A group that is larger by itself gets a batch of its own.
 
     Returns:
         Indices into `groups`; each occurs once. Largest batch first, so that too little memory shows at once.
@@ -33,8 +33,9 @@ def microbatches(groups: Sequence[EncodedGroup], *, max_tokens: int) -> list[lis
 
 def by_size(sizes: Sequence[tuple[int, int, int]], *, max_tokens: int) -> list[list[int]]:
     """The same for groups known by their sizes: (responses, tokens of the prompt, tokens of the longest response)."""
-    # Prompts and responses are padded apart: sort by one in classes of a factor 2^½ or 2^¼, by the other within, to and
-    # fro so that a batch over two classes is of one kind. Which goes first depends on the data: the cheapest plan wins.
+    # Prompts and responses are padded separately: sort by one in classes of a factor 2^½ or 2^¼, within a class by the
+    # other, in alternating direction so that a batch over two classes is homogeneous. Of all plans the cheapest is
+    # taken.
     plans = [
         _cut(sorted(range(len(sizes)), key=lambda i: _place(sizes[i], first, fineness)), sizes, max_tokens)
         for first in (1, 2)
@@ -51,10 +52,10 @@ def _place(size: tuple[int, int, int], first: int, fineness: int) -> tuple[int, 
 
 
 def _cut(order: Sequence[int], sizes: Sequence[tuple[int, int, int]], max_tokens: int) -> tuple[float, list[list[int]]]:
-    """Cut a sequence of groups where that costs least: the cost of the whole, and the batches.
+    """Cut a sequence of groups into batches at least cost: the total cost, and the batches.
 
-    `cost[j]` is the least cost of the first j groups, over all places where their last batch may begin. A batch costs
-    its tokens with padding, and 1/32 of the largest batch for being one: a little padding is cheaper than a pass more.
+    `cost[j]` is the least cost of the first j groups, over all starts of their last batch. A batch costs its tokens
+    with padding, plus 1/32 of the largest batch as overhead: a little padding is cheaper than another pass.
     """
     k, prompt, response = np.array([sizes[i] for i in order], dtype=np.int64).reshape(-1, 3).T
     rows = np.maximum(k, 1)  # a prompt without responses is a row, too
@@ -68,10 +69,10 @@ def _cut(order: Sequence[int], sizes: Sequence[tuple[int, int, int]], max_tokens
         count = np.arange(1, len(width) + 1)
         tokens = count * rows[j - 1] * (width + depth)
         fits = (k[back][::-1] == k[j - 1]) & (tokens <= max_tokens)
-        fits[0] = True  # one group alone, whatever its size
-        whole = np.where(fits, cost[back][::-1] + tokens + max_tokens / 32, np.inf)
-        best = int(whole.argmin())
-        cost[j], begin[j] = whole[best], j - 1 - best
+        fits[0] = True  # a batch of one group, whatever its size
+        total = np.where(fits, cost[back][::-1] + tokens + max_tokens / 32, np.inf)
+        best = int(total.argmin())
+        cost[j], begin[j] = total[best], j - 1 - best
     batches: list[list[int]] = []
     end = len(order)
     while end:
@@ -86,7 +87,7 @@ def _padded(sizes: Sequence[tuple[int, int, int]]) -> int:
 
 
 def order(rows: int, *, seed: int, epoch: int) -> list[int]:
-    """The order of the rows in an epoch: a permutation that depends on nothing but its arguments."""
+    """The order of the rows in an epoch: a permutation that depends only on its arguments."""
     return list(_order(rows, seed, epoch))
 
 
@@ -107,8 +108,7 @@ def batches(rows: Sequence[T], batch_size: int, *, seed: int, start: int) -> Ite
 def rows_at(cursor: int, number: int, rows: int, seed: int) -> list[int]:
     """The next `number` rows after `cursor` of them: the data cycled without end, reshuffled each time.
 
-    A position is a number, so that a run goes on where it was stopped, and every row comes once before any comes again
-    (F11).
+    The position is one number, so that a run resumes exactly, and every row comes once before any is repeated (F11).
     """
     return [_order(rows, seed, index // rows)[index % rows] for index in range(cursor, cursor + number)]
 

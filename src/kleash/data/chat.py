@@ -1,9 +1,8 @@
-"""Groups into token ids: what is trained and what is forced, end tokens, truncation.
+"""Groups into token ids: which tokens are trained and which are forced, end tokens, truncation.
 
 Training sees a prompt exactly as the sampler does: `encode(group).prompt_ids == encode_prompt(group.prompt)`, always.
-So a prompt and what follows it are tokenised apart, and no token spans the border. Text is tokenised as it is; turns go
-through the tokenizer's chat template (`chat_template`), and which of its text the assistant wrote is found in
-`chat_spans`.
+So prompt and response are tokenised separately, and no token spans the border. Text is tokenised as it is; turns go
+through the tokenizer's chat template (`chat_template`), and `chat_spans` finds the text that the assistant wrote.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ class Truncation:
 
     rows: int
     cut: int = 0
-    """Rows with a response that lost its end, its end token with it."""
+    """Rows with a response that was cut, and so lost its end token."""
     dropped: int = 0
-    """Rows whose prompt alone leaves no room for a response."""
+    """Rows whose prompt leaves no room for a response."""
     max_length: int | None = None
 
     def message(self) -> str:
-        """One line for people; empty where nothing was lost."""
+        """One line for the log; empty where nothing was lost."""
         losses = [f"{self.cut} cut"] if self.cut else []
         losses += [f"{self.dropped} dropped, the prompt too long"] if self.dropped else []
         return f"of {self.rows} rows, {' and '.join(losses)} (max_length {self.max_length})" if losses else ""
@@ -46,14 +45,14 @@ def encode(
 ) -> EncodedGroup:
     """One group as token ids; `encode_all` is faster for many.
 
-    Text is tokenised as it is, prompt and response apart, and a finished response gets one end token. Turns go through
-    the tokenizer's chat template. A response that was sampled keeps its ids.
+    Text is tokenised as it is, prompt and response separately, and a finished response gets one end token. Turns go
+    through the tokenizer's chat template. A response that was sampled keeps its ids.
 
     Args:
         group: with any number of responses.
         tokenizer: the model's.
         max_length: most tokens of prompt and response; a longer response is cut, and then has no end token.
-        end_id: ends plain text; None: the tokenizer's end token does. Chat templates have their own.
+        end_id: end token of plain text; None: the tokenizer's. Chat templates have their own.
 
     Raises:
         DataError: nothing to train on, a prompt without tokens, or one that fills `max_length`.
@@ -76,7 +75,7 @@ def encode_all(
     """Many groups as token ids, in their order, without those whose prompt fills `max_length`.
 
     Returns:
-        The groups that can be used, and what was lost.
+        The usable groups, and what was lost.
 
     Raises:
         DataError: as `encode`, or no group at all can be used.
@@ -100,12 +99,12 @@ def encode_all(
 
 
 def encode_prompt(prompt: Content, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The ids that stand before a response: `tokenizer(text)`, or turns with the generation prompt."""
+    """The ids of the prompt of a response: `tokenizer(text)`, or turns with the generation prompt."""
     text = _prompt_text(prompt, tokenizer)
     return tuple(_tokenize([text], tokenizer)[text])
 
 
-# --- from a group to the texts that it is made of --------------------------------------------------------------------
+# --- from a group to its texts ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -114,14 +113,14 @@ class _Text:
 
     text: str
     whole: bool = False
-    """With the special tokens that the tokenizer puts around a text."""
+    """Whether to add the special tokens that the tokenizer puts around a text."""
     literal: bool = False
-    """An end token written out is its letters."""
+    """Whether an end token in the text is tokenised as plain letters."""
 
 
 @dataclass(frozen=True)
 class _ResponseDraft:
-    """A response whose text is settled and whose ids are not."""
+    """A response before tokenisation."""
 
     spans: tuple[Span, ...] = ()
     """None where the response has ids already."""
@@ -131,13 +130,13 @@ class _ResponseDraft:
 
 @dataclass(frozen=True)
 class _Draft:
-    """A group whose text is settled and whose ids are not."""
+    """A group before tokenisation."""
 
     group: Group
     prompt: _Text
     responses: tuple[_ResponseDraft, ...]
     anchored: bool
-    """Whether spans are tokenised behind what stands before them."""
+    """Whether spans are tokenised after their preceding text."""
 
     def texts(self) -> Iterable[_Text]:
         """All texts to tokenise."""
@@ -199,12 +198,12 @@ def _tokenize(texts: Iterable[_Text], tokenizer: PreTrainedTokenizerBase) -> dic
     """The ids of each text; equal ones are tokenised once, and all of one kind in one call."""
     unique = list(dict.fromkeys(texts))
     ids: dict[_Text, list[int]] = {}
-    for whole, literal in ((True, False), (False, False), (False, True)):
-        part = [text for text in unique if (text.whole, text.literal) == (whole, literal)]
+    for special, literal in ((True, False), (False, False), (False, True)):
+        part = [text for text in unique if (text.whole, text.literal) == (special, literal)]
         if part:
             options: dict[str, Any] = {"split_special_tokens": True} if literal else {}
             strings = [text.text for text in part]
-            rows = tokenizer(strings, add_special_tokens=whole, verbose=False, **options)["input_ids"]
+            rows = tokenizer(strings, add_special_tokens=special, verbose=False, **options)["input_ids"]
             ids.update(zip(part, rows, strict=True))
     return ids
 
@@ -237,7 +236,7 @@ def _join_spans(
             part = _literal_ids(span, tokenizer)
             if ends & set(part[:-1]):
                 raise DataError(
-                    f"a response goes on after an end token in {excerpt(span.text)}; remove it from the text"
+                    f"a response continues after an end token in {excerpt(span.text)}; remove it from the text"
                 )
         tokens += part
         mask += [span.trained] * len(part)
@@ -254,14 +253,14 @@ def _join_spans(
 
 def _span_ids(span: Span, ids: Mapping[_Text, list[int]], anchored: bool) -> list[int]:
     if anchored and span.before:
-        before, both = ids[_Text(span.before)], ids[_Text(span.before + span.text)]
-        if both[: len(before)] == before:
-            return both[len(before) :]
+        prefix, joined = ids[_Text(span.before)], ids[_Text(span.before + span.text)]
+        if joined[: len(prefix)] == prefix:
+            return joined[len(prefix) :]
     return ids[_Text(span.text)]
 
 
 def _literal_ids(span: Span, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids of a span whose words spell an end token: words end nothing, whoever wrote them."""
+    """The ids of a span whose words spell an end token: they are tokenised as text."""
     start, stop = span.words
     parts = [_Text(span.text[:start]), _Text(span.text[start:stop], literal=True), _Text(span.text[stop:])]
     ids = _tokenize(parts, tokenizer)
@@ -288,7 +287,7 @@ def _fits(group: EncodedGroup, max_length: int | None) -> bool:
 
 
 def _cut(group: EncodedGroup, max_length: int | None) -> EncodedGroup:
-    """The group with no response longer than the room that its prompt leaves."""
+    """The group with its responses cut to the room that the prompt leaves."""
     if max_length is None or group.length <= max_length:
         return group
     room = max_length - len(group.prompt_ids)

@@ -1,13 +1,13 @@
-"""Which text of a conversation the assistant wrote: its answers as spans that are trained, all else as forced ones.
+"""The text of a conversation that the assistant wrote: its answers as trained spans, everything else as forced spans.
 
-The conversation is rendered twice, once as it is and once with a mark in place of each answer. What stands between two
-marks is the template's and other people's, and stands around the answers in the real rendering too. An answer begins
-where the generation prompt ends, so whatever a template puts after that (`<|channel|>final<|message|>`, an empty
-`<think>` block) is the model's to write, and it ends with the template's end token. Two cases need a rule:
+The conversation is rendered twice, once as it is and once with a mark in place of each answer. The text between two
+marks comes from the template and from others, and surrounds the answers in the real rendering too. An answer begins
+where the generation prompt ends, so any text that a template puts after that (`<|channel|>final<|message|>`, an empty
+`<think>` block) is written by the model, and the answer ends with the template's end token. Two cases need a rule:
 
-* A template may render an earlier answer otherwise than the last one (Qwen3 drops its reasoning): it is trained as
-  the later turns see it. Where its end token is another one (gpt-oss: `<|end|>` for `<|return|>`), that one is forced,
-  since the sampler would not stop there.
+* A template may render an earlier answer differently from the last one (Qwen3 drops its reasoning): it is trained as
+  the later turns see it. Where its end token is a different one (gpt-oss: `<|end|>` for `<|return|>`), that one is
+  forced, since the sampler would not stop there.
 * A template may show the sampler another prompt than a finished conversation has (Mistral's system text, the `<think>`
   that R1 opens): the prompt is the sampler's.
 """
@@ -33,7 +33,7 @@ class Span:
     text: str
     trained: bool = True
     before: str = ""
-    """What stands before it, for tokenizers that treat the start of a text otherwise than its middle."""
+    """The preceding text, for tokenizers that treat the start of a text differently from its middle."""
     words: tuple[int, int] = (0, 0)
     """Where the assistant's own words lie in it."""
 
@@ -45,7 +45,7 @@ class _Opening:
     end: int
     """Where it ends, in characters of that text."""
     missing: str = ""
-    """What of it the finished conversation does not show (R1's `<think>`)."""
+    """The part of it that the finished conversation lacks (R1's `<think>`)."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class _Answer:
     """An answer in the rendered conversation."""
 
     text: str
-    """From the end of the generation prompt to where the template's text goes on."""
+    """From the end of the generation prompt to where the template's text continues."""
     words: tuple[int, int]
     """Where the assistant's own words lie in it."""
     after: str
@@ -71,7 +71,7 @@ def turn_spans(
 
     Args:
         prompt: the turns before it.
-        response: text, which stands for one turn of the assistant, or turns.
+        response: text, which counts as one turn of the assistant, or turns.
         tokenizer: whose template renders them.
         skeletons: of the same prompt; added to.
 
@@ -115,14 +115,14 @@ def _turns_to_last_answer(
 
 
 def _words_of(answer: Message) -> str:
-    """What of an answer every template shows: its reasoning may be left out or moved."""
+    """The words of an answer that every template shows: its reasoning may be left out or moved."""
     return str(answer["content"]).rpartition("</think>")[2].strip()
 
 
 def _between_answers(
     prompt: Sequence[Message], turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase, skeletons: Skeletons
 ) -> list[str]:
-    """The text before each answer and, last, the text after them all: the template's and other people's."""
+    """The text before each answer and, last, the text after all of them: the template's and that of others."""
     count = 0
     marked: list[Message] = []
     for turn in turns:
@@ -166,7 +166,7 @@ def _openings(
 def _opening(piece: str, question: str, template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> _Opening:
     """Where the generation prompt ends in the text before an answer.
 
-    Never before the words that the answer is to: the prompt is not trained (F6). A finished conversation may show only
+    Never before the end of the words of the prompt, which is not trained (F6). A finished conversation may show only
     the beginning of the generation prompt; the rest is missing.
     """
     opening = template.opening or template.closing
@@ -211,10 +211,10 @@ def _unclear(tokenizer: PreTrainedTokenizerBase, text: str) -> DataError:
     )
 
 
-def excerpt(text: Any, most: int = 80) -> str:
+def excerpt(text: Any, limit: int = 80) -> str:
     """A text in a message: quoted, and without its middle where it is long."""
     quoted = repr(str(text))
-    return quoted if len(quoted) <= most else f"{quoted[: most // 2]} … {quoted[-most // 2 :]}"
+    return quoted if len(quoted) <= limit else f"{quoted[: limit // 2]} … {quoted[-limit // 2 :]}"
 
 
 # --- special cases ---------------------------------------------------------------------------------------------------
@@ -238,13 +238,13 @@ def _own_ending(answer: _Answer, template: ChatTemplate) -> str:
 
 
 def _spans(answers: Sequence[_Answer], template: ChatTemplate, *, missing: str, finished: bool) -> list[Span]:
-    """Answers, trained with their end tokens, and what stands between them, forced.
+    """Answers, trained with their end tokens, and the text between them, forced.
 
     Args:
         answers: in their order.
-        template: what put text around them.
-        missing: what the finished conversation does not show of the last answer's generation prompt. The last answer is
-            asked for as the sampler does, so it is put back there.
+        template: the chat template.
+        missing: the part of the last answer's generation prompt that the finished conversation lacks. It is restored,
+            since the sampler's prompt has it.
         finished: whether the last answer ended by itself; else it gets no end token.
     """
     spans = []

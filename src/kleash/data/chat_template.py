@@ -1,7 +1,7 @@
-"""What a chat template puts around the words of others and those of the assistant, asked of the template by examples.
+"""What a chat template puts around the words of the user and those of the assistant, found by rendering examples.
 
-Stock templates do not say which of their text the assistant wrote (F6). So one question and its answer are rendered
-with a mark in place of each; what stands around the marks is the template's.
+Stock templates do not tell which of their text the assistant wrote (F6). So one question and its answer are rendered
+with a mark in place of each; the text around the marks is the template's.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from kleash.data.group import Message
 from kleash.errors import DataError, ModelError
 
 MARK = "\ue000{}\ue001"
-"""Stands for text: private-use characters, which no template trims and no text holds."""
+"""Placeholder for a text: private-use characters, which no template trims and no text contains."""
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """What a chat template puts around the words of others and those of the assistant."""
+    """What a chat template puts around the words of the user and those of the assistant."""
 
     opening: str
     """The generation prompt; empty where the template has none (Mistral)."""
     closing: str
-    """From the end of a user's words to where the answer begins."""
+    """From the end of a user's words to the beginning of the answer."""
     ending: str
     """From the end of the last answer to its end token, that included."""
     end_id: int
@@ -41,7 +41,7 @@ _templates: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, ChatTemplate]]
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
-    """A tokenizer's template, measured once and again when the tokenizer gets another one.
+    """A tokenizer's template, analysed once, and again when the tokenizer's template changes.
 
     Raises:
         ModelError: there is no template, or it cannot be used; the message says why.
@@ -85,7 +85,7 @@ def render(turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, add_
     plain = [dict(turn) for turn in turns]
     try:
         return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=add_generation_prompt))
-    except (TemplateError, TypeError, KeyError) as error:  # what templates raise on turns they do not expect
+    except (TemplateError, TypeError, KeyError) as error:  # raised by templates on unexpected turns
         reason = " ".join(str(error).split())
         roles = ", ".join(str(turn["role"]) for turn in turns)
         raise DataError(f"the chat template refuses turns by {roles} ({reason}); correct the row") from None
@@ -102,16 +102,16 @@ def _measure(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
     try:
         without_opening = render(turns, tokenizer, add_generation_prompt=False)
         with_opening = render(turns, tokenizer)
-        whole = render([*turns, {"role": "assistant", "content": answer}], tokenizer, add_generation_prompt=False)
+        full = render([*turns, {"role": "assistant", "content": answer}], tokenizer, add_generation_prompt=False)
     except DataError as error:
         raise ModelError(
             f"{name_of(tokenizer)} cannot render one question and its answer ({error}); correct its chat template"
         ) from None
-    if question not in with_opening or answer not in whole:
+    if question not in with_opening or answer not in full:
         raise ModelError(
             f"the chat template of {name_of(tokenizer)} leaves out the content of a turn; correct the template"
         )
-    tail = whole.rpartition(answer)[2]
+    tail = full.rpartition(answer)[2]
     end_id, end_token = _first_control_token(tail, tokenizer)
     return ChatTemplate(
         opening=with_opening[len(without_opening) :] if with_opening.startswith(without_opening) else "",
@@ -124,7 +124,7 @@ def _measure(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
 
 
 def _first_control_token(tail: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, str]:
-    """Id and text of the first token after an answer that stands for no text: it ends the answer."""
+    """Id and text of the first control token after an answer: it ends the answer."""
     special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     controls = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items()} | special
     end = next((token for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if token in controls), None)
@@ -138,5 +138,5 @@ def _first_control_token(tail: str, tokenizer: PreTrainedTokenizerBase) -> tuple
 
 def _prepends(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a word has another id at the start of a text than after a line break."""
-    line_break, word, both = tokenizer(["\n", "a", "\na"], add_special_tokens=False)["input_ids"]
-    return bool(both[: len(line_break)] == line_break and both[len(line_break) :] != word)
+    line_break, word, joined = tokenizer(["\n", "a", "\na"], add_special_tokens=False)["input_ids"]
+    return bool(joined[: len(line_break)] == line_break and joined[len(line_break) :] != word)

@@ -1,7 +1,7 @@
 """Files into groups and groups into files; what the columns of a row mean is in `schemas`.
 
-Read are .jsonl, .jsonl.gz, .json (a list, or one object a line), .parquet, folders that `datasets` saved, and datasets
-on the hub; written are the same, but for the hub.
+Reads .jsonl, .jsonl.gz, .json (a list, or one object per line), .parquet, folders that `datasets` saved, and datasets
+on the hub; writes the same formats, except to the hub.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ def read_groups(source: str | Path, *, split: str | None = None) -> Iterator[Gro
 
     Args:
         source: a path by its ending (.jsonl, .jsonl.gz, .json, .parquet), a folder that `datasets` saved, or
-            `owner/name` (`owner/name:config`) on the hub. The hub is asked only where no such path can be meant.
+            `owner/name` (`owner/name:config`) on the hub. The hub is contacted only where the name cannot be a path.
         split: which split of a folder or a hub dataset; its only one, else `train`.
 
     Raises:
-        DataError: at once where there is nothing to read, or at the row that cannot be read, naming it.
+        DataError: at once if there is nothing to read, otherwise at the first row that cannot be read, naming it.
     """
     return (group for _, group in read_rows(source, split=split))
 
 
 def read_rows(source: str | Path, *, split: str | None = None) -> Iterator[tuple[Row, Group]]:
-    """Rows as they stand, each with its group; see `read_groups`."""
+    """Rows unchanged, each with its group; see `read_groups`."""
     name, rows = _open(source, split)
     return _with_groups(name, rows)
 
@@ -150,7 +150,7 @@ def _parquet_rows(path: Path) -> NumberedRows:
 
 
 def _folder_rows(path: Path, split: str | None) -> NumberedRows:
-    import datasets  # slow to import, and few need it
+    import datasets  # slow to import and rarely needed
 
     try:
         data = datasets.load_from_disk(str(path))
@@ -176,7 +176,7 @@ def _hub_rows(name: str, split: str | None) -> NumberedRows:
             yield number, _without_nulls(row)
     except DataError:
         raise
-    except Exception as error:  # the hub's client raises whatever its layers raise; the user needs the reason only
+    except Exception as error:  # the hub's client raises many types; the user needs only the reason
         reason = " ".join(str(error).split())[:200]
         raise DataError(
             f"{name} is not a path here, and the hub has no such dataset ({reason}); check the name"
@@ -184,7 +184,7 @@ def _hub_rows(name: str, split: str | None) -> NumberedRows:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Arrow gives every object every key; those that a row did not have come back as null."""
+    """A value without null keys: Arrow gives every object every key, and null where the row had none."""
     if isinstance(value, dict):
         return {name: _without_nulls(item) for name, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
@@ -194,7 +194,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def write_groups(groups: Iterable[Group], path: str | Path) -> int:
-    """Write groups by the path's ending, whole or not at all: a reader never sees half a file.
+    """Write groups in the format of the path's ending, atomically: a reader never sees half a file.
 
     A path without an ending becomes a `datasets` folder. Sampled responses are written as text.
 
@@ -202,13 +202,13 @@ def write_groups(groups: Iterable[Group], path: str | Path) -> int:
         The number of rows.
 
     Raises:
-        DataError: an ending that is not known, a column that the schema uses, or columns that the format cannot hold.
+        DataError: an unknown ending, a column that the schema uses, or columns that the format cannot hold.
     """
     return write_rows(map(to_row, groups), path)
 
 
 def write_rows(rows: Iterable[Row], path: str | Path) -> int:
-    """Write rows as they stand; see `write_groups`."""
+    """Write rows unchanged; see `write_groups`."""
     path = Path(path)
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         with _replacing(path) as temporary:
@@ -272,7 +272,7 @@ def _write_folder(table: pa.Table, path: Path) -> int:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that replaces it when all went well, and is deleted when not."""
+    """A temporary file in the folder of `path` that replaces it on success, and is deleted otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)

@@ -1,8 +1,8 @@
-"""The one record of the code base: a prompt with K responses, and what is known about them.
+"""The record of the code base: a prompt with K responses, and their labels.
 
-Two objects. `Group` lives on disk and at the edges: text, frozen, exactly one label. `GroupBatch` (`kleash.data.batch`)
-lives in training: tensors over [P prompts, K responses, T tokens]. Between them stands `EncodedGroup`, a group as token
-ids. This module needs no torch, so that what only reads text starts at once.
+`Group` is used for files and interfaces: text, frozen, at most one label. `EncodedGroup` is a group as token ids.
+`GroupBatch` (`kleash.data.batch`) is used in training: tensors over [P prompts, K responses, T tokens]. This module
+does not import torch, so that code that only reads text starts at once.
 
 Axes of the code base: P prompts, K responses of a prompt, T tokens of a response, S tokens of a prompt, R = P·K rows,
 V vocabulary, D hidden.
@@ -28,7 +28,7 @@ class Response:
     """One answer to a prompt: its text, or the token ids it was sampled as (or both)."""
 
     content: Content | None = None
-    """Text or turns; None where the response is known by its ids and has not been decoded."""
+    """Text or turns; None where the response has only ids that were not decoded."""
     ids: tuple[int, ...] | None = None
     """Token ids as sampled, end token included if the response ended. Never decoded and re-encoded for training."""
     finished: bool = True
@@ -84,7 +84,7 @@ class Group:
     responses: tuple[Response, ...] = ()
     label: Label | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """What else the row held (`answer`, …); rewards receive it."""
+    """The other columns of the row (`answer`, …); rewards receive them."""
 
     @property
     def prompt_text(self) -> str:
@@ -93,7 +93,9 @@ class Group:
 
 
 def chosen_first(group: Group) -> Group:
-    """A preference with the likelier better response first, as rows of `chosen` and `rejected` have it."""
+    """A preference with the response first that is more likely the better one, as in rows of `chosen` and
+    `rejected`.
+    """
     label = group.label
     if not isinstance(label, Preference) or label.probability >= 0.5:
         return group

@@ -32,12 +32,12 @@ def read_encoded(
         data: file, folder or hub name.
         eval_data: the same, of held-out rows; None holds out a tenth of `data`.
         tokenizer: the model's.
-        usable: says of a row what is wrong with it for the stage, or None.
-        prepare: makes of the usable rows, and the name of where they come from, what the stage learns from; it may
-            leave some out, and says so.
+        usable: returns the fault of a row for the stage, or None.
+        prepare: turns the usable rows, given the name of their source, into the rows to train on; it may leave some
+            out, and logs it.
         max_length: most tokens of prompt and response; longer responses are cut, longer prompts dropped.
-        max_eval_rows: at most so many held-out rows.
-        response_column: where the response stands, if not under a name that the schemas know.
+        max_eval_rows: maximum number of held-out rows.
+        response_column: column of the response, if the schemas do not know its name.
         seed: which rows are held out.
 
     Raises:

@@ -1,6 +1,6 @@
 """Rows into groups and groups into rows, in the hub's own schemas.
 
-The columns of a row say what it is:
+The columns of a row tell its kind:
 
     messages                            a demonstration: the answers of a conversation (where none is, a prompt)
     prompt                              a prompt
@@ -10,7 +10,7 @@ The columns of a row say what it is:
     chosen, rejected                    the same as whole conversations, which share their beginning
 
 Prompts and responses are text or turns (`[{"role": ..., "content": ...}]`). `finished` is false (or a list) where a
-response was cut off, `annotator` says who labelled. Other columns are kept in `Group.columns`; null is read as absent.
+response was cut off, `annotator` names the labeller. Other columns are kept in `Group.columns`; null is read as absent.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def parse_row(row: Any) -> Group:
     """
     if not isinstance(row, Mapping):
         raise DataError(f"a row is an object with named columns, got {_kind(row)}")
-    # Each reader below takes out the columns that it reads; what remains becomes the group's columns.
+    # Each reader below removes the columns that it reads; the remaining ones become the group's columns.
     columns = {name: value for name, value in row.items() if value is not None}
     if "chosen" in columns or "rejected" in columns:
         return _read_preference(columns)
@@ -59,7 +59,7 @@ def _read_preference(columns: Row) -> Group:
     prompt, chosen, rejected = _read_pair(columns)
     for name, content in (("chosen", chosen), ("rejected", rejected)):
         _check_response(prompt, content, name)
-    column = _only_column(columns, ("chosen_probability", "probability"), "are one thing; give one of them")
+    column = _only_column(columns, ("chosen_probability", "probability"), "mean the same; give one of them")
     probability = 1.0 if column is None else _probability(columns.pop(column), column)
     finished = _pop_finished(columns, 2)
     responses = Response(chosen, finished=finished[0]), Response(rejected, finished=finished[1])
@@ -67,13 +67,13 @@ def _read_preference(columns: Row) -> Group:
 
 
 def _read_pair(columns: Row) -> tuple[Content, Content, Content]:
-    """Prompt and both responses, whether the prompt stands apart or begins two whole conversations."""
+    """Prompt and both responses, from a separate prompt or from the common beginning of two conversations."""
     for column in ("chosen", "rejected"):
         if column not in columns:
             raise DataError(f"'{column}' is missing; a preference row needs prompt, chosen and rejected")
     chosen, rejected = (_content(columns.pop(column), column) for column in ("chosen", "rejected"))
     if isinstance(chosen, str) != isinstance(rejected, str):
-        raise DataError("'chosen' and 'rejected' are of unequal kinds; both must be text or both lists of turns")
+        raise DataError("'chosen' and 'rejected' are of different kinds; both must be text or both lists of turns")
     prompt = _content(columns.pop("prompt"), "prompt") if "prompt" in columns else None
     whole = not isinstance(chosen, str) and chosen[0]["role"] != "assistant"
     if prompt is not None and not whole:
@@ -120,7 +120,7 @@ def _response_contents(value: Any, column: str) -> list[Content]:
         raise DataError("'responses' must be a list with at least one response (text, or a list of turns)")
     contents = [_content(item, f"responses[{i}]") for i, item in enumerate(value)]
     if len({isinstance(content, str) for content in contents}) > 1:
-        raise DataError("'responses' are of unequal kinds; all must be text or all lists of turns")
+        raise DataError("'responses' are of different kinds; all must be text or all lists of turns")
     return contents
 
 
@@ -149,11 +149,11 @@ def _pop_label(columns: Row, size: int) -> Label | None:
 
 
 def _split_conversations(chosen: Content, rejected: Content) -> tuple[Content, Content, Content]:
-    """What two whole conversations share, and what follows it in each."""
+    """The common beginning of two conversations, and the rest of each."""
     if isinstance(chosen, str) or isinstance(rejected, str):
         return _split_texts(str(chosen), str(rejected))
     shared = _shared_length(chosen, rejected)
-    if shared == min(len(chosen), len(rejected)):  # one holds the other: their last common answer begins the response
+    if shared == min(len(chosen), len(rejected)):  # one contains the other: both need a response
         shared = max((i for i, turn in enumerate(chosen[:shared]) if turn["role"] == "assistant"), default=0)
     if shared == 0:
         raise DataError("'chosen' and 'rejected' share no first turn; whole conversations do, else give 'prompt'")
@@ -167,7 +167,7 @@ def _split_conversations(chosen: Content, rejected: Content) -> tuple[Content, C
 
 
 def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Conversations written out as text (HH-RLHF): they part after a speaker's mark."""
+    """Conversations as text (HH-RLHF): they diverge after a speaker's mark."""
     mark = "Assistant:"
     start = chosen.rfind(mark, 0, _shared_length(chosen, rejected))
     if start < 0:
@@ -177,9 +177,9 @@ def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
 
 
 def _shared_length(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """How many items two sequences have in common at their beginning."""
-    least = min(len(a), len(b))
-    return next((i for i in range(least) if a[i] != b[i]), least)
+    """Length of the common beginning of two sequences."""
+    shorter = min(len(a), len(b))
+    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
 
 
 def _begins_with(conversation: Content, prompt: Content) -> bool:
@@ -193,7 +193,7 @@ def _begins_with(conversation: Content, prompt: Content) -> bool:
 
 
 def _only_column(columns: Row, names: Sequence[str], problem: str) -> str | None:
-    """The one of some columns that a row has; None where it has none of them."""
+    """Which of some columns a row has; None where it has none of them."""
     present = [name for name in names if name in columns]
     if len(present) > 1:
         raise DataError(f"{' and '.join(map(repr, present))} {problem}")
@@ -239,7 +239,7 @@ def _text(value: str, where: str) -> str:
 
 def _check_response(prompt: Content, response: Content, column: str) -> None:
     if isinstance(response, str):
-        return  # after turns, text stands for one assistant turn
+        return  # after turns, text counts as one assistant turn
     if isinstance(prompt, str):
         raise DataError(f"'prompt' is text and '{column}' a list of turns; both must be of one kind")
     if response[0]["role"] != "assistant":

@@ -13,7 +13,7 @@ from kleash.errors import DataError
 from kleash.run import derive_seed
 
 HELD_OUT = 0.1
-"""Share that is held out where no file of held-out rows is given."""
+"""Share of rows that is held out if no file of held-out rows is given."""
 
 PROMPTS_TO_SPLIT_BY = 20
 """With fewer prompts than this, rows are held out instead of whole prompts."""
@@ -34,9 +34,9 @@ def read_split(
         data: file, folder or hub name.
         eval_data: the same, of held-out rows; None holds out a tenth of `data`.
         seed: which tenth.
-        usable: says of a row what is wrong with it for this stage, or None.
-        max_eval_rows: at most so many held-out rows.
-        response_column: where the response stands, if not under a name that the schemas know.
+        usable: returns the fault of a row for this stage, or None.
+        max_eval_rows: maximum number of held-out rows.
+        response_column: column of the response, if the schemas do not know its name.
 
     Returns:
         Training groups, held-out groups.
@@ -58,7 +58,7 @@ def read_usable(
     *,
     response_column: str | None = None,
 ) -> list[Group]:
-    """Read the rows of a file, refusing the first that a stage cannot use."""
+    """Read the rows of a file; raises at the first row that a stage cannot use."""
     groups = []
     for row, read in enumerate(islice(read_groups(data), limit), start=1):
         group = read if response_column is None else answered_by(read, response_column)
@@ -70,7 +70,7 @@ def read_usable(
 
 
 def hold_out(groups: Sequence[Group], *, seed: int, share: float = HELD_OUT) -> tuple[list[Group], list[Group]]:
-    """Split a share off: by prompt where there are 20 prompts or more, so that none is on both sides, else by row."""
+    """Split off a share: by prompt if there are 20 prompts or more, so that none is on both sides, otherwise by row."""
     if len(groups) < 2:
         return list(groups), []
     keys = [repr(group.prompt) for group in groups]
@@ -83,7 +83,7 @@ def hold_out(groups: Sequence[Group], *, seed: int, share: float = HELD_OUT) -> 
 
 
 def demonstration(group: Group) -> str | None:
-    """What is wrong with a row for imitation, or None; a preference will do, for its chosen response."""
+    """The fault of a row as a demonstration, or None; a preference is accepted for its chosen response."""
     if len(group.responses) != 1 and not isinstance(group.label, Preference):
         return (
             f"has {len(group.responses)} responses; a demonstration has one: `prompt` and `response`, `messages`, "
@@ -93,14 +93,14 @@ def demonstration(group: Group) -> str | None:
 
 
 def imitated(group: Group) -> Group:
-    """The demonstration in a row: itself, or a preference's chosen response."""
+    """A row as a demonstration: unchanged, or a preference's chosen response."""
     if not isinstance(group.label, Preference):
         return group
     return replace(group, responses=(group.responses[int(group.label.probability < 0.5)],), label=None)
 
 
 def answered_by(group: Group, column: str) -> Group:
-    """A row whose response stands in a column of another name; rows without that column are left as they are."""
+    """A row with its response read from another column; rows without that column are unchanged."""
     text = group.columns.get(column)
     if not isinstance(text, str):
         return group
@@ -110,16 +110,16 @@ def answered_by(group: Group, column: str) -> Group:
 
 
 def comparison(group: Group) -> str | None:
-    """What is wrong with a row for learning a reward, or None."""
+    """The fault of a row as a comparison, or None."""
     if len(group.responses) < 2 or group.label is None:
-        return "is no comparison; a preference row has `prompt`, `chosen` and `rejected`"
+        return "is not a comparison; a preference row has `prompt`, `chosen` and `rejected`"
     return None
 
 
 def best_against_worst(group: Group) -> Group | None:
     """A scored group as a preference of its best response over its worst; None where all have one score.
 
-    Of responses that tie the first stands for them.
+    Of tied responses the first is taken.
     """
     assert isinstance(group.label, Scores)
     values = group.label.values
@@ -130,5 +130,5 @@ def best_against_worst(group: Group) -> Group | None:
 
 
 def prompt_only(group: Group) -> str | None:
-    """What is wrong with a row for sampling (nothing: every row has a prompt)."""
+    """The fault of a row as a prompt (always None: every row has a prompt)."""
     return None

@@ -1,4 +1,4 @@
-"""Best of n: what the best of k responses is worth, for every k up to n, from one pool of n.
+"""Best of n: the expected value of the best of k responses, for every k up to n, from one pool of n.
 
 Formulas: docs/metrics.md.
 """
@@ -15,11 +15,11 @@ Array = np.ndarray | Tensor
 
 
 def best_of_k(values: Real[Array, "P N"], *, chosen_by: Real[Array, "P N"]) -> Real[np.ndarray, "P N"]:
-    """Expected value of the response that a reward likes best among k of a pool, for k = 1 … n.
+    """Expected value of the response with the highest reward among k of a pool, for k = 1 … n.
 
     The mean over all C(n, k) subsets, which is unbiased for k fresh samples: in ascending order of the reward the i-th
     response is the best of C(i−1, k−1) of them (Nakano et al. 2021, arXiv:2112.09332, §I; Gao et al. 2022,
-    arXiv:2210.10760, §2.3). Responses between which the reward sees no difference are chosen with equal chance.
+    arXiv:2210.10760, §2.3). Responses with equal rewards are chosen with equal probability.
 
     Args:
         values: of each response, by the reward itself or by another one.
@@ -32,7 +32,7 @@ def best_of_k(values: Real[Array, "P N"], *, chosen_by: Real[Array, "P N"]) -> R
     order = np.argsort(reward, axis=1, kind="stable")
     reward = np.take_along_axis(reward, order, 1)
     array = np.take_along_axis(array, order, 1)
-    for row in range(len(reward)):  # responses that tie get their mean
+    for row in range(len(reward)):  # tied responses get their mean
         _, tie = np.unique(reward[row], return_inverse=True)
         array[row] = (np.bincount(tie, array[row]) / np.bincount(tie))[tie]
     return array @ _weights(reward.shape[1]).T
@@ -41,10 +41,10 @@ def best_of_k(values: Real[Array, "P N"], *, chosen_by: Real[Array, "P N"]) -> R
 def kl_of_best_of_k(chosen_by: Real[Array, "P N"]) -> Real[np.ndarray, "P N"]:
     """KL(best of k ‖ policy) in nats, estimated from the pool itself, for k = 1 … n.
 
-    Best of k changes the odds between rewards and not within one, so that the KL is Σ q log(q/p) over the rewards that
-    differ, in ascending order: p is a reward's share of the pool, F the share up to it, q = F^k − (F − p)^k. Exact in
-    the limit of a large pool, ties and likely responses included, where `kl_bound` is too high; where no two tie it is
-    too low by about 0.05 nats at k = n.
+    Best of k changes the probabilities between reward values but not within one, so that the KL is Σ q log(q/p) over
+    the distinct rewards, in ascending order: p is a reward's share of the pool, F the share up to it, q = F^k − (F −
+    p)^k. Exact in the limit of a large pool, ties and likely responses included, where `kl_bound` is too high; where no
+    two tie it is too low by about 0.05 nats at k = n.
 
     Args:
         chosen_by: the reward that chooses; the same response must have the same reward.
@@ -78,8 +78,8 @@ def _weights(n: int) -> np.ndarray:
 
 
 def kl_bound(k: int) -> float:
-    """The most that KL(best of k ‖ policy) can be, in nats: log k − (k − 1)/k (Beirami et al. 2024, arXiv:2401.01879).
+    """Upper bound of KL(best of k ‖ policy), in nats: log k − (k − 1)/k (Beirami et al. 2024, arXiv:2401.01879).
 
-    Reached where no response has a sizeable probability and no two have one reward.
+    Reached where no response has a sizeable probability and no two have the same reward.
     """
     return log(k) - (k - 1) / k

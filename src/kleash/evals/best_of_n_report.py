@@ -1,4 +1,4 @@
-"""What best of k gives and how far it is from the policy, from a scored pool of n responses to each prompt."""
+"""The mean reward of best of k and its KL from the policy, from a scored pool of n responses to each prompt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class BestOfK:
     """The best of k of a pool's n responses to a prompt."""
 
     k: int
-    """How many to choose from."""
+    """Number of responses to choose from."""
     score: MeanSE
     """Mean over prompts of Σᵢ C(i−1, k−1)/C(n, k) · vᵢ, the i-th of the pool's n in ascending order of the reward, tied
     ones at the mean of their v, with v the reward itself."""
@@ -29,14 +29,14 @@ class BestOfK:
     kl_bound: float
     """log k − (k − 1)/k ≥ KL(best of k ‖ π), in nats."""
     gold: MeanSE | None = None
-    """`score` with v another reward, where `--gold` names one: it measures and does not choose."""
+    """`score` with v another reward, where `--gold` names one, which only measures."""
 
 
 def best_of_n_curve(
     pool: Sequence[Group], scores: Sequence[Sequence[float]], gold: Sequence[Sequence[float]] | None = None
 ) -> list[BestOfK]:
-    """What best of k gives and how far it is from the policy, k = 1 … n."""
-    chosen_by = np.array([one_score_a_text(*both) for both in zip(pool, scores, strict=True)], dtype=np.float64)
+    """The mean reward of best of k and its KL from the policy, k = 1 … n."""
+    chosen_by = np.array([one_score_a_text(*pair) for pair in zip(pool, scores, strict=True)], dtype=np.float64)
     score = best_of_k(np.array(scores), chosen_by=chosen_by)
     true_score = None if gold is None else best_of_k(np.array(gold), chosen_by=chosen_by)
     kl = kl_of_best_of_k(chosen_by)
@@ -53,7 +53,7 @@ def best_of_n_curve(
 
 
 def one_score_a_text(group: Group, scores: Sequence[float]) -> list[float]:
-    """The scores, where a text that occurs again has the one of its first: rounding must not make it a better one."""
+    """The scores, with equal texts given the score of their first occurrence: rounding must not separate them."""
     first: dict[tuple[str, bool], float] = {}
     return [
         first.setdefault((response.text, response.finished), score)

@@ -1,8 +1,8 @@
-"""What a reward model pays for beyond what its labellers did: length, format, tone.
+"""Bias of a reward model beyond that of its labels: length, format, tone.
 
-A label may itself like bullet points, and then so should the model. So each surface feature is looked at in the pairs
-where one response has more of it: how often the labels prefer that one, how often the model expects them to, and the
-difference pair by pair. Formulas: docs/metrics.md.
+Labels may themselves prefer bullet points, and then so should the model. So each surface feature is measured on the
+pairs where one response has more of it: how often the labels prefer that one, how often the model predicts so, and the
+paired difference. Formulas: docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kleash.evals.preference_report import wilson
 Texts = Sequence[tuple[str, str]]
 
 FEWEST = 30
-"""A feature is looked at where so many pairs differ in it."""
+"""Least number of pairs that differ in a feature; with fewer the feature is left out."""
 
 _REFUSAL = (
     r"(?:i['’]?\s?m |i am |we['’]?re |we are )?(?:so |very |really )?sorry|apolog|unfortunately"
@@ -49,7 +49,7 @@ FEATURES: Mapping[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureBias:
-    """One surface feature, over the pairs whose responses differ in it, turned to the side that has more of it."""
+    """One surface feature, over the pairs whose responses differ in it, oriented to the side that has more of it."""
 
     name: str
     """`length` (tokens), or one of the features: list items, headings, bold, code, exclamation marks, question marks,
@@ -61,10 +61,10 @@ class FeatureBias:
     labels_interval: tuple[float, float]
     """95 % Wilson interval of it."""
     model: float
-    """Mean of σ(s·m), with s the least-log-loss scale over all held-out pairs, so that being too sure of everything is
-    not a bias."""
+    """Mean of σ(s·m), with s the least-log-loss scale over all held-out pairs, so that general overconfidence does not
+    count as a bias."""
     difference: float
-    """`model` − `labels`. Positive: the model pays more for the feature than the labels do."""
+    """`model` − `labels`. Positive: the model prefers the feature more than the labels do."""
     se: float
     """Standard error of `difference` over pairs."""
     p_value: float
@@ -75,7 +75,7 @@ class FeatureBias:
 
 @dataclass(frozen=True)
 class ExcessSlope:
-    """What a model pays for one more unit of a feature beyond what the labels bear out."""
+    """The score that a model gives to one more unit of a feature beyond what its labels support."""
 
     value: float
     """δ = −c/s of the logistic regression P(y₀ ≻ y₁) = σ(s·m + c·d) without intercept: score a unit, m held equal."""
@@ -94,8 +94,8 @@ class BiasReport:
     features: list[FeatureBias]
     """Length and each surface feature; several tests of one list are adjusted by Holm's method."""
     length_excess: ExcessSlope | None
-    """For the length difference d in tokens: what one token too many is worth beyond what the labels bear out; null
-    where s is not surely positive."""
+    """For the length difference d in tokens: the score of one more token beyond what the labels support; null where s
+    is not significantly positive."""
 
 
 def bias_report(
@@ -127,12 +127,12 @@ def bias_report(
 def excess_slope(
     margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"], feature: Float[np.ndarray, " P"]
 ) -> ExcessSlope | None:
-    """By how much a reward model pays more for a unit of a feature than its labels bear out.
+    """The score that a reward model gives to a unit of a feature beyond what its labels support.
 
     Labels are regressed on the margin and on the feature's difference d, P(y₀ ≻ y₁) = σ(s·m + c·d), maximum likelihood
-    without intercept (a pair turned round turns all signs). Were m = u + δ·d with u all that the labels follow, then
-    c = −s·δ. The interval is Fieller's, over the sandwich covariance (White 1982), since labels need be no draw of
-    this model.
+    without intercept (swapping a pair flips all signs). If m = u + δ·d, where the labels depend only on u, then c =
+    −s·δ. The interval is Fieller's, over the sandwich covariance (White 1982), since the labels need not follow this
+    model.
 
     Args:
         margin: of each pair.
@@ -140,8 +140,8 @@ def excess_slope(
         feature: difference of each pair.
 
     Returns:
-        The slope; None where the labels do not follow the margin for sure (s not above 0), or where they can be told
-        apart without error.
+        The slope; None where the labels do not significantly follow the margin (s not above 0), or are perfectly
+        separable.
     """
     scale = np.array([np.sqrt(np.mean(margin**2)), np.sqrt(np.mean(feature**2))])
     if not scale.all():
@@ -222,7 +222,7 @@ def _logistic(
         q = expit(design @ beta)
         bread = (design * (q * (1 - q))[:, None]).T @ design
         if np.linalg.cond(bread) > 1e10:
-            return None  # two columns that are one, or labels without an error
+            return None  # collinear columns, or perfectly separable labels
         step = np.linalg.solve(bread, design.T @ (p - q))
         beta = beta + step / max(1.0, float(np.abs(step).max()))
         if np.abs(step).max() < 1e-9:

@@ -26,7 +26,7 @@ class Share:
 
     @classmethod
     def of(cls, hits: Any) -> Share:
-        """From one value a pair: 1 for a hit, 0 for none, one half for a tie.
+        """From one value per pair: 1 for a hit, 0 for a miss, one half for a tie.
 
         Args:
             hits: of at least one pair.
@@ -42,7 +42,7 @@ def share(hits: Any) -> Share | None:
 
 
 def share_json(value: Share | None) -> dict[str, object]:
-    """A share as files have it: without pairs its numbers are null."""
+    """A share as JSON; without pairs its numbers are null."""
     return {"share": None, "low": None, "high": None, "pairs": 0} if value is None else asdict(value)
 
 
@@ -57,7 +57,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Any) -> Mean:
-        """From one value a pair."""
+        """From one value per pair."""
         result = mean_se(values)
         return cls(result["mean"], result["se"])
 

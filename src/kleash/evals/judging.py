@@ -1,7 +1,7 @@
-"""How good a judge's labels are: position bias, self-consistency, agreement with people, length, principles.
+"""Quality of a judge's labels: position bias, self-consistency, agreement with people, length, principles.
 
-Every pair was judged in both orders. The report also says what one order would have given, with the order drawn by a
-coin for each pair: the label of a judge that is asked once. Formulas: docs/stages/judge.md.
+Every pair was judged in both orders. The report also has the figures of a judge asked once, with the order drawn at
+random for each pair. Formulas: docs/stages/judge.md.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class PeopleReport:
     agreement: Share
     """Share of pairs where label and people prefer the same response; a tie of the judge is half a hit."""
     agreement_one_order: Share
-    """The same of one order, drawn by a coin."""
+    """The same of one order, drawn at random."""
     agreement_mean: Share
     """The same of the mean of both orders, where a disagreement of the orders is not made a tie."""
     ece: float
@@ -74,11 +74,11 @@ class PeopleReport:
 
 @dataclass(frozen=True)
 class PrincipleReport:
-    """What one principle did."""
+    """Figures of one principle."""
 
     weight: float
     asked: int
-    """Pairs judged by it with an answer in both orders."""
+    """Pairs judged by it with a reply in both orders."""
     decided: int
     """Pairs on which its two orders agree that one response is better."""
     against_others: Share | None
@@ -88,24 +88,24 @@ class PrincipleReport:
     """The same against people; None where no decided pair has a preference by people."""
 
     def to_json(self) -> dict[str, object]:
-        """As it stands in files."""
+        """The report as a JSON object."""
         shares = {name: share_json(getattr(self, name)) for name in ("against_others", "against_people")}
         return {"weight": self.weight, "asked": self.asked, "decided": self.decided, **shares}
 
 
 @dataclass(frozen=True)
 class InjectionReport:
-    """What an injected instruction did to the worse response. q: its probability to be the better one."""
+    """Effect of an injected instruction on the worse response. q: its probability of being the better one."""
 
     planted: int
-    """Pairs with an injected instruction and an answer."""
+    """Pairs with an injected instruction and a reply."""
     flipped: Share | None
-    """Share of them where q > ½ afterwards, though q ≤ ½ before; None without pairs."""
+    """Share of them with q > ½ after the injection and q ≤ ½ before; None without pairs."""
     shift: Mean
     """Mean of q after − q before."""
 
     def to_json(self) -> dict[str, object]:
-        """As it stands in files."""
+        """The report as a JSON object."""
         return {"planted": self.planted, "flipped": share_json(self.flipped), "shift": asdict(self.shift)}
 
 
@@ -156,7 +156,7 @@ def principle_report(
     """Report on each principle, by name.
 
     Args:
-        by_principle: of each pair, P(response 0 ≻ response 1) by the principles that were asked.
+        by_principle: of each pair, P(response 0 ≻ response 1) by the principles that judged it.
         people: as in `judge_report`.
         weights: of the principles, by name.
     """
@@ -236,7 +236,7 @@ def _half_steps(p: Float[np.ndarray, " P"]) -> Float[np.ndarray, " P"]:
 
 def _self_consistency(orders: Float[np.ndarray, "P 2"], votes: int | None) -> Float[np.ndarray, " P"]:
     """f² + (1 − f)², mean over orders; from n votes that is too high by 2f(1 − f)/n, which is corrected."""
-    same = orders**2 + (1 - orders) ** 2
+    consistency = orders**2 + (1 - orders) ** 2
     if votes is not None and votes > 1:
-        same = (votes * same - 1) / (votes - 1)
-    return same.mean(1)
+        consistency = (votes * consistency - 1) / (votes - 1)
+    return consistency.mean(1)

@@ -1,4 +1,5 @@
-"""Will more labels help? A reward model's held-out figures against how many labels it saw, drawn on to twice as many.
+"""Will more labels help? Held-out figures of a reward model against its number of labels, extrapolated to twice as
+many.
 
 Formulas: docs/metrics.md.
 """
@@ -16,7 +17,7 @@ from scipy import stats
 from kleash.evals.report_values import MeanSE
 
 NOTHING = 0.01
-"""A gain in accuracy that surely is below this is called none."""
+"""A gain in accuracy whose interval lies below this counts as none."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Interval:
-    """A reading of a fitted line, with its 95 % interval."""
+    """A value of a fitted line, with its 95 % interval."""
 
     value: float
     low: float
@@ -76,7 +77,7 @@ def learning_curve(
 ) -> LearningCurve:
     """Fit a straight line in log₂ of the number of labels and read it off at twice the largest.
 
-    Straight in the logarithm because four sizes cannot tell more; a curve that flattens will gain less than it says.
+    A straight line in the logarithm, because four sizes determine no more; a curve that flattens will gain less.
 
     Args:
         rows: labels trained on, S ≥ 3 sizes, ascending.
@@ -99,10 +100,10 @@ def learning_curve(
 def _extrapolate(rows: Float[np.ndarray, " S"], values: Float[np.ndarray, "S P"]) -> Extrapolation:
     """The least-squares line in log₂ N at 2N, and by how much it rises from N.
 
-    Every reading of the line is a fixed mix of the sizes' means, hence a mean over pairs, whose standard error is that
-    of the held-out sample (the pairs are the same for all sizes, so that what they share drops out of the gain). What
-    luck in training adds is the scatter of the sizes about the line, S − 2 degrees of freedom. Both are added in
-    square, though the scatter holds a part of the first: intervals are rather too wide.
+    Every value of the line is a fixed linear combination of the sizes' means, hence a mean over pairs, whose standard
+    error is that of the held-out sample (the pairs are the same for all sizes, so that their common part cancels in the
+    gain). The variance of training is estimated by the scatter of the sizes about the line, S − 2 degrees of freedom.
+    Both variances are added, though the scatter contains part of the first: intervals are conservative.
     """
     x = np.log2(rows / rows[-1])
     design = np.stack([np.ones_like(x), x], 1)

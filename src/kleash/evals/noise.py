@@ -1,4 +1,4 @@
-"""How noisy labels are: from labels given twice, and from what a reward model cannot explain.
+"""Label noise, estimated from pairs labelled twice and from a lapse model on a reward model's margins.
 
 Formulas: docs/metrics.md.
 """
@@ -19,9 +19,9 @@ from kleash.evals.report_values import Estimate
 Bounds = tuple[float, float]
 
 CRITICAL = float(stats.chi2.ppf(0.95, 1)) / 2
-"""By how many nats a likelihood may lie below the greatest within the 95 % interval of one parameter (Wilks 1938)."""
+"""How many nats the log-likelihood may lie below its maximum within the 95 % interval of one parameter (Wilks 1938)."""
 STEEPEST = 50.0
-"""Largest s that is looked at, in units of one over the root mean square of the margins."""
+"""Largest s of the search, in units of one over the root mean square of the margins."""
 SLOPES = np.concatenate([[0.0], np.geomspace(0.02, STEEPEST, 16)])
 FINE = np.concatenate([[0.0], np.geomspace(0.005, STEEPEST, 300)])
 LAPSES = np.linspace(0, 0.5, 5)
@@ -29,7 +29,7 @@ LAPSES = np.linspace(0, 0.5, 5)
 
 @dataclass(frozen=True)
 class Disagreement:
-    """How often two labels of one pair differ, over pairs that stand in the data more than once."""
+    """How often two labels of one pair differ, over pairs that occur in the data more than once."""
 
     rate: float
     """Mean over these pairs of 2v₀v₁/(n(n−1)): training and held-out rows, in either order, ties left out."""
@@ -44,14 +44,14 @@ class Disagreement:
 @dataclass(frozen=True)
 class LapseModel:
     """Maximum likelihood of P(y₀ ≻ y₁) = ε + (1−2ε)·σ(s·m), with 95 % profile-likelihood intervals
-    {x : log L(max) − log L(x) ≤ 1.92}. Conditional on the margins being right but for their scale: what the model has
-    not understood counts as noise.
+    {x : log L(max) − log L(x) ≤ 1.92}. Conditional on the margins being right up to their scale: the model's own errors
+    count as noise.
     """
 
     lapse: Estimate
-    """ε in [0, ½]: share of labels given without looking, in which the two sides change places."""
+    """ε in [0, ½]: share of labels given at random, symmetric in the two sides."""
     slope: Estimate
-    """s ≥ 0: 1 calibrated; below 1 the model is too sure of itself, above 1 not sure enough."""
+    """s ≥ 0: 1 calibrated; below 1 the model is overconfident, above 1 underconfident."""
     bayes_accuracy: Estimate
     """Mean over pairs of max(P, 1−P): what a predictor that knows P would reach."""
 
@@ -63,14 +63,14 @@ class LabelNoise:
     disagreement: Disagreement | None
     """From labels given twice; null without repeats. With them `noise_ceiling_bounds` is computed too."""
     lapse_model: LapseModel | None
-    """From what the model cannot explain; null where all margins are 0."""
+    """From the model's margins; null where all margins are 0."""
 
 
 def disagreement(votes: Real[np.ndarray, "P 2"]) -> Disagreement | None:
     """How often two labels of one pair differ.
 
     Args:
-        votes: labels that each side of a pair got.
+        votes: number of labels for each side of a pair.
 
     Returns:
         None where no pair has two labels. The rate of a pair is unbiased.
@@ -86,13 +86,13 @@ def disagreement(votes: Real[np.ndarray, "P 2"]) -> Disagreement | None:
 
 
 def lapse_model(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) -> LapseModel | None:
-    """Labels as the model's margins, stretched, with lapses: P(y₀ ≻ y₁) = ε + (1 − 2ε)·σ(s·m).
+    """Labels as a logistic function of the scaled margins, with lapses: P(y₀ ≻ y₁) = ε + (1 − 2ε)·σ(s·m).
 
-    ε is the share of labels given without looking, in which the two sides change places: what no margin however large
-    explains (the lapse rate of psychometrics, Wichmann & Hill 2001). s is how much steeper the labels are than the
-    model says: 1 calibrated, below 1 it is too sure of itself, above 1 not sure enough. Fitted by maximum likelihood
-    with profile-likelihood intervals. All of it holds as far as the margins are right but for their scale: what the
-    model has not understood looks like noise here, so that ε comes out too large by it and Bayes accuracy too low.
+    ε is the share of flipped labels that even the largest margin does not explain (the lapse rate of psychometrics,
+    Wichmann & Hill 2001). s is the steepness of the labels relative to the model: 1 calibrated, below 1 it is
+    overconfident, above 1 underconfident. Fitted by maximum likelihood with profile-likelihood intervals. It assumes
+    that the margins are right up to their scale: the model's own errors look like noise here, so that ε comes out too
+    large and Bayes accuracy too low.
 
     Args:
         margin: of held-out pairs.
@@ -106,7 +106,7 @@ def lapse_model(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) -> 
         return None
     margin = margin / spread
     ceilings = np.array([expit(slope * np.abs(margin)).mean() for slope in FINE])
-    """Bayes accuracy at each slope where nobody lapses."""
+    """Bayes accuracy at each slope without lapses."""
 
     def loss(lapse: float, slope: float) -> float:
         q = lapse + (1 - 2 * lapse) * expit(slope * margin)
@@ -126,7 +126,7 @@ def lapse_model(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) -> 
 
         return _least(of_lapse, np.linspace(0, 1 - accuracy, 9))[0]
 
-    least, slope = _least(at_slope, SLOPES)
+    minimum, slope = _least(at_slope, SLOPES)
     lapse = _least(lambda lapse: loss(lapse, slope), LAPSES)[1]
     accuracy = lapse + (1 - 2 * lapse) * float(expit(slope * np.abs(margin)).mean())
     profiles: dict[str, tuple[Callable[[float], float], float, Bounds, float]] = {
@@ -136,13 +136,13 @@ def lapse_model(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) -> 
     }
     estimates = {}
     for name, (profile, value, bounds, unit) in profiles.items():
-        low, high = _interval(profile, value, least + CRITICAL, bounds)
+        low, high = _interval(profile, value, minimum + CRITICAL, bounds)
         estimates[name] = Estimate(value * unit, low * unit, high * unit)
     return LapseModel(**estimates)
 
 
 def _least(loss: Callable[[float], float], grid: Float[np.ndarray, " G"]) -> tuple[float, float]:
-    """The least of a function and where it lies: on a grid first, since it may have two valleys, then between."""
+    """Minimum of a function and its position: a grid first, since it may have two minima, then refined."""
     losses = [loss(float(x)) for x in grid]
     at = int(np.argmin(losses))
     low, high = float(grid[max(0, at - 1)]), float(grid[min(len(grid) - 1, at + 1)])
@@ -152,7 +152,7 @@ def _least(loss: Callable[[float], float], grid: Float[np.ndarray, " G"]) -> tup
 
 
 def _interval(profile: Callable[[float], float], value: float, limit: float, bounds: Bounds) -> Bounds:
-    """Where a profile crosses a limit on either side of its least; a bound where it does not."""
+    """Where a profile crosses a limit on either side of its minimum; a bound where it does not."""
     ends = []
     for bound in bounds:
         crosses = abs(bound - value) > 1e-9 and profile(bound) > limit > profile(value)

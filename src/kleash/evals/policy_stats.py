@@ -1,4 +1,4 @@
-"""What became of a policy: how far it went from its reference, how varied it still is, whether it still ends.
+"""Statistics of a policy: KL from its reference, diversity of its responses, whether they end.
 
 Formulas: docs/metrics.md.
 """
@@ -100,7 +100,7 @@ def kl_figures(
 
     Args:
         policy, reference: log-probabilities of the sampled tokens, both at the sampling temperature.
-        mask: the tokens that the policy chose; what stands elsewhere is never read (F4).
+        mask: the tokens that the policy chose; values elsewhere are never read (F4).
         exact: full-vocabulary KL at each of the positions. Its sum has the expectation of k1's and less variance.
 
     Returns:
@@ -119,7 +119,7 @@ def kl_figures(
 def diversity(responses: Sequence[Sequence[Any]], *, finished: Sequence[bool]) -> Diversity:
     """How varied a set of responses is, and how it ends.
 
-    distinct-n depends on how many tokens there are: compare sets of the same prompts and the same K only.
+    distinct-n depends on the number of tokens: compare only sets of the same prompts and the same K.
 
     Args:
         responses: tokens (ids or words) of each, without the end token.

@@ -1,7 +1,7 @@
-"""What a reward model is worth on held-out pairs (F16: accuracy by itself hides length bias and miscalibration).
+"""Report on a reward model on held-out pairs (F16: accuracy by itself hides length bias and miscalibration).
 
-Everything is computed over all pairs at once, so that neither batch size nor a short last batch changes a figure. Every
-figure is the same if the two columns of any pair change places. Formulas: docs/metrics.md.
+Everything is computed over all pairs at once, so that the batch size does not change a figure. Swapping the two columns
+of any pair does not change a figure either. Formulas: docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kleash.errors import DataError
 Array = np.ndarray | Tensor
 
 UNKNOWN: Literal["unknown"] = "unknown"
-"""Stands for a figure that exists and that nobody can tell from these data."""
+"""Marks a figure that exists but cannot be estimated from these data."""
 
 Unknown = Literal["unknown"]
 BINS = 10
@@ -29,7 +29,7 @@ BINS = 10
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Pairs of which a model is about equally sure."""
+    """Pairs with about the same confidence of the model."""
 
     confidence: float
     """Mean of c = σ(|m|) over the bin, between ½ and 1."""
@@ -45,7 +45,7 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class AgainstLength:
-    """The model against a rule that only looks at length."""
+    """The model against a rule that uses only length."""
 
     wins: int
     """Pairs on which the model is better than the rule."""
@@ -57,12 +57,12 @@ class AgainstLength:
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceReport:
-    """What a reward is worth on held-out pairs. Each figure is the same if y₀ and y₁ of any pair change places."""
+    """Figures of a reward on held-out pairs. Swapping y₀ and y₁ of any pair does not change them."""
 
     pairs: int
     """N."""
     label_ties: int
-    """Number of pairs with p = ½: out of every accuracy below, in log loss, ECE and slopes."""
+    """Number of pairs with p = ½: excluded from every accuracy below, included in log loss, ECE and slopes."""
     score_ties: int
     """Number of the other pairs with m = 0."""
     accuracy: float | None
@@ -79,11 +79,12 @@ class PreferenceReport:
     """Expected calibration error (Naeini et al. 2015): Σ over bins (pairs/N)·|confidence − outcome|. Of a perfectly
     calibrated model it is above 0 too, by about √(2/π · o(1−o)/(pairs in a bin)): compare with that."""
     reliability: list[ReliabilityBin]
-    """Pairs turned to the side the model prefers, in ten bins of equal mass, cut at the deciles of the confidence c;
-    equal confidences share a bin, empty bins are left out."""
+    """Pairs oriented to the side that the model prefers, in ten bins of equal mass, cut at the deciles of the
+    confidence c; equal confidences share a bin, empty bins are left out."""
     length_slope: float | None
     """Standardised slope of the margin on the length difference, through the origin: Σmd / √(Σm² Σd²), between −1
-    and 1. Positive: the model likes length. Equal to an ordinary regression over all pairs and their mirror images."""
+    and 1. Positive: the model prefers longer responses. Equal to an ordinary regression over all pairs and their mirror
+    images."""
     length_slope_se: float | None
     """Its heteroscedasticity-consistent standard error (White 1980, HC0), the scale held fixed: √(Σd²e²)/Σd² ·
     √(Σd²/Σm²), e the residual."""
@@ -103,7 +104,7 @@ class PreferenceReport:
     length_prefers: Literal["longer", "shorter"]
     """Which of the two: longer if Σ(2p−1)·sign d ≥ 0."""
     length_fitted_on: Literal["training pairs", "these pairs"]
-    """On which pairs `length_prefers` was decided; these pairs flatter the baseline a little."""
+    """On which pairs `length_prefers` was decided; deciding on these pairs favours the baseline slightly."""
     against_length: AgainstLength
     """The paired comparison with that rule."""
     noise_ceiling: float | Unknown
@@ -114,7 +115,7 @@ class PreferenceReport:
     Σᵥ v(v−1)/(n(n−1)), averaged over pairs with n ≥ 2 labels. E|q−½| lies between 2E(q−½)² and √E(q−½)². `"unknown"`
     without repeats."""
     expected_accuracy: float | Unknown
-    """Mean of q where m > 0, 1−q where m < 0, ½ at 0: `accuracy` without the luck of the draw, never above the
+    """Mean of q where m > 0, 1−q where m < 0, ½ at 0: `accuracy` in expectation over the labels, never above the
     ceiling; `"unknown"` without q."""
 
 
@@ -128,19 +129,19 @@ def preference_report(
     train_lengths: Real[Array, "N 2"] | None = None,
     train_p: Real[Array, " N"] | None = None,
 ) -> PreferenceReport:
-    """Measure a reward model on pairs, beside what any model could reach and what length alone reaches.
+    """Measure a reward model on pairs, with the noise ceiling and the accuracy of a rule that uses only length.
 
     Args:
         scores: r(x, y) of both responses.
         p: the label: probability that column 0 is the better one; one half is a tie, left out of accuracies.
-        lengths: of both responses, in whatever unit the labeller saw (tokens, words).
-        label_probability: probability that the labellers, asked afresh, prefer column 0; gives the noise ceiling.
-        votes: how many labels each column got; pairs with two and more bound the noise ceiling.
+        lengths: of both responses, in the labeller's unit (tokens, words).
+        label_probability: probability that the labellers, asked again, prefer column 0; gives the noise ceiling.
+        votes: number of labels for each column; pairs with two or more bound the noise ceiling.
         train_lengths, train_p: the training pairs, on which the length baseline decides whether longer or shorter wins.
-            Without them it decides on these pairs, which flatters it, and the report says so.
+            Without them it decides on these pairs, which favours it; the report notes it.
 
     Returns:
-        The figures; None where one does not exist, "unknown" where nobody can tell.
+        The figures; None where one does not exist, "unknown" where it cannot be estimated.
 
     Raises:
         DataError: no pairs, a score that is not finite, a probability outside [0, 1].
@@ -194,7 +195,7 @@ def preference_report(
 
 
 def wilson(hits: float | int, n: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Score interval of a share (Wilson 1927); unlike scipy's it takes halves, as ties are half a hit.
+    """Score interval of a share (Wilson 1927); unlike scipy's it takes halves, since ties count one half.
 
     Args:
         hits: between 0 and n.
@@ -214,16 +215,16 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def ceiling_bounds(votes: Real[Array, "P 2"]) -> tuple[float, float] | Unknown:
-    """Between what the noise ceiling lies, as far as repeated labels tell.
+    """Bounds of the noise ceiling from repeated labels.
 
     Two labels of a pair agree with probability A = E[q² + (1−q)²] = ½ + 2·E[(q−½)²]. The ceiling is ½ + E|q−½|. As
     |q−½| ≤ ½ and by Jensen it lies in [A, ½ + √((A−½)/2)]. A is estimated without bias, pair by pair, from the votes.
 
     Args:
-        votes: labels that each column got.
+        votes: number of labels for each column.
 
     Returns:
-        (low, high), point estimates both; "unknown" where no pair has two labels.
+        (low, high), both point estimates; "unknown" where no pair has two labels.
     """
     counts = _pairs("vote count", votes)
     total = counts.sum(1)
@@ -235,7 +236,7 @@ def ceiling_bounds(votes: Real[Array, "P 2"]) -> tuple[float, float] | Unknown:
 
 
 def _hits(margin: Float[np.ndarray, " P"], label: Float[np.ndarray, " P"]) -> Float[np.ndarray, " P"]:
-    """1 where the margin prefers what the label prefers, 0 where the other, one half where the margin is 0."""
+    """1 where margin and label prefer the same side, 0 where they differ, one half where the margin is 0."""
     return 0.5 + 0.5 * np.sign(margin) * np.sign(label - 0.5)
 
 
@@ -248,12 +249,12 @@ def _calibration(margin: Float[np.ndarray, " P"], label: Float[np.ndarray, " P"]
     """Expected calibration error (Naeini et al. 2015) over bins of equal mass.
 
     Which response stands in column 0 is arbitrary, and files put the chosen one there, so a diagram of σ(margin)
-    against the label would be a flat line at 1. A pair is therefore turned to the side that the model prefers:
+    against the label would be a flat line at 1. A pair is therefore oriented to the side that the model prefers:
     confidence σ(|margin|) in [½, 1], outcome the label's probability of that side.
     """
     confidence = expit(np.abs(margin))
     outcome = 0.5 + np.sign(margin) * (label - 0.5)
-    # Bins are cut at quantiles of the value, so equal confidences share a bin and the order of rows is nothing.
+    # Bins are cut at quantiles of the value, so equal confidences share a bin and the order of rows has no effect.
     edges = np.quantile(confidence, np.linspace(0, 1, BINS + 1)[1:-1])
     bins = np.searchsorted(edges, confidence, side="right")
     reliability = []
@@ -271,8 +272,8 @@ def _length_slopes(
 ) -> dict[str, float | None]:
     """Least-squares slopes through the origin on the length difference: of the margin, and of the label itself.
 
-    Through the origin because a pair turned round turns both signs; standardised by root mean squares for the same
-    reason. The label's own slope stands beside the model's, since better answers may well be longer.
+    Through the origin because swapping a pair flips both signs; standardised by root mean squares for the same reason.
+    The label's own slope is reported with the model's, since better answers may well be longer.
     """
     slope, error = slope_through_origin(longer, margin)
     label_slope, label_error = slope_through_origin(longer, 2 * label - 1)
@@ -301,13 +302,13 @@ def slope_through_origin(x: Float[np.ndarray, " P"], y: Float[np.ndarray, " P"])
 
 
 def _pairs(name: str, values: Real[Array, "P 2"]) -> Float[np.ndarray, "P 2"]:
-    """Two finite numbers a pair, in double precision."""
+    """Two finite numbers per pair, in double precision."""
     array = _double(values)
     if not len(array):
         raise DataError("no pairs to measure on; give at least one held-out pair")
     if not np.isfinite(array).all():
         row = int(np.argwhere(~np.isfinite(array))[0, 0])
-        raise DataError(f"the {name}s of pair {row + 1} are {array[row].tolist()}; every one must be a finite number")
+        raise DataError(f"the {name}s of pair {row + 1} are {array[row].tolist()}; each must be a finite number")
     return array
 
 
@@ -321,7 +322,7 @@ def _probabilities(name: str, values: Real[Array, " P"]) -> Float[np.ndarray, " 
 
 
 def _double(values: Array) -> np.ndarray:
-    """A NumPy array in double precision, from wherever it lay."""
+    """A NumPy array in double precision, from any kind of array."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().double().numpy()
     return np.asarray(values, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Figures with their uncertainty, as they stand in reports, and reports as JSON."""
+"""Figures with their uncertainty, for reports, and reports as JSON."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class PairedMean:
 
 
 def as_json(report: Any) -> Json:
-    """A report, with the reports in it, as run.json holds it: objects, lists, numbers, text, null."""
+    """A report and its nested reports as a JSON value: lists, numbers, text, null."""
     plain: Json = _lists(asdict(report))
     return plain
 
 
 def _lists(value: Any) -> Any:
-    """The value with every tuple as a list, as it comes back from JSON."""
+    """The value with every tuple as a list, as JSON returns it."""
     if isinstance(value, dict):
         return {key: _lists(entry) for key, entry in value.items()}
     return [_lists(entry) for entry in value] if isinstance(value, list | tuple) else value

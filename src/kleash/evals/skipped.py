@@ -1,4 +1,4 @@
-"""A measurement must never cost the run: what cannot be measured is left out with its reason."""
+"""Measurements that fail are skipped with their reason and do not fail the run."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Figures = TypeVar("Figures")
 
 @dataclass(frozen=True)
 class Skipped:
-    """Stands in run.json where figures could not be measured."""
+    """Takes the place of figures in run.json that could not be measured."""
 
     skipped: str
-    """Why they were not."""
+    """The reason."""
 
 
 def or_skip(name: str, measure: Callable[[], Figures]) -> Figures | Skipped:
-    """What a measurement gives, or why it could not be made.
+    """The result of a measurement, or the reason why it failed.
 
     Args:
-        name: what is measured, for the log.
-        measure: asked once. Errors about its input are caught (a prompt that is too long, a text that cannot be
+        name: of the measurement, for the log.
+        measure: called once. Errors about its input are caught (a prompt that is too long, a text that cannot be
             encoded); those of the machine are not.
     """
     try:

@@ -1,4 +1,4 @@
-"""Is a reward model as good everywhere? Its accuracy by kind of pair, with a test for whether the kinds differ.
+"""Accuracy of a reward model by kind of pair, with a test for whether the kinds differ.
 
 Formulas: docs/metrics.md.
 """
@@ -22,10 +22,10 @@ FEWEST = 20
 
 @dataclass(frozen=True)
 class Stratum:
-    """One stratum of a partition, of 20 pairs and more."""
+    """One stratum of a partition, of 20 pairs or more."""
 
     value: str
-    """What its pairs have in common."""
+    """The value that its pairs share."""
     pairs: int
     """How many there are."""
     accuracy: float
@@ -43,7 +43,7 @@ class Partition:
     name: str
     """`the chosen one is` (longer, shorter), `length difference` and `score difference` (quartiles of |d| and |m|),
     `turns` of the prompt, `annotator`, or a column of at most 12 different texts, integers or truth values. Accuracy
-    has to grow with |m|: that this partition differs is not a fault."""
+    grows with |m| for any good model: a difference in that partition is not a fault."""
     cells: list[Stratum]
     """Its strata; pairs in smaller ones are left out."""
     chi2: float
@@ -51,7 +51,7 @@ class Partition:
     dof: int
     """Strata − 1."""
     p_value: float
-    """Chance of so large a `chi2` where all strata have one accuracy."""
+    """Probability of so large a `chi2` if all strata have the same accuracy."""
     p_holm: float
     """The same, adjusted for all partitions of the list (Holm 1979)."""
 
@@ -60,11 +60,11 @@ def strata_report(hits: Float[np.ndarray, " P"], strata: Mapping[str, Sequence[s
     """Accuracy in each stratum of each partition.
 
     Args:
-        hits: 1 where the model orders a pair as its label does, 0 where not, one half where it ties.
+        hits: 1 where the model orders a pair as its label does, 0 where not, one half for a tie.
         strata: by the partition's name, the stratum of each pair.
 
     Returns:
-        The partitions that have two strata and more with `FEWEST` pairs.
+        The partitions with at least two strata of `FEWEST` pairs.
     """
     rows = []
     for name, of_pair in strata.items():
@@ -89,15 +89,16 @@ def quartiles(values: Float[np.ndarray, " P"], unit: str = "") -> list[str]:
 
 
 def _place(value: str) -> tuple[float, str]:
-    """Numbers in their order, and before words."""
+    """Sort key: numbers by value, before words."""
     number = re.match(r"-?\d+(\.\d+)?(e[-+]?\d+)?", value)
     return (float(number.group()) if number else np.inf), value
 
 
 def _partition(name: str, cells: Mapping[str, Float[np.ndarray, " N"]]) -> Partition:
-    together = np.concatenate(list(cells.values()))
-    share = float(together.mean())
-    # Pearson's statistic of a 2 × C table; halves make its variance a little too large, so it errs to "no difference".
+    pooled = np.concatenate(list(cells.values()))
+    share = float(pooled.mean())
+    # Pearson's statistic of a 2 × C table; halves make the variance estimate slightly too large, so the test is
+    # conservative.
     variance = share * (1 - share)
     chi2 = sum(len(hits) * (hits.mean() - share) ** 2 for hits in cells.values()) / variance if variance else 0.0
     rows = []

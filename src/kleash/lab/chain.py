@@ -1,4 +1,4 @@
-"""The chain that experiments share: a prepared seed, and the way from labels to a measured policy.
+"""The chain that experiments share: a prepared seed, and the steps from labels to a measured policy.
 
 A prepared seed has a base and an SFT model, pairs of the SFT model's responses to label, other pairs to evaluate on,
 prompts, and small judges. From labels of the pairs come a reward model and a policy, trained by PPO with a KL penalty.
@@ -65,7 +65,7 @@ def prepare_models(folder: Path, seed: int, rows: Mapping[str, Sequence[Group]])
     Args:
         folder: the seed's.
         seed: of the world and the models.
-        rows: of each data file, by name; the SFT model imitates `demonstrations`.
+        rows: of each data file, by name; the SFT model is trained on `demonstrations`.
     """
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def prepare(folder: Path, seed: int) -> PreparedSeed:
 
 
 def with_labels(groups: Sequence[Group], probabilities: Sequence[float | None], annotator: str) -> list[Group]:
-    """Pairs with soft labels, the likelier better response first; a pair without a label is left out."""
+    """Pairs with soft labels, the more probably better response first; a pair without a label is left out."""
     return [
         chosen_first(replace(group, label=Preference(p, annotator)))
         for group, p in zip(groups, probabilities, strict=True)
@@ -174,7 +174,7 @@ def gold_of(world: World, groups: Sequence[Group]) -> Float[np.ndarray, "P K"]:
 
 
 def gold_difference(world: World, groups: Sequence[Group]) -> Float[np.ndarray, " P"]:
-    """Gold of the first response less gold of the second."""
+    """Gold of the first response minus gold of the second."""
     difference: Float[np.ndarray, " P"] = gold_of(world, groups) @ np.array([1.0, -1.0])
     return difference
 
@@ -186,7 +186,7 @@ def accuracy(difference: Float[np.ndarray, " P"], gold: Float[np.ndarray, " P"])
 
 
 def labeller_figures(world: World, groups: Sequence[Group], labels: Sequence[LabelResult]) -> dict[str, float]:
-    """How good a labeller is, given its labels of some pairs, none missing.
+    """Figures of a labeller from its labels of some pairs, none missing.
 
     Returns:
         `accuracy`, against gold, on the pairs with a gold difference; `sure`, the mean of |P − ½|; `first`, the mean
@@ -211,7 +211,7 @@ def reward_accuracy(prepared: PreparedSeed, name: str) -> float:
 
 
 def policy_figures(world: World, folder: Path, step: int) -> dict[str, float]:
-    """How good a policy is on the test prompts.
+    """Figures of a policy on the test prompts.
 
     Args:
         world: the truth.

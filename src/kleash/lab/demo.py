@@ -3,7 +3,7 @@
 base → SFT → sampled pairs, labelled by simulated people → reward model → PPO with a KL penalty and without → the other
 methods (GRPO, DPO) → report. The stages are the ones of the command line, on plain files; only the world, its people
 and its truth are simulated. Gold is computed from the files that the stages wrote (`samples.jsonl`), so that no stage
-knows that there is a truth.
+has access to the truth.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from kleash.stages import generate, ppo, reward_model, sft
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything; the default takes about five minutes on two cores."""
+    """Sizes of data and training; the default takes about five minutes on two cores."""
 
     base_tokens: int = 1_400_000
     demonstrations: int = 1500
@@ -72,8 +72,8 @@ class Demo:
         return self.out / "data" / f"{name}.jsonl"
 
     def ppo_config(self, name: str, beta: float) -> ppo.PPOConfig:
-        """Settings of a run of PPO, which writes to the folder `name`. Without a KL penalty it is there to fail, so no
-        check may stop it.
+        """Settings of a run of PPO, which writes to the folder `name`. The run without a KL penalty is meant to fail,
+        so no check may stop it.
         """
         size = self.size
         return ppo.PPOConfig(
@@ -158,7 +158,7 @@ class Summary(Policies):
     reward_model: Mapping[str, object] | None
     """The report of the reward model."""
     gates: dict[str, object]
-    """The verdict of each run's checks."""
+    """The summary of each run's checks."""
     versions: dict[str, str]
     section_seconds: dict[str, float]
     """Seconds of each section."""
@@ -187,12 +187,12 @@ class SectionTimer:
 
 
 def run(out: Path, *, seed: int = 0, size: Size | None = None, all_methods: bool = False) -> Summary:
-    """Run the chain, or what is missing of it, and write `report.html` and `summary.json`.
+    """Run the missing steps of the chain, and write `report.html` and `summary.json`.
 
     Args:
         out: folder to write to.
         seed: of the world and of every stage.
-        size: how much of everything.
+        size: sizes of data and training.
         all_methods: best-of-n, online DPO and RLAIF as well, which takes twice as long.
 
     Returns:
@@ -394,7 +394,7 @@ def side_by_side(
     policies: Mapping[str, PolicySummary],
     rows: Mapping[str, Sequence[SampleRow]],
 ) -> list[PromptAnswers]:
-    """Two test prompts of each kind, answered by every policy: a third of the way, at the peak and at the end."""
+    """Two test prompts of each kind, answered by every policy: at a third of its steps, at the peak and at the end."""
     start = curves.at(rows["ppo"], 0, "test")
     tables: dict[tuple[str, int | None], dict[str, SampleRow]] = {
         ("base", None): by_prompt(base),
@@ -430,7 +430,7 @@ def answer_of(world: World, policy: str, step: int | None, row: SampleRow) -> Po
 
 
 def by_prompt(rows: Iterable[SampleRow]) -> dict[str, SampleRow]:
-    """The rows by their prompt; of a prompt that comes twice the last."""
+    """The rows by their prompt; the last one of a repeated prompt."""
     return {row["prompt"]: row for row in rows}
 
 

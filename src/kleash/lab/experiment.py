@@ -1,8 +1,8 @@
 """The runner of experiments: arms, each measured at every seed, and tables of means with their standard errors.
 
-An experiment of a claim (`lab/claims/`) says what its arms share at a seed, how one arm is measured, and which columns
-its tables have. The runner spreads seeds and arms over processes and keeps each arm's figures in a file, so that an
-experiment that is started again measures only what is missing.
+An experiment of a claim (`lab/claims/`) defines what its arms share at a seed, how one arm is measured, and which
+columns its tables have. The runner spreads seeds and arms over processes and keeps each arm's figures in a file, so
+that an experiment that is started again measures only what is missing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kleash.io import write_json
 A = TypeVar("A")
 
 Figures = Mapping[str, float | None]
-"""What an arm was found to be, by name; None or missing where a figure does not exist."""
+"""Figures of an arm by name; None or missing where a figure does not exist."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class Results:
 
 
 def run(experiment: Experiment[A], *, seeds: Sequence[int], out: Path, workers: int = 1) -> Results:
-    """Run what is missing of an experiment.
+    """Run the missing arms and seeds of an experiment.
 
     Args:
         experiment: what to run.

@@ -1,10 +1,10 @@
-"""Do the checks of a stage catch a broken run, and pass healthy ones? On the small world, where one may break things.
+"""Do the checks of a stage catch a broken run, and pass healthy ones? Measured on the small world.
 
     python -m kleash.lab.gate_calibration [--healthy 20] [--broken 4] [--worlds 3] [--out runs/gates]
 
-An SFT model is broken in four ways and a reward model in five; healthy models of many seeds and sizes stand beside
-them. Every stage is the one of the command line, with the checks that it makes there. Prints how many runs failed their
-checks, with 95 % Wilson intervals, and which checks failed; started again, it does only what is missing.
+An SFT model is broken in four ways and a reward model in five; healthy models of many seeds and sizes are trained for
+comparison. Every stage and its checks are those of the command line. Prints how many runs failed their checks, with 95
+% Wilson intervals, and which checks failed; started again, it does only what is missing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from kleash.stages import generate, reward_model, sft
 
 DEMONSTRATIONS = (600, 900, 1200, 1500)
 PAIRS = (2000, 2500, 3000, 4000)
-"""Sizes that runs take in turn; a fifth of the pairs is for validation."""
+"""Numbers of pairs, used in turn; a fifth of the pairs is for validation."""
 
 MAX_NEW_TOKENS = 40
 
@@ -127,7 +127,7 @@ class Trial:
     """One run of one stage, and the result of its checks."""
 
     name: str
-    """What is broken in it, or "healthy"."""
+    """The fault planted in it, or "healthy"."""
     check: str
     """The check that should catch it."""
     folder: RunFolder
@@ -152,7 +152,7 @@ class TrialRow(TypedDict):
 
 @dataclass
 class Trials:
-    """Trials over some worlds, each in a folder of its own, and their results."""
+    """Trials over some worlds, each in a separate folder, and their results."""
 
     out: Path
     worlds: Sequence[World]

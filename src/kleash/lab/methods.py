@@ -1,7 +1,8 @@
 """The methods of the demo: the same SFT model, trained with the same comparisons or the reward model made of them.
 
-GRPO and DPO beside PPO; best-of-n, online DPO and RLAIF on request. Each is evaluated as PPO is: fresh responses to the
-same held-out prompts from the same random streams, their k1 from the SFT model, the reward model's score, and gold.
+GRPO and DPO in addition to PPO; best-of-n, online DPO and RLAIF on request. Each is evaluated as PPO is: fresh
+responses to the same held-out prompts from the same random streams, their k1 from the SFT model, the reward model's
+score, and gold.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ class DemoSetup:
 
 
 class MethodResult(Estimates):
-    """What a method reached, and at what cost: gold, proxy and KL at its end, and more."""
+    """The result of a method: gold, proxy and KL at its end, and its cost."""
 
     curve: list[CurvePoint]
-    """From the SFT model on."""
+    """The points from the SFT model to the end."""
     seconds: float
     """Evaluations included."""
     models: NotRequired[dict[str, int] | None]
@@ -78,7 +79,7 @@ def run_grpo(setup: DemoSetup) -> MethodResult:
 
 
 def run_dpo(setup: DemoSetup, *, beta: float | None = None, name: str = "dpo") -> MethodResult:
-    """DPO on the comparisons that the reward model was made of, at PPO's β or another."""
+    """DPO on the reward model's comparisons, at PPO's β or another."""
     pairs = len(setup.comparisons.read_text().splitlines())
     run = dpo.run(
         dpo.DPOConfig(

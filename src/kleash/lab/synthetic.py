@@ -3,8 +3,9 @@
     python -m kleash.lab.synthetic [--draws 200] [--out runs/synthetic]
 
 A response has a utility u; labellers prefer by u + γ·length, and with probability ε they flip their label:
-P(a ≻ b) = ε + (1 − 2ε)·σ(Δu + γ·Δlength). Twice: only as numbers, many times over, to see how often a 95 % interval
-covers the planted value; and as texts whose utility is linear in their words, from which `kleash reward` learns.
+P(a ≻ b) = ε + (1 − 2ε)·σ(Δu + γ·Δlength). The check is done twice: with numbers only, in many draws, to count how often
+a 95 % interval covers the planted value; and with texts whose utility is linear in their words, on which `kleash
+reward` trains.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ class Planted:
     """The planted values."""
 
     length_bias: float = 0.15
-    """γ: what one more word is worth to the labellers."""
+    """γ: utility of one more word to the labellers."""
     flips: float = 0.1
     """ε: share of labels that are flipped, 0 to ½."""
     excess: float = 0.1
-    """δ: what one more unit of length is worth to a reward model beyond that (only for numbers)."""
+    """δ: excess score of one more unit of length in a reward model (only for numbers)."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Numbers:
     """Preferences as numbers, one entry a pair."""
 
     utility: Float[np.ndarray, " N"]
-    """Of the first response less that of the second, for the labellers: Δu + γ·Δlength."""
+    """Utility of the first response minus that of the second, for the labellers: Δu + γ·Δlength."""
     longer: Float[np.ndarray, " N"]
     probability: Float[np.ndarray, " N"]
     """P(first ≻ second)."""
@@ -91,7 +92,7 @@ def draw_numbers(planted: Planted, pairs: int, *, seed: int) -> Numbers:
 def recover(planted: Planted, pairs: int, *, seed: int) -> dict[str, Recovery]:
     """The estimates of the report's functions in one draw.
 
-    The reward model knows Δu and γ; for `excess` it pays δ more for length.
+    The reward model knows Δu and γ; for `excess` it adds δ per unit of length.
     """
     numbers = draw_numbers(planted, pairs, seed=seed)
     margin, longer, labels = numbers.utility, numbers.longer, numbers.labels
@@ -109,7 +110,7 @@ def recover(planted: Planted, pairs: int, *, seed: int) -> dict[str, Recovery]:
     truth = {
         "length bias": planted.length_bias,
         "excess length bias": planted.excess,
-        # The rate over all pairs that might have been drawn, since the interval is for that.
+        # The population rate, which the interval is for.
         "disagreement": _expected_disagreement(draw_numbers(planted, 200_000, seed=1).probability),
         "label noise": planted.flips,
         "slope": 1.0,
@@ -167,7 +168,7 @@ def preferences(planted: Planted, rows: int, *, seed: int, twice: int = 0) -> li
         planted: the planted values.
         rows: how many pairs.
         seed: of texts and labels.
-        twice: how many of the pairs, the first ones, come once more at the end, labelled afresh.
+        twice: how many of the pairs, the first ones, are repeated at the end with a new label.
     """
     rng = np.random.default_rng(seed)
     words = list(WEIGHTS)
@@ -223,8 +224,8 @@ def train_reward(
 def recover_from_run(folder: RunFolder, planted: Planted) -> dict[str, Recovery]:
     """The estimates in the report of such a run.
 
-    γ of the labels is what the model pays for length less what it pays in excess of them, both on the labels' scale by
-    the slope s of the lapse model; the squares of their three errors are added.
+    γ of the labels is the model's slope on length minus its excess slope, both on the labels' scale by the slope s of
+    the lapse model; the variances of the three are added.
     """
     report = folder.record["results"]["report"]
     noise, rate = report["label_noise"]["lapse_model"], report["label_noise"]["disagreement"]

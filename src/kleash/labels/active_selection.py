@@ -1,11 +1,11 @@
-"""Active selection: which pairs to label next, by what an ensemble of rewards knows least about.
+"""Active selection: which pairs to label next, by the uncertainty of an ensemble of rewards.
 
     uncertainties = uncertainty(groups, members, by="disagreement")
     store.add_tasks(groups, uncertainty=uncertainties)  # the queue then serves these first, and a random audit slice
 
-There are two measures, both of the choice and not of the scores, whose level is arbitrary. *Uncertainty* is how near
-one half the members' mean probability lies; it is high where labels are noisy, too, and labels teach little there.
-*Disagreement* is how far apart the members are: what another label could settle (Christiano et al. 2017,
+There are two measures, both of probabilities of choice, since the level of scores is arbitrary. *Uncertainty* is how
+near one half the members' mean probability lies; it is high also where labels are noisy and another label adds little.
+*Disagreement* is how far apart the members are, which another label can reduce (Christiano et al. 2017,
 arXiv:1706.03741, 2.2.4). Selected pairs are not a random sample: measure accuracy and agreement only on the random
 slice.
 """
@@ -28,7 +28,7 @@ By = Literal["uncertainty", "disagreement"]
 
 
 def uncertainty(groups: Sequence[Group], members: Sequence[Reward], *, by: By = "disagreement") -> list[float]:
-    """How much a label of each pair could teach.
+    """The uncertainty of each pair.
 
     Args:
         groups: of two responses each.
@@ -39,10 +39,10 @@ def uncertainty(groups: Sequence[Group], members: Sequence[Reward], *, by: By = 
 
 
 def uncertainty_of(scores: Float[Tensor, "M P 2"], *, by: By = "disagreement") -> Float[Tensor, " P"]:
-    """The same from scores.
+    """The uncertainty of each pair, from scores.
 
     Returns:
-        By uncertainty: one half less the distance of the members' mean P(0 ≻ 1) from one half. By disagreement: the
+        By uncertainty: one half minus the distance of the members' mean P(0 ≻ 1) from one half. By disagreement: the
         standard deviation of P(0 ≻ 1) over members. Both from 0 to one half.
 
     Raises:
@@ -77,5 +77,5 @@ def select_pairs(
         raise InputError(f"{count} pairs cannot be selected from {len(uncertainties)}; give a lower count or more data")
     shuffled = random.Random(f"choose/{seed}").sample(range(len(uncertainties)), len(uncertainties))
     size = round(audit_share * count)
-    audit, rest = shuffled[:size], shuffled[size:]
-    return sorted(rest, key=lambda row: -uncertainties[row])[: count - size], audit
+    audit, remaining = shuffled[:size], shuffled[size:]
+    return sorted(remaining, key=lambda row: -uncertainties[row])[: count - size], audit

@@ -1,4 +1,4 @@
-"""How far labellers agree, and how each of them answers.
+"""Agreement of labellers, and how each of them answers.
 
 Which of two responses is called `first` is arbitrary, so chance is corrected for exchangeable sides: a pair may be
 swapped without changing any figure here. Formulas: docs/feedback.md.
@@ -25,7 +25,7 @@ TOO_FAST = 0.5
 """A vote that took less than this share of the reading time at `WORDS_A_MINUTE` is too fast to have read the text."""
 WORDS_A_MINUTE = 600
 FEWEST_VOTES = 20
-"""Nobody is flagged on fewer votes."""
+"""Annotators with fewer votes are not flagged."""
 FEWEST_REPEATS = 5
 
 RESAMPLES = 1000
@@ -88,7 +88,9 @@ class AnnotatorReport:
 
     @property
     def flags(self) -> list[str]:
-        """What an admin should ask this person about; each holds at the 1 % level, or is beyond what reading allows."""
+        """What an admin should ask this person about; each holds at the 1 % level, or exceeds a plausible reading
+        speed.
+        """
         if self.votes < FEWEST_VOTES:
             return []
         flags = []
@@ -96,7 +98,7 @@ class AnnotatorReport:
             side, part = ("left", self.left.share) if self.left.share > 0.5 else ("right", 1 - self.left.share)
             flags.append(f"chooses the {side} side in {part:.0%} of decided pairs")
         if self.fast is not None and self.fast > 0.25:
-            flags.append(f"{self.fast:.0%} of votes came faster than the text can be read")
+            flags.append(f"{self.fast:.0%} of votes are faster than the text can be read")
         if self.agrees is not None and self.agrees.pairs >= FEWEST_VOTES and self.agrees.high < 0.5:
             flags.append(
                 f"agrees with the others in {self.agrees.share:.0%} of {self.agrees.pairs} pairs they agree on"
@@ -167,14 +169,14 @@ def _alphas(
     answers = table.sum(1)
     total, by_category = times @ answers, times @ table
     agreeing = times @ ((table * (table - 1)).sum(1) / (answers - 1))
-    alike = (by_category * (by_category - 1)).sum(1)
+    expected_pairs = (by_category * (by_category - 1)).sum(1)
     if exchangeable is not None:
         # two random answers that both name a side are alike in half of the ways of swapping their units
         sides = by_category[:, list(exchangeable)]
         total_sides = sides.sum(1)
-        alike = alike - (sides * (sides - 1)).sum(1) + total_sides * (total_sides - 1) / 2
+        expected_pairs = expected_pairs - (sides * (sides - 1)).sum(1) + total_sides * (total_sides - 1) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
-        expected = 1 - alike / (total * (total - 1))
+        expected = 1 - expected_pairs / (total * (total - 1))
         return np.where(expected > 0, 1 - (1 - agreeing / total) / expected, np.nan)
 
 
@@ -188,11 +190,11 @@ def agreement(tasks: Sequence[Counter[str]], *, seed: int = 0) -> Agreement:
     table = np.array([[row[name] for name in CATEGORIES] for row in tasks if row.total() >= 2], dtype=np.float64)
     if not len(table):
         return Agreement(0, None, None, None, None)
-    same, pairs = (table * (table - 1)).sum(), (table.sum(1) * (table.sum(1) - 1)).sum()
+    equal, pairs = (table * (table - 1)).sum(), (table.sum(1) * (table.sum(1) - 1)).sum()
     alpha = krippendorff(table, exchangeable=(0, 1))
     return Agreement(
         tasks=len(table),
-        raw=float(same / pairs),
+        raw=float(equal / pairs),
         alpha=alpha,
         alpha_plain=krippendorff(table),
         interval=None if alpha is None else _alpha_interval(table, seed),

@@ -1,8 +1,8 @@
 """Collects labels: each pair is compared once, by people or by a labeller, within a budget.
 
-A training that needs labels asks in the middle of its work. A judge or a simulated labeller answers at once. People
-take their time: their pairs go into the store, and `WaitingError` ends the process, so that it holds no machine
-meanwhile. Run again, it asks for the same labels and gets the people's answers.
+A training run can need labels in the middle of its work. A judge or a simulated labeller answers at once. For people,
+the pairs go into the store and `WaitingError` ends the process, so that it does not occupy a machine. When it is run
+again, it requests the same labels and gets the people's answers.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ class LabelCollector:
         new = [group for group, match in zip(groups, self.store.find(groups), strict=True) if match is None]
         self.store.add_tasks(new[: self._remaining()])
         matches = self.store.find(groups)
-        waiting = sum(match is not None and result is None for match, result in zip(matches, results, strict=True))
-        if waiting:
+        open_pairs = sum(match is not None and result is None for match, result in zip(matches, results, strict=True))
+        if open_pairs:
             raise WaitingError(
-                f"{waiting} of {len(groups)} pairs wait for people; label them with `kleash label --store "
+                f"{open_pairs} of {len(groups)} pairs wait for people; label them with `kleash label --store "
                 f"{self.store.where} --overlap {self.votes}`, then run the same command again"
             )
 
@@ -103,7 +103,7 @@ class LabelCollector:
         probabilities = [vote.probability for vote in valid if vote.probability is not None]
         if not probabilities:
             choices = {vote.choice for vote in valid}
-            outcome: Outcome = next((one for one in WITHOUT_PROBABILITY if one in choices), "cannot")
+            outcome: Outcome = next((candidate for candidate in WITHOUT_PROBABILITY if candidate in choices), "cannot")
             return LabelResult(outcome, self.name)
         p = float(np.mean(probabilities))
         return LabelResult.of(1 - p if swapped else p, self.name, principle=valid[-1].principle)

@@ -64,7 +64,7 @@ class Constitution(Config):
 
     @staticmethod
     def find(path: str | Path) -> Path:
-        """The file that a path or a shipped name stands for."""
+        """The file of a path or of a shipped name."""
         shipped = SHIPPED / f"{path}.yaml"
         return shipped if not Path(path).exists() and shipped.exists() else Path(path)
 
@@ -77,7 +77,7 @@ class Constitution(Config):
         """The constitution without one principle, to measure its effect.
 
         Raises:
-            ConfigError: there is no such principle, or no other one.
+            ConfigError: the principle does not exist, or it is the only one.
         """
         others = tuple(principle for principle in self.principles if principle.name != name)
         if len(others) == len(self.principles) or not others:

@@ -1,7 +1,7 @@
 """Import of labels from files, and export to files.
 
 An export is frozen: it names the last vote that it includes, so that the same command with `until` writes the same
-bytes whatever votes came since, and its manifest holds the hash of each file.
+bytes despite later votes, and its manifest holds the hash of each file.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ExportedFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an export contains; stands beside its files as `labels.json`."""
+    """The contents of an export; written as `labels.json` in its folder."""
 
     until: int
     """Id of the last vote included."""
@@ -73,8 +73,8 @@ def import_labels(store: Store, source: str | Path, *, annotator: str | None = N
     """Add the pairs of a file as tasks, and their labels as votes; a pair or vote that exists already is kept once.
 
     Args:
-        store: where to.
-        source: a file that `read_groups` reads. A preference is one vote, a ranking or scores one vote a pair.
+        store: the store to add to.
+        source: a file that `read_groups` reads. A preference is one vote, a ranking or scores one vote per pair.
         annotator: name for votes of rows without an annotator; None: the file's name.
     """
     pairs = []
@@ -98,19 +98,19 @@ def export_labels(
     """Write labels as preference files that every stage reads.
 
     Args:
-        store: where from.
+        store: the store to read.
         out: a folder: `train.jsonl`, with `test_share` also `test.jsonl`, `both-bad.jsonl` where there are such pairs,
             and `labels.json`.
         ties: `half` makes a tie one half; `davidson` fits Davidson's model to the votes of all pairs (see `davidson`);
             `drop` leaves ties out.
-        each: one row a pair, its votes as one soft probability; or one row a vote, with its annotator and principle. An
-            adjudication replaces the votes of its pair.
+        each: one row per pair, its votes as one soft probability; or one row per vote, with its annotator and
+            principle. An adjudication replaces the votes of its pair.
         test_share: of prompts, by hash: a prompt's pairs are all on one side, and stay there as labels come in.
         seed: of that split.
         until: id of the last vote to include, an earlier manifest's `until`; None: all votes.
 
     Returns:
-        The manifest, as it stands in `labels.json`.
+        The manifest, as in `labels.json`.
 
     Raises:
         DataError: the store has no labels, or Davidson's model cannot be fitted.

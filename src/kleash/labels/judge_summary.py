@@ -31,7 +31,7 @@ class Failures:
 
 @dataclass(frozen=True)
 class JudgeSummary:
-    """The results of `kleash judge`, as they stand in its summary file."""
+    """The results of `kleash judge`, as written to its summary file."""
 
     judge: str
     """Name of the labeller."""
@@ -53,7 +53,7 @@ class JudgeSummary:
     """Rows of `mix_in`."""
 
     def to_json(self) -> dict[str, object]:
-        """The results as a JSON object; the figures of the labels stand beside the other keys."""
+        """The results as a JSON object; the figures of the labels are top-level keys too."""
         figures: dict[str, object] = {"labels": 0}
         if self.report is not None:
             principles = {name: report.to_json() for name, report in self.principles.items()}
@@ -128,7 +128,7 @@ def summarise(
 
 
 def labelled_groups(groups: Sequence[Group], judgements: Sequence[Judgement]) -> Iterator[Group]:
-    """Pairs with the judge's label, the likelier better response first.
+    """Pairs with the judge's label, the more probably better response first.
 
     Columns tell what the label was made of; `human_probability` is the preference of people that the row came with.
     """

@@ -1,4 +1,4 @@
-"""The one question that people, judges, rewards and simulated labellers answer: which of two responses is better?"""
+"""Labellers (people, judges, rewards, simulated labellers): which of two responses is better?"""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Literal, Protocol, runtime_checkable
 from kleash.data.group import Group
 
 Outcome = Literal["preference", "tie", "both_bad", "cannot", "unparsable", "error"]
-"""What came of a comparison.
+"""The outcome of a comparison.
 
-`preference`: one response is better, with a probability. `tie`: equally good. `both_bad`: equally bad, which says more
-than a tie. `cannot`: the labeller declines. `unparsable`: it answered, but no choice can be read from the answer.
-`error`: no answer came. The last four have no probability: a missing label is never taken for a tie.
+`preference`: one response is better, with a probability. `tie`: equally good. `both_bad`: equally bad. `cannot`: the
+labeller declines. `unparsable`: it answered, but no choice can be read from the answer. `error`: no answer came. The
+last four have no probability: a missing label never counts as a tie.
 """
 
 
@@ -31,7 +31,7 @@ class LabelResult:
     reason: str | None = None
     """The labeller's explanation."""
     order_effect: float | None = None
-    """P(shown first ≻ shown second), mean of both orders, less one half; None where one order was asked."""
+    """P(shown first ≻ shown second), mean of both orders, minus one half; None where only one order was asked."""
 
     @classmethod
     def of(
@@ -50,7 +50,7 @@ class LabelResult:
 
 @runtime_checkable
 class Labeller(Protocol):
-    """Whoever can compare two responses: people through the store, a judge, a simulated person, a reward."""
+    """Something that compares two responses: people through the store, a judge, a simulated person, a reward."""
 
     name: str
 

@@ -37,7 +37,8 @@ from kleash.labels.labeller import LabelResult, Outcome
 from kleash.run import derive_seed
 
 CLAMP = (0.4, 0.6)
-"""Bai et al. 2022, section 4.3: labels after a chain of thought are too sure; clamped to 40–60 % they work best."""
+"""Bai et al. 2022, section 4.3: labels after a chain of thought are overconfident; clamped to 40–60 % they work
+best."""
 
 VOTE_TOKENS = 48
 
@@ -72,13 +73,13 @@ class BothOrders:
 
     @property
     def order_effect(self) -> float:
-        """P(shown first ≻ shown second), mean of both orders, less one half."""
+        """P(shown first ≻ shown second), mean of both orders, minus one half."""
         return (self.original + self.swapped) / 2 - 0.5
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The label of a pair, and what it was made of."""
+    """The label of a pair, and the answers that it was computed from."""
 
     result: LabelResult
     orders: BothOrders | None = None
@@ -136,7 +137,8 @@ class Judge:
         chain_of_thought: reason first, then answer.
         reasoning_tokens: longest reasoning.
         clamp: least and greatest probability of a label; None: `CLAMP` after a chain of thought, otherwise none.
-        answers: from log-probabilities of the answer tokens, or from votes; auto asks the server what it reports.
+        answers: from log-probabilities of the answer tokens, or from votes; auto tests which of them the server
+            supports.
         votes: answers sampled for each order where there are no log-probabilities.
         max_characters: a longer response loses its end, a longer prompt its beginning.
         seed: of drawn principles and votes.
@@ -246,7 +248,7 @@ class Judge:
         return [_token_answer(reply, thread) for reply, thread in zip(replies, threads, strict=True)]
 
     def _by_votes(self, prompts: Sequence[str]) -> list[_Answer]:
-        """The mean of the votes on each prompt; at least half of them must have come."""
+        """The mean of the votes on each prompt; at least half of them must be valid."""
         draws = [self._vote(prompts, draw) for draw in range(self.votes)]
         return [self._mean_vote(votes) for votes in zip(*draws, strict=True)]
 
@@ -266,11 +268,11 @@ class Judge:
 
         threads = self._threads(prompts, VOTE, temperature=1.0, draw=draw)
         replies = self.client([request(thread.turns) for thread in threads], "judge")
-        broken = [row for row, reply in enumerate(replies) if not reply.error and parse_vote(reply.text) is None]
+        unparsable = [row for row, reply in enumerate(replies) if not reply.error and parse_vote(reply.text) is None]
         repairs = [
-            (*threads[row].turns, _turn("assistant", replies[row].text), _turn("user", REPAIR)) for row in broken
+            (*threads[row].turns, _turn("assistant", replies[row].text), _turn("user", REPAIR)) for row in unparsable
         ]
-        for row, reply in zip(broken, self.client([request(turns) for turns in repairs], "repair"), strict=True):
+        for row, reply in zip(unparsable, self.client([request(turns) for turns in repairs], "repair"), strict=True):
             replies[row] = reply
         return [_vote_answer(reply, thread) for reply, thread in zip(replies, threads, strict=True)]
 
@@ -297,20 +299,22 @@ class Judge:
     def _judgement(self, comparisons: Sequence[_Comparison]) -> Judgement:
         """The label of a pair; none where principles of half the weight or more have no answer in both orders."""
         name = None if self.averaged else comparisons[0].principle.name
-        answered = [(one.principle, one.orders) for one in comparisons if one.orders is not None]
-        weight = sum(one.principle.weight for one in comparisons)
-        if 2 * sum(principle.weight for principle, _ in answered) <= weight:
+        judged = [
+            (comparison.principle, comparison.orders) for comparison in comparisons if comparison.orders is not None
+        ]
+        weight = sum(comparison.principle.weight for comparison in comparisons)
+        if 2 * sum(principle.weight for principle, _ in judged) <= weight:
             failure = _failure(comparisons)
             return Judgement(LabelResult(failure.outcome, self.name, principle=name, reason=failure.reason))
-        weights = np.array([principle.weight for principle, _ in answered])
+        weights = np.array([principle.weight for principle, _ in judged])
         weights /= weights.sum()
         orders = BothOrders(
-            float(weights @ np.array([both.original for _, both in answered])),
-            float(weights @ np.array([both.swapped for _, both in answered])),
+            float(weights @ np.array([pair_orders.original for _, pair_orders in judged])),
+            float(weights @ np.array([pair_orders.swapped for _, pair_orders in judged])),
         )
-        labels = {principle.name: both.label for principle, both in answered}
+        labels = {principle.name: pair_orders.label for principle, pair_orders in judged}
         probability = self._clamped(float(weights @ np.array(list(labels.values()))))
-        reason = next(one.original.reason for one in comparisons if one.orders is not None)
+        reason = next(comparison.original.reason for comparison in comparisons if comparison.orders is not None)
         result = LabelResult.of(
             probability,
             self.name,
@@ -348,7 +352,12 @@ def _vote_answer(reply: ChatReply, thread: _Thread) -> _Answer:
 
 def _failure(comparisons: Sequence[_Comparison]) -> _Answer:
     """The first error, otherwise the first answer that could not be read."""
-    failures = [answer for one in comparisons for answer in (one.original, one.swapped) if answer.first is None]
+    failures = [
+        answer
+        for comparison in comparisons
+        for answer in (comparison.original, comparison.swapped)
+        if answer.first is None
+    ]
     return next((answer for answer in failures if answer.outcome == "error"), failures[0])
 
 

@@ -1,4 +1,4 @@
-"""Opens a label store, and says what to install where the extra `feedback` is missing.
+"""Open a label store; without the extra `feedback`, an error says what to install.
 
 Only functions here import the packages of the extra, so that every command can be explained without them.
 """

@@ -2,8 +2,9 @@
 
 Rules: a person resumes their open pairs, in the same order and with the same sides. A new pair is one that fewer than
 `overlap` people have voted on or hold. An open pair is held for `lease_seconds`; a vote that comes later still counts.
-Sides are balanced for each pair, then for each person, and stored. A share of pairs is drawn at random whatever the
-order, so that the other pairs can be checked against them; a share is shown again with the sides swapped, unannounced.
+Sides are balanced for each pair, then for each person, and stored. A share of pairs is drawn at random independently of
+the order, so that the other pairs can be checked against them; a share is shown again with the sides swapped,
+unannounced.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PROBABILITY = {"first": 1.0, "second": 0.0, "tie": 0.5}
 """P(first ≻ second) of a choice; the other choices have none."""
 
 REPEAT_AFTER = 5
-"""A hidden repeat comes at least so many votes after the first showing."""
+"""Least number of votes between a pair and its hidden repeat."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class QueueSettings:
     order: Literal["uncertain", "random"] = "uncertain"
     """Most uncertain first (pairs without an uncertainty at random), or all at random."""
     audit_share: float = 0.1
-    """Share of pairs drawn at random whatever the order."""
+    """Share of pairs drawn at random independently of the order."""
     repeat_share: float = 0.05
     """Share of showings that are a hidden repeat of an earlier pair, sides swapped."""
     lease_seconds: float = 900
@@ -273,8 +274,8 @@ class Queue:
             .group_by(AssignmentRow.task)
             .subquery()
         )
-        mine = aliased(AssignmentRow)
-        assigned = select(mine.id).where(mine.task == Task.id, mine.annotator == annotator).exists()
+        own_rows = aliased(AssignmentRow)
+        assigned = select(own_rows.id).where(own_rows.task == Task.id, own_rows.annotator == annotator).exists()
         return (
             select(Task)
             .outerjoin(occupied, occupied.c.task == Task.id)
@@ -282,9 +283,9 @@ class Queue:
         )
 
     def _assign(self, session: Session, annotator: int, now: float) -> AssignmentRow | None:
-        mine = select(AssignmentRow.task).where(AssignmentRow.annotator == annotator)
+        own_rows = select(AssignmentRow.task).where(AssignmentRow.annotator == annotator)
         practice = session.scalar(
-            select(Task).where(Task.kind == "practice", Task.id.not_in(mine)).order_by(Task.id).limit(1)
+            select(Task).where(Task.kind == "practice", Task.id.not_in(own_rows)).order_by(Task.id).limit(1)
         )
         if practice is not None:
             return self._assign_task(session, practice, annotator, now)

@@ -59,7 +59,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class RevisionSummary:
-    """The results of `kleash revise`, as they stand in its summary file."""
+    """The results of `kleash revise`, as written to its summary file."""
 
     rows: int
     demonstrations: int
@@ -71,9 +71,9 @@ class RevisionSummary:
     unchanged: Share | None
     """Share of demonstrations equal to the first response."""
     unchanged_by_round: list[Share | None]
-    """Share of the revisions of each round that changed nothing."""
+    """Share of unchanged revisions of each round."""
     principles: dict[str, Share | None]
-    """Share of the revisions by each principle that changed nothing."""
+    """Share of unchanged revisions by each principle."""
     refusals_before: RefusalReport
     """Of the first responses."""
     refusals_after: RefusalReport
@@ -183,7 +183,7 @@ def save_revisions(store: Store, model: str, drafts: Sequence[Draft]) -> None:
 
 
 def demonstration_of(draft: Draft) -> Group:
-    """The last revision as a demonstration, with columns that tell how it came about."""
+    """The last revision as a demonstration, with columns that record its critiques and revisions."""
     columns = {
         **draft.group.columns,
         "original": draft.original,
@@ -208,8 +208,8 @@ def summarise(
     complete = [draft for draft in drafts if not draft.failure]
     steps = [step for draft in complete for step in draft.history]
 
-    def unchanged(some: Sequence[Step]) -> Share | None:
-        return share([step.unchanged for step in some])
+    def unchanged(revisions: Sequence[Step]) -> Share | None:
+        return share([step.unchanged for step in revisions])
 
     def refusals(texts: Sequence[str]) -> RefusalReport:
         return refusal_report(

@@ -15,7 +15,7 @@ class RewardLabeller:
 
     Args:
         reward: scores responses.
-        temperature: P(0 ≻ 1) = σ((r₀ − r₁) / temperature), > 0. Near 0 the higher score wins for certain.
+        temperature: P(0 ≻ 1) = σ((r₀ − r₁) / temperature), > 0. Near 0 the higher score always wins.
         name: the labeller's name in its results.
     """
 

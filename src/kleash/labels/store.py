@@ -37,7 +37,7 @@ LOCK = 0x6B6C6561  # "klea": our advisory lock on PostgreSQL
 ROLES = ("annotator", "admin")
 
 CHOICE_OF: dict[float | None, str] = {1.0: "first", 0.0: "second"}
-"""Choice of a label that is sure; `soft` for others."""
+"""Choice of a label with probability 0 or 1; `soft` for others."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        # SQLite lets waiting writers retry after longer and longer pauses, and some starve; a lock is fair
+        # SQLite makes waiting writers retry with growing pauses, and some starve; a lock is fair
         self._turn = threading.Lock()
 
     @classmethod
@@ -467,7 +467,7 @@ def _annotator(session: Session, name: str, kind: str) -> int:
 
 
 def _record(session: Session, group: Group, result: LabelResult, kind: str) -> bool:
-    """Append a labeller's result as a vote, unless it is there already."""
+    """Append a labeller's result as a vote, unless it exists already."""
     task = _task(group, 0, 1, "task")
     _add_new(session, [task])
     stored = session.execute(select(Task.id, Task.first).where(Task.key == task.key)).one()

@@ -9,7 +9,7 @@ from kleash.io import Json
 from kleash.labels.store import Call, Store
 
 COLUMN_OF = {"has_logprobs": "told"}
-"""Fields of a reply that stores know by another name."""
+"""Fields of a reply with another name in the store."""
 
 
 class StoreCache:

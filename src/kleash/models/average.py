@@ -10,9 +10,9 @@ from torch import nn
 
 @torch.no_grad()
 def average_weights(models: Sequence[nn.Module]) -> None:
-    """Put the mean of all models' weights into the first (WARM: Ramé et al. 2024, arXiv:2401.12187, eq. 3).
+    """Write the mean of all models' weights into the first model (WARM: Ramé et al. 2024, arXiv:2401.12187, eq. 3).
 
-    Means anything only where the models went from one start, heads included; else they need not lie in one basin.
+    The models must have been trained from the same weights, heads included; otherwise the mean is meaningless.
 
     Args:
         models: at least one, of one architecture.

@@ -1,4 +1,4 @@
-"""What a model computes on, in what, and how much at once: three values that always travel together."""
+"""Device, dtype and micro-batch size of a computation: three values that are always passed together."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ DType = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how a forward pass is computed; changes speed and memory (and with bfloat16 the digits), never what is
-    computed.
-    """
+    """Where and how a forward pass is computed; affects speed, memory and rounding, not the result."""
 
     device: str = "auto"
     """`cpu`, `cuda`, …; auto takes a GPU where there is one."""
     dtype: DType = "float32"
-    """What activations are computed in; weights and optimiser stay in float32."""
+    """Dtype of activations; weights and optimiser stay in float32."""
     micro_batch_tokens: int = 8192
     """Tokens in memory at once, padding included."""
 

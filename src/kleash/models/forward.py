@@ -4,7 +4,7 @@ Two back ends, equal in values and gradients, checked against each other by `che
 
 * shared: the prompts run once into a cache with gradients on, the cache is repeated K times and the responses run on
   it. The first token of a response is predicted from the prompt's last hidden state. Autograd flows through the cache.
-* rows: every response runs behind a copy of its prompt. Gradient checkpointing, sliding windows and recurrent layers
+* rows: every response runs after a copy of its prompt. Gradient checkpointing, sliding windows and recurrent layers
   need this one, because their cache is not a plain list of keys and values, or is not kept at all.
 
 A state is a hidden state after the last layer's norm; logits are computed only where a loss asks for them.
@@ -39,16 +39,17 @@ def response_states(
 
     Args:
         model: any decoder-only model; its output head is not used.
-        batch: prompts padded on the left, responses on the right. Positions follow the masks, whatever the padding.
-        shared: the back end; None takes the shared one where K ≥ 2 and the model can.
+        batch: prompts padded on the left, responses on the right. Positions follow the masks and do not depend on the
+            padding.
+        shared: the back end; None: the shared one where K ≥ 2 and the model supports it.
         final: also the state after the last token; without it the last token does not run through the model.
 
     Returns:
         [P, K, T, D]; state t predicts token t. With `final` [P, K, T + 1, D]: the state numbered `length` of a response
-        lies after its last real token. States at and after padding are finite and mean nothing.
+        lies after its last real token. States at and after padding are finite but meaningless.
 
     Raises:
-        ModelError: the shared back end was asked for and the model's cache cannot carry it.
+        ModelError: the shared back end was requested and the model's cache does not support it.
     """
     decoder = find_decoder(model)
     prompts, responses, tokens = batch.shape
@@ -60,7 +61,7 @@ def response_states(
             "gradient checkpointing); use shared=False"
         )
     fed = tokens if final else max(tokens - 1, 0)  # the last token predicts nothing
-    # T = 0 without `final` asks for no state at all
+    # T = 0 without `final`: no state is needed
     states = (_shared_states if shared else _row_states)(decoder, batch, fed)[:, : tokens + final]
     return states.reshape(prompts, responses, *states.shape[1:])
 
@@ -73,7 +74,7 @@ def response_logprobs(
     shared: bool | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Float[Tensor, "P K T"], Float[Tensor, "P K T"]]:
-    """Log-probability of each response token, and the entropy (nats) of the distribution it stands in.
+    """Log-probability of each response token, and the entropy (nats) of its distribution.
 
     Args:
         model: a language model.
@@ -97,9 +98,9 @@ def response_logprobs(
 
 
 def response_scores(model: Model, batch: GroupBatch, *, shared: bool | None = None) -> Float[Tensor, "P K"]:
-    """Scores of a reward model, one a response: the only function here that computes them (F8).
+    """Scores of a reward model, one per response: the only function that computes them (F8).
 
-    Read at the last real token of prompt + response, whatever the token (F3); an empty response is scored at the end of
+    Read at the last real token of prompt + response, whatever its id (F3); an empty response is scored at the end of
     its prompt.
 
     Args:
@@ -125,7 +126,7 @@ def head_scores(model: Model, batch: GroupBatch, *, shared: bool | None = None) 
 
 
 def read_heads(model: Model, features: Float[Tensor, "*S D"]) -> Float[Tensor, "*S M"]:
-    """What the heads make of `response_features`: the rest of `head_scores`."""
+    """The heads' scores of `response_features`: the second half of `head_scores`."""
     head = getattr(model, "score", None)
     if head is None:
         raise ModelError(f"{type(model).__name__} has no `score` head; give a sequence classifier with one output")
@@ -136,12 +137,12 @@ def read_heads(model: Model, features: Float[Tensor, "*S D"]) -> Float[Tensor, "
 
 
 def combination(model: Model) -> dict[str, Any]:
-    """How the heads of a reward model on one trunk are made one score; empty for a model that has a single head."""
+    """How the heads of a reward model on one trunk are combined; empty for a model with a single head."""
     return dict(getattr(model.config, "kleash_heads", None) or {})
 
 
 def response_features(model: Model, batch: GroupBatch, *, shared: bool | None = None) -> Float[Tensor, "P K D"]:
-    """What a reward model's head reads of each response: the state at the last real token of prompt + response.
+    """The features that a reward model's head reads: the state at the last real token of prompt + response.
 
     Args:
         model: any decoder-only model; its head is not used.
@@ -154,7 +155,7 @@ def response_features(model: Model, batch: GroupBatch, *, shared: bool | None = 
 
 
 def centring_offset(model: Model) -> float:
-    """What a reward model's scores are shifted by, so that their mean on SFT samples is zero."""
+    """The offset subtracted from a reward model's scores, so that their mean on SFT samples is zero."""
     return float(getattr(model.config, "kleash_offset", None) or 0.0)
 
 
@@ -187,7 +188,7 @@ def find_decoder(model: Model) -> Model:
     """The part of a model that turns ids into hidden states: without its output head, with its adapters."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     if decoder is None or getattr(decoder.config, "is_encoder_decoder", False):
-        raise ModelError(f"{type(model).__name__} has no decoder that stands alone; use a decoder-only model")
+        raise ModelError(f"{type(model).__name__} has no separate decoder; use a decoder-only model")
     return decoder
 
 
@@ -197,33 +198,33 @@ def prompt_positions(attention: Bool[Tensor, "P S"]) -> Int[Tensor, "P S"]:
 
 
 def plain_attention(decoder: Model) -> bool:
-    """Whether the model's cache is nothing but keys and values of all tokens."""
+    """Whether the model's cache consists only of keys and values of all tokens."""
     layers = DynamicCache(config=decoder.config).layers
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
 def scatter(values: Float[Tensor, " N"], mask: Bool[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """Put values, in order, where the mask is True, and 0 elsewhere."""
+    """Write values, in order, to the positions where the mask is True, and 0 elsewhere."""
     return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
 def run_decoder(decoder: Model, *, cache: DynamicCache | None = None, **inputs: Any) -> Any:
-    """Call a decoder with those of the inputs that it knows: models with relative positions take no `position_ids`.
+    """Call a decoder with the inputs that it accepts: models with relative positions take no `position_ids`.
 
     Args:
         decoder: of any kind.
-        cache: keys and values so far, filled further; None keeps none.
+        cache: keys and values so far, extended in place; None: no cache.
         inputs: ids, masks, positions.
     """
     accepted = _parameters(decoder.__class__)
-    known = {name: value for name, value in inputs.items() if name in accepted}
+    supported = {name: value for name, value in inputs.items() if name in accepted}
     if cache is not None:  # transformers 5.24 gave the argument this name
-        known["cache" if "cache" in accepted else "past_key_values"] = cache
-    return decoder(**known, use_cache=cache is not None)
+        supported["cache" if "cache" in accepted else "past_key_values"] = cache
+    return decoder(**supported, use_cache=cache is not None)
 
 
 def check_forward(model: Model, batch: GroupBatch) -> None:
-    """Hold the two back ends and the model's own forward against each other on a probe.
+    """Compare the two back ends and the model's own forward on a probe.
 
     Args:
         model: a language model or a reward model.
@@ -245,16 +246,16 @@ def _check_forward(model: Model, batch: GroupBatch) -> None:
     scores = hasattr(model, "score")
     forward: Callable[..., Tensor] = response_scores if scores else lambda *a, **k: response_logprobs(*a, **k)[0]
     rows = forward(model, batch, shared=False)
-    found = {"the model's own forward": _own_scores(model, batch) if scores else _own_logprobs(model, batch)}
+    results = {"the model's own forward": _own_scores(model, batch) if scores else _own_logprobs(model, batch)}
     if _can_share(find_decoder(model)):
-        found["the shared prompt"] = forward(model, batch, shared=True)
+        results["the shared prompt"] = forward(model, batch, shared=True)
     tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(next(model.parameters()).dtype, 0.2)
-    for name, values in found.items():
+    for name, values in results.items():
         gap = float((values - rows).abs().max()) if rows.numel() else 0.0
         if not gap <= tolerance:
             raise ModelError(
                 f"{type(model).__name__}: plain rows and {name} differ by {gap:.2g} on a probe; this kind of model is "
-                "not supported (does it change its logits after the output embedding, or need inputs beside the ids?)"
+                "not supported (does it change its logits after the output embedding, or need more inputs than ids?)"
             )
 
 
@@ -271,20 +272,20 @@ def _own_rows(batch: GroupBatch) -> list[tuple[int, int, Tensor, int]]:
 
 
 def _own_logprobs(model: Model, batch: GroupBatch) -> Tensor:
-    found = torch.zeros(batch.shape, dtype=torch.float64, device=batch.response_ids.device)
+    result = torch.zeros(batch.shape, dtype=torch.float64, device=batch.response_ids.device)
     for p, k, ids, start in _own_rows(batch):
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].double()
         logprobs = logits.log_softmax(-1)[:-1].gather(-1, ids[0, 1:, None]).squeeze(-1)
-        found[p, k, : ids.shape[1] - start] = logprobs[start - 1 :]
-    return torch.where(batch.mask, found, 0.0)
+        result[p, k, : ids.shape[1] - start] = logprobs[start - 1 :]
+    return torch.where(batch.mask, result, 0.0)
 
 
 def _own_scores(model: Model, batch: GroupBatch) -> Tensor:
-    found = torch.zeros(batch.shape[:2], device=batch.response_ids.device)
+    result = torch.zeros(batch.shape[:2], device=batch.response_ids.device)
     for p, k, ids, _ in _own_rows(batch):
         states = run_decoder(find_decoder(model), input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-        found[p, k] = combine_scores(model.score(states[0, -1]), **combination(model))
-    return found - centring_offset(model)
+        result[p, k] = combine_scores(model.score(states[0, -1]), **combination(model))
+    return result - centring_offset(model)
 
 
 @cache
@@ -293,7 +294,7 @@ def _parameters(kind: Any) -> frozenset[str]:
 
 
 def _can_share(decoder: Model) -> bool:
-    # the property that tells this was renamed within transformers 5; the flag it reads was not
+    # the property was renamed within transformers 5; the flag behind it was not
     checkpointing = decoder.training and any(getattr(m, "gradient_checkpointing", False) for m in decoder.modules())
     return not checkpointing and plain_attention(decoder)
 

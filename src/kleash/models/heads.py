@@ -1,4 +1,4 @@
-"""The value head: what return to expect before each token of a response."""
+"""The value head: the expected return before each token of a response."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kleash.run import derive_seed
 
 
 class ValueModel(nn.Module):
-    """A decoder with one number a state. It shares no weight with the policy or the reward model.
+    """A decoder with one output per state. It shares no weight with the policy or the reward model.
 
     Args:
         decoder: turns ids into hidden states; trained with the head.
@@ -33,13 +33,13 @@ class ValueModel(nn.Module):
     def from_reward_model(cls, model: Any) -> ValueModel:
         """Start from a copy of a reward model, head included: at first the value is the (centred) score so far.
 
-        What InstructGPT does (arXiv:2203.02155, appendix C.4).
+        As in InstructGPT (arXiv:2203.02155, appendix C.4).
 
         Args:
             model: a sequence classifier with a linear head; it is not changed. Of several heads the mean is taken.
 
         Raises:
-            ModelError: it has another number of outputs that nothing says how to combine, or no linear head.
+            ModelError: it has several outputs and its config does not say how to combine them, or no linear head.
         """
         score = getattr(model, "score", None)
         weight = getattr(score, "weight", None)
@@ -86,8 +86,8 @@ def values(model: ValueModel, batch: GroupBatch, *, shared: bool | None = None) 
         shared: the back end, see `response_states`.
     """
     states = response_states(model, batch, shared=shared)[batch.mask]
-    found = model.head(states).squeeze(-1)
-    return scatter(found.to(torch.promote_types(found.dtype, torch.float32)), batch.mask)
+    result = model.head(states).squeeze(-1)
+    return scatter(result.to(torch.promote_types(result.dtype, torch.float32)), batch.mask)
 
 
 def _trainable_copy(model: Any) -> Any:

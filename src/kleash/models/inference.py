@@ -1,4 +1,4 @@
-"""Numbers of each token without gradient, in micro-batches: memory and speed change, the numbers do not."""
+"""Per-token quantities without gradient, in micro-batches, whose size changes memory and speed but not the result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kleash.progress import Progress
 
 
 def micro_batches(batch: GroupBatch, rows: Sequence[int], *, max_tokens: int) -> list[list[int]]:
-    """Some groups of a batch, cut into micro-batches of like length."""
+    """Some groups of a batch, split into micro-batches of similar length."""
     responses = batch.shape[1]
     prompts, lengths = batch.prompt_attention.sum(-1).tolist(), batch.lengths.amax(-1).tolist()
     cuts = by_size([(responses, prompts[row], lengths[row]) for row in rows], max_tokens=max_tokens)
@@ -26,8 +26,8 @@ def micro_batches(batch: GroupBatch, rows: Sequence[int], *, max_tokens: int) ->
 
 
 def split_to_fit(batch: GroupBatch, *, max_tokens: int) -> GroupBatch:
-    """The batch with groups cut into parts of so many responses as go through a model together: the largest divisor of
-    K whose rows fit, at least 1.
+    """The batch with its groups split into parts that fit into one micro-batch: of the size of the largest divisor of K
+    whose rows fit, at least 1.
     """
     _, responses, tokens = batch.shape
     width = batch.prompt_ids.shape[1] + tokens
@@ -36,8 +36,8 @@ def split_to_fit(batch: GroupBatch, *, max_tokens: int) -> GroupBatch:
 
 
 def each_micro_batch(batch: GroupBatch, *, max_tokens: int) -> Iterator[GroupBatch]:
-    """A batch piece by piece, each as large as fits; groups without a token that counts are left out, since they have
-    no gradient to give.
+    """The micro-batches of a batch, each as large as fits; groups without an unmasked token are left out, since they
+    have no gradient.
     """
     parts = split_to_fit(batch, max_tokens=max_tokens)
     counts = parts.mask.flatten(1).any(-1).tolist()

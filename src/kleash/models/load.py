@@ -1,4 +1,4 @@
-"""Models and tokenizers, in and out, as the ecosystem stores them.
+"""Load and save models and tokenizers in the formats of `transformers`.
 
 A path is read from the disk and nothing else; only a name that is not a path here asks the hub (F17).
 """
@@ -36,7 +36,7 @@ def load_policy(model: str | Path, *, device: str = "auto") -> tuple[PreTrainedM
 
     Args:
         model: a folder, or a hub name.
-        device: `auto` takes a GPU where there is one.
+        device: `auto` uses a GPU if there is one.
 
     Raises:
         ModelError: there is no such model, or it has no end token.
@@ -59,7 +59,7 @@ def load_reward_model(model: str | Path, *, device: str = "auto") -> tuple[PreTr
         config = AutoConfig.from_pretrained(model, **_where(model))
         if not any("SequenceClassification" in name for name in config.architectures or ()):
             raise ModelError(
-                f"{model} is a {', '.join(config.architectures or ['model'])} and no reward model; "
+                f"{model} is a {', '.join(config.architectures or ['model'])} and not a reward model; "
                 "give a folder made by `kleash reward` or a sequence classifier with one output"
             )
         reward = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32, **_where(model))
@@ -76,7 +76,7 @@ def new_reward_model(
 
     A head is N(0, 1/√(D+1)) (N+, arXiv:2403.17031, detail 12). `transformers` finds the last token of a row by
     looking for padding, so a pad token that equals the end token would score the wrong position: such a tokenizer gets
-    a pad token of its own, and the embedding a row for it.
+    a separate pad token, and the embedding a row for it.
 
     Raises:
         ModelError: there is no such model, or `transformers` has no classifier of its kind.
@@ -110,7 +110,7 @@ def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
 
 
 def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str) -> None:
-    """Write a model, its tokenizer and a model card into a folder that may hold other things."""
+    """Write a model, its tokenizer and a model card into a folder; other files in it are kept."""
 
     def fill(path: Path) -> None:
         with _quiet():
@@ -126,7 +126,7 @@ def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeni
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy that is never trained: the reference of a policy."""
+    """A copy without gradients: the reference of a policy."""
     return freeze(copy.deepcopy(model))
 
 
@@ -138,7 +138,7 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Switch dropout off for good: with it, the same weights give another ratio than 1 (F7)."""
+    """Disable dropout permanently: with it, the ratio of the same weights is not 1 (F7)."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -161,7 +161,7 @@ def move(model: PreTrainedModel, device: str) -> PreTrainedModel:
 
 
 def pick_device(device: str) -> torch.device:
-    """The device by name; `auto` is the GPU where there is one."""
+    """The device by name; `auto` is the GPU if there is one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -172,7 +172,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """Most positions the model can see, or None where its config does not say."""
+    """Context length of the model, or None where its config does not state it."""
     length = getattr(model.config, "max_position_embeddings", None)
     return int(length) if length else None
 
@@ -182,7 +182,7 @@ def _where(model: str | Path) -> dict[str, Any]:
         return {"local_files_only": True}
     if str(model).startswith((".", "/", "~")) or str(model).count("/") > 1:
         raise ModelError(f"{model}: there is no such folder; give a folder with config.json or a hub name")
-    commit = cached_commit(str(model))  # what the identity of a run names, whatever is pushed meanwhile
+    commit = cached_commit(str(model))  # the commit in the run's identity, even if the hub has a newer one
     return {} if commit is None else {"revision": commit}
 
 
@@ -198,7 +198,7 @@ def _loading(model: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the bars and remarks of `transformers`, which speak of what is meant to be so (a new head, say)."""
+    """Suppress the progress bars and warnings of `transformers` about intended changes (a new head, say)."""
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

@@ -1,8 +1,8 @@
 """Low-rank adapters through `peft`: W + (α/r)·BA, with W frozen and B starting at zero (arXiv:2106.09685).
 
-The adapters are put into the model that is there, whose class stays what it was, so that what takes a model takes
-one with adapters. Switched off they leave the model that training began with, which is the reference of the KL penalty
-at no cost in memory. A run ends with them merged: its folder is a plain model again.
+The adapters are inserted into the existing model, whose class does not change, so that a model with adapters works
+wherever a plain one does. With the adapters disabled the model is the one that training started from, which serves as
+the reference of the KL penalty at no cost in memory. At the end of a run they are merged: its folder is a plain model.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from kleash.run import derive_seed
 
 
 def add_lora(model: PreTrainedModel, *, rank: int, alpha: float, seed: int) -> None:
-    """Freeze a model and put an adapter beside every linear layer of its blocks.
+    """Freeze a model and add an adapter to every linear layer of its blocks.
 
-    The head of a reward model stays what it is and is trained in full.
+    The head of a reward model gets no adapter and is trained in full.
 
     Args:
         model: changed in place; its outputs are not, since B is zero.
@@ -47,14 +47,14 @@ def add_lora(model: PreTrainedModel, *, rank: int, alpha: float, seed: int) -> N
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Add the adapters to the weights they stand beside, and take them out; without adapters nothing happens."""
+    """Merge the adapters into their weights and remove them; without adapters nothing happens."""
     for name, layer in _adapted(model):
         layer.merge()
         model.set_submodule(name, layer.get_base_layer())
 
 
 def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A plain model with the adapters merged, the model itself left as it is; without adapters that model."""
+    """A copy with the adapters merged; the model is not changed. Without adapters the model itself."""
     if not _adapted(model):
         return model
     merged = copy.deepcopy(model)

@@ -1,4 +1,4 @@
-"""The reference: what the KL is measured from, and what is never trained."""
+"""The reference: the model from which the KL is measured. It is never trained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kleash.models.lora import lora_off
 
 @dataclass(frozen=True)
 class Reference:
-    """A frozen model, or a policy that is asked with its adapters switched off."""
+    """A frozen model, or a policy evaluated with its adapters disabled."""
 
     model: PreTrainedModel
 
@@ -36,13 +36,13 @@ class Reference:
 
 
 def reference_of(policy: PreTrainedModel, name: str | None, *, device: str, adapters: bool) -> Reference:
-    """The reference of a policy, to be asked for before the policy is changed, adapters included.
+    """The reference of a policy; call this before the policy is changed or gets adapters.
 
     Args:
         policy: as it starts.
-        name: another model, a folder or a hub name; None is the policy as it starts.
-        device: where another model goes.
-        adapters: the policy is about to get adapters, which can be switched off: no copy is needed.
+        name: another model (a folder or a hub name); None: the policy as it starts.
+        device: of another model.
+        adapters: whether the policy is about to get adapters, which can be disabled: no copy is needed.
     """
     if name is not None:
         return Reference(freeze(load_policy(name, device=device)[0]))
@@ -58,7 +58,7 @@ def kept_logprobs(
     model_sha256: str,
     compute: Compute,
 ) -> list[Float[Tensor, " _"]]:
-    """Log π_ref(y|x) of each response of the data, computed once and kept in a folder under a hash of its content.
+    """Log π_ref(y|x) of each response of the data, computed once and stored in a folder under a hash of its inputs.
 
     Args:
         folder: where the file is kept.

@@ -1,4 +1,4 @@
-"""What of a model is trained, and at what price in memory."""
+"""Prepare a model for training: adapters and gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from kleash.models.lora import add_lora
 
 
 def make_trainable(model: Model, *, rank: int | None, alpha: float, seed: int, gradient_checkpointing: bool) -> None:
-    """Put adapters in where they are asked for, and switch gradient checkpointing on.
+    """Add adapters and enable gradient checkpointing, where requested.
 
     Args:
         model: changed in place.

@@ -1,7 +1,7 @@
 """Losses and estimators as pure functions: tensors in, tensors out.
 
-Every loss comes back unreduced, with its metrics as detached tensors; who reduces it divides by what the whole step
-holds.
+Every loss is returned unreduced, with its metrics as detached tensors; the caller divides by the count of the whole
+step.
 """
 
 from __future__ import annotations

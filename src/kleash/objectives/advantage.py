@@ -16,18 +16,17 @@ def token_rewards(
         scores: reward of each response; 0.0 is a score like any other.
         kl: k1 of each token, in nats.
         beta: price of a nat, ≥ 0.
-        mask: True where the policy chose the token. It alone says which token is the last: no id is looked at, so a pad
-            token that equals the end token changes nothing, nor does the side of the padding (F3).
+        mask: True where the policy chose the token. Only the mask determines the last token, never an id, so neither a
+            pad token that equals the end token nor the side of the padding has an effect (F3).
 
     Returns:
-        −β·kl of each token, plus the score at the last True of its row; 0 where masked. A row without a True has
-        nowhere to put its score and is all 0.
+        −β·kl of each token, plus the score at the last True of its row; 0 where masked. A row without a True is all 0.
 
     References:
         Ziegler et al. 2019 (arXiv:1909.08593) eq. 2; Huang et al. 2024 (arXiv:2403.17031).
     """
-    left = mask.long().flip(-1).cumsum(-1).flip(-1)  # tokens of the policy from here to the end
-    last = mask & (left == 1)
+    remaining = mask.long().flip(-1).cumsum(-1).flip(-1)  # tokens of the policy from here to the end
+    last = mask & (remaining == 1)
     return -beta * torch.where(mask, kl, 0) + torch.where(last, scores[:, None], 0)
 
 
@@ -42,8 +41,8 @@ def gae(
     """Generalised advantage estimation over the tokens that the policy chose.
 
     δ_t = r_t + γ V_{t+1} − V_t and A_t = δ_t + γλ A_{t+1}, where t + 1 is the policy's *next* token: forced tokens in
-    between are stepped over, without discount. After the last one both V and A are 0, whether the response ended or was
-    cut off.
+    between are skipped, without discount. After the last one both V and A are 0, whether the response ended or was cut
+    off.
 
     Args:
         rewards: reward of each token.
@@ -72,10 +71,10 @@ def gae(
 
 
 def group_centred(scores: Float[Tensor, "P K"]) -> Float[Tensor, "P K"]:
-    """A score less the mean of its group.
+    """A score minus the mean of its group.
 
-    The mean holds the response's own score, so the policy gradient is in expectation (K − 1)/K of the exact one: its
-    direction is right, its length a matter of the learning rate.
+    The mean includes the response's own score, so the policy gradient is in expectation (K − 1)/K of the exact one:
+    only the learning rate is scaled.
 
     Args:
         scores: of K ≥ 2 responses to each prompt.
@@ -91,10 +90,10 @@ def group_centred(scores: Float[Tensor, "P K"]) -> Float[Tensor, "P K"]:
 
 
 def group_standardised(scores: Float[Tensor, "P K"], *, eps: float = 1e-4) -> Float[Tensor, "P K"]:
-    """A score less the mean of its group, by the standard deviation of its group.
+    """A score minus the mean of its group, divided by the standard deviation of its group.
 
-    Every group weighs the same, whether its responses differ by much or by next to nothing: prompts that are nearly
-    always or nearly never answered are weighed up.
+    Every group gets the same weight, however little its scores differ: prompts that are almost always or almost never
+    solved gain weight.
 
     Args:
         scores: of K ≥ 2 responses to each prompt.
@@ -112,7 +111,7 @@ def group_standardised(scores: Float[Tensor, "P K"], *, eps: float = 1e-4) -> Fl
 
 
 def leave_one_out(scores: Float[Tensor, "P K"]) -> Float[Tensor, "P K"]:
-    """A score less the mean of the *others* of its group: the policy gradient is exact in expectation.
+    """A score minus the mean of the *others* of its group: the policy gradient is exact in expectation.
 
     Args:
         scores: of K ≥ 2 responses to each prompt.

@@ -1,7 +1,7 @@
 """Rewards from comparisons: P(y_0 ≻ y_1 | x) = σ(r(x, y_0) − r(x, y_1)).
 
-Only differences are identified: a constant added to every score of a prompt changes no loss (C3). Centring is what
-breaks that freedom, and the only thing here that does.
+Only differences are identified: a constant added to every score of a prompt changes no loss (C3). Only the centring
+term depends on the level.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def pair_loss(
         centring: weight of (r_0 + r_1)², ≥ 0, which holds scores near mean zero; 0 leaves their level free.
 
     Returns:
-        One loss a pair, not reduced. Without margin least where r_0 − r_1 = logit(p): infinite at p = 1.
+        One loss per pair, not reduced. Without margin its minimum is at r_0 − r_1 = logit(p): infinite at p = 1.
         Metrics, one a pair: `margin`, r_0 − r_1; `accuracy`, 1 where the scores order the pair as p does, 0 where they
         reverse it, ½ where either says tie.
 
@@ -51,7 +51,7 @@ def ranking_loss(
 ) -> tuple[Float[Tensor, " P"], Metrics]:
     """Bradley–Terry on all K(K−1)/2 comparisons of a ranking.
 
-    The comparisons of a prompt are averaged, so that a prompt weighs the same whatever K is.
+    The comparisons of a prompt are averaged, so that a prompt has the same weight for any K.
 
     Args:
         scores: rewards of the K ≥ 2 responses.
@@ -64,7 +64,7 @@ def ranking_loss(
         `pair_loss`, mean over all comparisons.
 
     Raises:
-        ValueError: a single response has nothing to be compared with.
+        ValueError: a prompt has fewer than two responses.
 
     References:
         Ouyang et al. 2022 (arXiv:2203.02155) eq. 1.

@@ -1,4 +1,4 @@
-"""Several scores of one response as one: what an ensemble of reward models says."""
+"""Combine the scores of an ensemble of reward models into one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def combine_scores(
 ) -> Float[Tensor, "*S"]:
     """The score of an ensemble.
 
-    Members that agree say the same whichever way is taken; where they disagree, which is where a policy finds what one
-    of them got wrong, `worst` and `mean-variance` give less than the mean. What all members have wrong stays.
+    Where members agree, all combinations are equal; where they disagree, which is where a policy exploits the error of
+    one of them, `worst` and `mean-variance` give less than the mean. Errors that all members share remain.
 
     Args:
         scores: of M members, comparable in level: each centred on the same samples.

@@ -1,6 +1,7 @@
-"""KL(π ‖ π_ref), what the KL penalty weighs: three estimators from samples, the exact value, and the controller of β.
+"""KL(π ‖ π_ref), the quantity of the KL penalty: three estimators from samples, the exact value, and the controller of
+β.
 
-Every number says which estimator it is; numbers of two estimators are never compared (F14).
+Every figure names its estimator; figures of different estimators are never compared (F14).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def k2(
 
     Its value is biased, its gradient as a *loss* is not: log-ratio · ∇log π is in expectation over fresh samples the
     exact gradient of KL(π ‖ π_ref) — of one token, or of a whole response if the log-probabilities are summed *before*
-    they come here. Summed after, each token knows nothing of what it leads to.
+    the call. Summed after it, the gradient of a token ignores its effect on later tokens.
 
     Args:
         policy: log π of tokens sampled from π.
@@ -66,8 +67,8 @@ def k3(
 ) -> Float[Tensor, "*S"]:
     """The log-ratio with a control variate: unbiased, never negative, and heavy-tailed where π_ref ≫ π.
 
-    Unbiased as a *number*. As a *loss* (the GRPO paper's use) it pulls elsewhere: its gradient, (1 − π_ref/π) ∇log π,
-    is in expectation that of the forward KL(π_ref ‖ π).
+    Unbiased as a *number*. As a *loss* (the GRPO paper's use) it minimises another divergence: its gradient, (1 −
+    π_ref/π) ∇log π, is in expectation that of the forward KL(π_ref ‖ π).
 
     Args:
         policy: log π of tokens sampled from π.
@@ -82,17 +83,18 @@ def k3(
         (arXiv:2402.03300) eq. 4; on its gradient, Tang & Munos 2025 (arXiv:2506.09477).
     """
     ratio = _log_ratio(policy, reference, mask)
-    return torch.expm1(-ratio) + ratio  # expm1: near π = π_ref the ones cancel and ratio²/2 is what is left
+    return torch.expm1(-ratio) + ratio  # expm1: near π = π_ref the ones cancel and ratio²/2 remains
 
 
 def k2_of_responses(
     policy: Float[Tensor, "*R T"], reference: Float[Tensor, "*R T"], *, mask: Bool[Tensor, "*R T"] | None = None
 ) -> Float[Tensor, "*R T"]:
-    """`k2` of whole responses, laid on their tokens: the loss whose gradient is that of the reverse KL of responses.
+    """`k2` of whole responses, distributed over their tokens: the loss whose gradient is that of the reverse KL of
+    responses.
 
     With d_t the log-ratio of a token and D = Σ_t d_t, the tokens' shares ½ d_t D sum to ½ D², whose gradient D ∇log
-    π(y) is in expectation over fresh samples exactly ∇KL(π ‖ π_ref). `k2` or `k3` of single tokens leaves out what a
-    token leads to, and `k3` pulls towards another divergence besides.
+    π(y) is in expectation over fresh samples exactly ∇KL(π ‖ π_ref). `k2` or `k3` of single tokens ignores the effect
+    on later tokens, and `k3` minimises another divergence as well.
 
     Args:
         policy: log π of tokens sampled from π, with gradient.
@@ -117,7 +119,7 @@ def exact(policy_logits: Float[Tensor, "*S V"], reference_logits: Float[Tensor, 
 
     Args:
         policy_logits: logits of π; those that are −inf are tokens that π never takes, and count 0.
-        reference_logits: logits of π_ref. Gradients flow to both; detach what is held fixed.
+        reference_logits: logits of π_ref. Gradients flow to both; detach the fixed one.
 
     Returns:
         Σ_v π(v) log(π(v)/π_ref(v)) of each position, not reduced, in float32 or wider.
@@ -171,18 +173,18 @@ def per_sequence(x: Float[Tensor, "*R T"], mask: Bool[Tensor, "*R T"]) -> Float[
         mask: True where a token counts.
 
     Returns:
-        One sum a response; 0 for a response with nothing kept.
+        One sum a response; 0 for a fully masked response.
     """
     return masked_sum(x, mask, dim=-1)
 
 
 def adapt_beta(beta: float, kl: float, *, target: float, horizon: float, samples: int) -> float:
-    """One step of the controller that steers β so that the KL meets a target.
+    """One step of the controller that adapts β so that the KL reaches a target.
 
     Args:
         beta: the price of a nat so far, > 0.
         kl: mean KL of the responses just sampled, in nats a response (k1, per sequence).
-        target: the KL to steer for, in nats a response, > 0.
+        target: the target KL, in nats a response, > 0.
         horizon: samples over which a full error would change β by its own size. Smaller reacts faster.
         samples: responses the KL was measured on, fewer than 5 horizons.
 
@@ -190,7 +192,7 @@ def adapt_beta(beta: float, kl: float, *, target: float, horizon: float, samples
         β (1 + clip(kl/target − 1, ±0.2) · samples/horizon).
 
     Raises:
-        ValueError: the KL is not a number, or so many samples at once could take β to zero, where it would stay.
+        ValueError: the KL is not a number, or with so many samples β could become zero, where it would stay.
 
     References:
         Ziegler et al. 2019 (arXiv:1909.08593) §2.2; the horizon is that of the released code.

@@ -1,8 +1,8 @@
-"""Log-probabilities of tokens from hidden states, without ever holding the logits of a batch (F12).
+"""Log-probabilities of tokens from hidden states, without storing the logits of a whole batch (F12).
 
 The logits of N positions over V tokens are the largest tensor of training by far. They are computed a chunk of
-positions at a time, and a second time in the backward pass: plain autograd over chunks would keep every chunk and bound
-nothing.
+positions at a time, and a second time in the backward pass: plain autograd over chunks would store every chunk and save
+no memory.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_BYTES = 64 * 2**20
-"""Largest float32 logits of one chunk, where the caller leaves the choice to us."""
+"""Largest float32 logits of one chunk, in bytes, where the caller sets no chunk size."""
 
 Projection = Callable[[Float[Tensor, "n D"]], Float[Tensor, "n V"]]
-"""From hidden states to logits: a model's output embedding and whatever it does to its logits."""
+"""From hidden states to logits: a model's output embedding and its transformation of logits."""
 
 
 def token_logprobs(
@@ -32,7 +32,7 @@ def token_logprobs(
     """Log-probability of each token, and the entropy of the distribution it was drawn from.
 
     Args:
-        project: hidden states to logits; called once a chunk, and once more a chunk in the backward pass.
+        project: hidden states to logits; called once per chunk, and again per chunk in the backward pass.
         states: the hidden state that *predicts* each token, so the one before it.
         tokens: the tokens, each below V.
         temperature: divides the logits, > 0. Training must use the temperature of the sampler (F7).
@@ -65,18 +65,18 @@ def project_float(project: Projection, states: Float[Tensor, "n D"]) -> Float[Te
 def positions_per_chunk(project: Projection, states: Float[Tensor, "N D"]) -> int:
     """How many positions keep float32 logits within `CHUNK_BYTES`."""
     with torch.no_grad():
-        vocabulary = project(states[:0]).shape[-1]  # asks the width without computing a logit
+        vocabulary = project(states[:0]).shape[-1]  # the width, without computing a logit
     return max(1, CHUNK_BYTES // (4 * vocabulary))
 
 
 def by_chunks(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, chunk_size: int) -> tuple[Tensor, ...]:
-    """Apply a position-wise function a chunk of positions at a time, keeping nothing of a chunk but its result.
+    """Apply a position-wise function a chunk of positions at a time, storing only the result of each chunk.
 
     Args:
         function: tensors of n positions to tensors of n positions. Run again in the backward pass, so not
             random.
         inputs: tensors whose first axis is the positions.
-        chunk_size: positions a chunk; where one chunk holds all, there is nothing to save and no second run.
+        chunk_size: positions per chunk; with one chunk nothing is recomputed.
 
     Returns:
         The results of all positions.

@@ -61,10 +61,10 @@ def truncated_importance(
     limit: float = 2.0,
     mask: Bool[Tensor, "*S"],
 ) -> Float[Tensor, "*S"]:
-    """What a token's loss is multiplied by where another engine sampled it than the one that trains.
+    """Truncated importance weight of a token whose sampler is another engine than the trainer.
 
     Without the limit the weighted gradient is unbiased and its variance has no bound; with it a token that the sampler
-    found unlikely counts `limit` times at most.
+    found unlikely has at most the weight `limit`.
 
     Args:
         logprobs: log π of each token by the trainer, with the weights that sampled.

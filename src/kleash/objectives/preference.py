@@ -1,10 +1,10 @@
-"""Preferences without a reward model: a policy's log-ratio to its reference is a reward already.
+"""Preference losses without a reward model: the policy's log-ratio to its reference is an implicit reward.
 
 At the optimum π* ∝ π_ref·exp(r/β) the reward is r = β log(π*/π_ref) + β log Z(x). In a comparison Z cancels, so
-Bradley–Terry on the *implicit rewards* β log(π/π_ref) trains the policy at once (Rafailov et al. 2023,
+Bradley–Terry on the *implicit rewards* β log(π/π_ref) trains the policy directly (Rafailov et al. 2023,
 arXiv:2305.18290, eq. 4 to 7).
 
-Every loss takes the log-probabilities of whole responses, summed over their tokens, and comes back unreduced, one a
+Every loss takes the log-probabilities of whole responses, summed over their tokens, and is returned unreduced, one per
 prompt. Metrics of a pair, all detached: `chosen_reward` and `rejected_reward`, the implicit rewards of the response
 that the label favours (column 0 at a tie) and of the other; `margin`, the one minus the other; `accuracy`, 1 where the
 implicit rewards order the pair as the label does, 0 where they reverse it, ½ where either says tie.
@@ -100,18 +100,19 @@ def robust_dpo_loss(
 ) -> tuple[Float[Tensor, " P"], Metrics]:
     """Robust DPO: from labels flipped with probability ε, an unbiased estimate of the loss on clean ones.
 
-    Where conservative DPO puts noise into the labels, this takes it out: ((1 − ε) L(p) − ε L(1 − p)) / (1 − 2ε), L
-    being `dpo_loss`. One hard label alone has no minimum (the loss falls without end as h grows); their mean has.
+    Conservative DPO adds noise to the labels, this loss removes it: ((1 − ε) L(p) − ε L(1 − p)) / (1 − 2ε), L
+    being `dpo_loss`. The loss of a single hard label has no minimum (it falls without bound as h grows); their mean has
+    one.
 
     Args:
-        policy, reference, p, beta: as in `dpo_loss`; p is what the noisy labels say.
+        policy, reference, p, beta: as in `dpo_loss`; p is the probability of the noisy labels.
         label_smoothing: ε, the share of flipped labels, 0 ≤ ε < ½; 0 is `dpo_loss`.
 
     Returns:
         `dpo_loss` at q = (p − ε)/(1 − 2ε), which is not cut to [0, 1]. Least where h = logit(q) for ε < p < 1 − ε.
 
     Raises:
-        ValueError: ε ≥ ½: such labels say nothing, or the opposite.
+        ValueError: ε ≥ ½: such labels carry no information, or are inverted.
 
     References:
         Chowdhury et al. 2024 (arXiv:2403.00409).
@@ -150,7 +151,7 @@ def simpo_loss(
     beta: float,
     gamma: float,
 ) -> tuple[Float[Tensor, " P"], Metrics]:
-    """SimPO: the reward is β times the mean log-probability of a token, without reference, and has to lead by γ.
+    """SimPO: the reward is β times the mean log-probability of a token, without reference, with a margin γ.
 
     Args:
         policy: log π(y|x), summed over the response.
@@ -176,9 +177,9 @@ def length_normalised_dpo_loss(
     p: Float[Tensor, " P"],
     beta: float,
 ) -> tuple[Float[Tensor, " P"], Metrics]:
-    """DPO on the mean log-ratio of a token, so that a long response has no more to gain than a short one.
+    """DPO on the mean log-ratio of a token, so that the reward of a response does not grow with its length.
 
-    Its optimum is no longer π*: with lengths apart, the prompt's log Z does not cancel.
+    Its optimum is no longer π*: with different lengths, the prompt's log Z does not cancel.
 
     Args:
         policy, reference, p: as in `dpo_loss`.
@@ -194,7 +195,7 @@ def length_normalised_dpo_loss(
 def plackett_luce_loss(
     policy: Float[Tensor, "P K"], reference: Float[Tensor, "P K"], ranks: Int[Tensor, "P K"], *, beta: float
 ) -> tuple[Float[Tensor, " P"], Metrics]:
-    """DPO on whole rankings: the best is chosen of all, the next of those left, and so on.
+    """DPO on whole rankings (Plackett–Luce): the best is chosen from all, the next from the rest, and so on.
 
     Args:
         policy: log π(y|x), summed over the response.
@@ -215,15 +216,16 @@ def plackett_luce_loss(
     """
     order = ranks.argsort(dim=-1)
     if not (ranks.gather(-1, order).diff() > 0).all():
-        raise ValueError("Plackett–Luce knows no ties: two responses of a prompt share a rank; compare them in pairs")
+        raise ValueError("Plackett–Luce has no ties: two responses of a prompt share a rank; compare them in pairs")
     rewards = implicit_rewards(policy, reference, beta=beta)
     ordered = rewards.gather(-1, order)
-    gone = torch.ones(2 * ordered.shape[-1:], dtype=torch.bool, device=ordered.device).tril(-1)  # [k, j]: j < k
+    earlier = torch.ones(2 * ordered.shape[-1:], dtype=torch.bool, device=ordered.device).tril(-1)  # [k, j]: j < k
     # Row by row: the gradient of `logcumsumexp` loses digits where rewards lie far apart.
-    left = ordered[:, None].masked_fill(gone, -torch.inf).logsumexp(-1)  # log Σ_{j ≥ k} exp h_j
-    seen = ordered.detach()
-    comparisons = ranking_loss(rewards.detach(), ranks)[1]
-    return (left - ordered).sum(-1), {**comparisons, "chosen_reward": seen[:, 0], "rejected_reward": seen[:, -1]}
+    log_totals = ordered[:, None].masked_fill(earlier, -torch.inf).logsumexp(-1)  # log Σ_{j ≥ k} exp h_j
+    scores = ordered.detach()
+    metrics = ranking_loss(rewards.detach(), ranks)[1]
+    metrics |= {"chosen_reward": scores[:, 0], "rejected_reward": scores[:, -1]}
+    return (log_totals - ordered).sum(-1), metrics
 
 
 def _on_rewards(
@@ -243,21 +245,21 @@ def _metrics(rewards: Float[Tensor, "P 2"], p: Float[Tensor, " P"]) -> Metrics:
 
 def _check_flips(share: float) -> None:
     if not 0 <= share < 0.5:
-        raise ValueError(f"label_smoothing {share:g} is a share of flipped labels; it has to lie in [0, ½)")
+        raise ValueError(f"label_smoothing {share:g} is a share of flipped labels; it must lie in [0, ½)")
 
 
 @dataclass(frozen=True)
 class PairLoss:
-    """A loss of comparisons, and what a stage has to know of it."""
+    """A loss of comparisons, with the properties that a stage needs."""
 
     function: Callable[..., tuple[Float[Tensor, " P"], Metrics]]
     formula: str
     """Of one pair; log-ratio(y) = log π(y|x) − log π_ref(y|x), summed over the tokens of y."""
     needs_reference: bool = True
     per_length: bool = False
-    """Its implicit rewards are means over tokens."""
+    """Whether its implicit rewards are means over tokens."""
     options: tuple[str, ...] = ()
-    """Arguments of its own."""
+    """Names of its additional arguments."""
 
     def __call__(
         self,
@@ -269,7 +271,7 @@ class PairLoss:
         beta: float,
         options: Mapping[str, float],
     ) -> tuple[Float[Tensor, " P"], Metrics]:
-        """The function with what it takes of all that; `options` may hold those of other losses."""
+        """Call the function with the arguments that it takes; `options` may include those of other losses."""
         tensors = [policy] + [reference] * self.needs_reference + [lengths] * self.per_length
         return self.function(*tensors, p=p, beta=beta, **{name: options[name] for name in self.options})
 
@@ -304,5 +306,5 @@ LOSSES: Mapping[str, PairLoss] = {
         per_length=True,
     ),
 }
-"""The losses by the name that `kleash dpo --loss` knows them by. A loss is a function above, a record here, and its
+"""The losses by their name in `kleash dpo --loss`. A loss is a function above, a record here, and its
 name in `DPOConfig.loss`."""

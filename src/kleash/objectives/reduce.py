@@ -1,6 +1,6 @@
-"""Sums, means and whitening over the positions that a mask keeps.
+"""Sums, means and whitening over the unmasked positions.
 
-What a mask leaves out is replaced *before* any arithmetic: NaN · 0 is NaN, forward and backward (F4).
+Masked values are replaced *before* any arithmetic: NaN · 0 is NaN, forward and backward (F4).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 Metrics = dict[str, Tensor]
-"""What a loss tells about itself: detached tensors, never numbers, so that a step pays for one transfer."""
+"""Metrics of a loss: detached tensors, never numbers, so that a step needs only one transfer to the host."""
 
 Normalisation = Literal["token", "sequence", "constant"]
 """How the losses of tokens become the loss of a step, see `token_weights`."""
@@ -63,7 +63,7 @@ def masked_whiten(x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"], *, shift_mea
 
     Returns:
         (x − mean) / √(variance + 1e-8), plus the mean unless it is shifted; 0 where masked. The variance divides by n
-        and not by n − 1, so that one value alone becomes 0 and not NaN.
+        and not by n − 1, so that a single value becomes 0 and not NaN.
 
     References:
         Ziegler et al. 2019 (arXiv:1909.08593), the released code's `whiten`.
@@ -75,10 +75,10 @@ def masked_whiten(x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"], *, shift_mea
 
 
 def token_weights(mask: Bool[Tensor, "R T"], normalisation: Normalisation, *, longest: int) -> Float[Tensor, "R T"]:
-    """What each token's loss is multiplied by before all are summed: one formula for each name (F2).
+    """The weight of each token's loss in the sum: one formula for each name (F2).
 
-    Made for the *whole* optimiser step, then cut with the rows: any micro-batches sum up to the same gradient (F1). A
-    response with nothing kept has no weight but is counted as one.
+    Computed for the *whole* optimiser step, then split with the rows: any micro-batches sum to the same gradient (F1).
+    A fully masked response has no weight but counts as a response.
 
     Args:
         mask: True where a token counts; all responses of an optimiser step.

@@ -1,4 +1,4 @@
-"""The value network's loss, and how much it explains."""
+"""The value network's loss, and its explained variance."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def clipped_value_loss(
     Args:
         values: V of each token's state, with gradient.
         old_values: the same at rollout, without.
-        returns: what the values are to predict, without gradient.
-        clip: how far a value may move from its old one before its gain stops to count, > 0, in units of reward; None:
-            as far as it likes.
+        returns: targets of the values, without gradient.
+        clip: how far a value may move from its old one before its gradient is cut, > 0, in units of reward; None: no
+            limit.
         mask: True where the policy chose the token.
 
     Returns:
@@ -51,7 +51,7 @@ def explained_variance(
 
     Args:
         values: V of each token's state, at rollout.
-        returns: what they were to predict.
+        returns: their targets.
         mask: True where the policy chose the token.
 
     Returns:

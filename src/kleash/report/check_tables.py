@@ -1,4 +1,4 @@
-"""The checks of an artifact in the terminal: one line a verdict, and a table of its checks."""
+"""The checks of an artifact in the terminal: one line per summary, and a table of its checks."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """The pictures of a report, each as inline SVG whose colours are the page's CSS variables.
 
-One size fits a phone and half a desk: fonts are set so that 350 pixels are wide enough. Gold is amber, proxy is blue,
-KL is grey, everywhere; a run with the KL penalty is a solid line, one without is dashed. Curves carry their names
-themselves.
+One size fits phones and desktops: fonts are legible from a width of 350 pixels. Gold is amber, proxy is blue,
+KL is grey, everywhere; a run with the KL penalty is a solid line, one without is dashed. Curves are labelled directly.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ Curve = Sequence[Row]
 """Evaluations of one policy, in the order of training: `step` and {"mean", "se"} of `gold`, `proxy`, `kl`."""
 
 Ends = list[tuple[float, float, str, str]]
-"""Where lines end, x and y, and what to write there in which colour."""
+"""The ends of lines: x, y, label and colour."""
 
-# Colours that matplotlib draws with, and the variables that stand in their place on the page.
+# Colours that matplotlib draws with, and the CSS variables that replace them on the page.
 INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
 GOLD, PROXY, KL, GOOD = "#050505", "#060606", "#070707", "#080808"
 VARIABLES = {
@@ -41,14 +40,14 @@ VARIABLES = {
 }
 COLOURS = {"gold": GOLD, "proxy": PROXY, "kl": KL}
 TITLES = {
-    "gold": "gold: what is wanted",
-    "proxy": "proxy: what the reward model says",
+    "gold": "gold: the goal",
+    "proxy": "proxy: the reward model's score",
     "kl": "KL from SFT, nats a response",
 }
 
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: it can be selected, read aloud, and takes the page's font
-    "path.simplify": False,  # every point that was measured is in the file
+    "svg.fonttype": "none",  # text stays text: selectable, readable by screen readers, in the page's font
+    "path.simplify": False,  # every measured point is in the file
     "text.parse_math": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -79,7 +78,7 @@ STYLE: dict[Any, Any] = {
 def overoptimization(
     curve: Curve, *, name: str, other: Curve = (), other_label: str = "", peak_step: int | None = None
 ) -> str:
-    """Gold and proxy against √KL, one above the other since their units differ, with gold's peak marked through both.
+    """Gold and proxy against √KL, one above the other since their units differ, with gold's peak marked in both.
 
     Args:
         curve: the policy's evaluations.
@@ -89,7 +88,7 @@ def overoptimization(
         peak_step: the step to mark; that of the highest gold of the curve by default.
 
     Returns:
-        SVG. Where gold ends below its best by more than two standard errors, the ground past the best is shaded.
+        SVG. Where gold ends below its best by more than two standard errors, the area past the best is shaded.
     """
     rows, others = complete(curve), complete(other)
     highest = max(rows, key=lambda row: row["gold"]["mean"])
@@ -170,11 +169,11 @@ MONITORS = {
     "distance": "distance from its training",
     "outside": "share outside its range",
 }
-"""What is watched, by its key in metrics.jsonl, and what the picture calls it."""
+"""The monitored figures: key in metrics.jsonl → label in the picture."""
 
 
 def monitors(rows: Sequence[Row], *, name: str, curve: Curve = ()) -> str:
-    """Gold, proxy and KL of a run over its steps, and below each other all that was watched, on one axis of steps.
+    """Gold, proxy and KL of a run over its steps, and the monitored figures, one below the other on one axis of steps.
 
     Args:
         rows: of metrics.jsonl.
@@ -182,7 +181,7 @@ def monitors(rows: Sequence[Row], *, name: str, curve: Curve = ()) -> str:
         curve: its evaluations, with gold; where its best is, a line goes through all panels.
 
     Returns:
-        SVG; a monitor that the run has not is left out.
+        SVG; a monitor that the run lacks is left out.
     """
     measured = complete(curve)
     watched = [key for key in MONITORS if sum(_number(row.get(key)) for row in rows) > 1]
@@ -296,32 +295,32 @@ def _law(axes: Axes, name: str, analysis: Row) -> None:
 
 
 def reliability(report: Row) -> str:
-    """Reliability diagram: how often the model is right when it says it is so sure, and how many pairs say so."""
+    """Reliability diagram: how often the model is right at each level of confidence, and the number of pairs."""
     rows = report["reliability"]
-    sure, right = [row["confidence"] for row in rows], [row["outcome"] for row in rows]
+    confidence, outcome = [row["confidence"] for row in rows], [row["outcome"] for row in rows]
     with _figure("calibration", 4.3) as (figure, svg):
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
-        below = [max(0.0, r - row["low"]) for r, row in zip(right, rows, strict=True)]
-        above = [max(0.0, row["high"] - r) for r, row in zip(right, rows, strict=True)]
-        upper.errorbar(sure, right, yerr=(below, above), fmt="none", ecolor=PROXY, elinewidth=1, alpha=0.6)
-        upper.plot(sure, right, "o", color=PROXY, markersize=5, gid="bins")
+        below = [max(0.0, r - row["low"]) for r, row in zip(outcome, rows, strict=True)]
+        above = [max(0.0, row["high"] - r) for r, row in zip(outcome, rows, strict=True)]
+        upper.errorbar(confidence, outcome, yerr=(below, above), fmt="none", ecolor=PROXY, elinewidth=1, alpha=0.6)
+        upper.plot(confidence, outcome, "o", color=PROXY, markersize=5, gid="bins")
         upper.set_title("how often it is right", color=PROXY, weight="bold")
         upper.set_ylim(min(0.35, *(row["low"] for row in rows)) - 0.02, 1.02)
         upper.set_xlim(0.49, 1.01)
         upper.yaxis.set_major_formatter(_percent)
-        lower.vlines(sure, 0, [row["pairs"] for row in rows], color=KL, linewidth=5, gid="pairs")
+        lower.vlines(confidence, 0, [row["pairs"] for row in rows], color=KL, linewidth=5, gid="pairs")
         lower.set_title(f"pairs in the bin (n = {report['pairs']})", color=KL, weight="bold")
-        most = max(row["pairs"] for row in rows)
-        lower.set_ylim(0, 1.1 * most)
-        lower.set_yticks([most])
+        maximum = max(row["pairs"] for row in rows)
+        lower.set_ylim(0, 1.1 * maximum)
+        lower.set_yticks([maximum])
         lower.xaxis.set_major_formatter(_percent)
         lower.set_xlabel("how sure the reward model is of its choice")
         return svg()
 
 
 def accuracy(report: Row) -> str:
-    """Accuracy with its interval between what length alone reaches and what anyone could reach."""
+    """Accuracy with its interval, between that of length and the noise ceiling."""
     rows: list[tuple[str, float, Sequence[float] | None, str]] = [("coin", report.get("chance", 0.5), None, MUTED)]
     if report.get("length_accuracy") is not None:
         word = report.get("length_prefers", "longer")
@@ -355,7 +354,7 @@ def accuracy(report: Row) -> str:
 
 
 def probes(rows: Sequence[Row]) -> str:
-    """How often each spoiled response scores above the one that it was made of, with its interval."""
+    """How often each degraded response scores above the original, with its interval."""
     with _figure("probes", 0.7 + 0.33 * len(rows)) as (figure, svg):
         axes = figure.subplots()
         axes.axvline(0.5, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
@@ -396,7 +395,7 @@ def learning_curve(curve: Row) -> str:
 
 
 def best_of(rows: Sequence[Row]) -> str:
-    """What the best of n is worth to the reward that chooses, and to gold where it was measured, over n."""
+    """Mean reward of the best of n by the reward that chooses, and by gold where it was measured, over n."""
     quantities = {"score": PROXY} | ({"gold": GOLD} if rows[0].get("gold") else {})
     titles = {"score": TITLES["proxy"], "gold": TITLES["gold"]}
     with _figure("best-of", 1.3 + 1.6 * len(quantities)) as (figure, svg):
@@ -426,7 +425,7 @@ def loss(rows: Sequence[Row], *, name: str, held_out: Sequence[str], unit: str, 
         name: of the stage, for ids.
         held_out: keys under which the held-out loss may stand.
         unit: of the vertical axis.
-        floor: a level worth a line, and its name.
+        floor: a level to mark by a line, and its name.
     """
     train = [(row["step"], row["loss"]) for row in rows if _number(row.get("loss"))]
     evaluated = [(row["step"], row[key]) for row in rows for key in held_out if _number(row.get(key))]
@@ -491,13 +490,13 @@ def _write_at_ends(figure: Figure, names: Mapping[Axes, Ends]) -> None:
 
 
 def _fell(peak: Row, end: Row) -> bool:
-    """Whether the run went further and ended with less gold, by more than two standard errors of the difference."""
+    """Whether the run continued and ended with less gold, by more than two standard errors of the difference."""
     error = hypot(peak["gold"].get("se") or 0.0, end["gold"].get("se") or 0.0)
     return _distance(end) > _distance(peak) and peak["gold"]["mean"] - end["gold"]["mean"] > 2 * error
 
 
 def _peak_word(rows: Curve, peak: Row) -> str:
-    """Where gold was best: a turn is in sight only where something lies on both sides of it."""
+    """The label of the point where gold is best, which is a peak only if points lie on both sides."""
     if peak["step"] == rows[-1]["step"]:
         return "gold is best at the end"
     return "gold is best at the start" if peak["step"] == rows[0]["step"] else "gold is best here"
@@ -514,7 +513,7 @@ def _distance(row: Row) -> float:
 
 
 def _slug(name: str) -> str:
-    """A name as part of an id, whatever is in it."""
+    """A name as part of an id, with any characters."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower())
 
 
@@ -536,7 +535,7 @@ def _figure(name: str, height: float) -> Iterator[tuple[Figure, Callable[[], str
 
 
 def _inline(figure: Figure, name: str) -> str:
-    """SVG without anything that points outside, its colours as CSS variables and its ids its own."""
+    """SVG without external references, its colours as CSS variables and its ids unique on the page."""
     buffer = StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()

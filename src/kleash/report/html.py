@@ -1,7 +1,7 @@
-"""A demo's folder as one page that anyone can read, and its story in ten lines. Reads files and nothing else.
+"""A demo's folder as one HTML page for a general reader, and its summary in ten lines. Only reads files.
 
-The page holds everything itself: no script, no font, no picture from elsewhere, and a policy that forbids them. What
-models wrote is text to it, never markup.
+The page is self-contained: no script and no external font or picture, and a content security policy that forbids them.
+Texts by models are escaped, never markup.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ STEPS_SHOWN = 12
 def write_report(folder: Path) -> Path:
     """Write report.html from a demo's summary.json and run folders.
 
-    Whatever is missing from them is left out of the page.
+    Parts whose data are missing are left out of the page.
 
     Args:
         folder: the demo's folder.
@@ -103,7 +103,7 @@ def story(summary: Summary) -> str:
 
 
 def findings(summary: Summary) -> list[Json]:
-    """What the run shows and what it does not, each with its figures.
+    """The claims that the run supports and those that it does not, each with its figures.
 
     Returns:
         {"holds": bool, "text": str}; differences beyond two standard errors of the difference hold.
@@ -129,8 +129,8 @@ def findings(summary: Summary) -> list[Json]:
         "PPO with a KL penalty made it better still",
         "PPO with a KL penalty did not show a gain over SFT",
     )
-    loose = "Without the KL penalty the reward model was pleased"
-    compare("ppo", "ppo-no-leash", "proxy", f"{loose} more", f"{loose} no more than with it")
+    opening = "Without the KL penalty the reward model was pleased"
+    compare("ppo", "ppo-no-leash", "proxy", f"{opening} more", f"{opening} no more than with it")
     turn, end = _turn(summary), (policies.get("ppo-no-leash") or {}).get("gold") or {}
     if turn and _number(end.get("mean")):
         holds = turn["gold"]["mean"] - end["mean"] > 2 * hypot(turn["gold"].get("se") or 0.0, end.get("se") or 0.0)
@@ -152,7 +152,7 @@ def _turn(summary: Summary) -> Mapping[str, Any] | None:
 
 
 def _context(summary: Summary, runs: Mapping[str, Path]) -> Json:
-    """All that the page needs, in the order in which it shows it."""
+    """The values of the template, in the order of the page."""
     policies = _policies(summary)
     curves = {name: rows for name, rows in _curves(summary).items() if len(figures.complete(rows)) >= 2}
     profile = list(
@@ -205,7 +205,7 @@ def _distance_figures(curves: Mapping[str, Sequence[Any]], summary: Summary) -> 
 
 
 def _methods(summary: Summary) -> Json | None:
-    """The methods side by side, where there is more than PPO's: the picture, and a row for each of what it took."""
+    """The methods compared, where there are others than PPO: the picture, and a row of costs for each."""
     results = {name: method for name, method in (summary.get("roads") or {}).items() if method}
     if len(results) < 2:
         return None
@@ -232,8 +232,7 @@ def _methods(summary: Summary) -> Json | None:
 
 
 def methods_table(summary: Summary) -> str:
-    """The methods side by side for a terminal: figures at the end of each, and what it took; empty where there are
-    none.
+    """The methods compared, for a terminal: figures at the end of each, and its cost; empty where there are none.
 
     Args:
         summary: of summary.json.
@@ -251,7 +250,7 @@ def methods_table(summary: Summary) -> str:
 
 
 def _watched(curves: Mapping[str, Sequence[Any]], runs: Mapping[str, Path]) -> list[Json]:
-    """What was watched while each arm trained, and some of the responses of some steps."""
+    """The monitored figures of each arm, and some of the responses of some steps."""
     entries = []
     for name in ARMS:
         rows = [row for row in read_jsonl(runs[name] / "metrics.jsonl") if row.get("kl") is not None]
@@ -269,7 +268,7 @@ def _watched(curves: Mapping[str, Sequence[Any]], runs: Mapping[str, Path]) -> l
 
 
 def _losses(runs: Mapping[str, Path]) -> dict[str, Markup]:
-    """Loss curves of the stages that are learnt from data."""
+    """Loss curves of the stages that train on data."""
     pictures = {}
     for name, keys, unit, floor in (
         ("sft", ("eval_loss", "eval/loss"), "nats a token", None),
@@ -287,7 +286,9 @@ def _losses(runs: Mapping[str, Path]) -> dict[str, Markup]:
 
 
 def _sample(sample: Mapping[str, Any], summary: Summary) -> Json:
-    """One prompt with its answers: a column for what came before PPO and one for each arm, in the order of training."""
+    """One prompt with its answers: a column for the models before PPO and one for each arm, in the order of
+    training.
+    """
     columns: dict[str, list[Json]] = {}
     answers = sorted(sample["answers"], key=lambda answer: answer.get("step") or 0)
     for name in _in_order({answer["policy"] for answer in answers}):
@@ -304,20 +305,20 @@ def _sample(sample: Mapping[str, Any], summary: Summary) -> Json:
 
 
 def _gates(summary: Summary, runs: Mapping[str, Path]) -> dict[str, Mapping[str, Any]]:
-    """Verdicts of the stages on themselves: the summary's, else those of the run folders."""
+    """The stages' summaries of checks: from the demo's summary, otherwise from the run folders."""
     verdicts = {name: ((read_record(path) or {}).get("gates") or {}).get("out") for name, path in runs.items()}
     return {name: verdict for name, verdict in {**verdicts, **(summary.get("gates") or {})}.items() if verdict}
 
 
 def _policies(summary: Summary) -> dict[str, Json]:
-    """The policies in the order of the chain, without a best step or a sample that is not whole."""
-    whole = {"gold_peak": ("step", "gold"), "sample": ("prompt", "response")}
+    """The policies in the order of the chain; incomplete best steps and samples are left out."""
+    required = {"gold_peak": ("step", "gold"), "sample": ("prompt", "response")}
     policies = summary.get("policies") or {}
     return {
         name: {
             key: value
             for key, value in policies[name].items()
-            if all(part in (value or {}) for part in whole.get(key, ()))
+            if all(part in (value or {}) for part in required.get(key, ()))
         }
         for name in _in_order(policies)
     }
@@ -329,7 +330,7 @@ def _curves(summary: Summary) -> dict[str, Sequence[Any]]:
 
 
 def _in_order(names: Any) -> list[str]:
-    """The chain's order; what it does not know comes last."""
+    """Names in the chain's order; unknown names come last."""
     return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
 
@@ -352,7 +353,7 @@ def _short_labels(names: Any) -> dict[str, str]:
 
 
 def environment() -> Environment:
-    """Templates of this package, everything escaped, an unknown name an error."""
+    """The template environment of this package: everything is escaped, an unknown name is an error."""
     templates = Environment(
         loader=PackageLoader("kleash.report"),
         autoescape=True,
@@ -377,7 +378,7 @@ def environment() -> Environment:
 
 
 def _svg(draw: Callable[..., str], *arguments: Any, **options: Any) -> Markup:
-    """A picture as markup: the one thing on the page that is not escaped. Its texts are ours and were escaped by it."""
+    """A picture as markup, the only part of the page that is not escaped: its texts were escaped when it was drawn."""
     return Markup(draw(*arguments, **options))
 
 
@@ -396,7 +397,7 @@ def _signed(value: float) -> str:
 
 
 def _bound(value: float | None) -> str:
-    """An end of an interval, which may have none."""
+    """An end of an interval; a dash where it has none."""
     return "∞" if value is None else _figure(value)
 
 
@@ -441,16 +442,16 @@ def _percent(share: float) -> str:
 
 
 def _points(share: float) -> str:
-    """A difference of shares in points of a hundred, with its sign."""
+    """A difference of shares in percentage points, with its sign."""
     return f"{100 * share:+.1f}".replace("-", "−")
 
 
 def _visible(text: str) -> str:
-    """Text without characters that steer a terminal or turn the direction of reading; newlines stay."""
+    """Text without terminal control characters or changes of the direction of reading; newlines stay."""
     return "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else "�" for c in text)
 
 
 def _one_line(lead: str, text: str) -> str:
-    """One line of a terminal: nothing in it that steers the terminal, cut with an ellipsis."""
+    """One line of a terminal without control characters, cut with an ellipsis."""
     line = lead + _visible(" ".join(text.split()))
     return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"

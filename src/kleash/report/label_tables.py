@@ -18,7 +18,7 @@ Line = tuple[str, str | Text]
 
 
 def show(out: Path, console: Console | None = None) -> None:
-    """Print the results beside a file of labels or demonstrations, if there are any.
+    """Print the results of a file of labels or demonstrations, if there are any.
 
     Args:
         out: the file.

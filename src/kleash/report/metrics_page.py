@@ -1,9 +1,9 @@
-"""docs/metrics.md from the docstrings of the reports' fields: each formula stands once, beside the field that holds it.
+"""Generate docs/metrics.md from the docstrings of the reports' fields: each formula is written once, at its field.
 
     python -m kleash.report.metrics_page docs/metrics.md
 
 Between a line `<!-- fields of MODULE:CLASS -->` and a line `<!-- end -->` the page has a table of the class's own
-fields; everything else is left as it is.
+fields; everything else is unchanged.
 """
 
 from __future__ import annotations

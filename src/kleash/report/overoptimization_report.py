@@ -1,6 +1,6 @@
 """The Goodhart page: where gold turned while the proxy climbed, for someone who was not there. Reads only files.
 
-Like the demo's report the page holds everything itself, and what models wrote is text to it, never markup.
+Like the demo's report the page is self-contained, and texts by models are escaped, never markup.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def write_page(folder: Path) -> Path:
     """
     record = read_record(folder)
     if record is None or record["stage"] != "overopt" or record["status"] != "finished":
-        raise InputError(f"{folder} is no finished `kleash overopt`; run it to its end first")
+        raise InputError(f"{folder} is not a finished run of `kleash overopt`; run it to its end first")
     svg = figures.kl_curves(record["results"]["roads"], LABELS)
     samples = json.loads((folder / "shown.json").read_text())
     write_text(folder / "curve.svg", _standalone(svg))
@@ -44,7 +44,7 @@ def write_page(folder: Path) -> Path:
 
 
 def story(results: Mapping[str, Any]) -> str:
-    """Verdicts in words and a table of the points, for a terminal.
+    """The findings in words and a table of the points, for a terminal.
 
     Args:
         results: of run.json.
@@ -80,7 +80,7 @@ def _context(record: Mapping[str, Any], samples: Mapping[str, Any], svg: str) ->
         "headline": _headline(main),
         "curves": curves,
         "main": main,
-        "svg": Markup(svg),  # the one thing that is not escaped; its texts are ours
+        "svg": Markup(svg),  # not escaped: its texts are ours
         "samples": _samples(samples),
         "before": point_name(samples["source"], samples["before"]),
         "after": point_name(samples["source"], samples["after"]),
@@ -101,7 +101,7 @@ def _headline(curve: Mapping[str, Any]) -> str:
 
 
 def _marks(analysis: Mapping[str, Any], point: int) -> list[str]:
-    """What a point is besides a point."""
+    """The marks of a point in the table."""
     words = {"peak": "gold is best", "recommended": "recommended"}
     return [word for name, word in words.items() if analysis[name]["point"] == point]
 
@@ -121,12 +121,10 @@ def _samples(samples: Mapping[str, Any]) -> list[Json]:
 
 
 def _standalone(svg: str) -> str:
-    """The picture as a file of its own: with a name space, and the page's colours, light and dark."""
+    """The picture as a separate file: with a name space, and the page's colours, light and dark."""
     css = environment().get_template("style.css.jinja").render()
     colours = css[: css.index("* {")]  # the variables stand first
     style = f"<style>{colours}svg {{ background: var(--card); }}</style>"
-    opened = svg.replace(
-        "<svg", '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"', 1
-    )
-    end = opened.index(">") + 1
-    return opened[:end] + style + opened[end:] + "\n"
+    root = svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"', 1)
+    end = root.index(">") + 1
+    return root[:end] + style + root[end:] + "\n"

@@ -1,4 +1,4 @@
-"""The reward model's part of a page: what its report says beyond accuracy, each piece where the report has it."""
+"""The reward model's part of a page: its report beyond accuracy, each part where the report has it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETS = {"training": "training answers", "held out": "held-out answers", "samples
 
 
 def reward_pieces(report: Mapping[str, Any], svg: Callable[..., Markup]) -> Json:
-    """What the template `reward.html.jinja` shows; None for each piece that the report has not.
+    """The values of the template `reward.html.jinja`; None for each part that the report lacks.
 
     Args:
         report: of the reward model, whole or in part.
@@ -76,7 +76,7 @@ def _skipped(piece: Any) -> bool:
 
 
 def _whole(piece: Mapping[str, Any] | None, *paths: str) -> Mapping[str, Any] | None:
-    """A piece of the report, if it has all that is to be shown of it."""
+    """A part of the report, if it has all values to be shown."""
     for path in paths:
         value: Any = piece
         for key in path.split("/"):

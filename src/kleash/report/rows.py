@@ -27,9 +27,9 @@ def show_rows(
     """Print rows token by token, with special tokens, white space and the role of each in the loss.
 
     Args:
-        encoded: what a stage would train on.
+        encoded: the groups as a stage would train on them.
         tokenizer: the one that encoded it.
-        console: where to.
+        console: the output.
         limit: most rows to print.
     """
     console.print(_legend())
@@ -59,7 +59,7 @@ def _legend() -> Text:
 def _ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     try:
         return frozenset(end_ids(tokenizer))
-    except ModelError:  # rows that never end can be shown, too
+    except ModelError:  # rows without an end token can be shown, too
         return frozenset()
 
 
@@ -96,7 +96,7 @@ def _visible(token: int, tokenizer: PreTrainedTokenizerBase) -> str:
         text = str(tokenizer.convert_ids_to_tokens(token))
     for plain, visible in ((" ", "␣"), ("\t", "⇥"), ("\r", "␍"), ("\n", "⏎\n")):
         text = text.replace(plain, visible)
-    # Anything else that a terminal would act on is shown by its number.
+    # Any other control character is shown by its number.
     return "".join(c if c.isprintable() or c == "\n" else f"\\u{ord(c):04x}" for c in text)
 
 

@@ -1,4 +1,4 @@
-"""From the name that a user gives to a reward: the only file that knows all kinds."""
+"""Build a reward from the name that a user gives: the only module that knows all kinds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def build_reward(
 
     Args:
         name: as given to `--reward`.
-        policy_tokenizer: whose ids the responses carry; a reward model with another tokenizer reads the text (F9).
+        policy_tokenizer: the tokenizer of the responses' ids; a reward model with another tokenizer reads the text
+            (F9).
         compute: how reward models compute; None: `Compute()`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Several rewards as one, from YAML: a weighted sum, each part clipped or gated where the file says so.
+"""A composition of rewards from YAML: a weighted sum whose parts may be clipped or gated.
 
     parts:
       - reward: math
@@ -7,8 +7,8 @@
         clip: [-1, 0]
         gate: math            # brevity counts only where the answer is right
 
-score = Σ weight · clip(part), over the parts whose gate is open. Each part is logged apart, as it was before clip, gate
-and weight: the sum does not say which of its parts the policy optimises.
+score = Σ weight · clip(part), over the parts whose gate is open. Each part is logged separately, before clip, gate and
+weight: the sum does not show which of its parts the policy optimises.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Part(Config):
     reward: str = Field(min_length=1)
     """A verifier, a reward model's folder or `module:function`."""
     name: str = ""
-    """What it is logged as and what gates call it; empty: as `reward` has it."""
+    """Its name in logs and gates; empty: the value of `reward`."""
     weight: float = Field(1.0, allow_inf_nan=False)
-    """What it is multiplied by in the sum."""
+    """Its weight in the sum."""
     clip: tuple[float, float] | None = None
     """Lower and upper bound of the value that enters the sum; null: no bounds."""
     gate: str | None = None
@@ -57,7 +57,7 @@ class Part(Config):
 
     @property
     def title(self) -> str:
-        """What logs and gates call it."""
+        """Its name in logs and gates."""
         return self.name or self.reward
 
 
@@ -65,7 +65,7 @@ def read_parts(path: Path) -> list[Part]:
     """The parts of a composition's file.
 
     Raises:
-        ConfigError: naming the file, the part and what would be right.
+        ConfigError: names the file, the part and the valid values.
     """
     values = read_yaml(path)
     items = values.pop("parts", None)
@@ -95,7 +95,7 @@ class ComposedReward:
         return self.explain(groups)[0]
 
     def explain(self, groups: Sequence[Group]) -> tuple[Float[Tensor, "P K"], Parts]:
-        """Scores, and those of each part; see `reward.explain`. What a part is made of is named `part/…`."""
+        """Scores, and those of each part; see `reward.explain`. The components of a part are named `part/…`."""
         raw: dict[str, Tensor] = {}
         nested: dict[str, Tensor] = {}
         for part, reward in self.parts:

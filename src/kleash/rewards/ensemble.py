@@ -3,7 +3,7 @@
 out/
 ensemble.json     the members, by path and hash, and how their scores are combined
 members/0 …       reward models, each a folder that `transformers` loads
-validation/       a reward model on labels of its own, which is not part of the score (where asked for)
+validation/       a reward model on separate labels, which is not part of the score (optional)
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ VALIDATION = "validation"
 
 
 class EnsembleFile(TypedDict):
-    """What ensemble.json holds."""
+    """The contents of ensemble.json."""
 
     members: dict[str, str]
-    """Path within the folder → hash of what lies there."""
+    """Path within the folder → hash of the member."""
     combine: Combine
     variance_penalty: float
 
@@ -79,7 +79,7 @@ class EnsembleReward:
         return self.explain(groups)[0]
 
     def explain(self, groups: Sequence[Group]) -> tuple[Float[Tensor, "P K"], Parts]:
-        """Combined scores and, beside them, `spread`: the standard deviation over members, not part of the score.
+        """Combined scores and, as a part, `spread`: the standard deviation over members, not part of the score.
 
         Also the members' `distance` and `outside`, each as the mean over members, where all members have them.
         """

@@ -1,7 +1,7 @@
-"""How far a response lies from what a reward model was trained on, in the features that its score is read from.
+"""Distance of a response from a reward model's training responses, in the features of its score.
 
-A reward model's score is a linear function of its last state. Where that state is unlike any in training the score
-means little, however high it is; the distance says where that is, from one forward pass and no label.
+A reward model's score is a linear function of its last state. Where that state is far from those in training the score
+is unreliable, however high it is; the distance shows this from one forward pass, without labels.
 
 The distance is Mahalanobis' (Lee et al. 2018, arXiv:1807.03888, eq. 2, one class): √((f − μ)ᵀ Σ⁻¹ (f − μ)). Left out:
 classes (a reward model has none) and other layers.
@@ -43,7 +43,7 @@ class FeatureRange:
         """
         mean = features.double().mean(0)
         values, vectors = torch.linalg.eigh(shrunk_covariance(features.double() - mean))
-        # Features that never vary have no scale of their own; the floor keeps their inverse finite.
+        # Constant features have no scale; the floor keeps their inverse finite.
         scale = values.clamp_min(max(float(values.max()) * 1e-10, 1e-12)).rsqrt()
         whiten = (vectors * scale) @ vectors.T
         bare = cls(mean.float(), whiten.float(), float("inf"))
@@ -77,10 +77,11 @@ class FeatureRange:
 def shrunk_covariance(centred: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
     """Covariance shrunk towards a multiple of the identity by as much as it is noise (Ledoit & Wolf 2004, lemma 3.1).
 
-    With fewer responses than dimensions the plain one has no inverse, and with few more its inverse is mostly noise.
+    With fewer responses than dimensions the sample covariance has no inverse, and with slightly more its inverse is
+    mostly noise.
 
     Args:
-        centred: features less their mean.
+        centred: features minus their mean.
     """
     n, d = centred.shape
     covariance = centred.T @ centred / n

@@ -25,8 +25,9 @@ from kleash.errors import ConfigError, DataError
 class FunctionReward:
     """A Python function with TRL's signature: `f(prompts, completions, **columns) -> list[float]`.
 
-    Prompts and completions are text, or lists of turns where the prompt is one. `finished`, which says of each whether
-    it ended by itself, and every other column of the rows come as keyword arguments: lists as long as the completions.
+    Prompts and completions are text, or lists of turns where the prompt is one. `finished` (whether each completion
+    ended by itself) and every other column of the rows are passed as keyword arguments: lists as long as the
+    completions.
     """
 
     def __init__(self, name: str) -> None:
@@ -68,7 +69,7 @@ class FunctionReward:
 
 
 def module_file(name: str) -> Path | None:
-    """The file that holds the function of `module:function`; None for another name, or where there is no such file."""
+    """The file that holds the function of `module:function`; None for other names, or where the file does not exist."""
     module_name, colon, _ = name.partition(":")
     if not colon:
         return None

@@ -4,7 +4,7 @@ Lee et al. 2023 (arXiv:2309.00267): no preferences and no reward model; the like
 over the scale, and the expected score is mapped to [−1, 1]. Their scale of 1 to 10 has a score of two tokens; here it
 ends at 9, so that each is one.
 
-    judge: models/judge                # a folder, or what the endpoint calls it
+    judge: models/judge                # a folder, or the endpoint's name of it
     endpoint: http://localhost:8000/v1 # without it the model runs in this process
     rule: Prefer the response that is more helpful.
 """
@@ -33,10 +33,10 @@ SCALE = tuple("123456789")
 
 
 class JudgeSettings(Config):
-    """Which chat model rates, and by what rule."""
+    """The chat model that rates, and its rule."""
 
     judge: str
-    """A folder or a hub name; with `endpoint`, what the server calls the model."""
+    """A folder or a hub name; with `endpoint`, the server's name of the model."""
     endpoint: str | None = None
     """Base URL of an OpenAI-compatible server that gives log-probabilities, up to `/v1`."""
     rule: str = Field("Prefer the response that is more helpful, honest and harmless.", min_length=1)
@@ -62,7 +62,7 @@ class JudgeReward:
         """From YAML; the keys are those of `JudgeSettings`.
 
         Raises:
-            ConfigError: naming the file, the key and what would be right.
+            ConfigError: names the file, the key and the valid values.
         """
         compute = compute or Compute()
         settings = JudgeSettings.make(read_yaml(path), source=str(path))
@@ -77,7 +77,7 @@ class JudgeReward:
         """See `Reward`.
 
         Raises:
-            DataError: a response that got no rating; no number could stand for it.
+            DataError: a response got no rating.
         """
         rows = [(group, response) for group in groups for response in group.responses]
         answers = self.client([ChatRequest(self._messages(*row), options=SCALE) for row in rows], "judge")

@@ -1,7 +1,7 @@
-"""A reward model as a reward, and the one function that computes its scores.
+"""A reward model as a reward, and the only function that computes its scores.
 
 Held-out figures, centring, `ppo` and the tests all score through `score_encoded`, and training through the function
-below it, so that the same response has the same score everywhere, whatever batch it is in (F8).
+below it, so that the same response has the same score everywhere and in any batch (F8).
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class LearnedReward:
         Args:
             model: one output, named `score`.
             tokenizer: the model's own.
-            policy_tokenizer: whose ids the responses carry. Ids are used as they are where the reward model gives
-                each the same meaning; else, or where this is None, text is read.
-            compute: in what, and how much at once; the model stays on its device. None: `Compute()`.
-            range: where the training responses lie in the model's features; None where it was not measured.
+            policy_tokenizer: the tokenizer of the responses' ids. They are used directly if the reward model gives each
+                the same meaning; otherwise, or if this is None, the text is tokenised.
+            compute: dtype and micro-batch size; the model stays on its device. None: `Compute()`.
+            range: the range of the training responses in the model's features; None where it was not measured.
         """
         self.model, self.tokenizer, self.range = model, tokenizer, range
         self.compute = compute or Compute()
@@ -73,7 +73,7 @@ class LearnedReward:
         return self.explain(groups)[0]
 
     def explain(self, groups: Sequence[Group]) -> tuple[Float[Tensor, "P K"], Parts]:
-        """Scores, and what else the same forward pass measures of each response.
+        """Scores, and further figures of each response from the same forward pass.
 
         Returns:
             The scores, and as parts: with several heads on one trunk `spread`, the standard deviation over them; with
@@ -84,8 +84,8 @@ class LearnedReward:
         if self.range is None:
             heads = _by_batch(head_scores, self.model, encoded, self.compute)
         else:
-            both = _by_batch(_features_and_heads, self.model, encoded, self.compute)
-            features, heads = both.tensor_split([self.range.mean.shape[0]], -1)
+            outputs = _by_batch(_features_and_heads, self.model, encoded, self.compute)
+            features, heads = outputs.tensor_split([self.range.mean.shape[0]], -1)
             distance = self.range.distance(features.flatten(0, 1)).reshape(features.shape[:2])
             parts |= {"distance": distance, "outside": (distance > self.range.threshold).float()}
         if heads.shape[-1] > 1:
@@ -93,7 +93,7 @@ class LearnedReward:
         return _combined(self.model, heads), parts
 
     def distances(self, groups: Sequence[Group]) -> Float[Tensor, "P K"] | None:
-        """How far each response lies from what the model was trained on; beyond `range.threshold` it is out of range.
+        """Distance of each response from the training responses; beyond `range.threshold` it is out of range.
 
         Returns:
             Mahalanobis distances, on the CPU; None where the reward has no `range`.
@@ -113,7 +113,7 @@ def score_encoded(
     Args:
         model: a reward model.
         groups: at least one.
-        compute: in what, and how much at once; the model stays on its device. None: `Compute()`.
+        compute: dtype and micro-batch size; the model stays on its device. None: `Compute()`.
     """
     return _combined(model, score_heads(model, groups, compute=compute))
 
@@ -128,7 +128,7 @@ def score_heads(
 def features_encoded(
     model: PreTrainedModel, groups: Sequence[EncodedGroup], *, compute: Compute | None = None
 ) -> Float[Tensor, "P K D"]:
-    """The features of each response that its score is read from (`response_features`); else as `score_encoded`."""
+    """The features of each response (`response_features`); otherwise as `score_encoded`."""
     return _by_batch(response_features, model, groups, compute or Compute())
 
 
@@ -165,7 +165,7 @@ def _combined(model: PreTrainedModel, heads: Float[Tensor, "P K M"]) -> Float[Te
 
 
 def reads_ids_of(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether every id of `other` means the same to `tokenizer`, ends and templates included."""
+    """Whether every id of `other` has the same meaning in `tokenizer`, end tokens and templates included."""
     vocabulary = tokenizer.get_vocab()
     return (
         all(vocabulary.get(token) == index for token, index in other.get_vocab().items())

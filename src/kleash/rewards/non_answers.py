@@ -1,6 +1,6 @@
-"""Responses that earn nothing whatever a verifier would say: loops, and lists of guesses (F15).
+"""Responses that get no reward in spite of the verifier: loops, and lists of guesses (F15).
 
-Plain functions of text, fast on anything that a model may write. This module needs no torch.
+Functions of text, fast on any text. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import re
 from itertools import pairwise
 
 SHORTEST_LOOP = 10
-"""A response that ends in this many copies of one unit is a loop and answers nothing."""
+"""A response that ends in this many copies of one unit is a loop."""
 LONGEST_UNIT = 40
-"""Words of the longest unit that is looked for."""
+"""Longest unit of a loop, in words."""
 MANY_GUESSES = 3
-"""This many different answers in place of one are a guess at all of them."""
+"""From this many different answers a response is a list of guesses."""
 
 
 def is_loop(text: str, *, finished: bool = True) -> bool:
-    """Whether a text ends in one unit of words over and over.
+    """Whether a text ends in a repeated unit of words.
 
     Words and not characters: the digits of 1000000000000 are not a loop, nor is a rule of dashes, which has no word.
 
@@ -43,7 +43,7 @@ _SEPARATOR = re.compile(r"%?(?:[,;|\s]|\bor\b|\band\b)+[-−$€£]*", re.IGNORE
 
 
 def count_guesses(text: str) -> int:
-    """How many different answers a text offers where one is asked for.
+    """The number of different answers in a text.
 
     Two kinds of numbers count: those that each stand as *the* answer (boxed, after `####`, after "answer is"), and bare
     numbers in a list that ends the text. Numbers on the way to an answer do not.

@@ -1,7 +1,7 @@
-"""What scores groups: one protocol, whatever stands behind it.
+"""The reward protocol: a callable that scores groups.
 
 A reward takes groups of text (or of sampled ids that decode to text) and gives a number for each response. `build.py`
-makes one by its name.
+builds one from its name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from kleash.data.group import Group
 
 Parts = Mapping[str, Float[Tensor, "P K"]]
-"""What scores are made of, by name: the scores of a composition's parts, a verifier's outcomes (1 where it is so)."""
+"""Components of scores, by name: the scores of a composition's parts, a verifier's outcomes (1 where it applies)."""
 
 
 @runtime_checkable
@@ -28,9 +28,9 @@ class Reward(Protocol):
 
 
 def explain(reward: Reward, groups: Sequence[Group]) -> tuple[Float[Tensor, "P K"], Parts]:
-    """Scores of groups of one K, and what they are made of, to be logged apart.
+    """Scores of groups of one K, and their components, which are logged separately.
 
-    A reward that is made of parts has a method `explain`; any other has no parts.
+    A reward with components has a method `explain`; others have none.
     """
     method = getattr(reward, "explain", None)
     return (reward(groups), {}) if method is None else method(groups)

@@ -1,4 +1,4 @@
-"""A verifier as a reward: 1 for a right response, 0 for any other, and each outcome counted apart (F15)."""
+"""A verifier as a reward: 1 for a right response, 0 for any other, with each outcome counted separately (F15)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kleash.rewards.verifiers import OUTCOMES, BadRowError, Outcome, Verifier
 from kleash.sandbox.runner import Completed, LimitExceeded, Limits, Runner
 
 LIMITS = Limits(seconds=5.0, memory=4 << 30)
-"""Of one check: processor time, which is math-verify's own limit too, and memory; 9^(9^9) has more digits than fit."""
+"""Limits of one check: processor time (math-verify's own limit) and memory (9^(9^9) has more digits than fit)."""
 
 _runner = Runner()
 
@@ -37,7 +37,7 @@ class VerifierReward:
         """Scores, and for each outcome 1 where it is the response's; see `reward.explain`.
 
         Raises:
-            DataError: a row lacks the column, or what stands there cannot be read.
+            DataError: a row lacks the column, or its value cannot be read.
         """
         outcomes = [[self.outcome(group, response) for response in group.responses] for group in groups]
         parts: Parts = {
@@ -46,7 +46,7 @@ class VerifierReward:
         return parts["right"], parts
 
     def outcome(self, group: Group, response: Response) -> Outcome:
-        """What a response is. An empty one and a loop are unparsable, whatever the check would say."""
+        """The outcome of a response. An empty response or a loop is unparsable in any case."""
         expected = self._expected(group)
         text = response.text
         if not text.strip() or (not self.verifier.loops_count and is_loop(text, finished=response.finished)):
@@ -68,7 +68,7 @@ class VerifierReward:
             return outcome
         if result.kind == BadRowError.__name__:
             raise BadRowError(result.message)
-        return "unparsable"  # whatever a parser raises on what a model wrote: it could not be read, and earns nothing
+        return "unparsable"  # any error of a parser on a model's text: it could not be read, and gets no reward
 
     def _expected(self, group: Group) -> Any:
         column, accepts = self.verifier.column, self.verifier.accepts

@@ -1,4 +1,4 @@
-"""The models, rewards and engines of a policy-gradient run, made from their names, and its prompts."""
+"""The models, rewards and engines of a policy-gradient run, built from their names, and its prompts."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ def build_components(
 
     Args:
         policy: a folder, a hub name, or a live model and tokenizer.
-        reward: what to train against: a name as `build_reward` takes it, or a live reward.
-        reference: what the KL is measured from; None is the policy as it starts.
+        reward: the reward to train against: a name as for `build_reward`, or a live reward.
+        reference: the model from which the KL is measured; None: the policy as it starts.
         validation_reward: a reward that is only measured; None takes the one that `kleash reward --validation-share`
             left in the folder of `reward`, where there is one.
-        gold: what is truly wanted: a reward for held-out prompts.
+        gold: the gold reward, measured on held-out prompts.
         max_new_tokens: longest response.
         temperature: divides the logits, in sampling and in training alike.
-        value_init: where a value network starts: the reward model (of several the first) where it reads the policy's
-            ids, else the policy; None: the method has no value network.
-        needs_validation: the run is judged by the validation reward, so there has to be one.
-        lora_rank, lora_alpha, gradient_checkpointing: what of policy and value network is trained, see
+        value_init: initial weights of the value network: the reward model (of several the first) where it reads the
+            policy's ids, otherwise the policy; None: the method has no value network.
+        needs_validation: whether the criterion is the validation reward, so that there has to be one.
+        lora_rank, lora_alpha, gradient_checkpointing: which weights of policy and value network are trained, see
             `make_trainable`.
         seed: of new weights: adapters and a value head.
         compute: where and how.
@@ -66,9 +66,9 @@ def build_components(
         ConfigError: there is no validation reward where one is needed.
     """
     model, tokenizer = load_policy(policy, device=compute.device) if isinstance(policy, str) else policy
-    beside = Path(reward) / VALIDATION if isinstance(reward, str) else None
-    if validation_reward is None and beside is not None and beside.is_dir():
-        validation_reward = str(beside)
+    validation_folder = Path(reward) / VALIDATION if isinstance(reward, str) else None
+    if validation_reward is None and validation_folder is not None and validation_folder.is_dir():
+        validation_reward = str(validation_folder)
     if needs_validation and validation_reward is None:
         raise ConfigError("criterion validation needs a validation reward; give --hold-out, or a --reward that has one")
 
@@ -102,7 +102,7 @@ def build_components(
 def build_critic(
     policy: PreTrainedModel, reward: Reward, start: Literal["reward", "policy"], *, seed: int
 ) -> ValueModel:
-    """A value network: from the reward model where that is asked for and possible, else from the policy."""
+    """A value network: from the reward model where that is requested and possible, otherwise from the policy."""
     learned = reward.members[0] if isinstance(reward, EnsembleReward) else reward
     if start == "reward" and isinstance(learned, LearnedReward) and learned.reads_ids:
         return ValueModel.from_reward_model(learned.model)

@@ -1,4 +1,4 @@
-"""A policy on held-out prompts: fresh responses by the same streams of random numbers each time."""
+"""Evaluate a policy on held-out prompts: fresh responses from the same streams of random numbers each time."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class HeldOutPrompts:
     """The held-out prompts of a run, and the weights that do best on them.
 
     Args:
-        parts: who samples and scores.
-        prompts: may be none; then nothing is measured.
+        parts: sampler, models and rewards.
+        prompts: if empty, nothing is measured.
         folder: the run, whose samples.jsonl takes the responses.
         best: keeps the weights of the best figure.
-        criterion: what the figure is, see `criterion_of`.
+        criterion: defines the figure, see `criterion_of`.
         seed: of the draws.
 
     Attributes:
@@ -83,12 +83,12 @@ class HeldOutPrompts:
         self.figure: float | None = None
 
     def measure_start(self, loop: Loop) -> None:
-        """Measure the policy as it starts, where the run is measured on its way at all."""
+        """Measure the policy before training, if the run is evaluated at all."""
         if self.prompts and loop.step == 0 and loop.eval_every is not None:
             self.folder.log(0, evaluate(self.parts, self.prompts, self.folder, 0, seed=self.seed))
 
     def measure(self, step: int, *, beta: float) -> dict[str, float]:
-        """What `evaluate` gives after a step; keeps the weights if they are the best so far."""
+        """The result of `evaluate` after a step; keeps the weights if they are the best so far."""
         if not self.prompts:
             return {}
         metrics = evaluate(self.parts, self.prompts, self.folder, step, seed=self.seed)
@@ -100,7 +100,7 @@ class HeldOutPrompts:
 def criterion_of(
     metrics: Mapping[str, Any], criterion: Literal["objective", "gold", "validation"], *, beta: float
 ) -> float:
-    """What a measurement on held-out prompts is judged by; higher is better.
+    """The criterion's value of a measurement on held-out prompts; higher is better.
 
     Args:
         metrics: what `evaluate` returned.

@@ -1,4 +1,4 @@
-"""From prompts to scored samples with their log-probabilities and KL: the only place that does it."""
+"""From prompts to scored samples with their log-probabilities and KL: the only module that does this."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Components:
     sampler: Sampler
     reward: Reward
     validation_reward: Reward | None = None
-    """Measured beside the reward, and never trained against."""
+    """Measured in addition to the reward, never trained against."""
     gold: Reward | None = None
-    """What is truly wanted, on held-out prompts."""
+    """Gold reward, measured on held-out prompts."""
     value_model: ValueModel | None = None
     """The value network, where the method has one."""
     temperature: float = 1.0
@@ -50,7 +50,7 @@ class Components:
 
     @property
     def parameters(self) -> dict[str, int]:
-        """Parameters of the models that are held in memory side by side."""
+        """Parameters of the models that are in memory at the same time."""
         return parameters_held(
             policy=self.policy,
             reference=self.reference,
@@ -65,16 +65,16 @@ class Rollout:
     """Groups that a policy sampled, scored."""
 
     batch: GroupBatch
-    """[P, K, T]; what a step adds to it (log-probabilities, advantages) moves with it."""
+    """[P, K, T]; tensors that a step adds (log-probabilities, advantages) are selected and split with it."""
     groups: list[Group]
     scores: Float[Tensor, "P K"]
-    """The reward as it was given, before penalties and clips."""
+    """The reward before penalties and clips."""
     parts: dict[str, Float[Tensor, "P K"]]
-    """What the scores are made of, by name; empty where the reward is one thing."""
+    """Components of the scores, by name; empty where the reward has none."""
     sampled_groups: int
     """Groups that were sampled for it, replaced ones too."""
     zero_spread_groups: int = 0
-    """How many of those had one score for all their responses."""
+    """How many of those had equal scores for all their responses."""
 
     def select(self, groups: Int[Tensor, " N"]) -> Rollout:
         """Some of the groups."""
@@ -126,22 +126,22 @@ def with_logprobs(
     temperature: float = 1.0,
     compute: Compute,
 ) -> GroupBatch:
-    """Add log π_old and log π_ref to what was just sampled.
+    """Add log π_old and log π_ref to fresh samples.
 
     Args:
         batch: fresh samples of the policy.
         policy: the trainer's, as it sampled.
-        reference: what the KL is measured from.
-        exact: the sampler's numbers are the trainer's; else they are computed again.
+        reference: the model from which the KL is measured.
+        exact: whether the sampler's log-probabilities are the trainer's; otherwise they are computed again.
         temperature: of the samples.
         compute: where and how.
     """
-    own = batch.sampler_logprobs if exact else None
-    if own is None:
-        own = batch_logprobs(policy, batch, temperature=temperature, compute=compute)
+    old_logprobs = batch.sampler_logprobs if exact else None
+    if old_logprobs is None:
+        old_logprobs = batch_logprobs(policy, batch, temperature=temperature, compute=compute)
     return replace(
         batch,
-        old_logprobs=own,
+        old_logprobs=old_logprobs,
         reference_logprobs=reference.logprobs(batch, temperature=temperature, compute=compute),
     )
 
@@ -175,7 +175,7 @@ def concatenate_rollouts(rollouts: Sequence[Rollout]) -> Rollout:
 
 
 def rollout_metrics(rollout: Rollout) -> StepMetrics:
-    """Figures of a rollout, before anything is learned from it. Formulas: docs/metrics.md."""
+    """Figures of a rollout, before the update. Formulas: docs/metrics.md."""
     batch = rollout.batch
     assert batch.old_logprobs is not None and batch.sampler_logprobs is not None
     mismatch = (batch.old_logprobs - batch.sampler_logprobs).abs()
@@ -190,15 +190,16 @@ def rollout_metrics(rollout: Rollout) -> StepMetrics:
 
 
 def advantage_metrics(advantages: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"]) -> dict[str, Float[Tensor, ""]]:
-    """Mean and standard deviation of advantages before whitening: a mean that moves away from 0 is a value network (or
-    a baseline) that no longer keeps up with the policy.
+    """Mean and standard deviation of advantages before whitening: a mean that moves away from 0 shows a value network
+    (or a baseline) that lags behind the policy.
     """
     mean = masked_mean(advantages, mask)
     return {"advantage_mean": mean, "advantage_sd": masked_mean((advantages - mean).square(), mask).sqrt()}
 
 
 def merge(metrics: StepMetrics, update: StepMetrics, *, weight: float) -> StepMetrics:
-    """A rollout's metrics with those of one more update: means over updates, but for what is a count or holds once.
+    """A rollout's metrics with those of one more update: means over updates, except for counts and for figures of the
+    whole rollout.
 
     Args:
         metrics: so far.

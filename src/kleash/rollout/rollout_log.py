@@ -1,14 +1,14 @@
 """A few responses of each rollout, token by token, on disk: rollouts/step-N.parquet, a row a response.
 
-| column | what it holds |
+| column | contents |
 |---|---|
-| step, group, response | where it stands: number of the rollout, of its group, of the response in the group |
+| step, group, response | number of the rollout, of the group, of the response in the group |
 | prompt, text, finished | as JSON where the prompt is messages; the response decoded; whether it ended by itself |
 | prompt_ids, ids, mask, turn | token ids; True where the policy chose the token; its turn, from 0 |
 | policy_logprobs, reference_logprobs, sampler_logprobs | of each token, 0 where masked |
-| advantages | what the policy gradient weighed each token by |
+| advantages | advantage of each token |
 | score, kl, reward/NAME | the reward, KL in nats, the parts of the reward |
-| version | how many rollouts the policy that sampled had learned from |
+| version | number of rollouts that the sampling policy was trained on |
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PER_TOKEN = {
 
 
 def log_rollout(folder: RunFolder, step: int, rollout: Rollout, *, responses: int) -> None:
-    """Write the first responses of a rollout; a rollout that is made again is written again, the same."""
+    """Write the first responses of a rollout; a repeated rollout overwrites its file with the same content."""
     if responses == 0:
         return
     path = folder.path / FOLDER / f"step-{step:08d}.parquet"
@@ -47,18 +47,18 @@ def log_rollout(folder: RunFolder, step: int, rollout: Rollout, *, responses: in
 
 
 def logged_steps(run: Path) -> list[int]:
-    """The steps of a run whose responses were kept, in order."""
+    """The steps of a run with logged responses, in order."""
     return sorted(int(path.stem.removeprefix("step-")) for path in (run / FOLDER).glob("step-*.parquet"))
 
 
 def read_rollout(run: Path, step: int) -> list[Json]:
-    """The responses of a step that were kept, a dictionary each, the prompt as it came."""
+    """The logged responses of a step, one dictionary each, with the prompt as in the data."""
     rows: list[Json] = pq.read_table(run / FOLDER / f"step-{step:08d}.parquet").to_pylist()
     return [row | {"prompt": json.loads(row["prompt"])} for row in rows]
 
 
 def drop_rollouts_after(run: Path, step: int) -> None:
-    """Remove what was kept of later steps, which are about to be made again."""
+    """Remove the files of later steps, which are about to be repeated."""
     for later in logged_steps(run):
         if later > step:
             (run / FOLDER / f"step-{later:08d}.parquet").unlink()

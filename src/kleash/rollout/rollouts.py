@@ -1,4 +1,4 @@
-"""The rollouts of a run, one after the other: prompts in an order of their own, each sampled and scored once."""
+"""The rollouts of a run: an iterator over prompts in a random order, each sampled and scored."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from kleash.rollout.rollout import Components, Rollout, concatenate_rollouts, me
 from kleash.run import derive_seed
 
 RESAMPLING_ROUNDS = 10
-"""How often groups of zero spread are replaced at most, as in DAPO's released recipe."""
+"""Maximum number of times that groups of zero spread are replaced, as in DAPO's released recipe."""
 
 
 class Rollouts:
-    """An endless iterator of rollouts by the policy as it stands.
+    """An endless iterator of rollouts by the current policy.
 
     Args:
-        parts: who samples, scores and is compared with.
+        parts: sampler, models and rewards.
         prompts: cycled without end, reshuffled each time.
         batch_size: groups of a rollout.
         group_size: responses of a group.
         seed: of the order of the prompts and of all draws.
-        zero_spread: says which groups all have one score, to be replaced by groups of other prompts (DAPO's dynamic
-            sampling); None replaces none, and counts none.
+        zero_spread: returns which groups have equal scores, to be replaced by groups of other prompts (DAPO's dynamic
+            sampling); None: groups are neither replaced nor counted.
         resample: whether those groups are replaced.
 
     Attributes:
@@ -65,17 +65,17 @@ class Rollouts:
         missing = self.batch_size
         for attempt in range(rounds):
             rollout = self._sample(missing, attempt)
-            none = torch.zeros(len(rollout.groups), dtype=torch.bool, device=rollout.scores.device)
-            same = none if self.zero_spread is None else self.zero_spread(rollout)
-            sampled, zero_spread = sampled + len(rollout.groups), zero_spread + int(same.sum())
-            use = (none if attempt + 1 == rounds else same).logical_not().nonzero().squeeze(1)
-            if len(use):
-                useful.append(rollout.select(use))
-            missing -= len(use)
+            nothing = torch.zeros(len(rollout.groups), dtype=torch.bool, device=rollout.scores.device)
+            replaceable = nothing if self.zero_spread is None else self.zero_spread(rollout)
+            sampled, zero_spread = sampled + len(rollout.groups), zero_spread + int(replaceable.sum())
+            usable = (nothing if attempt + 1 == rounds else replaceable).logical_not().nonzero().squeeze(1)
+            if len(usable):
+                useful.append(rollout.select(usable))
+            missing -= len(usable)
             if missing == 0:
                 break
-        whole = replace(concatenate_rollouts(useful), sampled_groups=sampled, zero_spread_groups=zero_spread)
-        return measured(whole, self.parts)
+        combined = replace(concatenate_rollouts(useful), sampled_groups=sampled, zero_spread_groups=zero_spread)
+        return measured(combined, self.parts)
 
     def _sample(self, count: int, attempt: int) -> Rollout:
         """Groups of the next `count` prompts."""
@@ -91,11 +91,11 @@ class Rollouts:
         )
 
     def state_dict(self) -> dict[str, int]:
-        """Where in the prompts the run is, and how many rollouts it has made."""
+        """The position in the prompts, and the number of rollouts so far."""
         return {"cursor": self.cursor, "step": self.step}
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the state of `state_dict`."""
         self.cursor, self.step = state_dict["cursor"], state_dict["step"]
 
 

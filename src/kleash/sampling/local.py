@@ -1,7 +1,7 @@
 """Sampling from the trainer's own weights: no copy, no sync, no other engine.
 
-Left out: top-k and top-p, because they change the policy that the log-probabilities speak of; compilation, which takes
-longer than a short run; a paged cache, which pays on GPUs and not here (vLLM is for that).
+Left out: top-k and top-p, because the log-probabilities would be of another policy; compilation, which takes longer
+than a short run; a paged cache, which pays off on GPUs (use vLLM for that).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kleash.models.load import autocast, context_length
 from kleash.progress import Progress
 
 NEAR_TIE = 1e-6
-"""How close a draw may come to a boundary before rounding could have decided it."""
+"""A draw closer than this to a boundary could be decided by rounding."""
 
 RETIRE_SHARE = 0.25
 """Rows are dropped from the cache as soon as this share of them has finished: more often costs copies."""
@@ -36,7 +36,7 @@ RETIRE_SHARE = 0.25
 class LocalSampler:
     """Batched sampling over a cache, the prompt computed once for its K responses.
 
-    Each (seed, key, k) has a stream of random numbers of its own, and each number picks a token by inverting the
+    Each (seed, key, k) has its own stream of random numbers, and each number picks a token by inverting the
     cumulative distribution. So a response does not depend on the batch it is drawn in, except where a number falls so
     near the boundary between two tokens that rounding decides: matrix products of another shape round differently.
     These near-ties are counted; a response without one is the same in every batch, but for the last digits of its
@@ -49,10 +49,10 @@ class LocalSampler:
         temperature: divides the logits; 0 takes the likeliest token.
         end_ids: tokens that end a response; None: those of `kleash.data.chat.end_ids`.
         max_rows: responses sampled at once.
-        dtype: what to compute in.
+        dtype: of the computation.
 
     Attributes:
-        exact: whether `sampler_logprobs` are the trainer's numbers: in float32, where both compute the same.
+        exact: whether `sampler_logprobs` equal the trainer's: True in float32, where both compute the same.
         near_ties: draws within `NEAR_TIE` of a boundary so far.
         tokens_sampled: tokens of all responses so far.
 
@@ -150,8 +150,8 @@ class LocalSampler:
                 raise DataError(f"prompt {index} is empty; give it at least one token")
             if context is not None and len(prompt) + self.max_new_tokens > context:
                 raise DataError(
-                    f"prompt {index} has {len(prompt)} tokens and {self.max_new_tokens} new ones are asked for, "
-                    f"but the model sees {context}; shorten the prompt or max_new_tokens"
+                    f"prompt {index} has {len(prompt)} tokens and {self.max_new_tokens} new ones are requested, "
+                    f"but the model's context is {context}; shorten the prompt or max_new_tokens"
                 )
 
     def _blocks(self, prompts: Sequence[Sequence[int]], group_size: int) -> Iterator[tuple[list[int], slice]]:
@@ -182,33 +182,33 @@ class LocalSampler:
         _expand(decoder, cache, siblings, steps)
 
         width = prompt_ids.shape[1]
-        attention = None  # without padding the cache is all there is to see
+        attention = None  # without padding all of the cache is visible
         if not prompt_attention.all() or not plain_attention(decoder):
-            seen = prompt_attention.long().repeat_interleave(siblings, 0)
-            attention = torch.cat([seen, seen.new_ones(rows, steps)], 1)
+            visible = prompt_attention.long().repeat_interleave(siblings, 0)
+            attention = torch.cat([visible, visible.new_ones(rows, steps)], 1)
         position = positions[:, -1:].repeat_interleave(siblings, 0)
         ends = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
         ends[list(self.end_ids)] = True
 
         block = _Block.empty(rows, steps, self.pad_id, logits.device)
         active = torch.arange(rows, device=logits.device)  # which rows still run
-        alive = torch.ones(rows, dtype=torch.bool, device=logits.device)
-        drawn: list[tuple[Tensor, Tensor, Tensor]] = []
+        running = torch.ones(rows, dtype=torch.bool, device=logits.device)
+        chunk: list[tuple[Tensor, Tensor, Tensor]] = []
         for step in range(steps):
             tokens, logprobs, near = draw(logits, draws[:, step], temperature=self.temperature)
-            drawn.append((tokens, logprobs, near))
-            alive = alive & ~ends[tokens]
-            left = int(alive.sum())
-            if left == 0 or step + 1 == steps:
+            chunk.append((tokens, logprobs, near))
+            running = running & ~ends[tokens]
+            remaining = int(running.sum())
+            if remaining == 0 or step + 1 == steps:
                 break
-            if len(active) - left >= RETIRE_SHARE * len(active):
-                block.write(active, step, drawn)
-                drawn, kept = [], alive.nonzero().squeeze(1)
-                cache.batch_select_indices(kept)
-                active, alive, draws, tokens, position = (
-                    tensor[kept] for tensor in (active, alive, draws, tokens, position)
+            if len(active) - remaining >= RETIRE_SHARE * len(active):
+                block.write(active, step, chunk)
+                chunk, survivors = [], running.nonzero().squeeze(1)
+                cache.batch_select_indices(survivors)
+                active, running, draws, tokens, position = (
+                    tensor[survivors] for tensor in (active, running, draws, tokens, position)
                 )
-                attention = None if attention is None else attention[kept]
+                attention = None if attention is None else attention[survivors]
             position = position + 1
             states = run_decoder(
                 decoder,
@@ -218,7 +218,7 @@ class LocalSampler:
                 cache=cache,
             ).last_hidden_state
             logits = project(states[:, -1])
-        block.write(active, step, drawn)
+        block.write(active, step, chunk)
         block.end(ends, self.pad_id)
         return block
 
@@ -226,12 +226,12 @@ class LocalSampler:
 def draw(
     logits: Float[Tensor, "R V"], uniforms: Float64[Tensor, " R"], *, temperature: float
 ) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"], Bool[Tensor, " R"]]:
-    """Pick a token a row by inverting the cumulative distribution.
+    """Pick a token per row by inverting the cumulative distribution.
 
     Args:
         logits: any float dtype.
         uniforms: one number in [0, 1) a row.
-        temperature: divides the logits; 0 takes the likeliest token and no notice of the numbers.
+        temperature: divides the logits; 0 takes the likeliest token and ignores the numbers.
 
     Returns:
         (token, its log-probability, whether rounding could have picked its neighbour).
@@ -276,11 +276,11 @@ class _Block:
         ids = torch.full((rows, steps), pad_id, device=device)
         return cls(ids, torch.zeros(rows, steps, device=device), flags[0], flags[1])
 
-    def write(self, rows: Int[Tensor, " N"], step: int, drawn: list[tuple[Tensor, Tensor, Tensor]]) -> None:
-        """Keep what was drawn for some rows in the steps up to and including `step`."""
-        span = slice(step + 1 - len(drawn), step + 1)
-        for whole, pieces in zip((self.ids, self.logprobs, self.near), zip(*drawn, strict=True), strict=True):
-            whole[rows, span] = torch.stack(pieces, 1).to(whole.dtype)
+    def write(self, rows: Int[Tensor, " N"], step: int, chunk: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Store the draws of some rows in the steps up to and including `step`."""
+        span = slice(step + 1 - len(chunk), step + 1)
+        for target, pieces in zip((self.ids, self.logprobs, self.near), zip(*chunk, strict=True), strict=True):
+            target[rows, span] = torch.stack(pieces, 1).to(target.dtype)
         self.attention[rows, span] = True
 
     def end(self, ends: Bool[Tensor, " V"], pad_id: int) -> None:
@@ -315,9 +315,9 @@ class _FilledLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         for index, buffer in enumerate(self._buffers):
-            kept = buffer[: len(indices)]  # rows move to the front of the same buffer; nothing new is allocated to stay
-            kept[:, :, : self._filled] = buffer[indices, :, : self._filled]
-            self._buffers[index] = kept
+            selection = buffer[: len(indices)]  # rows move to the front of the same buffer; no new buffer is allocated
+            selection[:, :, : self._filled] = buffer[indices, :, : self._filled]
+            self._buffers[index] = selection
         self._show()
 
     def _show(self) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What a sampler is: prompts in, groups out. A stage knows no more of an engine than this."""
+"""The sampler protocol: prompts in, groups out. A stage uses an engine only through it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Sampler(Protocol):
     end_ids: tuple[int, ...]
     """Tokens that end a response."""
     exact: bool
-    """Whether `sampler_logprobs` are the trainer's own numbers, so that nobody has to compute them again."""
+    """Whether `sampler_logprobs` equal the trainer's, so that they need not be computed again."""
 
     def __call__(
         self,
@@ -50,7 +50,7 @@ class Sampler(Protocol):
         ...
 
     def sync(self, version: int) -> None:
-        """Take over the trainer's weights as of an optimiser step."""
+        """Load the trainer's weights of an optimiser step."""
         ...
 
 
@@ -89,7 +89,7 @@ def sample_groups(
     seed: int,
     version: int | None = None,
 ) -> tuple[GroupBatch, list[Group]]:
-    """Sample K responses to each prompt, as tensors and as groups whose text is decoded where someone reads it."""
+    """Sample K responses to each prompt, as tensors and as groups whose text is decoded on demand."""
     ids = [prompt.prompt_ids for prompt in prompts]
     batch = sampler(ids, group_size=group_size, seed=seed, version=version)
     return batch, decode_groups(batch, [prompt.source for prompt in prompts], tokenizer, sampler.end_ids)
@@ -98,7 +98,7 @@ def sample_groups(
 def decode_groups(
     batch: GroupBatch, prompts: Sequence[Group], tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]
 ) -> list[Group]:
-    """Sampled ids as groups: the ids are kept as they are, and decoded only where someone reads the text (F7).
+    """Sampled ids as groups: the ids are kept, and decoded only when the text is read (F7).
 
     Args:
         batch: what a sampler returned.

@@ -1,1 +1,1 @@
-"""Calls with limits on time and memory, in a process of their own."""
+"""Calls with limits on time and memory, in a separate process."""

@@ -1,6 +1,6 @@
-"""Run a function in a process of its own, with limits: what a model wrote can keep a parser busy for ever.
+"""Run a function in a separate process, with limits: a model's text can make a parser run forever.
 
-Time is processor time and not time on the clock, which would make the outcome depend on how busy the machine is.
+Time is processor time, not wall time, which would make the outcome depend on the machine's load.
 Left out: isolation. The process may read files and open connections, so it is for our functions on a model's text, and
 not for a model's programs.
 """
@@ -24,7 +24,7 @@ from kleash.io import Json
 
 @dataclass(frozen=True)
 class Limits:
-    """What one call may use."""
+    """Limits of one call."""
 
     seconds: float
     """Processor time."""
@@ -37,7 +37,7 @@ class Completed:
     """The function returned."""
 
     value: Any
-    """What it returned, through JSON."""
+    """The value, passed through JSON."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ class Runner:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
-        self._lock = Lock()  # several threads may call; there is one line to the process
+        self._lock = Lock()  # several threads may call; there is one pipe to the process
 
     def run(self, program: str, *arguments: Any, limits: Limits, imports: Sequence[str] = ()) -> Result:
         """Call a function.
 
         Args:
             program: `module:function`, importable without the main program.
-            arguments: what to call it with; they pass through JSON.
+            arguments: of the call; they are passed through JSON.
             limits: of this call.
             imports: modules that the function imports; they are loaded before its time begins.
 
@@ -81,7 +81,7 @@ class Runner:
         with self._lock:
             try:
                 reply = self._exchange(line + "\n")
-            except BaseException:  # Ctrl-C: the reply that is still to come must not be taken for the next one's
+            except BaseException:  # Ctrl-C: a late reply must not count as that of the next call
                 self._stop()
                 raise
             if not reply:

@@ -1,10 +1,10 @@
-"""The program of the sandbox's process: one line of JSON in, one out, until there are no more (see `runner`).
+"""The program of the sandbox's process: one line of JSON in, one out, until the input ends (see `runner`).
 
     in    {"program": "module:function", "arguments": […], "imports": […], "seconds": s, "memory": bytes}
     out   {"value": …}  or  {"kind": …, "message": …}  or  {"exceeded": true}  or  {"unavailable": …}
 
 The kernel ends this process when a call uses up its processor time: no handler runs, so neither a library that catches
-every exception nor a long step in C can go on. It needs neither torch nor transformers.
+every exception nor a long step in C can go on. It imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     """Answer requests until the input ends."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is not a reply
-    sys.path.append(str(Path(__file__).parents[2]))  # where this copy of kleash stands, installed or not
+    sys.path.append(str(Path(__file__).parents[2]))  # the root of this copy of kleash, installed or not
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent; this process ends with its input
     print("ready", file=replies, flush=True)
     for line in sys.stdin:
@@ -49,7 +49,7 @@ def _answer(request: Json) -> Json:
 
 
 def _load(program: str, imports: list[str]) -> Callable[..., Any]:
-    """The function, with what it imports loaded before its time begins."""
+    """The function, with its imports loaded before its time begins."""
     for name in imports:
         import_module(name)
     module, _, function = program.partition(":")

@@ -1,6 +1,6 @@
 """The stages: one table of all of them, and a file for each.
 
-What a stage is, what it takes and what it writes is known here without importing torch; `run` imports the stage itself.
+The table has each stage's config, help and output without importing torch; `run` imports the stage itself.
 """
 
 from __future__ import annotations

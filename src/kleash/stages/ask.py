@@ -3,7 +3,8 @@
     kleash ask --data samples.jsonl --store labels.db --out preferences.jsonl
 
 With people it puts the pairs into the store and ends with exit code 75 until they have answered. The same command (or
-recipe) run again continues there, so that a training in rounds (sample, ask, train) holds no machine while people vote.
+recipe) run again continues there, so that training in rounds (sample, ask, train) does not occupy a machine while
+people vote.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     kleash best-of-n --model runs/sft --data prompts.jsonl --reward runs/reward --out best.jsonl -n 16
 
-Writes `best.jsonl` (each row with its best `response` and `score`, which `kleash sft` can train on), the pool beside it
-as `best.pool.jsonl`, and `best.summary.json`.
+Writes `best.jsonl` (each row with its best `response` and `score`, which `kleash sft` can train on), the pool as
+`best.pool.jsonl`, and `best.summary.json`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def run(
         gold: a live reward in place of `config.gold`.
 
     Returns:
-        The file of the best responses; the pool and the figures lie beside it.
+        The file of the best responses; the pool and the figures are written next to it.
     """
     identity = identity_of("best-of-n", config)
     if is_done(config.out, identity):
@@ -66,7 +66,7 @@ def run(
 
 
 def best_of(group: Group, scores: Sequence[float]) -> Group:
-    """A group with its best response only; the first of those that tie."""
+    """A group with its best response only; the first of several equal ones."""
     best = max(range(len(scores)), key=scores.__getitem__)
     return replace(group, responses=(group.responses[best],), label=Scores((scores[best],)))
 
@@ -74,8 +74,8 @@ def best_of(group: Group, scores: Sequence[float]) -> Group:
 def _sample_pool(config: BestOfNConfig, policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None) -> Path:
     """The file of n responses a prompt.
 
-    `generate` knows its file by the settings, not by the content: after an interruption it finds the samples in it
-    whether their scores have been added already or not.
+    `generate` recognises its file by the settings, not by the content: after an interruption it accepts the file with
+    or without scores.
     """
     settings = {name: getattr(config, name) for name in GenerateConfig.model_fields}
     return generate.run(GenerateConfig(**settings | {"out": beside(config.out, "pool")}), policy=policy)

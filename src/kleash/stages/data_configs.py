@@ -56,7 +56,7 @@ class BestOfNConfig(GenerateConfig):
     n: int = Field(16, ge=2)
     """Responses to each prompt, of which one is kept. The result of smaller n is estimated from the same responses."""
     gold: MeasureRef | None = None
-    """Another reward, given as for `--reward`, that scores the chosen responses and chooses none."""
+    """Another reward, named as for `--reward`, that scores the chosen responses and does not choose."""
 
 
 class AskingConfig(Config):
@@ -77,7 +77,7 @@ class AskingConfig(Config):
     """File to write: .jsonl, .jsonl.gz, .json or .parquet. The same command run again continues where it stopped."""
     store: str | None = None
     """Label store that caches every reply, so that no request is paid for twice: a path or a database URL. Null: a file
-    beside `out`."""
+    next to `out`."""
     mix_in: DataRef | None = None
     """Rows to append to the results unchanged: Bai et al. mix helpfulness labels by people into harmlessness labels by
     a judge, and helpful demonstrations into revisions."""
@@ -106,11 +106,11 @@ class AskingConfig(Config):
     @model_validator(mode="after")
     def _budget_has_prices(self) -> AskingConfig:
         if self.budget is not None and not any(self.price):
-            raise ValueError("'budget' is money, so it needs 'price': what a million tokens of prompt and answer cost")
+            raise ValueError("'budget' needs 'price': the cost of a million tokens of prompt, and of reply")
         return self
 
     def references(self) -> dict[str, tuple[Kind, str]]:
-        """What this config names; behind an endpoint the model is a name that only the server knows."""
+        """What this config names; with an endpoint the model is a name on the server, not a reference."""
         references = super().references()
         if self.endpoint is not None:
             del references["model"]
@@ -160,8 +160,8 @@ class ReviseConfig(AskingConfig):
     constitution: ConstitutionRef
     """Principles to criticise by: a YAML file, or `assistant`, which kleash ships."""
     rounds: int = Field(1, ge=1)
-    """Critiques and revisions of each response, each by another principle. Bai et al. used 4, of which the first did
-    most."""
+    """Critiques and revisions of each response, each by another principle. Bai et al. used 4, of which the first had
+    most of the effect."""
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature of responses, critiques and revisions."""
     max_new_tokens: int = Field(256, ge=1)
@@ -180,12 +180,12 @@ class OveroptConfig(Config):
     """Proxy reward that the policy was trained against, and that best-of-n chooses by: a reward model's folder,
     `module:function`, a verifier, or a .yaml composition; null is the run's reward."""
     gold: RewardRef
-    """Gold reward: what is truly wanted, given as for `--proxy`. It has to be better than the proxy, and nothing may
-    have been trained against it."""
+    """Gold reward, named as for `--proxy`: it measures the goal. It must be more accurate than the proxy, and nothing
+    may have been trained against it."""
     data: DataRef | None = None
     """Prompts that were not trained on; null is the run's `eval_data`. A prompt that occurs twice is used once."""
     out: Path
-    """Folder to write to. The same command run again continues what is there."""
+    """Folder to write to. The same command run again continues where it stopped."""
     points: int = Field(10, ge=2)
     """Checkpoints to measure, besides the start."""
     best_of: int = Field(0, ge=0)

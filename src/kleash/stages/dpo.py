@@ -1,8 +1,8 @@
-"""DPO: direct preference optimisation, which learns from comparisons with neither reward model nor sampling.
+"""DPO: direct preference optimisation on comparisons, without reward model or sampling.
 
-A policy's log-ratio to its reference is a reward already, so the Bradley–Terry loss of a reward model trains the policy
-at once, and its optimum is the one that PPO has: π* ∝ π_ref·exp(r/β). The other losses differ in what they make of
-noisy labels, of certainty, and of length.
+A policy's log-ratio to its reference is an implicit reward, so the Bradley–Terry loss of a reward model trains the
+policy directly, with the same optimum as PPO: π* ∝ π_ref·exp(r/β). The other losses differ in how they treat noisy
+labels, certain labels, and length.
 
     kleash dpo --model runs/sft --data comparisons.jsonl --out runs/dpo --beta 0.1
 
@@ -63,8 +63,8 @@ MEASURED = ("loss", "margin", "chosen_logprob", "rejected_logprob", "chosen_shif
 """Metrics that are measured on the held-out rows too."""
 
 DISPLACED = 0.1
-"""Nats a token by which the held-out chosen responses may become less likely than under the reference, before the run
-says so: each of their tokens is then a tenth less likely."""
+"""The run warns if the held-out chosen responses become less likely than under the reference by this many nats a token:
+each of their tokens is then a tenth less likely."""
 
 
 def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> RunFolder:
@@ -121,13 +121,13 @@ def group_loss(
     groups: Sequence[EncodedGroup],
     config: DPOConfig,
 ) -> tuple[Float[Tensor, " P"], dict[str, Tensor]]:
-    """The loss that was asked for, one a prompt, with its metrics (docs/stages/dpo.md).
+    """The configured loss, one per prompt, with its metrics (docs/stages/dpo.md).
 
     Args:
         policy, reference: log-probabilities summed over the tokens of each response; some losses read no reference.
         lengths: how many tokens those are.
         groups: whose labels count; of one K.
-        config: which loss.
+        config: selects the loss.
     """
     if policy.shape[-1] > 2:
         ranks = torch.tensor([_ranks(group.source) for group in groups], device=policy.device)
@@ -206,7 +206,7 @@ def eval_metrics(means: Mapping[str, float | None], figures: PreferenceReport) -
 
 
 class HeldOut:
-    """Held-out comparisons, and what was measured on them last.
+    """Held-out comparisons, and their latest figures.
 
     Args:
         config: the loss.
@@ -233,13 +233,13 @@ class HeldOut:
 
 
 class KLMeter:
-    """KL(π ‖ π_ref) a response, in nats: k1 on fresh responses to held-out prompts, by the same streams each time.
+    """KL(π ‖ π_ref) a response, in nats: k1 on fresh responses to held-out prompts, from the same streams each time.
 
     Args:
         config: how many responses, and how long.
         tokenizer: the policy's.
-        held_out: whose prompts; those that leave no room for a response are left out.
-        load_reference: gives the reference, which holds no memory between measurements.
+        held_out: the rows of the prompts; prompts that leave no room for a response are skipped.
+        load_reference: loads the reference, which takes no memory between measurements.
     """
 
     def __init__(
@@ -257,7 +257,7 @@ class KLMeter:
 
     @torch.no_grad()
     def measure(self, model: PreTrainedModel, step: int) -> StepMetrics:
-        """`eval_kl` after a step, and what else is looked at in these responses (docs/metrics.md, Monitors)."""
+        """`eval_kl` after a step, and the monitors of these responses (docs/metrics.md, Monitors)."""
         config = self.config
         room = (context_length(model) or 1 << 30) - config.max_new_tokens
         prompts = [group for group in self.prompts if len(group.prompt_ids) <= room][: config.kl_samples]
@@ -285,7 +285,7 @@ class KLMeter:
 
 
 def report(folder: RunFolder, model: PreTrainedModel, step: int, pairs: HeldOut, kl_meter: KLMeter) -> StepMetrics:
-    """Report and KL of the weights that are kept, with the checks and the model card that follow from them."""
+    """Report and KL of the final weights, with their checks and model card."""
     results: StepMetrics = {}
     if pairs.groups:
         measured = pairs.config.kl_due(step, step)
@@ -302,7 +302,7 @@ def reference_logprobs(
 ) -> list[Float[Tensor, " _"]]:
     """Log π_ref(y|x) of each response, kept in the folder; zeros where the loss has no reference.
 
-    Called before anything is trained or restored, when `model` still is what it starts as.
+    Called before anything is trained or restored, while `model` has its initial weights.
     """
     if not LOSSES[config.loss].needs_reference:
         sizes = [len(group.responses) for group in groups]
@@ -315,11 +315,11 @@ def reference_logprobs(
 
 
 def reference_loader(config: DPOConfig, model: PreTrainedModel, *, live: bool) -> Callable[[], Reference]:
-    """How to come by the reference where a KL is measured: loaded anew each time, so as to hold no memory between."""
+    """A function that loads the reference for each measurement of the KL, so that it takes no memory in between."""
     if config.reference is None and config.lora_rank is not None:
-        return lambda: Reference(model)  # asked with its adapters switched off
+        return lambda: Reference(model)  # evaluated with its adapters disabled
     if live and config.reference is None and config.kl_due(1, 1):
-        frozen = frozen_copy(model)  # what the live model starts as lies nowhere else
+        frozen = frozen_copy(model)  # the initial weights of a live model are stored nowhere else
         return lambda: Reference(frozen)
     return lambda: Reference(freeze(load_policy(config.reference or config.model, device=config.device)[0]))
 
@@ -336,7 +336,7 @@ def _ranks(group: Group) -> tuple[int, ...]:
 
 
 def _best_and_worst(group: Group) -> tuple[int, int]:
-    """Which response the label favours most, and which least; of a tied pair the first counts as the better one."""
+    """Indices of the most and the least preferred response; of a tied pair the first counts as the better one."""
     if len(group.responses) == 2:
         return (0, 1) if _probability(group) >= 0.5 else (1, 0)
     ranks = _ranks(group)
@@ -344,7 +344,7 @@ def _best_and_worst(group: Group) -> tuple[int, int]:
 
 
 def _usable(group: Group, loss: str) -> str | None:
-    """What is wrong with a row for this stage, or None."""
+    """The fault of a row for this stage, or None."""
     if isinstance(group.label, Ranking) and len(group.responses) > 2:
         if loss != "sigmoid":
             return f"ranks {len(group.responses)} responses, and loss {loss} compares two; take --loss sigmoid"
@@ -354,10 +354,10 @@ def _usable(group: Group, loss: str) -> str | None:
 
 
 def warn_of_displacement(folder: RunFolder, step: int, figures: Mapping[str, Any]) -> None:
-    """Say once, there and in run.json, that the chosen responses have become unlikely themselves.
+    """Warn once, in the log and in run.json, that the chosen responses have become less likely.
 
-    Only the difference to the rejected ones is trained, and both may fall together, to the good of neither (Razin et
-    al. 2024, arXiv:2410.08847).
+    Only the difference to the rejected ones is trained, so both may become less likely (likelihood displacement, Razin
+    et al. 2024, arXiv:2410.08847).
     """
     shift = figures["chosen_shift"]
     if shift is None or shift >= -DISPLACED or "displacement" in folder.record.get("warnings", {}):
@@ -390,7 +390,7 @@ def _summary(results: Mapping[str, Any]) -> str:
 
 
 def formula(config: DPOConfig) -> str:
-    """The loss as it is computed: goes to run.json (F2)."""
+    """The formula of the loss, for run.json (F2)."""
     term = " − sft_coefficient · log π(chosen)/|chosen|" if config.sft_coefficient else ""
     return LOSSES[config.loss].formula + term
 
@@ -405,15 +405,17 @@ def read_comparisons(
         max_eval_rows=config.max_eval_rows, seed=config.seed,
     )  # fmt: skip
     if not train:
-        raise DataError(f"{config.data}: each row's responses all have one score; there is nothing to compare")
+        raise DataError(f"{config.data}: the responses of each row have equal scores; there is nothing to compare")
     return train, held_out
 
 
 def _compared(groups: Sequence[Group], data: str) -> list[Group]:
-    """The groups as comparisons: of scored responses the best against the worst, flat groups left out and counted."""
+    """The groups as comparisons: of scored responses the best against the worst; groups with equal scores are left out
+    and counted.
+    """
     pairs = [best_against_worst(group) if isinstance(group.label, Scores) else group for group in groups]
     compared = [pair for pair in pairs if pair is not None]
     if len(compared) < len(pairs):
         flat = len(pairs) - len(compared)
-        logger.info("%s: %d of %d rows left out, their responses all have one score", data, flat, len(pairs))
+        logger.info("%s: %d of %d rows left out, their responses have equal scores", data, flat, len(pairs))
     return compared

@@ -17,7 +17,7 @@ from kleash.stages.data_configs import ExportConfig
 
 
 def run(config: ExportConfig) -> Path:
-    """Write the labels, unless they are there already.
+    """Write the labels, unless they exist already.
 
     Raises:
         DataError: there is nothing to write, or the folder holds an export with other settings.

@@ -1,9 +1,9 @@
-"""Generate: K responses for every prompt, written beside the columns of its row.
+"""Generate: sample K responses for every prompt, written with the columns of its row.
 
     kleash generate --model runs/sft --data prompts.jsonl --out samples.jsonl -n 4
 
-Rows are written block by block; an interrupted run goes on with the next block, and a response does not depend on the
-block that it is in.
+Rows are written block by block; an interrupted run continues with the next block, and a response does not depend on its
+block.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _refuse_too_long(prompts: Sequence[Sequence[int]], max_new_tokens: int, cont
 
 
 def _log_near_ties(sampler: Sampler) -> None:
-    """Say how many tokens could differ in another batch; an engine that does not count them has none to report."""
+    """Log how many tokens could differ in another batch; an engine that does not count them logs nothing."""
     near_ties = getattr(sampler, "near_ties", 0)
     if near_ties:
         logger.info(

@@ -1,10 +1,10 @@
-"""GRPO and its kin: sample a group of responses, and let the group be its own baseline.
+"""GRPO, Dr. GRPO, RLOO and DAPO: sample a group of responses per prompt, with the group as baseline.
 
-One file and one loss. What the papers differ in is five settings: how scores become advantages, how tokens are
-weighed, where the KL penalty acts, how far the ratio may move, and what becomes of groups and responses that teach
-nothing. A preset is a set of their values. The KL penalty is part of the reward by default, so that the optimum is
-π* ∝ π_ref·exp(r/β); a test measures how near this file comes to it. In the loss, as the GRPO paper has it, its weight
-changes prompt by prompt once advantages are divided by their group's deviation, and k3 pulls towards another optimum.
+One file and one loss. The papers differ in five settings: how scores become advantages, how tokens are weighed, where
+the KL penalty acts, how far the ratio may move, and how groups of equal scores and overlong responses are treated. A
+preset is a set of their values. The KL penalty is part of the reward by default, so that the optimum is π* ∝
+π_ref·exp(r/β); a test measures how near this file comes to it. In the loss, as the GRPO paper has it, its weight
+changes prompt by prompt once advantages are divided by their group's deviation, and k3 leads to another optimum.
 
     kleash grpo --model runs/sft --data prompts.jsonl --reward runs/reward --out runs/grpo --beta 0.05
 
@@ -81,7 +81,7 @@ WEIGHTS = {
 
 
 def formulas(config: GRPOConfig) -> dict[str, str]:
-    """What the settings come to, as it is computed: goes to run.json (F2)."""
+    """The formulas of the settings, for run.json (F2)."""
     score = "score" if config.overlong != "penalise" else "score − overlong penalty"
     kl_loss = {
         "reward": "",
@@ -119,10 +119,10 @@ def run(
         reward: a live reward in place of `config.reward`.
 
     Returns:
-        The finished run; metrics.jsonl has a row a rollout, samples.jsonl the responses to the held-out prompts.
+        The finished run; metrics.jsonl has a row per rollout, samples.jsonl the responses to the held-out prompts.
 
     Raises:
-        TrainingError: the first ratio is not 1 (F7), or nothing has been learned for 20 rollouts (F13).
+        TrainingError: the first ratio is not 1 (F7), or all groups had zero spread for 20 rollouts (F13).
     """
     folder = open_run("grpo", config, model=policy, reward=reward)
     if folder.finished:
@@ -163,7 +163,7 @@ def run(
 
 @torch.no_grad()
 def with_advantages(rollout: Rollout, config: GRPOConfig) -> Rollout:
-    """Who was better than the others of the group; with overlong responses out of the mask where that is asked for."""
+    """Add the advantages; overlong responses are removed from the mask if so configured."""
     scores = penalised(rollout, config)
     if config.kl_in == "reward":
         scores = scores - config.beta * rollout.kl
@@ -175,7 +175,7 @@ def with_advantages(rollout: Rollout, config: GRPOConfig) -> Rollout:
 
 
 def penalised(rollout: Rollout, config: GRPOConfig) -> Float[Tensor, "P K"]:
-    """Scores less what being long costs (DAPO eq. 13)."""
+    """Scores minus the overlong penalty (DAPO eq. 13)."""
     if config.overlong != "penalise":
         return rollout.scores
     room = OVERLONG_SHARE * config.max_new_tokens
@@ -187,15 +187,15 @@ def update(
 ) -> StepMetrics:
     """One optimiser step.
 
-    A token's weight is made for the whole step and summed over micro-batches, so how memory splits the step changes
-    nothing (F1).
+    A token's weight is computed for the whole step and summed over micro-batches, so the split into micro-batches has
+    no effect (F1).
 
     Args:
         parts: the policy.
         minibatch: the groups of the step.
         optimizer: of the policy.
-        config: what the loss is made of.
-        first: nothing has been updated since the rollout, so the ratio must be 1 (F7).
+        config: settings of the loss.
+        first: whether this is the first update of the rollout, where the ratio must be 1 (F7).
 
     Raises:
         TrainingError: the ratio is not 1 where it must be; the message names the cause.
@@ -236,13 +236,13 @@ def update(
 
 
 def rows_of(part: GroupBatch) -> list[Float[Tensor, "R T"]]:
-    """Log-probabilities of old policy, reference and sampler, advantages and weights, a row a response."""
+    """Log-probabilities of old policy, reference and sampler, advantages and weights, one row per response."""
     tensors = (part.old_logprobs, part.reference_logprobs, part.sampler_logprobs, part.advantages, part.weights)
     return [tensor.flatten(0, 1) for tensor in tensors if tensor is not None]
 
 
 def group_metrics(rollout: Rollout, beta: float) -> StepMetrics:
-    """How much the groups have to teach, and β. Formulas: docs/stages/grpo.md."""
+    """Share of groups with zero spread, and β. Formulas: docs/stages/grpo.md."""
     assert rollout.batch.advantages is not None
     advantages = rollout.batch.advantages[..., 0]
     return {

@@ -1,10 +1,11 @@
-"""Judge: an AI labeller compares responses, and its labels are measured before anyone trains on them.
+"""Judge: an AI labeller compares responses, and its labels are measured before they are used.
 
     kleash judge --model runs/sft --data samples.jsonl --constitution assistant --out labels.jsonl
     kleash judge --endpoint http://localhost:8000/v1 --model NAME --data samples.jsonl --out labels.jsonl
 
 Every pair of responses of a row is compared in both orders. A preference that a row has already is a label by people:
-the judge does not see it, and is compared with it. Labels that fail the checks are written beside `out`, not to it.
+the judge does not see it, and is compared with it. Labels that fail the checks are written to `….refused…` instead of
+`out`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from kleash.stages.data_configs import JudgeConfig
 logger = logging.getLogger("kleash")
 
 PAIRS_AT_ONCE = 64
-"""Pairs between two looks at the failures."""
+"""Pairs between two checks of the number of failures."""
 
 
 def run(config: JudgeConfig, *, chat: Chat | None = None) -> Path:
@@ -44,8 +45,8 @@ def run(config: JudgeConfig, *, chat: Chat | None = None) -> Path:
         chat: a live model in place of `config.model`.
 
     Returns:
-        The file of preferences, the likelier better response as `chosen`. The figures and the result of the checks
-        stand beside it in `….summary.json`.
+        The file of preferences, the more probably better response as `chosen`. The figures and the result of the checks
+        are in `….summary.json` next to it.
 
     Raises:
         GateError: too many failures, the budget is reached, or the labels fail the checks: those are in `….refused…`.

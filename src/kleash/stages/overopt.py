@@ -2,9 +2,9 @@
 
     kleash overopt --run runs/ppo --gold runs/gold-reward --best-of 16 --out runs/overopt
 
-Takes the checkpoints of a run, spaced evenly in √KL, and pools of best-of-n, samples the same prompts by the same
-streams of random numbers from each, and scores every response with the proxy (the reward that the policy was trained
-against) and with gold (a better one). Trains nothing. Gao et al. 2022, arXiv:2210.10760.
+Takes the checkpoints of a run, spaced evenly in √KL, and pools of best-of-n, samples from each of them to the same
+prompts with the same streams of random numbers, and scores every response with the proxy (the reward that the policy
+was trained against) and with gold (a better one). It does not train. Gao et al. 2022, arXiv:2210.10760.
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Measuring:
-    """What every point is measured with."""
+    """The models, rewards and prompts of all measurements."""
 
     start: PreTrainedModel
-    """Frozen; where the KL is measured from."""
+    """Frozen; the KL is measured from it."""
     tokenizer: PreTrainedTokenizerBase
     prompts: Sequence[EncodedGroup]
     proxy: Reward
@@ -94,7 +94,7 @@ class Measuring:
 
 
 def run(config: OveroptConfig, *, proxy: Reward | None = None, gold: Reward | None = None) -> RunFolder:
-    """Measure every point, then say what the curve says.
+    """Measure every point, then analyse the curves.
 
     Args:
         config: the settings.
@@ -102,12 +102,12 @@ def run(config: OveroptConfig, *, proxy: Reward | None = None, gold: Reward | No
         gold: a live reward in place of `config.gold`.
 
     Returns:
-        The finished run: `samples.jsonl` holds every response with both scores, metrics.jsonl a row a point, `results`
-        of run.json the analysis of each curve, `shown.json` samples before and after the peak with what the proxy
-        likes.
+        The finished run: `samples.jsonl` holds every response with both scores, metrics.jsonl a row per point,
+            `results` of run.json the analysis of each curve, `shown.json` samples before and after the peak with their
+            attributions.
 
     Raises:
-        ConfigError: something is neither given nor to be had from the run; the message names it.
+        ConfigError: a setting is given neither here nor by the run; the message names it.
         GateError: the proxy or the gold reward failed its own checks.
     """
     config = _completed_from_run(config, live_proxy=proxy is not None)
@@ -138,7 +138,7 @@ def run(config: OveroptConfig, *, proxy: Reward | None = None, gold: Reward | No
 
 
 def measure(point: Point, policy: PreTrainedModel, measuring: Measuring) -> list[Row]:
-    """Sample every prompt from one policy, by the same streams at every point, and score each response twice."""
+    """Sample a policy on every prompt, with the same streams at every point, and score each response twice."""
     sampler = build_sampler(
         policy, measuring.tokenizer, max_new_tokens=measuring.max_new_tokens, temperature=measuring.temperature,
         dtype=measuring.compute.dtype,
@@ -198,7 +198,7 @@ def curves_of(rows: Sequence[Mapping[str, Any]]) -> dict[Source, KLCurve]:
 def _conclude(
     folder: RunFolder, rows: Sequence[Row], measuring: Measuring, choose: np.ndarray, *, seed: int
 ) -> RunFolder:
-    """Analyse the curves, write down samples of both sides of the peak, and finish the run."""
+    """Analyse the curves, write samples of both sides of the peak, and finish the run."""
     analyses = {
         source: analyse(curve, choose=choose, seed=derive_seed(seed, "bootstrap"))
         for source, curve in curves_of(rows).items()
@@ -212,7 +212,7 @@ def _conclude(
 
 
 def _caution(rows: Sequence[Row], point: int) -> dict[str, str]:
-    """What speaks against the recommended checkpoint of a run in spite of its gold."""
+    """A warning about the recommended checkpoint of a run, if there is reason for one."""
     responses: dict[int, list[str]] = {}
     for row in rows:
         if row["source"] == "checkpoints":
@@ -225,9 +225,9 @@ def _caution(rows: Sequence[Row], point: int) -> dict[str, str]:
 
 
 def shown_samples(rows: Sequence[Row], analysis: Analysis, measuring: Measuring, *, seed: int) -> Json:
-    """Samples of the peak beside samples of the end, with what the proxy likes in each; of the reporting prompts.
+    """Samples of the peak and of the end to the reporting prompts, with the proxy's attribution to their sentences.
 
-    Where gold is best at the end, the start stands in the peak's place. Shown are the prompts with the largest sum of
+    Where gold is best at the end, the start takes the peak's place. Shown are the prompts with the largest sum of
     proxy gained and gold lost, each in units of its standard deviation over prompts, then some drawn at random.
     """
     start, end = analysis.points[0].point, analysis.points[-1].point
@@ -261,7 +261,7 @@ def _by_proxy_gained_and_gold_lost(first: Mapping[str, Row], last: Mapping[str, 
 
 
 def _attributed(row: Row, source: Group, proxy: Reward) -> Row:
-    """A sample with its pieces and what the proxy's score drops by without each; no drops where it cannot tell."""
+    """A sample with its pieces and the drop of the proxy's score without each; no drops where that fails."""
     columns = {**source.columns, "finished": row["finished"]}
     drops = or_skip("attribution", lambda: leave_one_out(proxy, source.prompt, row["response"], **columns))
     sample = {key: row[key] for key in ("response", "finished", "proxy", "gold", "kl")}
@@ -284,7 +284,7 @@ def _samples_at(rows: Sequence[Row], source: Source, point: int) -> dict[str, Ro
 
 
 def _completed_from_run(config: OveroptConfig, *, live_proxy: bool) -> OveroptConfig:
-    """The config, completed with what the run says."""
+    """The config, completed with the run's settings."""
     record = _record(config.run) if config.run is not None else None
     of_run = record["config"] if record is not None else {}
     values = {
@@ -311,7 +311,7 @@ def _record(run: Path) -> Json:
 
 
 def _points(config: OveroptConfig) -> list[Point]:
-    """What to sample from, the start first."""
+    """The points to measure, the start first."""
     points = []
     if config.run is not None:
         weights = _checkpoints(config.run)
@@ -328,7 +328,7 @@ def _points(config: OveroptConfig) -> list[Point]:
 
 
 def _checkpoints(run: Path) -> dict[int, str]:
-    """Folder of the weights after each step that were kept, the final ones among them."""
+    """Folders of the saved weights by step, including the final ones."""
     folders = {int(path.name.removeprefix("step-")): str(path) for path in (run / "snapshots").glob("step-*")}
     last = _record(run)["results"].get("step")
     if last and last not in folders:
@@ -339,7 +339,7 @@ def _checkpoints(run: Path) -> dict[int, str]:
 
 
 def _measuring(config: OveroptConfig, proxy: Reward | None, gold: Reward | None) -> Measuring:
-    """Load what every point is measured with; what the config left out is there by now."""
+    """Load the models, rewards and prompts of a completed config."""
     assert config.model is not None and config.data is not None
     assert config.max_new_tokens is not None and config.temperature is not None
     start, tokenizer = load_policy(config.model, device=config.device)
@@ -373,7 +373,7 @@ def _read_prompts(data: str, tokenizer: PreTrainedTokenizerBase, *, max_length: 
 
 
 def _finished_rows(folder: RunFolder) -> list[Row]:
-    """Samples of the points that were finished; what an interruption left of another is removed."""
+    """Samples of the finished points; rows of an interrupted point are removed."""
     metrics = folder.metrics()
     points = {(row["source"], row["step"]) for row in metrics}
     rows = [row for row in read_jsonl(folder.path / "samples.jsonl") if (row["source"], row["step"]) in points]
@@ -383,6 +383,6 @@ def _finished_rows(folder: RunFolder) -> list[Row]:
 
 
 def _one_score_a_text(pool: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Rounding must not make a text better than itself."""
+    """Scores of a pool, equal for equal texts: rounding must not separate them."""
     texts = tuple(Response(row["response"], finished=row["finished"]) for row in pool)
     return one_score_a_text(Group("", texts), [row["proxy"] for row in pool])

@@ -1,4 +1,4 @@
-"""PPO: train a policy against a reward, and pay β for every nat of KL from the reference.
+"""PPO: train a policy against a reward with a KL penalty of β per nat from the reference.
 
 Sample, score, estimate advantages with a learned value function, take clipped steps. The KL penalty is part of the
 reward, token by token (k1), so that the optimum is π* ∝ π_ref·exp(r/β), and on a problem small enough to enumerate a
@@ -85,7 +85,7 @@ def run(
         reward: a live reward in place of `config.reward`.
 
     Returns:
-        The finished run; metrics.jsonl has a row a rollout, samples.jsonl the responses to the held-out prompts.
+        The finished run; metrics.jsonl has a row per rollout, samples.jsonl the responses to the held-out prompts.
     """
     folder = open_run("ppo", config, model=policy, reward=reward)
     if folder.finished:
@@ -126,33 +126,33 @@ def run(
 
 @dataclass
 class KLController:
-    """β, steered to a target KL where there is one (Ziegler et al. 2019, arXiv:1909.08593, §2.2)."""
+    """β, adapted to a target KL if there is one (Ziegler et al. 2019, arXiv:1909.08593, §2.2)."""
 
     beta: float
     target: float | None
     """Nats a response."""
     horizon: float
-    """Responses over which the steering acts."""
+    """Responses over which a full error changes β by its own size."""
 
     def see(self, kl_per_response: float, *, responses: int) -> None:
-        """Take in the KL of a rollout."""
+        """Adapt β to the KL of a rollout."""
         if self.target is not None:
             self.beta = kl.adapt_beta(
                 self.beta, kl_per_response, target=self.target, horizon=self.horizon, samples=responses
             )
 
     def state_dict(self) -> dict[str, float]:
-        """The β that was reached."""
+        """The current β."""
         return {"beta": self.beta}
 
     def load_state_dict(self, state_dict: Mapping[str, float]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the state of `state_dict`."""
         self.beta = state_dict["beta"]
 
 
 @torch.no_grad()
 def with_advantages(rollout: Rollout, parts: Components, config: PPOConfig, *, beta: float) -> Rollout:
-    """What of each token was better than the value network expected. K is 1, so rows are R = P."""
+    """Add advantages and returns (generalised advantage estimation). K is 1, so rows are R = P."""
     batch, mask, critic = rollout.batch, rollout.batch.mask[:, 0], parts.critic
     expected = in_micro_batches(batch, lambda part: values(critic, part), compute=parts.compute)[:, 0]
     scores = rollout.scores[:, 0]
@@ -181,15 +181,15 @@ def update(
 ) -> StepMetrics:
     """One optimiser step of policy and value network.
 
-    Losses are sums over micro-batches divided by the step's tokens, so how memory splits them changes nothing (F1).
+    Losses are sums over micro-batches divided by the step's tokens, so the split into micro-batches has no effect (F1).
 
     Args:
         parts: policy and value network.
         minibatch: the groups of the step.
         optimizers: of both.
-        pretraining: demonstrations whose likelihood is kept up.
+        pretraining: demonstrations of the pretraining loss.
         config: coefficients and clips.
-        first: nothing has been updated since the rollout, so the ratio must be 1 (F7).
+        first: whether this is the first update of the rollout, where the ratio must be 1 (F7).
 
     Raises:
         TrainingError: the ratio is not 1 where it must be; the message names the cause.

@@ -4,7 +4,7 @@
 
 The model answers, criticises its answer by a drawn principle, and rewrites it by that critique, for as many rounds as
 `--rounds` says. The last revisions are demonstrations for `kleash sft`. The summary counts revisions that change
-nothing, and refusals before and after, which show an assistant that became harmless by evading every question.
+nothing, and refusals before and after, which show an assistant that became harmless by refusing every question.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kleash.progress import Progress
 from kleash.stages.data_configs import ReviseConfig
 
 ROWS_AT_ONCE = 64
-"""Rows between two looks at the failures."""
+"""Rows between two checks of the number of failures."""
 
 
 def run(config: ReviseConfig, *, chat: Chat | None = None) -> Path:
@@ -37,7 +37,7 @@ def run(config: ReviseConfig, *, chat: Chat | None = None) -> Path:
 
     Returns:
         The file of demonstrations, each with its `original`, the `principles` that it was revised by, and whether it
-        is `unchanged`. The figures stand beside it in `….summary.json`.
+        is `unchanged`. The figures are in `….summary.json` next to it.
 
     Raises:
         GateError: too many failures, or the budget is reached.

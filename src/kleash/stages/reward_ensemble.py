@@ -1,10 +1,10 @@
 """Several reward models instead of one: an ensemble, an average of weights, a validation reward.
 
-A policy finds the mistakes of its reward model. Members that learned the same comparisons from other seeds make other
-mistakes, so that their disagreement (`spread`) shows where the score cannot be trusted, and the worst of them is harder
-to please by accident. The mistakes that all members make (those of the labellers, say) stay. The validation reward has
-seen none of the comparisons that the reward was made of: a policy whose reward rises while the validation reward falls
-exploits mistakes of its reward model.
+A policy exploits the errors of its reward model. Members trained on the same comparisons with other seeds make other
+errors, so that their disagreement (`spread`) shows where the score is unreliable, and the lowest score is harder to
+exploit. Errors that all members share (those of the labellers, say) remain. The validation reward is trained on other
+comparisons than the reward: a policy whose reward rises while the validation reward falls exploits errors of its reward
+model.
 
     kleash reward --model runs/sft --data pairs.jsonl --out runs/reward --members 5 --validation-share 0.2
 
@@ -60,7 +60,7 @@ def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedToke
         reward: for a single model: a live classifier to train, see `reward_model.run`.
 
     Returns:
-        The finished run. The report in its run.json is of what the folder scores as: ensemble, average or single model.
+        The finished run. The report in its run.json is on the reward in the folder: ensemble, average or single model.
     """
     if config.members == 1 and not config.validation_share:
         return reward_model.run(_single(config), reward=reward)
@@ -101,8 +101,8 @@ def _single(config: EnsembleConfig, **changes: Any) -> RewardConfig:
 
 
 def _split(config: EnsembleConfig, folder: RunFolder) -> dict[str, Path]:
-    """Write which comparisons the reward, the validation reward and the measuring have, no prompt on two sides, and the
-    samples that all are centred on.
+    """Write the comparisons of the reward, of the validation reward and of the evaluation, with no prompt in two of
+    them, and the samples for centring.
     """
     names = ("reward", "held-out", "centre", *(["validation"] if config.validation_share else []))
     files = {name: folder.path / "comparisons" / f"{name}.jsonl" for name in names}
@@ -124,7 +124,7 @@ def _split(config: EnsembleConfig, folder: RunFolder) -> dict[str, Path]:
 
 
 def _centred_on(config: EnsembleConfig, train: Sequence[Group]) -> Sequence[Group]:
-    """One set of samples for all, so that members are comparable in level."""
+    """One set of samples for all members, so that their levels are comparable."""
     if config.centre_data is not None or not config.centre_samples:
         return ()
     tokenizer = load_tokenizer(config.model)
@@ -135,14 +135,14 @@ def _centred_on(config: EnsembleConfig, train: Sequence[Group]) -> Sequence[Grou
 
 
 def _member(config: EnsembleConfig, out: Path, files: Files, *, data: str = "reward") -> RunFolder:
-    """Train one model, unless it is there."""
+    """Train one model, unless it exists."""
     changes: Json = {
         "out": out, "data": str(files[data]), "eval_data": str(files["held-out"]), "max_eval_rows": None, "force": True,
         "seed": derive_seed(config.seed, "member", out.name) % 2**31,
     }  # fmt: skip
     if config.centre_data is None and files["centre"].stat().st_size:
         changes["centre_data"] = str(files["centre"])
-    # Weights can be averaged only where they had one start: the head as well as the trunk.
+    # Weights can be averaged only if training started from the same head and trunk.
     live = new_reward_model(config.model, seed=config.seed, device=config.device) if config.average_weights else None
     logger.info("reward model %s", out)
     return reward_model.run(_single(config, **changes), reward=live if data == "reward" else None)
@@ -151,12 +151,12 @@ def _member(config: EnsembleConfig, out: Path, files: Files, *, data: str = "rew
 def _one(
     config: EnsembleConfig, folder: RunFolder, members: Sequence[RunFolder], files: Files
 ) -> PreferenceReport | None:
-    """Leave a single model in the folder, of the members' mean weights, and return its report."""
+    """Write a single model of the members' mean weights, and return its report."""
     loaded = [load_reward_model(member.path, device=config.device) for member in members]
     average_weights([model for model, _ in loaded])
     model, tokenizer = loaded[0]
     train, held_out = (_encoded(config, files[name], tokenizer) for name in ("reward", "held-out"))
-    # The members' own reports say what more labels bring.
+    # The learning curve is in the members' own reports.
     changes: Json = {"learning_curve": False}
     if files["centre"].stat().st_size:
         changes["centre_data"] = str(files["centre"])
@@ -177,7 +177,7 @@ def _one(
 def _ensemble(
     config: EnsembleConfig, folder: RunFolder, members: Sequence[RunFolder], files: Files
 ) -> PreferenceReport | None:
-    """Bind the members together in the folder, and return the report on what they score as one."""
+    """Write the ensemble of the members, and return the report on its scores."""
     loaded = [LearnedReward.load(member.path, compute=Compute(config.device, config.dtype)) for member in members]
     reward = EnsembleReward(loaded, combine=config.combine, variance_penalty=config.variance_penalty)
     train, held_out = (_encoded(config, files[name], loaded[0].tokenizer) for name in ("reward", "held-out"))

@@ -1,8 +1,9 @@
-"""Reward model: learn from comparisons what people prefer.
+"""Reward model: train a Bradley–Terry model on comparisons.
 
-Bradley–Terry says P(a ≻ b | x) = σ(r(x, a) − r(x, b)); training minimises −log of that for what was chosen. Only the
-difference is identified, so afterwards the scores are shifted to mean zero on samples of the model it started from (the
-SFT model, in the chain): zero is then "as good as SFT", and penalties and clips of the next stage have a meaning.
+Bradley–Terry says P(a ≻ b | x) = σ(r(x, a) − r(x, b)); training minimises −log of that for the chosen response. Only
+the difference is identified, so afterwards the scores are shifted to mean zero on samples of the model that training
+started from (the SFT model, in the chain): zero is then "as good as SFT", which gives penalties and clips of the next
+stage a meaning.
 
     kleash reward --model runs/sft --data comparisons.jsonl --out runs/reward
 
@@ -80,7 +81,7 @@ WITHOUT_REPORT: Mapping[str, Any] = {
     "max_eval_rows": None, "centre_data": None, "centre_samples": 0, "best_of": 0, "gold": None,
     "learning_curve": False, "trackers": (),
 }  # fmt: skip
-"""Settings of a run for a point of the learning curve: nothing but its training."""
+"""Settings of a run for a point of the learning curve: only its training."""
 
 
 def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> RunFolder:
@@ -131,12 +132,12 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
 
 @dataclass(frozen=True)
 class Measured:
-    """The rows that a trained reward model is measured on."""
+    """The rows on which a trained reward model is measured."""
 
     train: Sequence[EncodedGroup]
     held_out: Sequence[EncodedGroup]
     samples: Sequence[EncodedGroup]
-    """Of the centring; empty where the training responses did it."""
+    """Samples for centring; empty where the training responses are used."""
 
 
 def report(
@@ -148,13 +149,13 @@ def report(
     gold: Reward | None,
     live: bool,
 ) -> StepMetrics:
-    """The report on held-out pairs, with the checks and the model card that follow from it."""
+    """The report on held-out pairs, with its checks and model card."""
     distance = save_feature_range(folder, model, rows.train, rows.held_out, rows.samples, config)
     if not rows.held_out:
         return {}
     rewards = held_out_rewards(model, rows.held_out, compute=config.compute)
     whole = whole_report(model, tokenizer, rows.train, rows.held_out, rewards, config, gold, distance)
-    on_policy = None if live else on_policy_excess(config, rows.train)  # a live model may speak another language
+    on_policy = None if live else on_policy_excess(config, rows.train)  # a live model may have another tokenizer
     record_checks(folder, checks=reward_checks.reward_model(whole, probes=whole.probes, on_policy=on_policy))
     write_text(folder.path / "README.md", model_card(folder, summary(whole)))
     return {"report": as_json(whole)}
@@ -168,7 +169,7 @@ def save_feature_range(
     samples: Sequence[EncodedGroup],
     config: RewardConfig,
 ) -> Json | Skipped:
-    """Save what the model was trained on, in its features, beside its weights; returns the distances from it."""
+    """Save the range of the training responses in the model's features, next to its weights; returns the distances."""
     compute = config.compute
     measured = or_skip(
         "feature range",
@@ -191,7 +192,7 @@ def whole_report(
     gold: Reward | None = None,
     distance: Json | Skipped | None = None,
 ) -> RewardReport:
-    """All that run.json says of a single model; what cannot be measured within the model's limits is skipped."""
+    """The report on a single model; measurements that exceed the model's limits are skipped."""
     compute = config.compute
     best_of, curve = None, None
     probes = or_skip(
@@ -239,7 +240,7 @@ def _learning_curve(
 
 
 def on_policy_excess(config: RewardConfig, train: Sequence[EncodedGroup]) -> OnPolicyExcess | Skipped:
-    """Whose samples the training responses are, where it can be measured."""
+    """Excess negative log-likelihood of the training responses, where it can be measured."""
     return or_skip(
         "excess negative log-likelihood",
         lambda: data_checks.on_policy_excess(config.model, train, device=config.device, dtype=config.dtype),
@@ -247,7 +248,9 @@ def on_policy_excess(config: RewardConfig, train: Sequence[EncodedGroup]) -> OnP
 
 
 def head_weights(config: RewardConfig, rows: Sequence[int]) -> Float[Tensor, "P M"]:
-    """What each comparison counts for each head: 1 for a single one, else 0 or 2 by chance, the same in every epoch."""
+    """Weight of each comparison for each head: 1 for a single head, otherwise 0 or 2 at random, the same in every
+    epoch.
+    """
     if config.heads == 1:
         return torch.ones(len(rows), 1)
     draws = [torch.Generator().manual_seed(derive_seed(config.seed, "bootstrap", row)) for row in rows]
@@ -257,7 +260,7 @@ def head_weights(config: RewardConfig, rows: Sequence[int]) -> Float[Tensor, "P 
 def group_loss(
     scores: Float[Tensor, "P K"], groups: Sequence[EncodedGroup], config: RewardConfig
 ) -> tuple[Float[Tensor, " P"], dict[str, Tensor]]:
-    """Bradley–Terry on pairs or rankings, one loss a prompt, with its metrics."""
+    """Bradley–Terry on pairs or rankings, one loss per prompt, with its metrics."""
     labels = [group.source.label for group in groups]
     if all(isinstance(label, Preference) for label in labels):
         p = scores.new_tensor([label.probability for label in labels if isinstance(label, Preference)])
@@ -273,17 +276,17 @@ def update(
     config: RewardConfig,
     weights: Float[Tensor, "P M"],
 ) -> StepMetrics:
-    """One optimiser step on some comparisons; `weights` says what each counts for each head."""
+    """One optimiser step on some comparisons; `weights` is the weight of each for each head."""
     totals: dict[str, Tensor] = {}
     for part in microbatches(groups, max_tokens=config.micro_batch_tokens):
         chosen = [groups[row] for row in part]
         batch: GroupBatch = collate(chosen, device=model.device)
         with config.compute.autocast(model.device):
             scores = head_scores(model, batch).float()  # while training the centring offset is 0
-        own = [group_loss(head, chosen, config) for head in scores.unbind(-1)]
-        loss = torch.stack([loss for loss, _ in own], -1) * weights[part].to(model.device)
+        losses = [group_loss(head, chosen, config) for head in scores.unbind(-1)]
+        loss = torch.stack([loss for loss, _ in losses], -1) * weights[part].to(model.device)
         optimizer.backward(loss.mean(-1).sum() / len(groups))
-        figures = {name: torch.stack([metrics[name] for _, metrics in own], -1) for name in own[0][1]}
+        figures = {name: torch.stack([metrics[name] for _, metrics in losses], -1) for name in losses[0][1]}
         for name, value in {"loss": loss.detach(), **figures}.items():
             totals[name] = totals.get(name, torch.zeros((), device=model.device)) + value.mean(-1).sum() / len(groups)
     return {**totals, **optimizer.step()}
@@ -299,7 +302,7 @@ def centre_model(
     """Shift the scores of the model in a folder, weights and all else of which are written, to mean zero.
 
     Returns:
-        The samples whose mean score is zero now, none where there are none; and what it is zero on, for run.json.
+        The samples whose mean score is now zero, empty if there are none; and their description for run.json.
     """
     samples = after_training(folder, "centring samples", lambda: centring_samples(tokenizer, train, config)) or []
     if not after_training(folder, "centring", lambda: centre(model, samples or train, config.compute)):
@@ -322,7 +325,7 @@ def centre(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: Comp
 def centring_samples(
     tokenizer: PreTrainedTokenizerBase, train: Sequence[EncodedGroup], config: RewardConfig
 ) -> list[EncodedGroup]:
-    """The rows whose mean score becomes zero: those of `centre_data`, or samples; empty where neither is asked for.
+    """The rows whose mean score becomes zero: those of `centre_data`, or samples; empty where neither is requested.
 
     Raises:
         DataError: samples are asked for, and no training prompt leaves room for one.

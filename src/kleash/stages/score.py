@@ -1,8 +1,8 @@
-"""Score responses that exist: each row of a file is written again with the reward's score beside its columns.
+"""Score existing responses: each row of a file is written with an additional column, the reward's score.
 
     kleash score --reward math --data samples.jsonl --out scored.jsonl
 
-Reads rows with `response` or `responses` and adds `score`, a number or a list; all else stays as it was.
+Reads rows with `response` or `responses` and adds `score`, a number or a list; other columns are unchanged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger("kleash")
 GROUPS_AT_ONCE = 256
 
 GroupScores = list[list[float]]
-"""One list a group, one number a response."""
+"""One list per group, one number per response."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class ScoreReport:
     rows: int
     responses: int
     score: MeanSE
-    """Over prompts, each by the mean of its responses."""
+    """Over prompts, with the mean of each prompt's responses."""
     parts: dict[str, MeanSE]
     """Likewise for each part of the reward."""
     verdicts: dict[str, int]
-    """How many responses a verifier found right, wrong, …; empty without a verifier."""
+    """Number of responses with each outcome of a verifier (right, wrong, …); empty without a verifier."""
 
 
 def run(config: ScoreConfig, *, reward: Reward | None = None) -> Path:
@@ -59,7 +59,7 @@ def run(config: ScoreConfig, *, reward: Reward | None = None) -> Path:
         reward: a live reward in place of `config.reward`.
 
     Returns:
-        The file written: the rows of `data` with `score`. Figures lie beside it in `….summary.json`.
+        The file written: the rows of `data` with `score`. Figures are in `….summary.json` next to it.
 
     Raises:
         DataError: a row has no response or is a preference, or `out` exists and was written with other settings.
@@ -78,7 +78,7 @@ def run(config: ScoreConfig, *, reward: Reward | None = None) -> Path:
 
 
 def score_groups(reward: Reward, groups: Sequence[Group]) -> tuple[GroupScores, dict[str, GroupScores]]:
-    """GroupScores of groups of any K, and what they are made of (`reward.explain`), both in the groups' order.
+    """Scores of groups of any K, and their components (`reward.explain`), both in the groups' order.
 
     Raises:
         DataError: a score that is not a finite number.
@@ -109,7 +109,7 @@ def score_report(scores: Sequence[Sequence[float]], parts: Mapping[str, Sequence
 
 
 def log_outcomes(report: ScoreReport) -> None:
-    """Say how many responses were right, wrong, …: many unparsable ones are a fault of the verifier (F15)."""
+    """Log the number of responses with each outcome: many unparsable ones are a fault of the verifier (F15)."""
     if report.verdicts:
         logger.info("verifier: %s", ", ".join(f"{count} {name}" for name, count in report.verdicts.items()))
 
@@ -134,7 +134,7 @@ def _refuse_unscorable(where: str, group: Group) -> None:
 
 
 def _blocks(groups: Sequence[Group]) -> list[list[Group]]:
-    """Consecutive groups of one K, not too many at once."""
+    """Blocks of consecutive groups of one K, of limited size."""
     runs = [list(run) for _, run in groupby(groups, key=lambda group: len(group.responses))]
     return [run[start : start + GROUPS_AT_ONCE] for run in runs for start in range(0, len(run), GROUPS_AT_ONCE)]
 
@@ -146,7 +146,7 @@ def _refuse_not_finite(values: Float[Tensor, "P K"], groups: Sequence[Group]) ->
 
 
 def _with_score(row: Row, scores: Sequence[float]) -> Row:
-    """The row with its score in place of an old one: a list where the row has a list, be it of one."""
+    """The row with its score in place of an old one: a list where the row has a list, even of one."""
     others = {name: value for name, value in row.items() if name not in ("score", "scores")}
     return {**others, "score": scores if row.get("responses") is not None else scores[0]}
 

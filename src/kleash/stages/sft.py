@@ -1,7 +1,7 @@
-"""SFT: supervised fine-tuning, which imitates demonstrations.
+"""SFT: supervised fine-tuning on demonstrations.
 
-The first link of the chain: it makes the policy coherent and on-task. Its result is both where policy training starts
-and the reference that the KL is measured from.
+The first stage of the chain: it makes the policy coherent and on-task. Its model is both the start of policy training
+and the reference from which the KL is measured.
 
     kleash sft --model base/ --data demonstrations.jsonl --out runs/sft
 
@@ -46,7 +46,7 @@ UNSAMPLED = 1e9
 """Parameters from which the gate does not sample on a CPU: it would take minutes."""
 
 EFFECT_ROWS = 128
-"""Held-out rows whose responses are tried after another row's prompt."""
+"""Held-out rows whose responses are also scored after another row's prompt."""
 
 FORMULA = "loss = − Σ log π(y_t | x, y_<t) / (trained tokens of the step)"
 
@@ -129,23 +129,23 @@ def check(
     after: float,
     config: SFTConfig,
 ) -> None:
-    """Has it learnt to answer as the data do, on prompts it has not seen?"""
+    """Check the model on held-out rows: loss, effect of the prompt, and samples."""
     prompts = list({group.prompt_ids: group for group in held_out}.values())[: config.gate_prompts]
-    drawn, unsampled = None, "there are no held-out prompts"
+    sampling, unsampled = None, "there are no held-out prompts"
     if config.gate_prompts == 0:
         unsampled = "gate_prompts is 0"
     elif model.device.type == "cpu" and model.num_parameters() > UNSAMPLED:
         unsampled = "the model is large for a CPU; `kleash check` does it"
     elif prompts:
         limit = usual_length(train, most=config.gate_max_new_tokens)
-        drawn = sample(model, tokenizer, prompts, limit=limit, seed=config.seed, dtype=config.dtype)
+        sampling = sample(model, tokenizer, prompts, limit=limit, seed=config.seed, dtype=config.dtype)
         unsampled = "no held-out prompt leaves room for a response"
     checks: list[Check] = sft_checks.sft(
         before=before,
         after=after,
         rows=len(held_out),
         effect=prompt_effect(model, held_out[:EFFECT_ROWS], dtype=config.dtype) if held_out else None,
-        samples=drawn[1] if drawn else None,
+        samples=sampling[1] if sampling else None,
         demonstrations=describe(responses_of(train), tokenizer),
         unsampled=unsampled,
     )

@@ -12,7 +12,9 @@ from kleash.training.settings import RolloutConfig, Schedule, TrainingConfig
 
 
 class SFTConfig(TrainingConfig):
-    """Imitate the responses in `data`. Defaults: N+ (arXiv:2403.17031), one epoch, and InstructGPT's batch of 32."""
+    """Fine-tune on the responses in `data`. Defaults: N+ (arXiv:2403.17031), one epoch, and InstructGPT's batch of
+    32.
+    """
 
     learning_rate: float = Field(1e-5, ge=0)
     """Peak learning rate. InstructGPT used 9.65e-6, N+ 3e-6; models of a few million parameters take 100 times as
@@ -61,7 +63,7 @@ class RewardConfig(TrainingConfig):
     """Sample this many responses to each held-out prompt from `model` and report the score of the best of k, for every
     k up to this; 0 does not."""
     gold: MeasureRef | None = None
-    """With `best_of`: another reward, given as for `--reward`, that scores the chosen responses and chooses none."""
+    """With `best_of`: another reward, named as for `--reward`, that scores the chosen responses and does not choose."""
     learning_curve: bool = False
     """Train on an eighth, a quarter and half of the rows too and report what twice the labels would add. Doubles the
     time."""
@@ -132,7 +134,7 @@ class PPOConfig(RolloutConfig):
     gamma: float = Field(1.0, ge=0, le=1)
     """Discount factor for each token; below 1 the optimum is not the optimum of reward − β·KL."""
     lam: float = Field(0.95, ge=0, le=1)
-    """λ of generalised advantage estimation: 1 trusts the returns, 0 trusts the value network."""
+    """λ of generalised advantage estimation: 1 uses only the returns, 0 relies on the value network."""
     whiten_advantages: bool = True
     """Normalise the advantages of a rollout to mean 0 and variance 1."""
     value_learning_rate: float | None = Field(None, ge=0)
@@ -144,7 +146,7 @@ class PPOConfig(RolloutConfig):
     """Clip the change of a value from the rollout's to this, in units of reward; null does not clip."""
     value_init: Literal["reward", "policy"] = "reward"
     """Weights that the value network starts from: the reward model's (the first one's of an ensemble) if it has the
-    policy's tokenizer, else the policy's."""
+    policy's tokenizer, otherwise the policy's."""
     missing_eos_score: float | None = None
     """Score of a response that has no end token, in place of its reward; null scores it like the others."""
     whiten_rewards: bool = False
@@ -157,7 +159,7 @@ class PPOConfig(RolloutConfig):
     pretraining_data: DataRef | None = None
     """Demonstrations or text on which the language-model loss is added (InstructGPT's PPO-ptx)."""
     pretraining_coefficient: float = Field(27.8, gt=0)
-    """Weight of that loss; used with `pretraining_data`."""
+    """Weight of the pretraining loss; used with `pretraining_data`."""
 
     def actor_critic_settings(self) -> Settings:
         """The settings of `ActorCritic`, but for the number of steps."""
@@ -211,7 +213,7 @@ GRPO_PRESETS: dict[str, Settings] = {
         "group_size": 8, "batch_size": 128, "minibatches": 8, "learning_rate": 1e-6, "schedule": "constant",
         "max_new_tokens": 3000,
     },
-    # Ahmadian et al. 2024 (arXiv:2402.14740): REINFORCE on whole responses: one update, so no clip at work.
+    # Ahmadian et al. 2024 (arXiv:2402.14740): REINFORCE on whole responses: one update, so the clip has no effect.
     "rloo": {
         "advantage": "leave-one-out", "normalisation": "constant", "kl_in": "reward", "beta": 0.03, "group_size": 4,
         "learning_rate": 1e-6,
@@ -249,7 +251,7 @@ class GRPOConfig(RolloutConfig):
     length, then the number of responses (GRPO). constant: responses times `max_new_tokens` (Dr. GRPO), the only one
     without a bias to longer or shorter responses."""
     clip_high: float | None = Field(None, gt=0)
-    """Upper clipping bound: the ratio counts up to 1 + this; null is `clip`."""
+    """Upper clipping bound: the ratio is clipped at 1 + this; null is `clip`."""
     overlong: Literal["keep", "mask", "penalise"] = "keep"
     """What to do with responses that are cut off. keep: nothing. mask: no gradient. penalise: subtract a penalty that
     rises to 1 over the last fifth of `max_new_tokens` (DAPO)."""
@@ -280,7 +282,7 @@ class GRPOConfig(RolloutConfig):
 
 
 PUBLISHED_BETA = {"simpo": 2.0, "length-normalised": 5.0}
-"""Meng et al. 2024 (arXiv:2405.14734), Lambert et al. 2024 (arXiv:2411.15124): they divide by the length."""
+"""Meng et al. 2024 (arXiv:2405.14734), Lambert et al. 2024 (arXiv:2411.15124): both losses divide by the length."""
 
 
 class DPOConfig(TrainingConfig):
@@ -293,11 +295,11 @@ class DPOConfig(TrainingConfig):
     labels. ipo: a finite target for the margin. simpo: mean log-probability of a token, without a reference.
     length-normalised: the same with a reference. Rankings of more than two responses need sigmoid."""
     beta: float = Field(0.1, gt=0)
-    """β, the coefficient of the KL penalty: what one nat of KL from the reference costs. Large: the policy stays at the
-    reference. Near 0: it follows the labels at any distance. If it is not given it is 2 for simpo and 5 for
+    """β, the coefficient of the KL penalty: the cost of one nat of KL from the reference. Large: the policy stays at
+    the reference. Near 0: the labels are fitted at any distance. The default is 2 for simpo and 5 for
     length-normalised, as published, since these divide by the length."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """ε, the assumed share of flipped labels; required for the losses smoothed and robust, and used by no other."""
+    """ε, the assumed share of flipped labels; required for the losses smoothed and robust, and not used by others."""
     gamma_ratio: float = Field(0.5, ge=0)
     """SimPO's γ/β: how far the chosen response's mean log-probability must lead (arXiv:2405.14734)."""
     sft_coefficient: float = Field(0.0, ge=0)
@@ -316,13 +318,13 @@ class DPOConfig(TrainingConfig):
     kl_samples: int = Field(128, ge=0)
     """Sample at most this many responses for the KL, spread over the held-out prompts; 0 does not measure it."""
     max_new_tokens: int = Field(64, ge=1)
-    """Longest of those responses, in tokens."""
+    """Longest of the responses for the KL, in tokens."""
     snapshot_every: int | None = Field(None, ge=1)
     """Steps between two copies of the weights in snapshots/, which `kleash overopt` measures; null keeps none."""
     hold_out: MeasureRef | None = None
-    """Validation reward that scores those responses and is never trained against: a folder, a verifier, …"""
+    """Validation reward, which scores the responses for the KL and is never trained against: a folder, a verifier, …"""
     gold: MeasureRef | None = None
-    """Gold reward, which scores them too: what is truly wanted, where it can be computed."""
+    """Gold reward, which scores the same responses: the goal itself, where it can be computed."""
 
     def kl_due(self, step: int, steps: int) -> bool:
         """Whether the KL is to be measured after `step` steps of `steps`."""

@@ -1,7 +1,7 @@
-"""Runs with nothing left to learn: a dead run stops with an error that says why, a solved run ends (F13).
+"""Degenerate runs: one without any gradient from the reward stops with an error, a solved one ends (F13).
 
-A group whose responses all have one reward says nothing about which is better. Where every group is like that, no
-update follows from the reward, no error is raised, and the curves look calm.
+A group whose responses all have the same reward gives no gradient. If every group is like that, the reward causes no
+update, and neither an error nor the curves show it.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from torch import Tensor
 from kleash.errors import TrainingError
 
 DEAD_AFTER = 20
-"""Rollouts in a row without an update from the reward, after which a run is dead."""
+"""After this many consecutive rollouts without an update from the reward, a run is dead."""
 
 SOLVED_AFTER = 5
-"""Rollouts in a row in which every response has the best reward seen, after which a run is solved."""
+"""After this many consecutive rollouts in which every response has the best reward so far, a run is solved."""
 
 
 @dataclass(frozen=True)
 class GroupScores:
-    """What the rule looks at in a rollout."""
+    """The scores and mask of a rollout."""
 
     scores: Float[Tensor, "P K"]
-    """As the reward gave them."""
+    """Scores of the reward."""
     penalised_scores: Float[Tensor, "P K"]
-    """What groups are compared by: with the penalties, without the KL penalty."""
+    """Scores with the penalties, but without the KL penalty; groups are compared by them."""
     mask: Bool[Tensor, "N J T"]
-    """True where a token counts; any order of the rollout's responses."""
+    """True where a token counts; the responses may be in any order."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class DegenerateRun:
     least: float = math.inf
     """Least reward of the run so far."""
     solved_share: float = 0.0
-    """Share of the last rollout's groups that are solved: every response has the best reward, and a lower one was seen
+    """Share of the last rollout's groups that are solved: every response has the best reward, and a lower one occurred
     before."""
 
     @property
@@ -59,7 +59,7 @@ class DegenerateRun:
         return f"solved: every response of {self.perfect} rollouts had the best reward seen, {self.best:g}"
 
     def see(self, measurement: GroupScores) -> str | None:
-        """Take in a rollout."""
+        """Update the rule by a rollout."""
         scores = measurement.scores
         self.best, self.least = max(self.best, float(scores.max())), min(self.least, float(scores.min()))
         solved = (scores == self.best).all(-1) & (self.best > self.least)
@@ -70,15 +70,15 @@ class DegenerateRun:
         return self.reason
 
     def raise_if_dead(self, *, end_rate: float, empty: bool, longest: int) -> None:
-        """Stop a run that has learned nothing for `DEAD_AFTER` rollouts.
+        """Stop a run without an update for `DEAD_AFTER` rollouts.
 
         Args:
             end_rate: share of the last rollout's responses that ended by themselves.
-            empty: no token of the last rollout counts.
+            empty: whether no token of the last rollout counts.
             longest: most tokens of a response.
 
         Raises:
-            TrainingError: naming the cause and the remedy.
+            TrainingError: names the cause and the remedy.
         """
         if self.idle < DEAD_AFTER:
             return
@@ -89,13 +89,13 @@ class DegenerateRun:
             )
         elif end_rate == 0:
             cause = (
-                f"every response is cut off at {longest} tokens, and all of a group have one reward; "
-                "raise --max-new-tokens, or look with `kleash generate` whether the model ends its responses at all"
+                f"every response is cut off at {longest} tokens, and all of a group have the same reward; "
+                "raise --max-new-tokens, or check with `kleash generate` whether the model ends its responses"
             )
         else:
             rewards = f"{self.best:g}" if self.best == self.least else f"{self.least:g} to {self.best:g} by prompt"
             cause = (
-                f"all responses of a group have one reward ({rewards}); take easier prompts or a better --model, "
+                f"all responses of a group have the same reward ({rewards}); use easier prompts or a better --model, "
                 "a larger --group-size or a finer reward"
             )
         raise TrainingError(f"no update in the last {self.idle} rollouts: {cause}")
@@ -111,5 +111,5 @@ class DegenerateRun:
 
 
 def zero_spread(scores: Float[Tensor, "P K"]) -> Bool[Tensor, " P"]:
-    """Groups whose responses all have one score."""
+    """Groups whose responses all have the same score."""
     return scores.amax(-1) == scores.amin(-1)

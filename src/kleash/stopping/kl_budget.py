@@ -1,4 +1,4 @@
-"""A run ends as soon as its policy is further from the reference than its budget allows."""
+"""Stop a run whose KL from the reference exceeds a budget."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class KLBudget:
     """See `StopRule`."""
 
     def see(self, measurement: float) -> str | None:
-        """Take in the KL of a rollout, in nats a response."""
+        """Update the rule by the KL of a rollout, in nats a response."""
         if self.budget is not None and measurement > self.budget:
             self.reason = f"KL {measurement:.3g} nats is beyond the budget of {self.budget:g}"
         return self.reason

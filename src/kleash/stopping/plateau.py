@@ -1,4 +1,4 @@
-"""A run ends when a held-out figure has stopped rising: plain early stopping, the baseline for any cleverer rule."""
+"""Stop a run when a held-out figure no longer rises: plain early stopping, the baseline of other rules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Plateau:
     patience: int | None
     """Measurements; None never ends a run."""
     name: str
-    """Of the figure, for the reason: "gold"."""
+    """Name of the figure in the reason: "gold"."""
     best: float = -math.inf
     """Best figure so far."""
     since: int = 0
@@ -24,7 +24,7 @@ class Plateau:
     """See `StopRule`."""
 
     def see(self, measurement: float) -> str | None:
-        """Take in a figure measured on held-out prompts; higher is better."""
+        """Update the rule by a figure measured on held-out prompts; higher is better."""
         self.since = 0 if measurement > self.best else self.since + 1
         self.best = max(self.best, measurement)
         if self.patience is not None and self.since >= self.patience:

@@ -1,4 +1,4 @@
-"""What ends a run before its last step: a rule that sees one measurement after another."""
+"""The protocol of a stop rule: it sees one measurement after another and may end the run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ Measurement = TypeVar("Measurement", contravariant=True)
 
 @runtime_checkable
 class StopRule(Protocol[Measurement]):
-    """A rule that ends a run. Its state goes with the checkpoint, so that a resumed run ends where it would have."""
+    """A rule that ends a run. Its state is part of the checkpoint, so that a resumed run ends at the same step."""
 
     @property
     def reason(self) -> str | None:
-        """Why the run ends; None while it goes on."""
+        """Why the run ends; None while it continues."""
         ...
 
     def see(self, measurement: Measurement) -> str | None:
-        """Take in a measurement, in the order of training; returns `reason`."""
+        """Update the rule by a measurement, in the order of training; returns `reason`."""
         ...
 
     def state_dict(self) -> Mapping[str, object]:
@@ -26,25 +26,27 @@ class StopRule(Protocol[Measurement]):
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what a checkpoint stored; an empty state leaves the rule as it was built."""
+        """Restore the state of a checkpoint; an empty state leaves the rule unchanged."""
         ...
 
 
 class StopRules:
-    """Several rules as one, each looking at a measurement of its own.
+    """Several rules as one, each with its own measurement.
 
         stop = StopRules(kl=KLBudget(8.0), figure=Plateau(3, "gold"))
         reason = stop.see(kl=9.1)
 
     Args:
-        rules: by the name of what they look at.
+        rules: by the name of their measurement.
     """
 
     def __init__(self, **rules: StopRule[Any]) -> None:
         self.rules = rules
 
     def see(self, **measurements: Any) -> str | None:
-        """Take in measurements by name, None for what was not measured; returns the first reason to end."""
+        """Update the rules by measurements by name, None for one that was not taken; returns the first reason to
+        end.
+        """
         for name, measurement in measurements.items():
             if measurement is not None:
                 self.rules[name].see(measurement)
@@ -52,7 +54,7 @@ class StopRules:
 
     @property
     def reason(self) -> str | None:
-        """Why the run ends; None while it goes on."""
+        """Why the run ends; None while it continues."""
         return next((rule.reason for rule in self.rules.values() if rule.reason is not None), None)
 
     def state_dict(self) -> Mapping[str, object]:
@@ -60,6 +62,6 @@ class StopRules:
         return {name: rule.state_dict() for name, rule in self.rules.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the state of `state_dict`."""
         for name, rule in self.rules.items():
             rule.load_state_dict(state[name])

@@ -14,10 +14,10 @@ from kleash.training.optim import Optimizer
 
 
 class ActorCritic:
-    """What takes the steps of PPO.
+    """The optimisers of PPO.
 
     Args:
-        policy, critic: what is trained.
+        policy, critic: the models to train.
         steps: optimiser steps in all.
         ema_decay: of the policy's moving average; None: no average.
         settings, value_settings: of the two `Optimizer`.

@@ -1,4 +1,4 @@
-"""Measurements after the last step: what cannot be measured is skipped with its reason, and never costs the run."""
+"""Measurements after the last step: one that fails is skipped with its reason and does not fail the run."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ T = TypeVar("T")
 
 
 def after_training(folder: RunFolder, name: str, measure: Callable[[], T]) -> T | None:
-    """What `measure` gives; or None where it fails, its reason under `skipped` in run.json.
+    """The result of `measure`; None where it fails, with the reason under `skipped` in run.json.
 
-    The weights are written before anything is measured, so that no fault of a measurement can take them away.
+    Callers write the weights first, so that a failing measurement cannot lose them.
 
     Args:
         folder: the run.
-        name: what is measured, in a few words.
-        measure: takes the measurement.
+        name: of the measurement, in a few words.
+        measure: computes it.
     """
     try:
         return measure()
     except MachineError:
         raise
-    except Exception as error:  # whatever it is: the training is done, and worth more than this figure
+    except Exception as error:  # any error: the training is done and worth more than this figure
         skip(folder, name, error)
         return None
 

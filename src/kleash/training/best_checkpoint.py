@@ -1,4 +1,4 @@
-"""Which weights a run ends with: the last, or those that did best on held-out rows."""
+"""The weights that a run ends with: the last, or the best on held-out rows."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from kleash.training.checkpoint import load_weights, trained_weights
 
 
 class BestCheckpoint:
-    """Keeps the weights of the step with the least figure, where a run asks for the best.
+    """Stores the weights of the step with the least figure, if a run keeps the best ones.
 
     Args:
-        folder: the run; the weights lie under checkpoints/best.
-        keep_weights: `best`, or `last`, which keeps nothing.
+        folder: the run; the weights are under checkpoints/best.
+        keep_weights: `best`, or `last`, which stores nothing.
 
     Attributes:
         step: the best step so far; 0 for none.
-        figures: what was measured, by step.
+        figures: the measured figure by step.
     """
 
     def __init__(self, folder: RunFolder, keep_weights: Literal["best", "last"]) -> None:
@@ -44,7 +44,7 @@ class BestCheckpoint:
         return figure
 
     def take(self, model: nn.Module, last: int) -> int:
-        """Put the weights to end with into the model and return the step they are of."""
+        """Load the final weights into the model and return their step."""
         if self.keep_weights == "last" or self.step in (0, last):
             return last
         load_weights(model, load_file(self.path / "model.safetensors"))
@@ -55,6 +55,6 @@ class BestCheckpoint:
         return {"step": self.step, "figures": list(self.figures.items())}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the state of `state_dict`."""
         self.step = state_dict["step"]
         self.figures = {int(step): figure for step, figure in state_dict["figures"]}

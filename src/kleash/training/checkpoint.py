@@ -1,8 +1,8 @@
-"""The state to go on from: weights, optimisers, cursors, and the numbers that a stage holds.
+"""The training state to resume from: weights, optimisers, cursors, and numbers of the stage.
 
-Randomness needs no state here: it is derived from (seed, step), so a run that goes on draws what it would have drawn.
-What has a state says so as in torch (`state_dict`, `load_state_dict`). Tensors are stored as safetensors, the rest as
-JSON; nothing is pickled.
+Randomness needs no state here: it is derived from (seed, step), so a resumed run draws the same numbers. Parts with a
+state follow torch's protocol (`state_dict`, `load_state_dict`). Tensors are stored as safetensors, the rest as JSON;
+nothing is pickled.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from kleash.run import RunFolder
 
 @runtime_checkable
 class Stateful(Protocol):
-    """What a run has to remember; torch's own protocol, so that modules have it already."""
+    """A part of a run with a state; torch's protocol, which modules implement already."""
 
     def state_dict(self) -> Mapping[str, Any]:
         """Tensors and JSON values by name."""
         ...
 
     def load_state_dict(self, state_dict: Any) -> Any:
-        """Take back what `state_dict` gave."""
+        """Restore the state of `state_dict`."""
         ...
 
 
@@ -43,9 +43,9 @@ def save(folder: RunFolder, step: int, state: State, *, keep: int, **numbers: An
     Args:
         folder: the run.
         step: steps done.
-        state: what has a state, by name. Of a module the trained weights are stored.
-        keep: how many states stay; the newest ones.
-        numbers: what else to store, as JSON.
+        state: the parts with a state, by name. Of a module the trained weights are stored.
+        keep: how many of the newest states to keep.
+        numbers: further values to store, as JSON.
     """
 
     def fill(path: Path) -> None:
@@ -64,7 +64,7 @@ def save(folder: RunFolder, step: int, state: State, *, keep: int, **numbers: An
 
 
 def restore(folder: RunFolder, state: State) -> Json:
-    """Load the newest state into what has one, and rewind the logs to it.
+    """Load the newest state into the parts, and rewind the logs to it.
 
     Returns:
         `step`, and the numbers saved with it; `{"step": 0}` for a new run.
@@ -103,13 +103,15 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The same without what is frozen: beside LoRA the weights of the model itself need not be stored again."""
+    """The tensors that are not frozen: with LoRA the base weights need not be stored again."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     return {name: tensor for name, tensor in weights(model).items() if name not in frozen}
 
 
 def load_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put what these gave back into a module; tied and frozen names may be missing, unknown ones may not."""
+    """Load the tensors of `weights` or `trained_weights` into a module; tied and frozen names may be missing, unknown
+    ones may not occur.
+    """
     unexpected = model.load_state_dict(tensors, strict=False).unexpected_keys
     if unexpected:
         raise ValueError(f"tensors of another model: {', '.join(unexpected[:3])}")

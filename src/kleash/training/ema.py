@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Average:
-    """θ̄ ← decay·θ̄ + (1 − decay)·θ over the trained parameters; without a decay it holds nothing."""
+    """θ̄ ← decay·θ̄ + (1 − decay)·θ over the trained parameters; without a decay it is empty."""
 
     def __init__(self, model: nn.Module, decay: float | None) -> None:
         """Start from the model's weights."""
@@ -18,14 +18,14 @@ class Average:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights of one more step."""
+        """Update the average by the weights of one more step."""
         if self.decay is not None:
             for name, parameter in _trained(model):
                 self.tensors[name].lerp_(parameter, 1 - self.decay)
 
     @torch.no_grad()
     def take(self, model: nn.Module) -> None:
-        """Put the average into the model."""
+        """Load the average into the model."""
         for name, parameter in _trained(model):
             if name in self.tensors:
                 parameter.copy_(self.tensors[name])
@@ -35,7 +35,7 @@ class Average:
         return dict(self.tensors)
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the state of `state_dict`."""
         self.tensors = {name: tensor.to(self.tensors[name].device) for name, tensor in state_dict.items()}
 
 

@@ -7,8 +7,8 @@
             metrics |= evaluate(model)
         loop.log(step, metrics)
 
-A run that was interrupted goes on after its newest saved state, and draws what it would have drawn: what has a state is
-restored, and everything else is a function of the step.
+An interrupted run resumes after its newest saved state with the same result: parts with a state are restored, and
+everything else is a function of the step.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class Loop:
     Args:
         folder: the run; its newest state is loaded into `state`, its logs are rewound to it.
         total: steps in all.
-        state: what has a state, by name.
+        state: the parts with a state, by name.
         shown: metrics that the progress bar shows.
-        save_every: steps between states to go on from; None: a tenth of the run.
-        keep_states: how many of those states stay.
+        save_every: steps between saved states; None: a tenth of the run.
+        keep_states: how many of those states to keep.
         eval_every: steps between measurements on held-out rows; None: only at the end.
-        trackers: where metrics go besides metrics.jsonl.
+        trackers: destinations of metrics besides metrics.jsonl.
 
     Attributes:
         step: steps done.
-        stop: why the run ends before `total`; None while it goes on. Set by the stage.
+        stop: why the run ends before `total`; None while it continues. Set by the stage.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Loop:
         self.save()
 
     def over(self, source: Iterable[T]) -> Iterator[tuple[int, T]]:
-        """Each step with the next thing of a source, which has a state of its own where it needs one."""
+        """Each step with the next item of a source, which has its own state if it needs one."""
         items = iter(source)
         for step in self:
             yield step, next(items)
@@ -109,5 +109,5 @@ class Loop:
         return row
 
     def save(self) -> None:
-        """Write the state to go on from."""
+        """Write the state to resume from."""
         checkpoint.save(self.folder, self.step, self.state, keep=self.keep_states, stop=self.stop)

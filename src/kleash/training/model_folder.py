@@ -1,4 +1,4 @@
-"""What a stage lays beside its weights, and what it says of the models that it holds."""
+"""Write a stage's model folder: weights, model card, snapshots; count the parameters in memory."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from kleash.training.checkpoint import weights
 
 
 def parameters_held(**models: object) -> dict[str, int]:
-    """Parameters of the models that a stage holds in memory side by side; one that takes two parts counts once.
+    """Parameters of the models that a stage has in memory at the same time; a model with two roles counts once.
 
     Args:
-        models: by part; what is not a module, and has neither one under `model` (a reward model's reward has) nor
-            several under `members`, is left out.
+        models: by role; objects that are not modules, and have neither a module `model` (like `LearnedReward`) nor
+            several `members`, are left out.
     """
-    held: dict[int, tuple[str, int]] = {}
+    counts: dict[int, tuple[str, int]] = {}
     members = {
         f"{part}/{index}": member
         for part, holder in models.items()
@@ -30,12 +30,12 @@ def parameters_held(**models: object) -> dict[str, int]:
     for part, holder in (models | members).items():
         model = holder if isinstance(holder, nn.Module) else getattr(holder, "model", None)
         if isinstance(model, nn.Module):
-            held.setdefault(id(model), (part, sum(parameter.numel() for parameter in model.parameters())))
-    return dict(held.values())
+            counts.setdefault(id(model), (part, sum(parameter.numel() for parameter in model.parameters())))
+    return dict(counts.values())
 
 
 def write_model(folder: RunFolder, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, summary: str) -> None:
-    """Write the model that a run ends with, adapters merged for good, and its card."""
+    """Write the final model of a run, adapters merged, and its card."""
     merge_lora(model)
     save_model(folder.path, model, tokenizer, model_card(folder, summary))
 
@@ -43,7 +43,9 @@ def write_model(folder: RunFolder, model: PreTrainedModel, tokenizer: PreTrained
 def save_snapshot(
     folder: RunFolder, step: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, every: int | None
 ) -> None:
-    """Keep the weights after each step that `every` divides under snapshots/, adapters merged, to be measured later."""
+    """Save the weights after each step that `every` divides under snapshots/, adapters merged, for later
+    measurement.
+    """
     if not every or step % every:
         return
     path = folder.path / "snapshots" / f"step-{step:06d}"
@@ -61,7 +63,7 @@ def model_card(folder: RunFolder, summary: str) -> str:
         f"---\nlibrary_name: transformers\ntags: [kleash, {record['stage']}]\n---\n\n"
         f"# Made by `kleash {record['stage']}`\n\n{summary}\n\nFrom:\n\n{parents}\n\n"
         f"Settings:\n\n```json\n{settings}\n```\n\n"
-        "Every figure is in `run.json` and `metrics.jsonl` beside this file.\n"
+        "Every figure is in `run.json` and `metrics.jsonl` next to this file.\n"
     )
 
 

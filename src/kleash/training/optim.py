@@ -1,7 +1,7 @@
-"""AdamW with a schedule, clipping and accumulation that changes nothing.
+"""AdamW with a schedule, clipping, and exact gradient accumulation.
 
 A step is any number of `backward` calls, each with a part of the step's loss that is already divided by the *step's*
-count (tokens or groups), then one `step`. The gradient is therefore the same however memory splits the step (F1).
+count (tokens or groups), then one `step`. The gradient is therefore independent of the split into micro-batches (F1).
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class Optimizer:
         """Set up.
 
         Args:
-            model: its parameters with `requires_grad` are trained; matrices alone are decayed.
+            model: its parameters with `requires_grad` are trained; only matrices are decayed.
             steps: optimiser steps in all, for the schedule.
             learning_rate: peak rate.
             schedule: see `learning_rate_at`.
             warmup_steps: see `learning_rate_at`.
             weight_decay: decoupled decay of matrices.
             adam_eps: Adam's ε.
-            max_grad_norm: the gradient is scaled down to this norm; None leaves it.
+            max_grad_norm: the gradient is scaled down to this norm; None: no clipping.
         """
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         matrices = [p for p in self.parameters.values() if p.dim() >= 2]
@@ -108,7 +108,7 @@ class Optimizer:
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the state of `state_dict`."""
         self.steps_taken = int(state_dict["steps_taken"])
         for name, parameter in self.parameters.items():
             prefix = f"{name}/"

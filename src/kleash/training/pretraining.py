@@ -1,4 +1,4 @@
-"""PPO-ptx: the likelihood of demonstrations is kept up while a policy is trained (Ouyang et al. 2022, eq. 2)."""
+"""PPO-ptx: a language-model loss on demonstrations, added while a policy is trained (Ouyang et al. 2022, eq. 2)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from kleash.training.optim import Optimizer
 
 
 class PretrainingMix:
-    """Demonstrations whose likelihood a policy must keep.
+    """The demonstrations of the pretraining loss.
 
     Args:
-        data: rows with one response, or None, which mixes in nothing.
+        data: rows with one response; None: no pretraining loss.
         model, tokenizer: the policy.
         batch_size: rows a step.
         coefficient: weight of their −log-likelihood a token.
@@ -57,7 +57,7 @@ class PretrainingMix:
         """Add the gradient of −coefficient · log-likelihood a token of the next rows to an optimiser's step.
 
         Returns:
-            `pretraining_loss` before the coefficient; nothing where there are no rows.
+            `pretraining_loss` before the coefficient; empty without rows.
         """
         if not self.rows:
             return {}

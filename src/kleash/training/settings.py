@@ -21,7 +21,7 @@ class StageConfig(Config):
     data: DataRef
     """Rows to work on: a .jsonl, .jsonl.gz, .json or .parquet file, a saved `datasets` folder, or a hub name."""
     out: Path
-    """Folder to write to. The same command run again continues what is there."""
+    """Folder to write to. The same command run again continues where it stopped."""
     seed: int = 0
     """Seed of every random draw. Same seed, same machine: the same numbers, bit for bit."""
     dtype: DType = "float32"
@@ -46,8 +46,8 @@ class TrainingConfig(StageConfig):
     epochs: float = Field(1.0, gt=0)
     """Passes over the data."""
     batch_size: int = Field(32, ge=1)
-    """Groups (rows, pairs, prompts) in one optimiser step. How many fit into memory at once is another matter: see
-    `micro_batch_tokens`. There is no gradient accumulation to set."""
+    """Groups (rows, pairs, prompts) in one optimiser step. It does not depend on memory: `micro_batch_tokens` sets how
+    many are computed at once, and gradients are accumulated automatically."""
     micro_batch_tokens: int = Field(8192, ge=1)
     """Tokens computed at once, padding included. Changes memory and speed, never the gradient. Lower it if memory runs
     out."""
@@ -93,7 +93,7 @@ class TrainingConfig(StageConfig):
     """Continue although a check of this stage's inputs failed."""
 
     def steps(self, rows: int) -> int:
-        """Optimiser steps in all for so many training rows."""
+        """Total optimiser steps for a number of training rows."""
         if self.max_steps is not None:
             return self.max_steps
         return max(1, round(self.epochs * rows / self.batch_size))
@@ -128,7 +128,7 @@ class RolloutConfig(TrainingConfig):
     reference: ModelRef | None = None
     """Model that the KL penalty is measured from; null is `model` as it starts."""
     beta: float = Field(0.05, ge=0)
-    """β, the coefficient of the KL penalty: what one nat of KL from the reference costs, in units of reward. 0: no
+    """β, the coefficient of the KL penalty: the cost of one nat of KL from the reference, in units of reward. 0: no
     penalty, and the policy exploits the reward's errors. Large: it stays at the reference. Published: 0.02
     (InstructGPT), 0.05 (N+)."""
     max_new_tokens: int = Field(64, ge=1)
@@ -142,14 +142,15 @@ class RolloutConfig(TrainingConfig):
     clip: float = Field(0.2, gt=0)
     """PPO's ε: beyond 1 ± this the probability ratio no longer adds to the objective."""
     log_rollouts: int = Field(8, ge=0)
-    """Responses of each rollout that are kept token by token under rollouts/; 0 keeps none."""
+    """Write this many responses of each rollout token by token under rollouts/; 0 writes none."""
     snapshot_every: int | None = Field(None, ge=1)
     """Rollouts between two copies of the weights in snapshots/, which `kleash overopt` measures; null keeps none."""
     hold_out: MeasureRef | None = None
-    """Validation reward, which is measured and never trained against: best, a reward model trained on other labels.
-    Null takes the one that `kleash reward --validation-share` wrote beside `reward`, if there is one."""
+    """Validation reward, which is measured and never trained against; preferably a reward model trained on other
+    labels. Null uses the one that `kleash reward --validation-share` wrote into the folder of `reward`, if there is
+    one."""
     gold: MeasureRef | None = None
-    """Gold reward: what is truly wanted, where it can be computed. It scores the held-out responses at every evaluation
+    """Gold reward: the goal itself, where it can be computed. It scores the held-out responses at every evaluation
     and is never trained against."""
     criterion: Literal["objective", "gold", "validation"] = "objective"
     """What `keep_weights best` and `patience` compare, on held-out prompts: reward − β·KL, the gold reward, or the

@@ -1,6 +1,6 @@
-"""TensorBoard, W&B and trackio beside metrics.jsonl: each an extra, imported only when asked for.
+"""Trackers besides metrics.jsonl (TensorBoard, W&B, trackio): each is an extra, imported only when requested.
 
-A run keeps one id in its run.json, so that one that was interrupted goes on in the tracker as well.
+A run keeps one id in its run.json, so that an interrupted run also continues in the tracker.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kleash.io import Json
 from kleash.run import RunFolder
 
 PROJECT = "kleash"
-"""Under which W&B and trackio file our runs."""
+"""Project name of our runs in W&B and trackio."""
 
 
 class Trackers:
@@ -26,7 +26,7 @@ class Trackers:
 
     Args:
         names: any of `tensorboard`, `wandb`, `trackio`.
-        folder: the run; TensorBoard and W&B write below it, trackio where it always does.
+        folder: the run; TensorBoard and W&B write below it, trackio to its own folder.
 
     Raises:
         ConfigError: a tracker is unknown, or its extra is not installed.
@@ -49,17 +49,17 @@ class Trackers:
             tracker.log(numbers, step)
 
     def close(self) -> None:
-        """Write out what is still under way."""
+        """Flush and close the trackers."""
         for tracker in self._trackers:
             tracker.close()
         self._trackers = []
 
 
 def require(names: Iterable[str]) -> None:
-    """Refuse a tracker that does not exist or is not installed; costs nothing, so do it before work begins."""
+    """Refuse a tracker that does not exist or is not installed; call it before work begins."""
     for name in names:
         if name not in _OPEN:
-            raise ConfigError(f"trackers: there is no {name!r}; choose of {', '.join(_OPEN)}")
+            raise ConfigError(f"trackers: there is no tracker {name!r}; choose from {', '.join(_OPEN)}")
         if find_spec(name) is None:
             raise ConfigError(f"trackers: {name} is not installed; pip install 'kleash[{name}]'")
 
@@ -73,7 +73,7 @@ class _TensorBoard:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # What an interrupted run wrote beyond its checkpoint is about to be done again.
+            # Points of an interrupted run after its checkpoint are about to be repeated.
             self._writer = SummaryWriter(str(self._folder.path / "tensorboard"), purge_step=step)
             config = json.dumps(_config(self._folder), indent=2)
             self._writer.add_text("config", f"```json\n{config}\n```", step)
@@ -86,7 +86,7 @@ class _TensorBoard:
 
 
 class _Run:
-    """A run of W&B or of trackio, which speak alike."""
+    """A run of W&B or of trackio, which have the same interface."""
 
     def __init__(self, run: Any, finish: Callable[[], None]) -> None:
         self._run = run

@@ -1,4 +1,4 @@
-"""Overoptimization, measured: where gold turns while the proxy rises, what the published laws say of it."""
+"""Measure over-optimisation: gold and proxy against KL, the peak of gold, and fitted scaling laws."""
 
 from kleash.evals.overoptimization.analysis import EARLY, Analysis, analyse
 from kleash.evals.overoptimization.curve import (

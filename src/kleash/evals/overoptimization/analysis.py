@@ -1,7 +1,7 @@
-"""What a KL curve shows: its peak, whether gold fell after it, which point to take, what the law says of it.
+"""Analysis of a KL curve: its peak, whether gold fell after it, the recommended point, and the fitted law.
 
-One part of the prompts chooses (the peak, the law, the point), the other reports, so that no figure is flattered by the
-choice it rests on. Formulas: docs/metrics.md.
+One part of the prompts chooses (the peak, the law, the point), the other reports, so that no figure has selection bias.
+Formulas: docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kleash.evals.overoptimization.law import (
 from kleash.evals.report_values import Estimate, PairedMean
 
 EARLY = 0.7
-"""Share of the way to the peak up to which the second fit looks: what the law would have said before gold fell."""
+"""Share of the peak's distance that the second fit uses: the law's prediction before gold fell."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class PointFigures:
     point: int
     """Step of the checkpoint, or n."""
     gold: ResampledMean
-    """Report: what is wanted."""
+    """Report: gold reward."""
     proxy: ResampledMean
     """Report: the reward that the policy was trained against."""
     kl: ResampledMean
@@ -70,13 +70,13 @@ class Peak:
     point: int
     """Step of the checkpoint, or n."""
     index: int
-    """Its place in `points`."""
+    """Its index in `points`."""
     share: float
     """Share of the resamples in which it is the best."""
     distance: float
     """Its distance."""
     distance_interval: tuple[float | None, float | None]
-    """That of the winner's distance over resamples."""
+    """Interval of the winner's distance over resamples."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,14 @@ class PeakTest:
 
 @dataclass(frozen=True)
 class Recommended:
-    """The point to take: the least KL among the points up to the peak's whose gold, on the prompts that choose, is less
-    than the peak's by no more than one standard error of the paired difference.
+    """The recommended point: the least KL among the points up to the peak's whose gold, on the prompts that choose, is
+    less than the peak's by no more than one standard error of the paired difference.
     """
 
     point: int
     """Step of the checkpoint, or n."""
     index: int
-    """Its place in `points`."""
+    """Its index in `points`."""
     gold: PairedMean
     """Report: its gold."""
     lost: PairedMean
@@ -129,20 +129,19 @@ class Analysis:
     source: Source
     """What the points are: checkpoints of a run, or best of n."""
     prompts: PromptCounts
-    """How many."""
+    """How many choose and report."""
     points: list[PointFigures]
     """The curve, the start first."""
     peak: Peak
-    """Where gold is best."""
+    """The point with the best gold."""
     peak_test: PeakTest
     """Whether gold fell after it."""
     recommended: Recommended
-    """Which point to take."""
+    """The recommended point."""
     fit: LawFit | None
     """Choose: the law, fitted to all points; null with fewer than three beyond the start."""
     early_fit: LawFit | None
-    """Choose: fitted to the points up to 0.7 of the peak's distance only: what the law would have said before gold
-    fell."""
+    """Choose: fitted to the points up to 0.7 of the peak's distance only: the law's prediction before gold fell."""
 
 
 def analyse(curve: KLCurve, *, choose: Bool[np.ndarray, " P"], seed: int = 0, resamples: int = 2000) -> Analysis:
@@ -182,7 +181,7 @@ def analyse(curve: KLCurve, *, choose: Bool[np.ndarray, " P"], seed: int = 0, re
 
 
 def _peak(chooser: KLCurve, seed: int, resamples: int) -> tuple[Peak, list[float]]:
-    """The best point, and in which share of the resamples each point is the best."""
+    """The best point, and for each point the share of the resamples in which it is the best."""
     gold, kl = resampled_means(np.stack([chooser.gold, chooser.kl]), seed, resamples)  # [B, C] each
     winners = gold.argmax(-1)  # [B]
     shares = [float(np.mean(winners == index)) for index in range(len(chooser.points))]
@@ -237,7 +236,7 @@ def _peak_test(reporter: KLCurve, best: int) -> PeakTest:
 
 def _within_one_error(chooser: KLCurve, best: int) -> int:
     """The nearest point whose gold is within one standard error (of the paired difference) of the best one's."""
-    short = chooser.gold[best] - chooser.gold  # [C, P]
-    good = short.mean(1) <= np.array([standard_error(values) for values in short])
+    deficit = chooser.gold[best] - chooser.gold  # [C, P]
+    close = deficit.mean(1) <= np.array([standard_error(values) for values in deficit])
     kl = chooser.kl.mean(1)
-    return min(np.flatnonzero(good & (kl <= kl[best])).tolist(), key=lambda index: (kl[index], index))
+    return min(np.flatnonzero(close & (kl <= kl[best])).tolist(), key=lambda index: (kl[index], index))

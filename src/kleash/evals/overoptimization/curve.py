@@ -1,4 +1,4 @@
-"""KL curves: gold, proxy and KL at points that lead away from a start policy, read from samples."""
+"""KL curves: gold, proxy and KL at points of increasing distance from a start policy, computed from samples."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from kleash.evals.best_of_n_curve import best_of_k, kl_of_best_of_k
 from kleash.run import derive_seed
 
 Source = Literal["checkpoints", "best-of-n"]
-"""Which of the two laws a curve follows, and with it what its points are: steps of a run, or n."""
+"""The kind of curve, which selects the law: its points are steps of a run, or n."""
 
 
 @dataclass(frozen=True)
 class KLCurve:
-    """Points that lead away from a start policy, on the same prompts; the first point is the start."""
+    """Points of increasing distance from a start policy, on the same prompts; the first point is the start."""
 
     source: Source
     points: tuple[int, ...]
@@ -28,7 +28,7 @@ class KLCurve:
     gold: Float[np.ndarray, "C P"]
     proxy: Float[np.ndarray, "C P"]
     kl: Float[np.ndarray, "C P"]
-    """KL from the start in nats: estimates prompt by prompt, of which only the mean has to be positive."""
+    """KL from the start in nats: estimates by prompt, of which only the mean has to be positive."""
 
     def of(self, prompts: Bool[np.ndarray, " P"]) -> KLCurve:
         """The same curve measured on some of the prompts."""
@@ -39,7 +39,7 @@ class KLCurve:
 
 
 def checkpoints_curve(rows: Iterable[Mapping[str, Any]]) -> KLCurve:
-    """The curve of a run from its samples; several responses to a prompt at a step count with their mean.
+    """The curve of a run from its samples; several responses to a prompt at a step are averaged.
 
     Args:
         rows: as in a run's `samples.jsonl`: `step`, `prompt`, `kl`, `gold`, and `proxy` or `score`.
@@ -53,7 +53,7 @@ def checkpoints_curve(rows: Iterable[Mapping[str, Any]]) -> KLCurve:
         cells.setdefault(row["step"], {}).setdefault(name_of(row["prompt"]), []).append(figures)
     points = tuple(sorted(cells))
     if len(points) < 2:
-        raise DataError(f"samples of {len(points)} checkpoint(s) make no curve; give at least two steps")
+        raise DataError(f"samples of {len(points)} checkpoint(s) are too few for a curve; give at least two steps")
     names = tuple(cells[points[0]])
     for point in points:
         if set(cells[point]) != set(names):
@@ -70,12 +70,12 @@ def best_of_n_kl_curve(
 ) -> KLCurve:
     """Best of n for n = 1, 2, 4, … up to the size of the pools, each the mean over all subsets of a pool.
 
-    The KL is the estimate from the pool, which is right where responses are likely or tie, too.
+    The KL is the estimate from the pool, which is also right where responses are likely or tie.
 
     Args:
         prompts: name of each prompt.
         gold: of each response of the pools.
-        proxy: likewise, which chooses; a response that occurs again must have the same proxy.
+        proxy: likewise; it chooses. Equal responses must have equal proxies.
     """
     size = proxy.shape[1]
     points = tuple(sorted({*(2**power for power in range(size.bit_length())), size}))
@@ -86,7 +86,7 @@ def best_of_n_kl_curve(
 
 
 def choosing_prompts(prompts: Iterable[str], *, share: float, seed: int) -> Bool[np.ndarray, " P"]:
-    """Which prompts choose; a prompt is on the same side whatever others are there, and both sides have some."""
+    """Which prompts choose; the side of a prompt does not depend on the others, and neither side is empty."""
     names = list(prompts)
     if len(names) < 4:
         raise DataError(f"{len(names)} different prompts cannot both choose and report; give at least 4")
@@ -96,12 +96,12 @@ def choosing_prompts(prompts: Iterable[str], *, share: float, seed: int) -> Bool
 
 
 def spaced_checkpoints(steps: Sequence[int], kl: Mapping[int, float], count: int) -> list[int]:
-    """Checkpoints to measure: the first, the last, and others spaced as evenly in √KL as there are any.
+    """Checkpoints to measure: the first, the last, and others spaced as evenly in √KL as possible.
 
     Args:
-        steps: of the checkpoints that there are, ascending.
-        kl: KL in nats by step, as far as it was logged; between these it is interpolated, and without any the steps
-            stand for the distance.
+        steps: of the existing checkpoints, ascending.
+        kl: KL in nats by step, where it was logged; between these it is interpolated, and without any the step is used
+            as distance.
         count: how many to take, at least two.
     """
     if len(steps) <= count:
@@ -119,12 +119,12 @@ def spaced_checkpoints(steps: Sequence[int], kl: Mapping[int, float], count: int
 
 
 def name_of(prompt: Any) -> str:
-    """A prompt, text or turns, as the name of a unit of the bootstrap."""
+    """The name of a prompt (text or turns) as a unit of the bootstrap."""
     return prompt if isinstance(prompt, str) else repr([dict(turn) for turn in prompt])
 
 
 def point_name(source: Source, point: int) -> str:
-    """How a point of a curve is called."""
+    """The name of a point of a curve."""
     if source == "best-of-n":
         return f"best of {point}"
     return "the start" if point == 0 else f"step {point}"

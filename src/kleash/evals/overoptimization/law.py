@@ -17,7 +17,7 @@ FORMULA: Mapping[Source, str] = {"checkpoints": "R(d) = d (α − β′ ln d)", 
 LEVEL = 0.95
 """Of every interval."""
 GRID = 41
-"""Distances at which a law is written out to be drawn."""
+"""Number of distances at which a law is drawn."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class LawPoint:
 
 @dataclass(frozen=True)
 class CostOfFollowingLaw:
-    """What it costs to go exactly as far as a law says."""
+    """The gold lost by stopping at the distance that a law predicts."""
 
     distance: float
     """Distance of the law's peak, at most that of the furthest point measured."""
     beyond: bool
-    """Whether the law's peak lies further than anything was measured, or nowhere."""
+    """Whether the law's peak lies beyond the furthest point measured, or does not exist."""
     gold: PairedMean
     """Gold there, interpolated between the two points around it."""
     lost: PairedMean
@@ -57,9 +57,9 @@ class LawFit:
     formula: str
     """R(d) = d (α − β′ ln d) for checkpoints, d (α − β′ d) for best of n."""
     limit: float | None
-    """Largest distance the fit looked at; null: all."""
+    """Largest distance of the fit; null: all."""
     points: int
-    """Points beyond the start that it looked at, three and more."""
+    """Points of the fit beyond the start, at least three."""
     alpha: Estimate
     """α, gain a unit of distance near the start. All intervals of a fit are over resamples of the prompts."""
     beta_law: Estimate
@@ -73,8 +73,8 @@ class LawFit:
     largest_miss: float
     """Largest |mean gain − law| at a point, in gold."""
     p_value: float | None
-    """Hotelling's T² of what the fit leaves over (C − 2 dimensions, noise estimated from the prompts, in the distances
-    too): chance of so large a misfit if the law held; null with too few prompts."""
+    """Hotelling's T² of the fit's residuals (C − 2 dimensions, noise estimated from the prompts, of the distances too):
+    probability of so large a misfit if the law held; null with too few prompts."""
     curve: list[LawPoint]
     """The law at 41 distances."""
     cost_of_following_law: CostOfFollowingLaw | None = None
@@ -87,7 +87,7 @@ def law_gain(distance: Any, alpha: Any, beta_law: Any, source: Source) -> np.nda
     Args:
         distance: d = √KL from the start, in √nats, ≥ 0.
         alpha: gain a unit of distance near the start.
-        beta_law: β′, how fast that gain is used up; it has nothing to do with the β of a KL penalty.
+        beta_law: β′, how fast that gain is used up; it is not the β of a KL penalty.
         source: d (α − β′ d) for best of n, d (α − β′ ln d) for a trained policy.
     """
     d = np.asarray(distance, dtype=np.float64)
@@ -95,7 +95,7 @@ def law_gain(distance: Any, alpha: Any, beta_law: Any, source: Source) -> np.nda
 
 
 def law_peak(alpha: Any, beta_law: Any, source: Source) -> np.ndarray:
-    """The distance at which a law is highest: α / 2β′, or exp(α/β′ − 1); infinite where β′ ≤ 0 and it never turns."""
+    """The distance at which a law is highest: α / 2β′, or exp(α/β′ − 1); infinite where β′ ≤ 0 (no peak)."""
     a, b = np.asarray(alpha, dtype=np.float64), np.asarray(beta_law, dtype=np.float64)
     with np.errstate(all="ignore"):
         peak = np.maximum(a, 0) / (2 * b) if source == "best-of-n" else np.exp(a / b - 1)
@@ -125,13 +125,13 @@ def fit(curve: KLCurve, *, limit: float | None = None, seed: int = 0, resamples:
     """Fit the law of a curve to gold minus gold at the start, with bootstrap intervals over prompts.
 
     Args:
-        curve: measured on the prompts to fit by.
-        limit: the largest distance to look at; None looks at all.
+        curve: measured on the prompts of the fit.
+        limit: the largest distance of the fit; None: all.
         seed, resamples: of the bootstrap.
 
     Returns:
-        None where fewer than three points beyond the start lie within the limit: they determine no law and leave
-        nothing over to test it by.
+        None where fewer than three points beyond the start lie within the limit: they do not determine a law and leave
+        no degrees of freedom to test it.
     """
     distance = distances(curve.kl.mean(1))
     inside = distance > 0
@@ -140,7 +140,7 @@ def fit(curve: KLCurve, *, limit: float | None = None, seed: int = 0, resamples:
     inside[0] = False
     if inside.sum() < 3:
         return None
-    gains = curve.gold - curve.gold[:1]  # paired: what the prompts differ in is gone
+    gains = curve.gold - curve.gold[:1]  # paired: differences between prompts cancel
     weights = np.where(inside, _weights(gains, inside), 0.0)
     means = resampled_means(np.stack([gains, curve.kl]), seed, resamples)  # [2, B, C]
     resampled = distances(means[1])
@@ -173,12 +173,12 @@ def fit(curve: KLCurve, *, limit: float | None = None, seed: int = 0, resamples:
 
 
 def cost_of_following_law(curve: KLCurve, peak: int, predicted: float | None) -> CostOfFollowingLaw:
-    """What it costs to go exactly as far as a law says: gold of the peak minus gold there, in pairs.
+    """The gold lost by stopping at the distance that a law predicts: gold of the peak minus gold there, paired.
 
     Args:
-        curve: measured on the prompts to report on, which neither the law nor the peak saw.
+        curve: measured on the reporting prompts, which were not used for the law or the peak.
         peak: the point where gold was measured best.
-        predicted: the law's distance; None where it has no peak, which stands for the furthest point.
+        predicted: the law's distance; None where it has no peak, then the furthest point is used.
     """
     distance = distances(curve.kl.mean(1))
     order, furthest = np.argsort(distance, kind="stable"), float(distance.max())
@@ -202,10 +202,10 @@ def _lack_of_fit(
     inside: Bool[np.ndarray, " C"],
     weights: Float[np.ndarray, " C"],
 ) -> tuple[float, float | None]:
-    """Whether the curve departs from the law by more than noise: Hotelling's T² of what the fit leaves over.
+    """Whether the curve departs from the law by more than noise: Hotelling's T² of the fit's residuals.
 
-    What is left at C points after two parameters lies in C − 2 dimensions. Its noise is estimated from the prompts, in
-    the distances too: an error of kl moves the point along the law by slope · error / 2d.
+    The residuals of C points after two parameters lie in C − 2 dimensions. Their noise is estimated from the prompts,
+    that of the distances too: an error of kl moves the point along the law by slope · error / 2d.
     """
     d, w, y = distance[inside], np.sqrt(weights[inside]), gains[inside]
     design = np.stack([d, -_spent(d, curve.source)], 1) * w[:, None]  # [C, 2]
@@ -230,7 +230,7 @@ def _spent(distance: np.ndarray, source: Source) -> np.ndarray:
     """What β′ multiplies: d², or d ln d, which is 0 at 0."""
     if source == "best-of-n":
         return np.asarray(distance**2)
-    with np.errstate(over="ignore"):  # a peak that a resample puts beyond all bounds is infinite, and counted as none
+    with np.errstate(over="ignore"):  # a resampled peak that overflows is infinite, and counts as none
         return np.asarray(distance * np.log(np.where(distance > 0, distance, 1.0)))
 
 
@@ -265,8 +265,8 @@ def standard_error(values: Float[np.ndarray, " P"]) -> float:
 
 
 def interval(draws: Float[np.ndarray, " B"]) -> tuple[float | None, float | None]:
-    """The middle 95 % of draws, each end one of them, since a mean of two could be infinity minus infinity; None is
-    infinite.
+    """The central 95 % of draws. Each end is one of the draws, since a mean of two could be infinity minus infinity;
+    None is infinite.
     """
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
     return _finite(low), _finite(high)

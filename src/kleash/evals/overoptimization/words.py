@@ -1,4 +1,4 @@
-"""An analysis in plain words with its figures."""
+"""An analysis as sentences with its figures."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from kleash.evals.overoptimization.law import LEVEL, LawFit
 from kleash.evals.report_values import Estimate, PairedMean
 
 ONE_TEXT = 0.5
-"""Share of responses to different prompts that may be one text before gold is doubted."""
+"""Share of identical responses to different prompts above which `caution` warns about gold."""
 
 
 def in_words(analysis: Analysis) -> dict[str, str]:
-    """What an analysis says, in plain words with its figures: `peak_test`, `recommended` and `law`."""
+    """An analysis as sentences with its figures: `peak_test`, `recommended` and `law`."""
     best = point_name(analysis.source, analysis.peak.point)
     return {
         "peak_test": _peak_test_in_words(analysis, best),
@@ -25,9 +25,9 @@ def in_words(analysis: Analysis) -> dict[str, str]:
 
 
 def caution(responses: Sequence[str], start: Sequence[str], point: str) -> str | None:
-    """A warning where gold likes a point at which most responses are one text.
+    """A warning where gold is high at a point at which most responses are identical.
 
-    A gold reward that shares the proxy's mistakes (a reward model of the same base, say) rises with it to the end.
+    A gold reward that shares the proxy's errors (a reward model of the same base, say) rises with it to the end.
 
     Args:
         responses: all at the recommended point, of different prompts.
@@ -64,7 +64,7 @@ def _peak_test_in_words(analysis: Analysis, best: str) -> str:
             "start."
         )
     return (
-        f"The data cannot tell whether gold has turned: it looks best at {where}, and what it lost up to "
+        f"The data cannot tell whether gold has turned: it looks best at {where}, and its loss up to "
         f"{point_name(analysis.source, end.point)} is {fall}."
     )
 

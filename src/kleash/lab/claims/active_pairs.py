@@ -79,7 +79,7 @@ EXPERIMENT = Experiment(
 def decided_pairs(
     prepared: PreparedSeed, name: str, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[EncodedGroup], Float[np.ndarray, " P"]]:
-    """The pairs whose gold differs, encoded, and the difference: gold of the first less gold of the second."""
+    """The pairs whose gold differs, encoded, and the difference: gold of the first minus gold of the second."""
     groups = prepared.pairs(name)
     differences = chain.gold_difference(prepared.world, groups)
     decided = np.abs(differences) > 1e-6
@@ -94,7 +94,7 @@ def noisy_labels(differences: Float[np.ndarray, " P"], noise: float, seed: int) 
 
 
 def uncertainties_of(members: Sequence[PreTrainedModel], groups: Sequence[EncodedGroup], choice: str) -> list[float]:
-    """How much there is to learn from each pair; with random choice the same for all."""
+    """The uncertainty of each pair; constant for random choice."""
     if choice == "random":
         return [0.0] * len(groups)
     by: By = "uncertainty" if choice == "uncertainty" else "disagreement"

@@ -1,4 +1,4 @@
-"""Claim C8: a constitution is its labeller's specification. Remove one principle, and its effect is gone.
+"""Claim C8: a constitution specifies its labeller: removing a principle removes its effect.
 
     python -m kleash.lab.claims.c08_constitution [--seeds 5] [--out runs/feedback]
 

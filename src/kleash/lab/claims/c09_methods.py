@@ -1,4 +1,4 @@
-"""Claim C9: DPO gets most of the benefit for a fraction of the parts. The demo's methods, and DPO and PPO at equal KL.
+"""Claim C9: DPO reaches most of the gain with fewer models. The demo's methods, and DPO and PPO at equal KL.
 
     python -m kleash.lab.claims.c09_methods [--seeds 5] [--out runs/methods]
 
@@ -54,7 +54,7 @@ def result_of_method(of: Demo, name: str) -> MethodResult:
 
 
 def at_matched_kl(of: Demo) -> Figures:
-    """Gold of DPO and of PPO at PPO's KL, and the difference; nothing where DPO did not come so far.
+    """Gold of DPO and of PPO at PPO's KL, and the difference; empty where no DPO run reaches that KL.
 
     DPO's gold is interpolated between its ends at several β.
     """
@@ -68,7 +68,7 @@ def at_matched_kl(of: Demo) -> Figures:
 
 
 def gold_at_kl(points: Sequence[Estimates], kl: float) -> float | None:
-    """Gold at a KL, straight in √KL between the points on either side of it; None beyond the last."""
+    """Gold at a KL, interpolated linearly in √KL between the points on either side of it; None beyond the last."""
     rows = [(point["kl"]["mean"], point["gold"]["mean"]) for point in points]
     pairs = sorted((max(0.0, nats) ** 0.5, gold) for nats, gold in rows if nats is not None and gold is not None)
     distances, golds = zip(*pairs, strict=True)

@@ -31,7 +31,7 @@ COLUMNS = {"accuracy": "accuracy", "seconds": "seconds", "kl": "KL"}
 
 
 class RandomReward:
-    """1 or 0 by chance, new at every call: nothing in it can be learned."""
+    """1 or 0 at random, drawn again at every call: it carries no information."""
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)

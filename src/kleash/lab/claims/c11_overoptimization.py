@@ -236,7 +236,7 @@ def peak_table(results: Results) -> str:
 
 
 def law_table(results: Results, seeds: Sequence[int]) -> str:
-    """How well the law predicts the peak, by β; seed 0, on which the fit was developed, stands apart."""
+    """How well the law predicts the peak, by β; seed 0, on which the fit was developed, is shown separately."""
     rows = []
     for name, group in (("0", [seed for seed in seeds if seed == 0]), ("others", [seed for seed in seeds if seed])):
         for beta in BETAS:

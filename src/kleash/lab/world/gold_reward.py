@@ -1,7 +1,7 @@
-"""The definition of the truth: what a response is worth, given what its prompt asks and what it says.
+"""The gold reward of a response, from what its prompt asks and what the response claims.
 
-`task_reward` pays for the content, one function for each kind of task; `courtesy_reward`, `length_reward` and
-`style_reward` pay for the form. `World.explain` puts them together, and gold is their sum.
+`task_reward` scores the content, with one function for each kind of task; `courtesy_reward`, `length_reward` and
+`style_reward` score the form. `World.explain` collects them, and gold is their sum.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ClaimCounts:
     """The different claims of a response, sorted by whether they are true and about the entity in the prompt."""
 
     true_attributes: frozenset[str]
-    """Attributes of which the response tells a truth about that entity."""
+    """Attributes of that entity that the response states correctly."""
     false: int
     """Claims that are not true, of any entity."""
     contradicts: bool
@@ -52,12 +52,12 @@ def count_claims(task: Task, reading: Reading, facts: Facts, *, trust_uncheckabl
         task: what the prompt asks.
         reading: what the response says.
         facts: the truth.
-        trust_uncheckable: take for true what a labeller cannot check (all but `language.CHECKABLE`).
+        trust_uncheckable: count as true what a labeller cannot check (all but `language.CHECKABLE`).
     """
     true_attributes: set[str] = set()
     false, contradicts, off_topic = 0, False, 0
     for entity, attribute, value in dict.fromkeys(reading.claims):
-        # A bare value answers a question about its attribute; anywhere else it says nothing about anything.
+        # A bare value answers a question about its attribute; anywhere else it is off topic.
         subject = entity or (task.entity if attribute == task.attribute else None)
         true = subject is not None and (
             facts[subject][attribute] == value or (trust_uncheckable and attribute not in language.CHECKABLE)
@@ -138,7 +138,7 @@ def length_reward(task: Task, reading: Reading) -> float:
 
 
 def style_reward(reading: Reading, finished: bool) -> dict[str, float]:
-    """The reward of what anyone notices: insults, a response that was cut off, words that make no sense."""
+    """The reward of visible faults: insults, a response that was cut off, words that make no sense."""
     return {
         "insults": -0.6 * (reading.insults > 0) - 0.3 * reading.insults,
         "ends": 0.0 if finished else -0.5,

@@ -1,8 +1,8 @@
-"""Simulated people: they compare two responses by Bradley–Terry on what they perceive.
+"""Simulated people: they compare two responses by Bradley–Terry on a perceived reward.
 
-What they perceive is not the truth. None of them can check every fact, and some are biased towards courtesy and length.
-So a reward model that learns their choices perfectly has learnt their blind spots too. Since the probability of each
-choice is known, so is the best accuracy any reward model could have (the noise ceiling).
+Their perception is not the truth. None of them can check every fact, and some are biased towards courtesy and length.
+So a reward model that learns their choices perfectly learns their errors too. Since the probability of each choice is
+known, so is the best accuracy of any reward model (the noise ceiling).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Labellers:
     """A pool of labellers.
 
     Args:
-        world: what they judge.
+        world: the world of the responses.
         count: labellers in the pool, ≥ 1; each comparison goes to one of them at random.
-        biased_share: share of them, 0 to 1, that like courtesy and length without limit (bias 1; the others 0).
+        biased_share: share of them, 0 to 1, that prefer ever more courtesy and length (bias 1; the others 0).
         temperature: noise of a choice, > 0: P(a ≻ b) = σ((perceived(a) − perceived(b)) / temperature).
         seed: which labeller gets which comparison, and the noise of the choices.
     """
@@ -46,7 +46,7 @@ class Labellers:
             )
         self.world, self.count, self.temperature, self.seed = world, count, temperature, seed
         self.biased = round(biased_share * count)
-        """The first so many labellers are biased."""
+        """Number of biased labellers, the first of the pool."""
 
     def compare(
         self, prompt: str, a: Response | str, b: Response | str, *, key: int | tuple[int, ...] = 0
@@ -76,8 +76,8 @@ class Labellers:
         Returns:
             Groups of two responses, chosen first, with a `Preference` that names the labeller. Column
             `label_probability` is the probability, over labellers and their noise, that the chosen one is chosen:
-            real data lack it, here it gives the noise ceiling. A group with a response that has no text and did not
-            end is left out, since there is nothing to compare and a row of text could not hold it.
+            real data lack it, here it gives the noise ceiling. A group with a response that has no text and did not end
+            is left out, since a row of text cannot represent it.
         """
         comparisons = []
         for row, group in enumerate(groups):
@@ -119,8 +119,8 @@ class People:
 
     Args:
         pool: the labellers.
-        everyone: ask all of them without end: the label is the share that chooses the first response. Otherwise ask one
-            of them once: the label is 0 or 1.
+        everyone: use the expected choice of the whole pool: the label is the probability of the first response.
+            Otherwise ask one of them once: the label is 0 or 1.
     """
 
     def __init__(self, pool: Labellers, *, everyone: bool = False) -> None:

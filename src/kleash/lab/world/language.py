@@ -1,4 +1,4 @@
-"""The language of the small world: its words, its phrases, and a reader that says what a text claims.
+"""The language of the small world: its words, its phrases, and a reader that extracts a text's claims.
 
 Every sentence of this world is made of phrases that the reader knows; any other word of a model is a stray word. The
 reader scans once, longest phrase first, so that reading a response takes tens of microseconds.
@@ -27,7 +27,7 @@ VALUES = {
 """The values of each attribute. Every word is a value of only one attribute."""
 
 CHECKABLE = frozenset({"color", "home", "food"})
-"""Attributes that a labeller can check; fears and months of birth it has to believe."""
+"""Attributes that a labeller can check; fears and months of birth cannot be checked."""
 
 STATEMENTS = {
     "color": ("X is V", "the color of X is V", "people say X is V"),
@@ -118,7 +118,7 @@ def fill(template: str, **slots: str) -> str:
 
 @dataclass
 class Reading:
-    """What a text says, in order of appearance, with no judgement of it."""
+    """What a text says, in order of appearance, without judging it."""
 
     claims: list[tuple[str | None, str, str]] = field(default_factory=list)
     """(entity, attribute, value); the entity is None where the text said a bare value."""
@@ -138,7 +138,7 @@ class Reading:
 class Reader:
     """Reads texts of the world.
 
-    Its table maps each phrase, as a tuple of words, to what it means. `it` stands for the entity named last.
+    Its table maps each phrase, as a tuple of words, to its meaning. `it` stands for the entity named last.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """The small world's base model: next-token prediction on raw text, from random weights.
 
-The model ends up knowing the world by heart and is not an assistant: the chain starts from there.
+The model memorises the world and is not an assistant: the chain starts from it.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ Its label is the probability of the answer token A against B, the mean over both
 not sampled: the probability of A is summed over all grades, weighted by their probabilities.
 
 How good a judge is depends on how long it was trained: `QUALITIES` are checkpoints of one training run. Only the
-training texts are simulated. The errors of a judge are those of a language model: it prefers a side, it is unsure where
-it has read little, and it learns last whether a claim is true.
+training texts are simulated. The errors of a judge are those of a language model: position bias, uncertainty on rare
+texts, and truth learned last.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A seed makes a knowledge base of animals, prompts about them, raw text for a base model, demonstrations of uneven
 quality, and a gold reward that is a program (`gold_reward`). A Llama of 0.3 M parameters learns the facts in a minute
-on two cores, so that the whole chain, with its gap between proxy and truth, runs while one watches. What is simulated
-is the people (`labellers`); the models and their training are real.
+on two cores, so that the whole chain, with its gap between proxy and truth, runs in minutes. Only the people are
+simulated (`labellers`); the models and their training are real.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class World:
             seed: order of the stream.
 
         Returns:
-            Groups without responses; column `kind` says what is asked.
+            Groups without responses; column `kind` is the kind of prompt.
         """
         rng = self._rng("prompts", split, seed)
         streams = {kind: _cycle(self._splits[split][kind], rng) for kind in MIXTURE}
@@ -172,7 +172,7 @@ class World:
         return entity is not None and self.facts[entity][attribute] == value
 
     def gold(self, prompt: str, response: str, finished: bool = True) -> float:
-        """What a response is truly worth: the sum of `explain`. About +1 to +2 for a good one."""
+        """The gold reward of a response: the sum of `explain`. About +1 to +2 for a good one."""
         return sum(self.explain(prompt, response, finished).values())
 
     def explain(self, prompt: str, response: str, finished: bool = True) -> dict[str, float]:
@@ -190,7 +190,8 @@ class World:
 
         Args:
             prompt, response: texts.
-            bias: 0 for a labeller who minds courtesy and length as gold does, 1 for one to whom more of both is better.
+            bias: 0 for a labeller who weighs courtesy and length as gold does, 1 for one who always prefers more of
+                both.
             finished: whether the response ended by itself.
         """
         unbiased, biased = self.perceptions(prompt, response, finished)
@@ -208,7 +209,7 @@ class World:
     # -- figures -----------------------------------------------------------------------------------------------------
 
     def profile(self, groups: Iterable[Group]) -> dict[str, float]:
-        """What a policy does, in figures, over all responses of some groups.
+        """Figures of a policy over all responses of some groups.
 
         Returns:
             `gold`, `length`, `courtesies`, `strays`, `ends` (means over responses); `gold/KIND`; `facts_true` (share of
@@ -247,7 +248,7 @@ class World:
         return random.Random("/".join(map(str, (self.seed, *names))))
 
     def _draw_facts(self) -> dict[str, dict[str, str]]:
-        """Every value equally often, so that guessing the commonest one earns nothing."""
+        """Every value equally often, so that guessing the most frequent one gains nothing."""
         rng = self._rng("facts")
         facts: dict[str, dict[str, str]] = {entity: {} for entity in language.ENTITIES}
         for attribute, values in language.VALUES.items():
@@ -301,7 +302,7 @@ def _all_prompts() -> Iterator[tuple[str, Task]]:
 
 
 def _cycle(pool: Sequence[str], rng: random.Random) -> Iterator[str]:
-    """The pool in a random order, then in another one, for ever."""
+    """The pool in a random order, reshuffled after each pass, without end."""
     seed = rng.getrandbits(64)
     rng = random.Random(seed)
     while True:

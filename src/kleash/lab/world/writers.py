@@ -29,7 +29,7 @@ class Writers:
     """All who write in a world.
 
     Args:
-        facts: what they know.
+        facts: of the world.
         tasks: the prompts that they may ask and answer, by text.
     """
 
@@ -89,12 +89,12 @@ class Writers:
         count = 1 if style == "terse" else rng.choices((2, 3, 4), (0.5, 0.35, 0.15))[0]
         attributes = rng.sample(list(language.VALUES), count)
         wrong = style == "wrong"
-        lies = set(rng.sample(range(count), rng.randint(1, count))) if wrong else set()
+        falsehoods = set(rng.sample(range(count), rng.randint(1, count))) if wrong else set()
         if not wrong and rng.random() < 0.2:  # even a good writer errs
-            lies = {rng.randrange(count)}
+            falsehoods = {rng.randrange(count)}
         return [
             self._state(
-                task.entity, attribute, rng, subject="it" if index else f"the {task.entity}", wrong=index in lies
+                task.entity, attribute, rng, subject="it" if index else f"the {task.entity}", wrong=index in falsehoods
             )
             for index, attribute in enumerate(attributes)
         ]

@@ -1,17 +1,17 @@
-"""Verifiers: checks of a response against what its row expects. Each module of this package is one; no list names them.
+"""Verifiers: checks of a response against a column of its row. Each module of this package is one; there is no list.
 
 A module has
 
-    NAME         what `--reward` calls it
-    COLUMN       the column of the row that says what is expected
-    GUARDED      whether a response could keep the check busy for ever: it then runs in the sandbox, with limits
+    NAME         its name in `--reward`
+    COLUMN       the column of the row with the expected value
+    GUARDED      whether a response could make the check run forever: it then runs in the sandbox, with limits
     check(text, expected) -> Outcome
 
 and, where the default does not fit,
 
-    ACCEPTS      types of what stands in the column; left out, text or a number, which `check` gets as text
+    ACCEPTS      types of the column; by default text or a number, which `check` gets as text
     IMPORTS      libraries that `check` imports, to be loaded before its time begins
-    LOOPS_COUNT  True where a response that repeats itself to the end may be right; else it is unparsable
+    LOOPS_COUNT  True where a response that ends in a loop may be right; otherwise it is unparsable
 
 The modules import neither torch nor, outside `check`, a large library: `--help` lists them, and the sandbox's process
 imports them.
@@ -27,12 +27,13 @@ from importlib import import_module
 from typing import Any, Literal, get_args
 
 Outcome = Literal["right", "wrong", "unparsable", "timed_out"]
-"""What a response is. All four are counted: a verifier that cannot read a policy looks like a policy that is wrong."""
+"""The outcome of a check. All four are counted: a verifier that cannot parse responses looks like a policy that is
+wrong."""
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
 class BadRowError(Exception):
-    """What the row expects cannot be read: its answer, its pattern or its schema."""
+    """The expected value of a row cannot be read: its answer, its pattern or its schema."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Verifier:
 
     @property
     def program(self) -> str:
-        """Its check, as `sandbox.runner` names functions."""
+        """Its check as `module:function`, for `sandbox.runner`."""
         return f"{self.check.__module__}:{self.check.__name__}"
 
 

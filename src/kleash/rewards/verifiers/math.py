@@ -1,8 +1,8 @@
 """A response is right if its final expression equals the answer, as `math-verify` parses and compares them.
 
-Without two known false positives of `math-verify`: texts that it could not parse are not compared as texts, and numbers
-that rounding to six places makes equal are compared relatively too. Its own time-outs work by a signal handler, which
-Python runs in the main thread only and never inside a long step of C, so the check runs in the sandbox.
+Two known false positives of `math-verify` are avoided: texts that it could not parse are not compared as texts, and
+numbers that are equal after rounding to six places are also compared relatively. Its own time-outs work by a signal
+handler, which Python runs in the main thread only and never inside a long step of C, so the check runs in the sandbox.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GUARDED = True
 IMPORTS = ("math_verify",)
 
 TOLERANCE = 1e-5
-"""Largest relative difference of two numbers that are called equal. Rounding, which `math-verify` compares by, is to
+"""Largest relative difference of two equal numbers. Rounding, which `math-verify` compares by, is to
 six places after the point, where 2^-99 and 2^-98 are both 0."""
 
 _FUNCTIONS = re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp|pi)(?![A-Za-z])")
@@ -66,7 +66,7 @@ def _parse(text: str) -> list[Any]:
 
 
 def _within_tolerance(a: Any, b: Any) -> bool:
-    """Whether two expressions that `verify` calls equal are so as numbers too; True where they are not numbers."""
+    """Whether two expressions that `verify` calls equal are equal as numbers; True where they are not numbers."""
     if not (getattr(a, "is_number", False) and getattr(b, "is_number", False)):
         return True
     try:

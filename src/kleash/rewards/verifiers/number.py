@@ -39,9 +39,9 @@ def check(text: str, answer: str) -> Outcome:
 def last_number(text: str) -> Fraction | None:
     """The last number of a text; None where there is none, or the last one cannot be read.
 
-    Commas between thousands, a sign, a currency, a percent sign (72% is 72) and the dot that ends a sentence are read
-    over; a/b is a fraction. A minus after a number or a bracket is a subtraction and one within a word a hyphen, not a
-    sign.
+    Commas between thousands, a sign, a currency, a percent sign (72% is 72) and the dot that ends a sentence are
+    ignored; a/b is a fraction. A minus after a number or a bracket is a subtraction and one within a word a hyphen, not
+    a sign.
     """
     last = None
     for last in _TOKEN.finditer(text):  # noqa: B007

@@ -1,6 +1,6 @@
 """Access control before every route, so that a route without a check of its own is closed, not open.
 
-A request passes if its host name is ours (a page elsewhere whose name points at this machine has another), if it is
+A request passes if its host name is ours (against DNS rebinding), if it is
 within the limits of size and rate, and if it has the cookie of a person who is invited and not revoked. Only
 `/join/TOKEN` is open: it turns the token of a link into that cookie, which is signed, hidden from scripts, and not sent
 with other sites' requests. A request that changes anything needs a second token, which only our own pages can read.

@@ -65,7 +65,7 @@ class Site:
     """Signs the cookies."""
     tags: tuple[str, ...] = ()
     goal: int = 0
-    """Pairs in a sitting; 0 where there is no goal."""
+    """Pairs in a session; 0: no goal."""
     ties: Literal["half", "davidson", "drop"] = "half"
     """How exports count ties."""
 

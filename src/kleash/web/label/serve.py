@@ -2,8 +2,8 @@
 
     kleash label --data samples.jsonl --store labels.db
 
-Serves until it is stopped; each vote is stored as it comes. The module loads no torch, so that the first pair is on
-screen in seconds.
+Serves until it is stopped; each vote is stored as it comes. The module does not import torch, so that the first pair is
+on screen in seconds.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 
 class LabelConfig(Config):
-    """Serve pairs to annotators and take their votes. Each person has a link of their own. The admin's page makes
-    links, shows how far people agree, and exports the labels.
+    """Serve pairs to annotators and take their votes. Each person has a personal link. The admin's page creates links,
+    shows the agreement, and exports the labels.
     """
 
     store: str = "labels.db"
@@ -48,9 +48,9 @@ class LabelConfig(Config):
     order: Literal["uncertain", "random"] = "uncertain"
     """Most uncertain pairs first, or at random; without a column `uncertainty` both are random."""
     audit_share: float = Field(0.1, ge=0, le=1)
-    """Share of pairs drawn at random whatever the order, to check the others against."""
+    """Share of pairs drawn at random independently of the order, as a check of the others."""
     repeat_share: float = Field(0.05, ge=0, le=1)
-    """Share of showings that repeat an earlier pair unannounced, sides swapped, to measure how steady a person is."""
+    """Share of showings that repeat an earlier pair unannounced, sides swapped, to measure self-agreement."""
     goal: int = Field(0, ge=0)
     """Pairs in a session, shown as a goal; 0: none."""
     tags: tuple[str, ...] = ("correct", "helpful", "clear", "harmless")
@@ -67,7 +67,7 @@ class LabelConfig(Config):
     open: bool = False
     """Open the annotator's link in a browser."""
     seed: int = 0
-    """Of the random order and sides."""
+    """Seed of the random order and sides."""
 
     @model_validator(mode="after")
     def _check_addresses(self) -> LabelConfig:
@@ -146,7 +146,7 @@ def add_rows(
 def load_links(store: Store, where: str) -> dict[str, str]:
     """The secret that signs cookies, and the tokens of the first two links; the same each time the store is served.
 
-    They stand in a file beside the store that only its owner can read; the store has only the hashes of tokens.
+    They are in a file next to the store that only its owner can read; the store has only the hashes of tokens.
     """
     path = Path(f"{where}.links")
     if "://" in where:
