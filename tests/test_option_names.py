@@ -69,7 +69,10 @@ def test_an_old_value_is_explained() -> None:
 
 def test_an_explanation_needs_an_option_of_the_stage() -> None:
     assert renamed("num_generations", {"batch_size"}) is None
-    assert renamed("--leash", {"batch_size"}) is None
+    old = renamed("--leash", {"batch_size"})
+    assert old is not None and old.on_the_command_line.startswith(
+        "--leash is now --kl-in, which is an option of another"
+    )
     assert renamed("batch_size", {"batch_size"}) is None
 
 

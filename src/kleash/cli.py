@@ -130,7 +130,10 @@ def _label_options(parser: _Parser) -> None:
 def _label(command: argparse.Namespace) -> None:
     from kleash.web.label.serve import LabelConfig, run
 
-    run(_config(LabelConfig, command))
+    config = _config(LabelConfig, command)
+    for source in (*config.data, *filter(None, (config.practice,))):
+        refuse_missing(source, DATA)
+    run(config)
 
 
 def _import_options(parser: _Parser) -> None:
@@ -374,7 +377,7 @@ def _parser(arguments: Sequence[str]) -> _Parser:
 
 def _refuse_command(name: str) -> NoReturn:
     elsewhere = COMMANDS_ELSEWHERE.get(name.lower().replace("_", "-"))
-    matches = difflib.get_close_matches(name, COMMANDS, n=1)
+    matches = difflib.get_close_matches(name.lower().replace("_", "-"), COMMANDS, n=1)
     if elsewhere is not None:
         hint = elsewhere
     else:

@@ -62,7 +62,9 @@ Settings = dict[str, Any]
 class Config(BaseModel):
     """Base of every config: frozen, unknown keys refused, field docstrings kept."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"out", "device", "force"})
     """Fields that do not change the result: a run may continue with other values."""

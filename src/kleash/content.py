@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.machinery
+import importlib.util
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -178,11 +179,14 @@ def refuse_missing(name: str | Path, kind: Kind) -> None:
         InputError: the subclass of the kind; names what is missing and what to give.
     """
     text, path = str(name), Path(name).expanduser()
+    if kind.name == "reward":
+        _refuse_missing_module(text)
     if path.exists() or not _only_a_path(text, kind):
         return
     if kind.name == "reward":
+        what = "file" if text.endswith((".yaml", ".yml")) else "folder"
         raise ConfigError(
-            f"reward {text}: no such folder; give a reward model's folder, module:function, a .yaml composition or a "
+            f"reward {text}: no such {what}; give a reward model's folder, module:function, a .yaml composition or a "
             "verifier"
         )
     error, message = _MISSING[kind.name]
@@ -211,6 +215,18 @@ def _only_a_path(text: str, kind: Kind) -> bool:
         return True
     here = "/" in text and Path(text).parent.is_dir()  # `runs/sft` is not a hub name where a folder `runs` exists
     return here and cached_commit(text.partition(":")[0], dataset=kind.name == "data") is None
+
+
+def _refuse_missing_module(name: str) -> None:
+    """Refuse `module:function` of a module that is not there, without importing anything of it."""
+    package = name.partition(":")[0].partition(".")[0]
+    if not re.fullmatch(r"[\w.]+:\w+", name) or Path(name).exists():
+        return
+    here = importlib.machinery.PathFinder.find_spec(package, [str(Path.cwd())])
+    if here is None and package not in sys.modules and importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"reward {name}: No module named '{package}'; give module:function, importable from {Path.cwd()}"
+        )
 
 
 def _separated(text: str) -> bool:

@@ -228,8 +228,9 @@ def renamed(name: str, fields: Container[str]) -> Explanation | None:
     """
     key = name.lstrip("-+").partition("=")[0].replace("-", "_")
     new = RENAMED.get(key)
-    if new is not None and new in fields:
-        return Explanation(f"it is '{new}' now", f"{option(key)} is now {option(new)}")
+    if new is not None:
+        where = "" if new in fields else ", which is an option of another command"
+        return Explanation(f"it is '{new}' now{where}", f"{option(key)} is now {option(new)}{where}")
     for peer in PEERS:
         if _is(peer.name, key):
             field = next((field for field in peer.ours if field in fields), None)

@@ -24,7 +24,7 @@ from typing import Any
 from kleash.config import Config, read_yaml
 from kleash.content import refuse_missing
 from kleash.errors import ConfigError
-from kleash.option_names import renamed
+from kleash.option_names import COMMANDS, renamed
 from kleash.run import RunFolder
 from kleash.stages import STAGES
 
@@ -74,7 +74,9 @@ def read_recipe(path: Path, *, out: Path | None = None) -> list[Step]:
     stage_keys: set[str] = set()
     for name, settings in stages.items():
         if not isinstance(settings, dict) or settings.get("stage", name) not in STAGES:
-            raise ConfigError(f"{path}: stage '{name}': 'stage' should be one of {', '.join(STAGES)}")
+            method = str(settings.get("stage", name) if isinstance(settings, dict) else name).lower()
+            hint = f"; {method}: {COMMANDS[method]}" if method in COMMANDS else ""
+            raise ConfigError(f"{path}: stage '{name}': 'stage' should be one of {', '.join(STAGES)}{hint}")
         stage = str(settings.get("stage", name))
         config, writes = STAGES[stage].config, STAGES[stage].writes
         stage_keys |= recipe.keys() & config.model_fields.keys()

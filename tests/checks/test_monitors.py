@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kleash.checks.monitors import SHOWN_GROUPS, acceleration, sampled_rows, watch
+from kleash.checks.monitors import acceleration, watch
 from kleash.data.group import Group, Response
 from kleash.rewards.learned import LearnedReward
 from kleash.rewards.reward import explain
@@ -85,19 +84,3 @@ def test_a_kl_that_grows_ever_faster_accelerates() -> None:
     assert acceleration([9.0, 1.0, 2.0, 3.0]) == pytest.approx(0.0)
     assert acceleration([1.0, 2.0, 4.0]) == pytest.approx(1.0)
     assert acceleration([0.0, 3.0, 4.0]) == pytest.approx(-2.0)
-
-
-def test_a_few_responses_of_a_step_are_kept_with_their_figures() -> None:
-    groups = [group(f"answer {index}", "other") for index in range(SHOWN_GROUPS + 3)]
-    scores = torch.arange(2.0 * len(groups)).reshape(-1, 2)
-    rows = sampled_rows(7, groups, scores, scores / 10)
-    assert len(rows) == 2 * SHOWN_GROUPS
-    assert rows[3] == {
-        "step": 7,
-        "prompt": "a",
-        "response": "other",
-        "finished": True,
-        "score": 3.0,
-        "kl": rows[3]["kl"],
-    }
-    assert math.isclose(rows[3]["kl"], 0.3, rel_tol=1e-6)

@@ -1,7 +1,7 @@
 """Figures that are measured while a policy trains, and are never part of its reward.
 
 An alarm that is used as a reward is optimised away, so nothing here flows back into training. Each figure is written to
-metrics.jsonl with gold, proxy and KL; a few responses of each step go to rollouts.jsonl. Formulas: docs/metrics.md.
+metrics.jsonl beside gold, proxy and KL, and a few responses of each step under rollouts/. Formulas: docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -16,11 +16,7 @@ from torch import Tensor
 
 from kleash.data.group import Group, Response
 from kleash.evals.policy_stats import diversity
-from kleash.io import Json
 from kleash.rewards.reward import Parts, Reward
-
-SHOWN_GROUPS = 4
-"""Groups of each step whose responses are written for inspection."""
 
 
 def watch(
@@ -81,24 +77,6 @@ def acceleration(history: Sequence[float]) -> float | None:
         return None
     before, last, now = history[-3:]
     return now - 2 * last + before
-
-
-def sampled_rows(
-    step: int, groups: Sequence[Group], scores: Float[Tensor, "P K"], kl: Float[Tensor, "P K"]
-) -> list[Json]:
-    """Rows of rollouts.jsonl: the first few groups of a step, one row per response."""
-    return [
-        {
-            "step": step,
-            "prompt": group.prompt,
-            "response": response.text,
-            "finished": response.finished,
-            "score": float(score),
-            "kl": float(nats),
-        }
-        for group, values, kls in zip(groups[:SHOWN_GROUPS], scores.tolist(), kl.tolist(), strict=False)
-        for response, score, nats in zip(group.responses, values, kls, strict=True)
-    ]
 
 
 def _tokens(response: Response) -> Sequence[Any]:

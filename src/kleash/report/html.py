@@ -21,6 +21,7 @@ from kleash.errors import InputError
 from kleash.io import Json, read_jsonl, write_text
 from kleash.report import figures
 from kleash.report.reward_section import reward_pieces
+from kleash.rollout.rollout_log import logged_steps, read_rollout
 from kleash.run import read_record
 
 Summary = Mapping[str, Any]
@@ -39,7 +40,7 @@ WIDTH = 100
 """Columns of the story."""
 
 STEPS_SHOWN = 12
-"""Most steps of a run whose samples are on the page; all of them are in its rollouts.jsonl."""
+"""Most steps of a run whose samples are on the page; all of them are under its rollouts/."""
 
 
 def write_report(folder: Path) -> Path:
@@ -256,14 +257,13 @@ def _watched(curves: Mapping[str, Sequence[Any]], runs: Mapping[str, Path]) -> l
         if not any(key in row for row in rows for key in figures.MONITORS):
             continue
         steps: dict[int, Json] = {row["step"]: {"step": row["step"], "figures": row, "rows": []} for row in rows}
-        for row in read_jsonl(runs[name] / "rollouts.jsonl"):
-            if row["step"] in steps:
-                steps[row["step"]]["rows"].append(row)
-        examples = [step for step in steps.values() if step["rows"]]
-        every = -(-len(examples) // STEPS_SHOWN) or 1
+        logged = [step for step in logged_steps(runs[name]) if step in steps]
+        every = -(-len(logged) // STEPS_SHOWN) or 1
+        selection = [step for index, step in enumerate(logged) if index % every == 0 or index == len(logged) - 1]
+        for step in selection:
+            steps[step]["rows"] = read_rollout(runs[name], step)
         svg = _svg(figures.monitors, rows, name=name, curve=curves.get(name, ()))
-        selection = [step for place, step in enumerate(examples) if place % every == 0 or place == len(examples) - 1]
-        entries.append({"policy": name, "svg": svg, "steps": selection})
+        entries.append({"policy": name, "svg": svg, "steps": [steps[step] for step in selection]})
     return entries
 
 

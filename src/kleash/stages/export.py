@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from kleash.errors import DataError
+from kleash.errors import DataError, InputError
 from kleash.labels.open_store import open_store
 from kleash.stages.data_configs import ExportConfig
 
@@ -35,6 +35,10 @@ def run(config: ExportConfig) -> Path:
         if not same or config.until not in (None, existing.get("until")):
             raise DataError(f"{config.out} holds an export with other settings; delete it or choose another --out")
         return config.out
+    if "://" not in config.store and not Path(config.store).exists():
+        raise InputError(
+            f"{config.store}: there is no such label store; give the file that `kleash label --store` names"
+        )
     with open_store(config.store) as store:
         from kleash.labels.import_export import export_labels
 

@@ -16,7 +16,7 @@ class SFTConfig(TrainingConfig):
     32.
     """
 
-    learning_rate: float = 1e-5
+    learning_rate: float = Field(1e-5, ge=0)
     """Peak learning rate. InstructGPT used 9.65e-6, N+ 3e-6; models of a few million parameters take 100 times as
     much."""
     response_column: str | None = None
