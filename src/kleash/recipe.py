@@ -135,6 +135,7 @@ def _refuse_missing(steps: list[Step]) -> None:
 
 def _may_write(output: Path, path: Path) -> bool:
     """Whether a stage with this output may write a path: the output, a file in it, or a second output such as
-    `best.pool.jsonl`."""
+    `best.pool.jsonl`.
+    """
     is_sibling = path.parent == output.parent and path.name.startswith(f"{output.stem}.")
     return is_sibling or path.is_relative_to(output)

@@ -290,7 +290,7 @@ def test_the_reward_model_is_shown_from_all_sides_that_its_report_has(page_of_de
     ):  # fmt: skip
         assert heading in text, heading
     assert "at 10,800 labels, twice as many, expect an accuracy of" in text
-    assert "Beyond doubt here: answer to another question, two other answers after it, empty words before it." in text
+    assert "Significant here: answer to another question, two other answers after it, empty words before it." in text
 
 
 @pytest.mark.usefixtures("no_pictures")
