@@ -56,11 +56,11 @@ def test_bad_data_ends_in_one_line_that_names_the_row(
     fails(capsys, 2, message, *sft(base, data))
 
 
-def test_a_missing_file_is_said_without_asking_the_hub(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_is_an_error_without_contacting_the_hub(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, 2, "nowhere.jsonl", *sft(base, "nowhere.jsonl"))
 
 
-def test_a_missing_model_is_said_without_asking_the_hub(
+def test_a_missing_model_is_an_error_without_contacting_the_hub(
     tmp_path: Path, demonstrations: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fails(capsys, 2, "there is no such folder", *sft(tmp_path / "no" / "model", demonstrations))
@@ -76,7 +76,7 @@ def test_a_prompt_longer_than_the_context_is_named(base: Path, write: Any, capsy
     fails(capsys, 2, r"no row can be used: .*300", *sft(base, rows))
 
 
-def test_rows_that_are_cut_or_dropped_are_told(
+def test_rows_that_are_cut_or_dropped_are_logged(
     base: Path, write: Any, capsys: pytest.CaptureFixture[str], caplog: Any
 ) -> None:
     rows = [{"prompt": "a", "response": "b c"}] * 20 + [{"prompt": "a", "response": "b " * 50}] * 20

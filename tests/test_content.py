@@ -70,7 +70,7 @@ def test_data_of_the_hub_count_as_the_one_commit_in_the_cache(hub: Path) -> None
     assert hub_commit("team/rows:main", dataset=True) == "abc"
 
 
-def test_a_verifier_is_its_name_and_a_constitution_the_file_that_is_shipped() -> None:
+def test_a_verifier_is_hashed_by_its_name_and_a_constitution_by_its_shipped_file() -> None:
     assert content_hash("math", REWARD) != content_hash("number", REWARD)
     assert constitution_file("assistant").exists()
     assert content_hash("assistant", CONSTITUTION) == content_hash(constitution_file("assistant"), CONSTITUTION)

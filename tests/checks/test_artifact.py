@@ -62,7 +62,7 @@ def test_a_template_that_ends_answers_passes(base: Path) -> None:
     assert verdicts(base)["template"] is True
 
 
-def test_demonstrations_add_whether_prompts_are_heeded(base: Path, demonstrations: Path) -> None:
+def test_demonstrations_add_the_check_that_prompts_are_used(base: Path, demonstrations: Path) -> None:
     assert "uses the prompt" not in verdicts(base)
     assert "uses the prompt" in verdicts(base, data=str(demonstrations), rows=10)
 
@@ -136,7 +136,7 @@ def test_the_reward_gate_knows_samples_of_the_parent(base: Path, trained: Path, 
     assert found["figures"]["parent"] is not None, "its parent lies where it was"
 
 
-def test_rows_are_told_by_what_they_are(comparisons: Path, demonstrations: Path, prompts: Path) -> None:
+def test_rows_are_checked_by_their_kind(comparisons: Path, demonstrations: Path, prompts: Path) -> None:
     assert "labels agree" in verdicts(comparisons)
     assert "rows end" in verdicts(demonstrations)
     assert verdicts(prompts) == {"prompts": True}

@@ -42,7 +42,7 @@ def test_responses_that_were_cut_off_are_counted() -> None:
     assert watch(groups, torch.zeros(2, 2))["truncated"] == 0.5
 
 
-def test_a_hold_out_that_orders_the_other_way_is_seen() -> None:
+def test_a_validation_reward_with_the_reverse_order_is_detected() -> None:
     groups = [group("z", "z z y", "z z z", "y y")]
     reward, other = Letters("z"), Letters("y")
     along, against = (watch(groups, reward(groups), validation_reward=held) for held in (reward, other))
@@ -87,7 +87,7 @@ def test_a_kl_that_grows_ever_faster_accelerates() -> None:
     assert acceleration([0.0, 3.0, 4.0]) == pytest.approx(-2.0)
 
 
-def test_a_few_responses_of_a_step_are_kept_with_their_figures() -> None:
+def test_a_few_responses_of_a_step_are_logged_with_their_figures() -> None:
     groups = [group(f"answer {index}", "other") for index in range(SHOWN_GROUPS + 3)]
     scores = torch.arange(2.0 * len(groups)).reshape(-1, 2)
     rows = sampled_rows(7, groups, scores, scores / 10)

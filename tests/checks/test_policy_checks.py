@@ -39,7 +39,7 @@ def test_a_policy_fails_beyond_its_budget_without_ends_or_where_the_hold_out_fel
     assert failed(policy(outside=0.9)) == ["within the reward model's range"]
 
 
-def test_entropy_and_length_alone_are_said_and_decide_nothing() -> None:
+def test_entropy_and_length_by_themselves_are_reported_and_do_not_fail() -> None:
     checks = policy(entropy=0.02, length=90.0)
     assert failed(checks) == []
     assert checks["entropy left"].passed is None and checks["entropy left"].advice

@@ -104,7 +104,7 @@ def lines(path: Path, *rows: object) -> Path:
         ),
     ],
 )
-def test_a_row_is_told_by_its_columns(row, group):
+def test_the_kind_of_a_row_follows_from_its_columns(row, group):
     assert parse_row(row) == group
 
 
@@ -225,7 +225,7 @@ def test_broken_files_are_named(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_F17_a_path_that_does_not_exist_asks_nobody(tmp_path, monkeypatch):
+def test_F17_a_path_that_does_not_exist_opens_no_connection(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("the hub was asked"))
     (tmp_path / "data").mkdir()

@@ -62,7 +62,7 @@ def test_a_flip_as_half_a_hit_costs_no_agreement_and_the_mean_of_both_orders_has
     assert people["agreement_mean"]["low"] > people["agreement_one_order"]["high"]
 
 
-def test_pairs_that_nobody_labelled_and_ties_of_people_are_left_out() -> None:
+def test_unlabelled_pairs_and_ties_of_people_are_left_out() -> None:
     found = simulated(100, place=0.0, skill=1.0)
     found["people"][:40] = np.nan
     found["people"][40:50] = 0.5
@@ -71,7 +71,7 @@ def test_pairs_that_nobody_labelled_and_ties_of_people_are_left_out() -> None:
     assert judge_report(**found)["people"] is None
 
 
-def test_pairs_turned_round_give_the_same_report() -> None:
+def test_swapped_pairs_give_the_same_report() -> None:
     found = simulated(200, place=0.7, skill=0.5)
     turned = {
         "orders": found["orders"][:, ::-1].copy(),

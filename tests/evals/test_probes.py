@@ -33,7 +33,7 @@ def test_probes_of_text() -> None:
     assert [name for name, response in found.items() if not response.finished] == ["cut off"]
 
 
-def test_probes_of_turns_spoil_the_last_answer_and_keep_the_rest() -> None:
+def test_probes_of_turns_degrade_only_the_last_answer() -> None:
     def group(question: str, answer: str) -> Group:
         turns = ({"role": "assistant", "content": "Hm."}, {"role": "user", "content": "And?"})
         return Group(

@@ -56,7 +56,7 @@ def test_the_level_of_a_members_scores_means_nothing(seed, level):
 
 
 @given(st.lists(st.floats(0, 0.5), min_size=1, max_size=60), st.data(), st.floats(0, 1), st.integers(0, 9))
-def test_chosen_are_the_most_doubtful_of_what_the_audit_left(doubts, data, share, seed):
+def test_the_most_uncertain_pairs_outside_the_audit_slice_are_selected(doubts, data, share, seed):
     count = data.draw(st.integers(0, len(doubts)))
     best, audit = select_pairs(doubts, count, audit_share=share, seed=seed)
     assert len(best) + len(audit) == count == len({*best, *audit})
@@ -77,7 +77,7 @@ def test_the_audit_slice_does_not_look_at_doubts():
     assert abs(mean - 249.5) < 4 * 144 / 3000**0.5
 
 
-def test_equal_doubts_are_drawn_and_not_taken_from_the_top():
+def test_equal_uncertainties_are_drawn_at_random():
     first, second = (select_pairs([0.0] * 200, 20, audit_share=0, seed=seed)[0] for seed in (0, 1))
     assert first != second and first != sorted(first)
 

@@ -47,7 +47,7 @@ def answer_all(store: Store, person: int) -> None:
         queue.vote(person, one.id, VoteRequest(f"vote-{person}-{one.id}", side))
 
 
-def test_a_labeller_is_asked_each_pair_once_also_by_a_run_that_goes_on(labels: Store, pairs: Pairs) -> None:
+def test_a_labeller_compares_each_pair_once_also_in_a_resumed_run(labels: Store, pairs: Pairs) -> None:
     labeller = Longer()
     first = LabelCollector(labels, labeller).collect(pairs(6))
     turned = [replace(group, responses=group.responses[::-1]) for group in pairs(6)]
@@ -81,7 +81,7 @@ def test_people_are_waited_for_and_their_answers_are_taken_when_they_are_there(l
     ]
 
 
-def test_people_are_not_asked_beyond_the_budget(labels: Store, pairs: Pairs) -> None:
+def test_people_get_no_pairs_beyond_the_budget(labels: Store, pairs: Pairs) -> None:
     collector = LabelCollector(labels, budget=2)
     with pytest.raises(WaitingError, match="2 of 5"):
         collector.collect(pairs(5))
@@ -149,9 +149,7 @@ class Ill(Longer):
         return results if self.asked > len(groups) else [LabelResult("error", self.name, reason="ill") for _ in groups]
 
 
-def test_an_answer_that_did_not_come_is_asked_for_again_and_one_that_is_none_is_not(
-    labels: Store, pairs: Pairs
-) -> None:
+def test_a_missing_reply_is_requested_again_and_an_unparsable_one_is_not(labels: Store, pairs: Pairs) -> None:
     ill = Ill()
     collector = LabelCollector(labels, ill, budget=3)
     assert {result.outcome for result in collector.collect(pairs(3)) if result} == {"error"}

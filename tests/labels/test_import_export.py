@@ -103,7 +103,7 @@ def test_a_prompt_is_on_one_side_of_the_split_and_stays_there(labels: Store, tmp
     assert sides["early", "test"] <= sides["late", "test"] and 3 <= len(sides["late", "test"]) <= 18
 
 
-def test_a_ruling_stands_in_place_of_the_votes_and_a_vote_taken_back_does_not_count(
+def test_an_adjudication_replaces_the_votes_and_an_undone_vote_does_not_count(
     labels: Store, pairs: Pairs, tmp_path: Path
 ) -> None:
     labels.add_tasks(pairs(2))
@@ -130,7 +130,7 @@ def test_hidden_repeats_are_for_checking_and_are_not_exported(labels: Store, pai
     assert len(rows) == 30 and all(row.columns["votes"] == 1 for row in rows)
 
 
-def test_nothing_to_export_is_said(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
+def test_nothing_to_export_is_an_error(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
     labels.add_tasks(pairs(1))
     with pytest.raises(DataError, match="has no labels yet"):
         export_labels(labels, tmp_path / "out")

@@ -150,7 +150,7 @@ def gradients(model, loss: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", [*CONFIGS, *WINDOWED])
 @torch.no_grad()
-def test_logprobs_and_entropy_are_those_of_each_row_alone(name: str) -> None:
+def test_logprobs_and_entropy_are_those_of_each_separate_row(name: str) -> None:
     model = build((CONFIGS | WINDOWED)[name])
     logprobs, entropy = response_logprobs(model, collate(UNEVEN), temperature=0.7)
     for p, group in enumerate(UNEVEN):
@@ -187,7 +187,7 @@ def test_back_ends_agree_in_float32() -> None:
         assert (first[parameter] - expected).norm() <= 1e-5 * expected.norm() + 1e-7, parameter
 
 
-def test_gradient_equals_that_of_rows_run_alone() -> None:
+def test_gradient_equals_that_of_separate_rows() -> None:
     model = build(CONFIGS["llama"]).double()
     naive = sum(naive_logprobs(model, group, k)[0].sum() for group in UNEVEN for k in range(3))
     expected = gradients(model, naive)
@@ -251,7 +251,7 @@ def test_empty_and_single_token_responses(lengths: list) -> None:
 
 
 @torch.no_grad()
-def test_states_end_after_the_last_token_where_asked() -> None:
+def test_states_include_the_last_token_on_request() -> None:
     model, batch = build(CONFIGS["llama"]), collate(UNEVEN)
     prompts, responses, tokens = batch.shape
     for shared in (True, False):

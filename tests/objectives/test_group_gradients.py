@@ -95,7 +95,7 @@ def test_centring_on_the_group_gives_the_exact_gradient_less_one_part_in_its_siz
 
 
 @pytest.mark.parametrize("normalisation", ["token", "sequence"])
-def test_other_normalisations_turn_the_gradient(normalisation):
+def test_other_normalisations_change_the_direction_of_the_gradient(normalisation):
     turned = expected_gradient(leave_one_out, normalisation=normalisation)
     assert cosine(turned, exact_gradient(0.0)) < 1 - 1e-4
 

@@ -98,7 +98,7 @@ def test_exact_from_states_is_exact_on_the_logits_in_values_and_gradients():
         )
 
 
-def test_per_sequence_sums_the_kept_tokens():
+def test_per_sequence_sums_the_unmasked_tokens():
     x = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
     mask = torch.tensor([[True, False, True], [False, False, False]])
     assert kl.per_sequence(x, mask).tolist() == [5.0, 0.0]

@@ -21,7 +21,7 @@ def masked_arrays(draw):
 
 @settings(deadline=None)
 @given(masked_arrays(), st.data())
-def test_sum_and_mean_are_those_of_numpy_over_the_kept(case, data):
+def test_sum_and_mean_are_those_of_numpy_over_unmasked_positions(case, data):
     values, mask = case
     dim = data.draw(st.none() | st.integers(-values.ndim, values.ndim - 1))
     kept = np.ma.array(values, mask=~mask)

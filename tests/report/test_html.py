@@ -158,7 +158,7 @@ def test_whatever_is_missing_is_left_out(tmp_path: Path, summary: dict[str, Any]
             raise AssertionError(f"without {path}") from error
 
 
-def test_a_demo_that_ran_without_a_kl_penalty_alone_has_a_page(tmp_path: Path, summary: dict[str, Any]):
+def test_a_demo_with_only_the_run_without_kl_penalty_has_a_page(tmp_path: Path, summary: dict[str, Any]):
     del summary["curves"]["ppo"], summary["policies"]["ppo"]
     page = Page(render(tmp_path, summary))
     assert page.tags.count("svg") == 8 and "the other run" not in page.text
@@ -180,7 +180,7 @@ def test_a_missing_policy_is_left_out(tmp_path: Path, summary: dict[str, Any], n
     assert len(findings(summary)) == {"base": 3, "sft": 2, "ppo": 2, "ppo-no-leash": 2}[name]
 
 
-def test_nulls_and_unknowns_are_said_so(tmp_path: Path, summary: dict[str, Any], no_pictures: None):
+def test_nulls_and_unknowns_are_shown(tmp_path: Path, summary: dict[str, Any], no_pictures: None):
     summary["policies"]["base"]["kl"] = {"mean": None, "se": None}
     summary["policies"]["sft"]["kl"] = None
     summary["reward_model"] |= {"noise_ceiling": "unknown", "length_slope": None}

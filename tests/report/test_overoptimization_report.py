@@ -121,7 +121,7 @@ def test_the_picture_is_a_file_of_its_own_with_its_colours(turned: tuple[str, Pa
     assert used and all(f"{name}:" in text for name in used)
 
 
-def test_a_run_that_did_not_turn_and_best_of_n_alone_have_their_page_too(tmp_path: Path) -> None:
+def test_a_run_without_a_peak_and_only_best_of_n_have_a_page_too(tmp_path: Path) -> None:
     made = record(turns=False)
     assert "Gold has not turned yet" in written(tmp_path / "rises", made)
     made[0]["results"]["roads"]["checkpoints"] |= {"fit": None, "early_fit": None}

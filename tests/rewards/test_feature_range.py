@@ -45,7 +45,7 @@ def test_the_shrinkage_is_ledoit_and_wolfs_by_a_slow_loop() -> None:
     np.testing.assert_allclose(shrunk_covariance(torch.from_numpy(x)).numpy(), expected, rtol=1e-10)
 
 
-def test_fewer_responses_than_dimensions_have_a_range_in_which_a_new_one_lies() -> None:
+def test_fewer_responses_than_dimensions_have_a_range_that_contains_a_new_one() -> None:
     features, fresh = gaussian(30, 64), gaussian(200, 64, seed=1)
     fitted = FeatureRange.fit(features, held_out=fresh)
     distance = fitted.distance(fresh)

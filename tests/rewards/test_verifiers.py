@@ -185,7 +185,7 @@ def test_F15_a_list_of_guesses_earns_nothing(name: str, text: str) -> None:
         r"from \boxed{4} we get \boxed{5}",
     ],
 )
-def test_numbers_on_the_way_are_no_guesses(text: str) -> None:
+def test_intermediate_numbers_are_not_guesses(text: str) -> None:
     assert count_guesses(text) < MANY_GUESSES
 
 

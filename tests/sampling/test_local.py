@@ -228,7 +228,7 @@ def test_samples_follow_the_exact_distribution(temperature: float) -> None:
         assert stats.chisquare(observed, expected).pvalue > 1e-3
 
 
-def test_end_token_is_kept_and_nothing_after_it(sampler: LocalSampler) -> None:
+def test_the_end_token_is_included_and_nothing_after_it(sampler: LocalSampler) -> None:
     batch = sampler(PROMPTS, group_size=8, seed=0)
     finished = 0
     for response in flat(batch):

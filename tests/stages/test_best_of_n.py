@@ -53,7 +53,7 @@ def test_gold_is_measured_on_what_the_reward_chooses(base: Path, prompts: Path) 
     assert curve[0]["kl"]["mean"] == pytest.approx(0, abs=1e-9) and curve[-1]["kl"]["mean"] > 0.5
 
 
-def test_a_gold_reward_that_is_not_there_is_said_before_anything_is_sampled(base: Path, prompts: Path) -> None:
+def test_a_missing_gold_reward_is_an_error_before_anything_is_sampled(base: Path, prompts: Path) -> None:
     with pytest.raises(ConfigError, match="reward nowhere: no such folder"):
         best_of_n.run(config(base, prompts, gold="nowhere"), reward=letters)
     assert not (base.parent / "best.pool.jsonl").exists()

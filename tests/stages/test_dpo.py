@@ -310,7 +310,7 @@ def test_simpo_loads_and_computes_no_reference(base: Path, comparisons: Path, lo
     assert "eval_kl" not in folder.metrics()[-1]
 
 
-def test_another_reference_changes_the_loss_and_its_failed_gate_is_heeded(base: Path, comparisons: Path) -> None:
+def test_another_reference_changes_the_loss_and_its_failed_checks_stop_the_run(base: Path, comparisons: Path) -> None:
     other = sft.run(
         sft.SFTConfig(model=str(base), data=str(comparisons), out=base.parent / "sft", max_steps=5, learning_rate=1e-2)
     )
@@ -355,7 +355,7 @@ def test_rankings_are_learned_from(base: Path, rankings: Path) -> None:
     assert report["accuracy"] > 0.9
 
 
-def test_likelihood_displacement_is_said_once_and_kept_in_run_json(
+def test_likelihood_displacement_is_logged_once_and_stored_in_run_json(
     base: Path, write: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Both are made of one letter: pushing it down in the longer response takes the shorter one with it."""
@@ -410,7 +410,7 @@ def test_a_row_that_cannot_be_learned_from_is_named(
         dpo.run(config(base, write("rows.jsonl", [{"prompt": "a", **row}] * 4), **changes))
 
 
-def test_scored_responses_are_the_best_against_the_worst_and_flat_rows_are_left_out(
+def test_scored_responses_are_the_best_against_the_worst_without_rows_of_equal_scores(
     base: Path, write: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "kleash")

@@ -47,7 +47,7 @@ def config(server: Server, data: Path, **settings: Any) -> JudgeConfig:
     return JudgeConfig.make(given | {"injections": 5} | settings)
 
 
-def test_labels_are_preferences_that_stages_read_with_who_said_so_and_by_what(pairs: Path) -> None:
+def test_labels_are_preferences_with_their_labeller_and_principle(pairs: Path) -> None:
     with Server(partial(counts_z, place=0.05)) as server:
         out = run(config(server, pairs, constitution="assistant"))
     groups = list(read_groups(out))
@@ -81,7 +81,7 @@ def test_the_report_says_what_was_planted(pairs: Path) -> None:
     assert report["usage"]["prompt_tokens"] > 0 and report["principles"]["general"]["decided"] == 40
 
 
-def test_a_judge_that_looks_at_the_place_alone_is_refused_and_nothing_is_at_out(
+def test_a_judge_that_only_prefers_a_position_is_refused_and_out_does_not_exist(
     pairs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def first(body: Mapping[str, Any]) -> Reply:

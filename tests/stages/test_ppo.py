@@ -405,7 +405,7 @@ def test_the_policy_stays_at_the_reference_with_a_large_kl_penalty(base: Path, p
     assert last_kl(short) < last_kl(long) / 5
 
 
-def test_F15_the_parts_of_a_reward_and_the_verdicts_of_a_verifier_are_logged_apart(base: Path, write: Any) -> None:
+def test_F15_the_parts_of_a_reward_and_the_outcomes_of_a_verifier_are_logged_separately(base: Path, write: Any) -> None:
     data = write(
         "answers.jsonl", [{"prompt": f"a {i}", "answer": str(i % 3), "pattern": ".*[a-m] *"} for i in range(30)]
     )
@@ -546,7 +546,7 @@ def test_impossible_settings_are_one_line(base: Path, prompts: Path, changes: di
     assert "\n" not in str(caught.value)
 
 
-def test_no_room_for_a_prompt_is_said(base: Path, prompts: Path) -> None:
+def test_no_room_for_a_prompt_is_an_error(base: Path, prompts: Path) -> None:
     with pytest.raises(ConfigError, match="leaves no room for a prompt in a context of 256"):
         ppo.run(config(base, prompts, max_new_tokens=256), reward=CountZ())
 

@@ -73,7 +73,7 @@ def test_revisions_are_demonstrations_and_those_that_change_nothing_are_counted(
     assert report["principles"]["keep"]["share"] == 1.0 and report["principles"]["upper"]["share"] == 0.0
 
 
-def test_refusals_are_told_before_and_after_apart_for_harmful_and_harmless_prompts(prompts: Path) -> None:
+def test_refusals_are_reported_before_and_after_for_harmful_and_harmless_prompts(prompts: Path) -> None:
     with Server(assistant) as server:
         out = run(config(server, prompts, rounds=5))
     report = results_of(out)

@@ -270,7 +270,7 @@ def test_the_report_says_where_it_is_biased_weak_noisy_and_hackable(base: Path, 
     assert above["empty"] < 0.5
 
 
-def test_repeated_labels_count_as_votes_in_whatever_order_the_pair_stands() -> None:
+def test_repeated_labels_count_as_votes_in_either_order_of_the_pair() -> None:
     def labelled(first: str, second: str, p: float = 1.0) -> Group:
         return Group("q", (Response(first), Response(second)), Preference(p))
 

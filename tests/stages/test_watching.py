@@ -59,7 +59,7 @@ def train(stage: str, base: Path, prompts: Path, **changes: object) -> RunFolder
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_step_is_watched_and_some_of_its_responses_are_kept(stage: str, base: Path, prompts: Path) -> None:
+def test_every_step_is_monitored_and_some_of_its_responses_are_logged(stage: str, base: Path, prompts: Path) -> None:
     folder = train(stage, base, prompts, hold_out="letters:no_z", max_steps=3)
     rows = [row for row in folder.metrics() if row["step"] > 0]
     for row in rows:
@@ -88,7 +88,7 @@ def test_every_step_is_watched_and_some_of_its_responses_are_kept(stage: str, ba
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_no_responses_are_kept_where_none_are_asked_for(stage: str, base: Path, prompts: Path) -> None:
+def test_no_responses_are_logged_where_none_are_requested(stage: str, base: Path, prompts: Path) -> None:
     folder = train(stage, base, prompts, log_rollouts=0)
     assert logged_steps(folder.path) == []
 

@@ -58,7 +58,7 @@ def test_rows_that_cannot_be_compared_end_in_one_line(
     assert re.search(message, line), line
 
 
-def test_a_port_that_is_taken_is_said_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_an_error_with_a_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         assert _run(["label", "--port", str(port), "--store", str(tmp_path / "l.db")]) == 2

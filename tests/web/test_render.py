@@ -100,7 +100,7 @@ def test_code_is_coloured_in_languages_that_are_known_and_plain_in_others() -> N
     assert "<span" not in render("```brainfuck\n+++\n```")
 
 
-def test_links_and_images_are_told_of_and_not_loaded() -> None:
+def test_links_and_images_are_shown_as_text_and_not_loaded() -> None:
     html = render("[here](http://a.example/x) ![cat](http://a.example/cat.png) <http://b.example>")
     assert "⟨http://a.example/x⟩" in html and "[image: cat ⟨http://a.example/cat.png⟩]" in html
     assert "<a" not in html and "<img" not in html and html.count("http://b.example") == 1
@@ -120,7 +120,7 @@ def test_a_text_without_end_is_cut_and_says_so() -> None:
     assert len(html) < SHOWN_CHARACTERS + 200 and "200,000 of 200,001 characters" in html
 
 
-def test_single_line_ends_are_kept() -> None:
+def test_single_line_breaks_are_preserved() -> None:
     assert "<br>" in render("autumn\nrain")
 
 

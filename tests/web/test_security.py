@@ -167,7 +167,7 @@ def test_nonsense_is_refused_in_one_line_and_counted_as_nothing(serve: Serve) ->
     assert not site.store.votes()
 
 
-def test_nobody_votes_on_what_another_was_given(serve: Serve) -> None:
+def test_a_person_cannot_vote_on_an_assignment_of_another(serve: Serve) -> None:
     site = serve(pairs_of(3))
     one, other = site.person(), site.person()
     assignment = first(one)
@@ -242,7 +242,7 @@ def test_the_admin_s_link_and_the_annotator_s_live_in_one_browser(serve: Serve) 
     assert site.store.votes()[0].annotator == annotator.id
 
 
-def test_hostile_names_and_reasons_are_kept_as_they_are(serve: Serve) -> None:
+def test_hostile_names_and_reasons_are_stored_unchanged(serve: Serve) -> None:
     site = serve(pairs_of(3))
     person = site.person()
     reason = "'; DROP TABLE votes; --\0<script>\u202e"

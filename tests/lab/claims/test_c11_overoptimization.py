@@ -14,7 +14,7 @@ def analysis(result: str, *, law: float | None, early: float | None) -> dict:
     }  # fmt: skip
 
 
-def test_a_prediction_exists_only_where_gold_turned_and_the_law_has_a_peak():
+def test_a_prediction_exists_only_where_gold_fell_and_the_law_has_a_peak():
     assert prediction_figures(analysis("not yet", law=2.0, early=1.0)) == {}
     assert prediction_figures(analysis("turned", law=None, early=1.0)) == {}
     assert prediction_figures(analysis("turned", law=2.0, early=None)) == {"fitted": 0.0}

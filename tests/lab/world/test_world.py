@@ -200,7 +200,7 @@ def test_only_what_the_reader_knows_makes_sense(world):
     assert world.read(prompt, f"{END} {PAD}").strays == 2
 
 
-def test_it_stands_for_the_entity_named_last(world):
+def test_it_means_the_entity_named_last(world):
     text = "it is red . the heron is blue . it eats fish ."
     assert world.read("tell me about the otter .", text).claims == [
         ("otter", "color", "red"),
