@@ -159,7 +159,7 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(
     assert capsys.readouterr().out.strip() == str(base.parent / "out")
 
 
-def test_check_tells_the_gates_and_exits_with_one_where_one_failed(
+def test_check_prints_the_checks_and_exits_with_one_where_one_failed(
     base: Path, demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert kleash(*sft(base, demonstrations, "--learning-rate", 5, "--schedule", "constant")) == 0, (

@@ -25,7 +25,7 @@ def test_plain_comparisons_fail_nothing() -> None:
     assert not [check for check in found(healthy()).values() if check.passed is False]
 
 
-def test_rows_without_labels_are_no_comparisons() -> None:
+def test_rows_without_labels_are_not_comparisons() -> None:
     (check,) = comparisons([Group("a", (Response("b"),))])
     assert check.passed is False
 

@@ -50,7 +50,7 @@ def test_flipped_labels_are_named() -> None:
     assert "flipped" in check.advice
 
 
-def test_a_model_that_is_length_fails_however_accurate() -> None:
+def test_a_model_that_follows_only_length_fails_at_any_accuracy() -> None:
     data = pairs()
     by_length = (data["lengths"][:, 0] > data["lengths"][:, 1]).astype(float)
     checks = reward(0.3 * data["lengths"].astype(float), by_length, data["lengths"])
@@ -114,7 +114,7 @@ def probed(**above: float) -> dict[str, Check]:
     return {check.name: check for check in checks}
 
 
-def test_a_reward_model_that_likes_silence_better_than_good_answers_fails() -> None:
+def test_a_reward_model_that_scores_the_empty_response_highest_fails() -> None:
     assert failed(probed()) == []
     checks = probed(empty=0.96)
     assert failed(checks) == ["words beat silence"]

@@ -261,7 +261,7 @@ def test_F6_reasoning_is_trained_only_in_the_last_answer_under_qwen3():
     assert trained == ["A0<|im_end|>", "<think>\nr1\n</think>\n\nA1<|im_end|>"]
 
 
-def test_F6_reasoning_goes_on_where_r1_opened_it():
+def test_F6_reasoning_continues_after_the_tag_that_r1_opens():
     tokenizer = stock_tokenizer("r1_distill")
     encoded = encode(Group((user("Q"),), (Response((assistant("<think>\nr\n</think>\n\nA"),)),)), tokenizer)
     assert tokenizer.decode(encoded.prompt_ids).endswith("<｜Assistant｜><think>\n")

@@ -67,7 +67,7 @@ def test_what_the_labels_like_themselves_is_no_bias() -> None:
     assert row.labels > 0.6 and abs(row.difference) < 2.5 * row.se
 
 
-def test_being_too_sure_of_everything_is_no_bias() -> None:
+def test_overconfidence_is_not_a_bias() -> None:
     rng = np.random.default_rng(0)
     marks = rng.integers(0, 3, size=(2000, 2))
     margin = rng.normal(size=2000) + 0.7 * (marks[:, 0] - marks[:, 1])

@@ -28,7 +28,7 @@ def test_a_constant_learning_curve_predicts_that_labels_will_hardly_help() -> No
     assert curve([0.70, 0.70, 0.70, 0.70]).answer.startswith("More labels of this kind will hardly help")
 
 
-def test_a_crooked_curve_cannot_tell() -> None:
+def test_a_noisy_curve_cannot_tell() -> None:
     assert curve([0.60, 0.72, 0.61, 0.71]).answer.startswith("The curve cannot tell")
 
 

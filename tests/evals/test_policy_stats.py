@@ -67,7 +67,7 @@ def test_diversity_by_hand():
     assert figures.length.quantiles["0.5"] == 3.5
 
 
-def test_a_collapsed_policy_shows():
+def test_a_collapsed_policy_is_reported():
     varied = [list(range(k, k + 8)) for k in range(0, 80, 8)]
     assert diversity(varied, finished=[True] * 10).distinct_2 == 1.0
     assert diversity([varied[0]] * 10, finished=[True] * 10).distinct_2 == pytest.approx(0.1)

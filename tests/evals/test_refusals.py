@@ -34,7 +34,7 @@ def test_a_refusal_is_seen(text: str) -> None:
         "Sure. " * 60 + "I cannot help with that.",
     ],
 )
-def test_help_is_no_refusal(text: str) -> None:
+def test_help_is_not_a_refusal(text: str) -> None:
     assert not refuses(text)
 
 

@@ -194,7 +194,7 @@ def test_an_unbiased_annotator_is_flagged_for_sides_at_the_stated_rate() -> None
     assert flagged <= 9  # 1 % of 300 is 3
 
 
-def test_a_disagreement_waits_until_an_admin_has_ruled(tmp_path: Path) -> None:
+def test_a_disagreement_is_listed_until_an_admin_adjudicates_it(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "labels.db")
     groups, _ = world(3)
     store.add_tasks(groups)

@@ -66,7 +66,7 @@ def test_the_budget_counts_what_earlier_runs_asked(labels: Store, pairs: Pairs) 
     assert [result is not None for result in results] == [True] * 5 + [False] * 4
 
 
-def test_people_are_waited_for_and_their_answers_are_taken_when_they_are_there(labels: Store, pairs: Pairs) -> None:
+def test_people_are_waited_for_and_their_answers_are_used(labels: Store, pairs: Pairs) -> None:
     collector = LabelCollector(labels, votes=2)
     with pytest.raises(WaitingError, match="4 of 4 pairs wait"):
         collector.collect(pairs(4))

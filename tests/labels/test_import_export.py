@@ -73,9 +73,7 @@ def test_ties_can_be_dropped_and_both_bad_stands_apart(labels: Store, pairs: Pai
     assert manifest.files["train.jsonl"].rows == 1 and "cannot" not in manifest.answers
 
 
-def test_an_export_is_frozen_and_can_be_made_again_whatever_came_since(
-    labels: Store, pairs: Pairs, tmp_path: Path
-) -> None:
+def test_an_export_is_frozen_and_reproducible_after_later_votes(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
     groups = pairs(30)
     say(labels, groups, 1.0)
     manifest = export_labels(labels, tmp_path / "one", test_share=0.3)
@@ -167,7 +165,7 @@ def test_davidsons_ties_recover_planted_probabilities_better_than_halves(labels:
     assert error("davidson") < 0.85 * error("half")
 
 
-def test_davidson_with_one_vote_a_pair_is_refused(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
+def test_davidson_with_one_vote_per_pair_is_refused(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
     say(labels, pairs(5), 1.0)
     with pytest.raises(DataError, match="two votes or more"):
         export_labels(labels, tmp_path / "out", ties="davidson")

@@ -194,7 +194,7 @@ def test_a_vote_that_is_none_is_refused(store: Store, pairs: Pairs, vote: VoteRe
     assert store.votes() == []
 
 
-def test_an_admin_rules_and_others_do_not(store: Store, pairs: Pairs) -> None:
+def test_an_admin_adjudicates_and_others_cannot(store: Store, pairs: Pairs) -> None:
     store.add_tasks(pairs(1))
     queue, admin, person = Queue(store, PLAIN), store.invite(role="admin"), store.invite()
     (task,) = store.tasks()

@@ -376,7 +376,7 @@ def test_F8_score_does_not_depend_on_batch_size_padding_or_back_end() -> None:
 
 
 @torch.no_grad()
-def test_F3_score_is_read_at_the_last_real_token_whatever_the_token() -> None:
+def test_F3_score_is_read_at_the_last_real_token_of_any_id() -> None:
     model = build(CONFIGS["llama"], classify=True)
     end = pad = 0  # pad is end: the last real token looks like padding
     group = EncodedGroup(
@@ -429,7 +429,7 @@ def test_check_names_a_model_that_changes_its_logits_elsewhere() -> None:
         check_forward(jitter(Odd(LlamaConfig(**GROUPED))), collate(UNEVEN))
 
 
-def test_check_names_a_shared_prompt_that_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_names_the_shared_back_end_where_it_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = forward._shared_states
     monkeypatch.setattr(forward, "_shared_states", lambda *args: honest(*args) * 1.5)
     with pytest.raises(ModelError, match="shared prompt"):

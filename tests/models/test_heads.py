@@ -124,7 +124,7 @@ def test_weights_survive_safetensors(tmp_path) -> None:
     assert torch.equal(values(other, batch), values(model, batch))
 
 
-def test_a_classifier_of_many_outputs_is_no_reward_model() -> None:
+def test_a_classifier_of_many_outputs_is_not_a_reward_model() -> None:
     with pytest.raises(ModelError, match="one output"):
         ValueModel.from_reward_model(reward_model(labels=3))
     with pytest.raises(ModelError, match="score"):

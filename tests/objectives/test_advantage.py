@@ -175,7 +175,7 @@ def test_a_score_added_to_a_whole_group_changes_nothing(advantage):
     torch.testing.assert_close(advantage(GROUPS).sum(-1), double([0.0, 0.0]), atol=1e-12, rtol=0)
 
 
-def test_standardising_makes_groups_of_any_spread_alike_and_centring_does_not():
+def test_standardising_gives_groups_of_any_spread_equal_weight_and_centring_does_not():
     wide = GROUPS[:1] * 100
     torch.testing.assert_close(group_standardised(wide), group_standardised(GROUPS[:1]), rtol=1e-3, atol=0)
     torch.testing.assert_close(group_centred(wide), 100 * group_centred(GROUPS[:1]))

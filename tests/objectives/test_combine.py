@@ -18,7 +18,7 @@ def test_scores_are_combined_as_published(combine: str, penalty: float, expected
 
 
 @pytest.mark.parametrize("combine", ["mean", "worst", "mean-variance"])
-def test_a_single_member_says_what_it_says(combine: str) -> None:
+def test_a_single_member_is_the_ensemble(combine: str) -> None:
     one = torch.randn(4, 2, 1, generator=torch.Generator().manual_seed(0))
     assert torch.equal(combine_scores(one, combine=combine, variance_penalty=2.0), one[..., 0])  # type: ignore[arg-type]
 

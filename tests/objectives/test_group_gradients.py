@@ -114,7 +114,7 @@ def test_F14_the_k2_response_penalty_in_the_loss_has_the_exact_gradient_and_k3_h
         assert (published - exact).norm() > 0.02 * exact.norm()
 
 
-def test_standardised_advantages_change_the_price_of_a_kl_penalty_in_the_loss_but_not_of_one_in_the_reward():
+def test_standardised_advantages_change_the_weight_of_a_kl_penalty_in_the_loss_but_not_of_one_in_the_reward():
     """At π* every response has r − β log(π*/π_ref) in common, so in the reward nothing is left to divide.
 
     In the loss, rewards that are ten times as large are standardised to what they were: the KL penalty then costs a

@@ -167,7 +167,7 @@ def test_F14_k1_in_the_reward_gives_the_exact_gradient_of_the_penalised_objectiv
 
 @settings(deadline=None, max_examples=30)
 @given(distributions, distributions)
-def test_F14_as_losses_k1_pulls_nowhere_k2_backward_and_k3_forward(policy, reference):
+def test_F14_as_losses_k1_has_no_gradient_k2_the_reverse_and_k3_the_forward_kl(policy, reference):
     logits = policy.clone().requires_grad_()
     logprobs = logits.log_softmax(-1)
     weights = logprobs.detach().exp()  # the samples, without gradient

@@ -298,7 +298,7 @@ def test_extreme_log_ratios_stay_finite_with_their_gradients(name, p):
 
 
 @pytest.mark.parametrize("name", ["simpo", "length-normalised"])
-def test_a_response_without_a_token_has_reward_zero_and_pulls_nowhere(name):
+def test_a_response_without_a_token_has_reward_zero_and_no_gradient(name):
     policy = double([[0.0, -6.0]]).requires_grad_()
     loss, metrics = LOSSES[name](policy, double([[0.0, -4.0]]), torch.tensor([[0, 4]]), double([1.0]))
     loss.sum().backward()

@@ -69,7 +69,7 @@ def test_a_run_without_a_peak_is_not_reported_to_have_one(golds: list[float], wo
     assert "x-past" not in figures.overoptimization(noisy, name="x")
 
 
-def test_a_kl_estimate_below_zero_is_no_distance():
+def test_a_kl_estimate_below_zero_counts_as_distance_zero():
     curve = [
         {"step": i, "gold": {"mean": i}, "proxy": {"mean": i}, "kl": {"mean": kl, "se": None}}
         for i, kl in enumerate([-0.01, 0.5, 1.0])

@@ -112,7 +112,7 @@ def test_every_method_has_its_figures_and_what_it_took(page_of_demo: str, summar
     assert "1 min 01 s            4" in table, "PPO holds four models"
 
 
-def test_a_demo_without_other_methods_says_nothing_of_them(tmp_path: Path, summary: dict[str, Any]):
+def test_a_demo_without_other_methods_does_not_mention_them(tmp_path: Path, summary: dict[str, Any]):
     summary["roads"] = {"ppo": summary["roads"]["ppo"]}
     assert html.methods_table(summary) == "" and "Other methods" not in render(tmp_path, summary)
 
@@ -265,7 +265,7 @@ def test_findings_hold_where_the_difference_is_beyond_two_standard_errors(summar
     assert [finding["holds"] for finding in findings(summary)] == [True] * 4
 
 
-def test_findings_say_what_was_not_shown(summary: dict[str, Any]):
+def test_findings_include_claims_that_were_not_shown(summary: dict[str, Any]):
     policies = summary["policies"]
     policies["ppo"]["gold"] = {"mean": 1.0, "se": 0.3}
     policies["sft"]["gold"] = {"mean": 0.3, "se": 0.3}  # a gain of .7 with a standard error of .42

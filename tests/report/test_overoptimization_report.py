@@ -96,7 +96,7 @@ def test_nothing_on_the_page_runs_or_is_fetched_whatever_models_wrote(turned: tu
     assert "script" not in Page((folder / "curve.svg").read_text()).tags
 
 
-def test_the_curve_stands_at_its_distances_and_its_marks_at_its_points(
+def test_the_curve_is_drawn_at_its_distances_with_marks_at_its_points(
     turned: tuple[str, Path, dict[str, Any]],
 ) -> None:
     page, _, made = turned

@@ -61,7 +61,7 @@ def test_the_threshold_comes_from_held_out_responses_where_there_are_any() -> No
     assert FeatureRange.fit(features, held_out=fresh[:0]).threshold == without.threshold
 
 
-def test_features_that_never_vary_are_no_division_by_zero() -> None:
+def test_constant_features_do_not_divide_by_zero() -> None:
     fitted = FeatureRange.fit(torch.ones(10, 3), held_out=None)
     assert fitted.distance(torch.ones(2, 3)).tolist() == [0, 0]
     assert bool((fitted.distance(torch.zeros(2, 3)) > fitted.threshold).all())

@@ -180,7 +180,7 @@ def test_F10_every_coefficient_and_every_loss_changes_the_update(base: Path, com
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_it_learns_what_was_preferred_and_its_gate_passes(base: Path, comparisons: Path, loss: str) -> None:
+def test_it_learns_the_preferences_and_its_checks_pass(base: Path, comparisons: Path, loss: str) -> None:
     folder = dpo.run(config(base, comparisons, eval_data=str(comparisons), loss=loss, **LOSSES[loss]))
     assert folder.record["gates"]["out"]["passed"]
     report = folder.record["results"]["report"]
@@ -433,7 +433,7 @@ def test_scored_responses_are_the_best_against_the_worst_without_rows_of_equal_s
     assert f"{flat}: 8 of 8 rows left out" in caplog.text
 
 
-def test_snapshots_load_and_the_run_says_what_it_held(base: Path, comparisons: Path) -> None:
+def test_snapshots_load_and_the_run_records_its_parameters(base: Path, comparisons: Path) -> None:
     folder = dpo.run(config(base, comparisons, max_steps=4, snapshot_every=2))
     snapshots = sorted(folder.path.glob("snapshots/*"))
     assert [path.name for path in snapshots] == ["step-000002", "step-000004"]

@@ -184,7 +184,7 @@ def test_what_neither_the_user_nor_the_run_says_is_asked_for(trained: Path, tmp_
         overopt.run(config(trained, run=tmp_path / "nowhere"))
 
 
-def test_a_reward_that_failed_its_gate_is_refused_unless_forced(trained: Path, base: Path, tmp_path: Path) -> None:
+def test_a_reward_that_failed_its_checks_is_refused_unless_forced(trained: Path, base: Path, tmp_path: Path) -> None:
     failed = tmp_path / "failed"
     failed.mkdir()
     gates = {"out": {"passed": False, "finding": "no better than a coin", "advice": "get more data"}}
@@ -196,7 +196,7 @@ def test_a_reward_that_failed_its_gate_is_refused_unless_forced(trained: Path, b
         overopt.run(forced, gold=count("a"))
 
 
-def test_the_command_says_the_verdict_and_draws_the_page(
+def test_the_command_prints_the_findings_and_writes_the_page(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (trained.parent / "letters_here.py").write_text(

@@ -288,7 +288,7 @@ def test_F4_a_reward_of_exactly_zero_counts(base: Path, prompts: Path) -> None:
     )
 
 
-def test_F3_the_missing_eos_score_replaces_the_reward_of_what_did_not_end(base: Path, write: Any) -> None:
+def test_F3_the_missing_eos_score_replaces_the_reward_of_an_unfinished_response(base: Path, write: Any) -> None:
     # The prompt holds the end token's word: an end in the *prompt* must not count as the response's.
     data = write("ends.jsonl", [{"prompt": "a <end> b"}] * 20)
     settings = config(base, data, missing_eos_score=-7.0, whiten_advantages=False, lam=1.0, max_new_tokens=3)

@@ -124,7 +124,7 @@ def test_helpful_demonstrations_are_mixed_in_as_they_stand(prompts: Path, write:
     assert list(read_groups(out))[16:] == list(read_groups(helpful))
 
 
-def test_an_answer_without_words_is_no_demonstration(prompts: Path) -> None:
+def test_an_answer_without_words_is_not_a_demonstration(prompts: Path) -> None:
     def silent(body: Mapping[str, Any]) -> Reply:
         return ("  ", {}) if "bomb 3" in body["messages"][-1]["content"] else assistant(body)
 

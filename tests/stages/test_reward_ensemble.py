@@ -35,7 +35,7 @@ def settings(base: Path, data: Path, **changes: object) -> EnsembleConfig:
 
 
 @pytest.mark.parametrize("combine", ["mean", "worst", "mean-variance"])
-def test_members_score_as_one_and_say_how_far_apart_they_are(base: Path, comparisons: Path, combine: str) -> None:
+def test_members_give_one_score_and_their_spread(base: Path, comparisons: Path, combine: str) -> None:
     folder = run(settings(base, comparisons, members=3, combine=combine)).path
     reward = build_reward(str(folder))
     assert isinstance(reward, EnsembleReward)

@@ -105,7 +105,7 @@ def test_F10_margin_and_centring_change_the_update(base: Path, comparisons: Path
         assert not torch.allclose(gradient(base, comparisons, 1000, **changes), plain)
 
 
-def test_it_learns_what_was_preferred_and_its_gate_passes(trained: Path) -> None:
+def test_it_learns_the_preferences_and_its_checks_pass(trained: Path) -> None:
     gates = (read_record(trained) or {})["gates"]["out"]
     assert gates["passed"]
     reward = build_reward(str(trained))

@@ -50,7 +50,7 @@ def test_score_is_added_to_every_row_and_all_else_stays(
     assert printed["results"]["score"]["mean"] == pytest.approx((1 + 1 / 3 + 1 + 0 + 1 + 0) / 6)
 
 
-def test_a_row_has_the_same_score_whatever_rows_stand_beside_it(
+def test_the_score_of_a_row_does_not_depend_on_its_batch(
     write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(score, "GROUPS_AT_ONCE", 2)

@@ -134,7 +134,7 @@ def test_a_run_beyond_its_kl_budget_ends_there_and_is_measured(stage: str, base:
     assert "beyond the budget" in folder.record["results"]["ended"]
 
 
-def test_a_run_that_was_stopped_is_not_gone_on_with_after_a_kill(base: Path, prompts: Path) -> None:
+def test_a_run_that_was_stopped_does_not_continue_after_a_kill(base: Path, prompts: Path) -> None:
     settings: dict[str, Any] = {"gold": "letters:level", "criterion": "gold", "patience": 1, "max_steps": 6}
     folder = train("ppo", base, prompts, **settings)
     rows = folder.metrics()

@@ -21,7 +21,7 @@ def test_a_run_is_solved_after_rollouts_with_nothing_but_the_best_reward() -> No
     assert "had the best reward seen, 1" in (rule.see(rollout([[1.0, 1.0]])) or "")
 
 
-def test_one_reward_from_the_first_rollout_on_is_dead_and_not_solved() -> None:
+def test_a_constant_reward_from_the_first_rollout_is_dead_and_not_solved() -> None:
     rule = DegenerateRun()
     for _ in range(DEAD_AFTER):
         rule.raise_if_dead(end_rate=1.0, empty=False, longest=8)

@@ -115,7 +115,7 @@ def test_what_cannot_be_seen_is_spelt_out_and_joined_emoji_are_left_whole() -> N
     assert "\U0001f468\u200d\U0001f469" in render("\U0001f468\u200d\U0001f469")
 
 
-def test_a_text_without_end_is_cut_and_says_so() -> None:
+def test_a_long_text_is_cut_with_a_note() -> None:
     html = render("x" * (SHOWN_CHARACTERS + 1))
     assert len(html) < SHOWN_CHARACTERS + 200 and "200,000 of 200,001 characters" in html
 

@@ -7,7 +7,7 @@ from kleash.errors import DataError
 from kleash.evals.overoptimization import best_of_n_kl_curve, checkpoints_curve, choosing_prompts, spaced_checkpoints
 
 
-def test_a_prompt_chooses_whatever_other_prompts_there_are() -> None:
+def test_whether_a_prompt_chooses_does_not_depend_on_the_others() -> None:
     names = [f"p{number}" for number in range(200)]
     chosen = choosing_prompts(names, share=0.5, seed=1)
     assert chosen.sum() == 100 and not np.array_equal(chosen, choosing_prompts(names, share=0.5, seed=2))

@@ -68,7 +68,7 @@ def test_a_curve_that_follows_no_law_is_reported_to_depart_from_it() -> None:
     assert "departs from the law" in in_words(analysed(curve("checkpoints", gain=cliff)))["law"]
 
 
-def test_a_law_without_a_peak_in_sight_cannot_tell() -> None:
+def test_a_law_with_a_peak_beyond_the_data_cannot_tell() -> None:
     straight = curve("checkpoints", gain=0.3 * np.linspace(0, 4, 11))
     assert "cannot tell" in in_words(analysed(straight))["law"]
 
