@@ -40,7 +40,7 @@ if "principles" in keys:
     from kleash.labels.constitution import Constitution
     Constitution.load(path)
 else:
-    from kleash.rewards.reward import build_reward
+    from kleash.rewards.build import build_reward
     build_reward(str(path))
 """
 """Reads a block of YAML, in a process of its own, as what its keys say that it is: a constitution or a reward."""

@@ -202,7 +202,7 @@ def test_guards_take_no_time_on_what_a_model_may_write() -> None:
         is_loop(text)
         count_guesses(text)
         last_number(text)
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_F15_a_check_that_does_not_end_is_counted_and_the_next_one_works(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def _member(config: EnsembleConfig, out: Path, files: Files, *, data: str = "rew
         "out": out, "data": str(files[data]), "eval_data": str(files["held-out"]), "max_eval_rows": None, "force": True,
         "seed": derive_seed(config.seed, "member", out.name) % 2**31,
     }  # fmt: skip
-    if config.centre_data is None and config.centre_samples:
+    if config.centre_data is None and files["centre"].stat().st_size:
         changes["centre_data"] = str(files["centre"])
     # Weights can be averaged only if training started from the same head and trunk.
     live = new_reward_model(config.model, seed=config.seed, device=config.device) if config.average_weights else None
