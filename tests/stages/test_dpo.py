@@ -397,7 +397,7 @@ def test_beta_is_the_published_one_of_the_loss_unless_given(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("row", "changes", "message"),
     [
-        ({"response": "b"}, {}, "row 1: is no comparison"),
+        ({"response": "b"}, {}, "row 1: is not a comparison"),
         ({"responses": ["b", "c"], "score": [1.0, 1.0]}, {}, "the responses of each row have equal scores"),
         ({"responses": ["b", "c", "d"], "ranks": [0, 1, 1]}, {}, "row 1: ranks two responses the same"),
         ({"responses": ["b", "c", "d"], "ranks": [0, 1, 2]}, {"loss": "ipo"}, "row 1: ranks 3 responses, and loss ipo"),

@@ -383,8 +383,8 @@ def test_F7_faults_are_caught_and_named_in_groups(base: Path, prompts: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "score", "message"),
     [
-        ({}, 0.0, r"one reward \(0\); use easier prompts or a better --model"),
-        ({"beta": 0.0}, 0.7, r"one reward \(0\.7\); use easier prompts"),
+        ({}, 0.0, r"the same reward \(0\); use easier prompts or a better --model"),
+        ({"beta": 0.0}, 0.7, r"the same reward \(0\.7\); use easier prompts"),
         ({"overlong": "mask", "max_new_tokens": 1}, None, "cut off at 1 tokens and left out of the loss; raise --max"),
         (
             {"max_new_tokens": 1},
