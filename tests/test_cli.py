@@ -318,7 +318,7 @@ def test_underscored_options_are_taken(base: Path, demonstrations: Path) -> None
         ("xyzzy", "there is no command 'xyzzy'; `kleash --help` lists the commands$"),
     ],
 )
-def test_what_it_is_called_elsewhere_or_was_called_is_explained(
+def test_names_of_other_libraries_and_old_names_are_explained(
     capsys: pytest.CaptureFixture[str], words: str, message: str
 ) -> None:
     fails(capsys, 2, message, *words.split())

@@ -40,7 +40,7 @@ def ask(server: Server, chat_requests: list[ChatRequest], **settings: Any) -> tu
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "truncated", "cut", "no choices"])
-def test_what_goes_wrong_once_is_asked_again_and_every_answer_is_that_of_its_question(fault: str) -> None:
+def test_a_transient_failure_is_retried_and_every_reply_belongs_to_its_request(fault: str) -> None:
     with Server(echo, faults={2: fault, 5: fault, 6: fault}) as server:
         answers, patient = ask(server, questions(8))
     assert answers == [f"QUESTION {n}" for n in range(8)]
@@ -70,7 +70,7 @@ def test_a_time_to_come_back_is_read_as_seconds_or_as_a_date() -> None:
     assert retry_after({"retry-after": "-5"}) == 0
 
 
-def test_what_never_works_is_an_error_of_its_question_and_of_no_other() -> None:
+def test_a_permanent_failure_is_an_error_of_only_its_request() -> None:
     def moody(body: Mapping[str, Any]) -> Reply:
         if "3" in body["messages"][0]["content"]:
             raise RuntimeError("planted")
@@ -116,7 +116,7 @@ def test_a_failed_request_is_stored_as_a_failure_and_repeated(tmp_path: Path) ->
     store.close()
 
 
-def test_the_same_question_twice_is_asked_once_and_another_seed_is_another_question() -> None:
+def test_equal_requests_are_sent_once_and_another_seed_is_another_request() -> None:
     same = questions(1) * 3
     with Server(echo) as server:
         answers, _ = ask(server, same)

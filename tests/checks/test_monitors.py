@@ -61,7 +61,7 @@ def test_the_spread_of_an_ensemble_inside_a_composition_is_found() -> None:
     assert watch([group("a", "b")], torch.zeros(1, 2), parts=parts)["spread"] == pytest.approx(2.0)
 
 
-def test_what_is_not_there_is_no_figure() -> None:
+def test_missing_figures_are_not_drawn() -> None:
     assert (
         not {"spread", "validation_reward", "distance", "outside"} & watch([group("a", "b")], torch.zeros(1, 2)).keys()
     )

@@ -140,7 +140,7 @@ def test_responses_of_the_parent_fail_and_other_peoples_do_not() -> None:
     assert "base" in check.finding
 
 
-def test_what_was_skipped_is_said_and_fails_nothing() -> None:
+def test_skipped_measurements_are_reported_and_do_not_fail() -> None:
     data = pairs()
     report = preference_report(2 * data["quality"], data["p"], data["lengths"])
     none = Skipped("no prompt leaves room")

@@ -85,7 +85,7 @@ def test_demonstrations_too_long_to_be_sampled_leave_ends_unknown() -> None:
     assert checks["responses end"].passed is None
 
 
-def test_what_was_not_sampled_is_said() -> None:
+def test_the_reason_for_missing_samples_is_reported() -> None:
     checks = sft(samples=None, unsampled="gate_prompts is 0")  # type: ignore[arg-type]
     assert checks["samples"].finding == "not sampled: gate_prompts is 0"
 

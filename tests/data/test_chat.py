@@ -316,7 +316,7 @@ def test_words_that_spell_control_tokens_end_nothing():
     assert trained == [f"{attack}<|im_end|>", "A1<|im_end|>"]
 
 
-def test_the_start_of_an_answer_is_no_start_of_a_text():
+def test_the_start_of_an_answer_is_not_the_start_of_a_text():
     """SentencePiece puts a space before a text, and an answer after a line break has none."""
     letters = {letter: index for index, letter in enumerate(["▁", "\n", *"userabcit", "<|x|>", "</s>"])}
     pieces = Tokenizer(BPE(letters, []))
@@ -443,7 +443,7 @@ def test_sampled_ids_are_used_unchanged(plain):
     assert encoded.responses[0] == EncodedResponse(ids, (True,) * 3)
 
 
-def test_the_first_response_token_stands_for_an_empty_prompt():
+def test_the_first_response_token_replaces_an_empty_prompt():
     tokenizer = bytes_tokenizer(eos_token="</s>")  # adds nothing to an empty text
     a, b, c = tokenizer("abc")["input_ids"]
     encoded = encode(Group("", (Response("ab"), Response("ac"))), tokenizer)

@@ -339,7 +339,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=50, deadline=None)
 @given(specs=st.lists(rows_of_groups(nested=True), min_size=1, max_size=3))
-def test_what_is_written_as_json_is_read_back(folder, specs):
+def test_rows_written_as_json_are_read_back(folder, specs):
     written = [built(spec) for spec in specs]
     for ending in (".jsonl", ".jsonl.gz", ".json"):
         path = folder / f"any{ending}"
@@ -348,7 +348,7 @@ def test_what_is_written_as_json_is_read_back(folder, specs):
 
 
 @pytest.mark.parametrize(("ending", "examples"), [(".parquet", 40), ("", 8)])
-def test_what_is_written_as_arrow_is_read_back(folder, ending, examples):
+def test_rows_written_as_arrow_are_read_back(folder, ending, examples):
     @settings(max_examples=examples, deadline=None)
     @given(st.lists(rows_of_groups(nested=False), min_size=1, max_size=6))
     def check(specs: list[dict[str, Any]]) -> None:

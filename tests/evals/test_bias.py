@@ -57,7 +57,7 @@ def test_a_model_that_rewards_bold_more_than_its_labels_is_reported() -> None:
     assert list(rows) == ["length", "bold"], "what does not occur has no row"
 
 
-def test_what_the_labels_like_themselves_is_no_bias() -> None:
+def test_a_preference_of_the_labels_is_not_a_bias() -> None:
     rng = np.random.default_rng(0)
     marks = rng.integers(0, 3, size=(2000, 2))
     texts = [("!" * a, "!" * b) for a, b in marks]

@@ -59,7 +59,7 @@ def test_words_of_one_piece_are_cut_too() -> None:
     assert spoiled(second)["cut off"].text == "x"
 
 
-def test_what_cannot_be_spoiled_is_left_out() -> None:
+def test_responses_that_cannot_be_degraded_are_left_out() -> None:
     whole, other = Group("a", (Response("yes"),)), Group("b", (Response("no"),))
     picture = Group("c", (Response(({"role": "assistant", "content": [{"type": "image"}]},)),))
     assert [group.prompt for group in probe_groups([whole, picture, Group("d", (Response("  "),)), other])] == [

@@ -224,7 +224,7 @@ def test_figures_do_not_change_when_a_pair_is_swapped() -> None:
 Pairs = Callable[[int], list[Group]]
 
 
-def test_with_nothing_labelled_there_is_nothing_to_say(store: Store, pairs: Pairs) -> None:
+def test_without_labels_there_is_no_report(store: Store, pairs: Pairs) -> None:
     store.add_tasks(pairs(2))
     result = summary(store)
     assert (result.tasks, result.labelled, result.agreement.alpha) == (2, 0, None)

@@ -105,7 +105,7 @@ def test_the_stage_waits_for_people_and_then_writes_preferences(tmp_path: Path, 
     store.close()
 
 
-def test_the_stage_asks_a_reward_as_a_labeller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stage_uses_a_reward_as_a_labeller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prefers_length.py").write_text(
         "def longer(prompts, completions, **columns):\n    return [len(text) / 10 for text in completions]\n"

@@ -61,7 +61,7 @@ def test_each_vote_can_be_a_row_with_its_annotator_and_principle(labels: Store, 
     assert (row.columns["principle"], row.columns["reason"]) == ("kind", "insults")
 
 
-def test_ties_can_be_dropped_and_both_bad_stands_apart(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
+def test_ties_can_be_dropped_and_both_bad_is_a_separate_file(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
     tie, bad, clear, torn = pairs(4)
     say(labels, [tie], 0.5)
     say(labels, [bad], "both_bad", "both_bad", 1.0)

@@ -222,7 +222,7 @@ def test_people_who_ask_at_the_same_moment_share_the_pairs_without_a_double(stor
     assert sum(vote.counts for vote in store.votes()) == 40
 
 
-def test_what_is_taken_back_or_ruled_needs_a_key_too(store: Store, pairs: Pairs) -> None:
+def test_undo_and_adjudication_need_a_key_too(store: Store, pairs: Pairs) -> None:
     store.add_tasks(pairs(1))
     queue, admin = Queue(store, PLAIN), store.invite(role="admin").annotator
     with pytest.raises(InputError, match="8 to 80 characters"):

@@ -31,7 +31,7 @@ def test_a_store_is_opened_again_with_all_that_is_in_it(tmp_path: Path, pairs: P
 
 
 @pytest.mark.parametrize("where", ["a text", "mysql://nobody@here/labels", "postgresql+psycopg://x@/y?host=/nowhere"])
-def test_what_is_no_store_is_said_in_one_line(tmp_path: Path, where: str) -> None:
+def test_a_file_that_is_not_a_store_is_an_error_of_one_line(tmp_path: Path, where: str) -> None:
     if where == "a text":
         (tmp_path / "labels.db").write_text("no database, whatever its ending says " * 100)
         where = str(tmp_path / "labels.db")
@@ -83,7 +83,7 @@ def test_a_token_is_valid_for_one_role_until_revoked_and_is_not_stored(store: St
         assert not any(two.token.encode() in file.read_bytes() for file in files)
 
 
-def test_what_a_judge_said_is_kept_once_in_whatever_order_it_was_asked(store: Store, pairs: Pairs) -> None:
+def test_a_judgement_is_stored_once_for_either_order_of_the_pair(store: Store, pairs: Pairs) -> None:
     (group,) = pairs(1)
     turned = replace(group, responses=group.responses[::-1])
     assert store.record([group], [LabelResult("preference", "judge-7b", 0.8, principle="kind")]) == 1

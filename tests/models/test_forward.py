@@ -262,7 +262,7 @@ def test_states_include_the_last_token_on_request() -> None:
         torch.testing.assert_close(final[:, :, :tokens], without, atol=1e-5, rtol=0)
 
 
-def test_the_last_token_runs_through_the_model_only_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_token_runs_through_the_model_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = build(CONFIGS["llama"]), collate(UNEVEN)
     seen: list[int] = []
     model.model.register_forward_pre_hook(

@@ -52,7 +52,7 @@ def encoded(*lengths: tuple[int, tuple[int, ...]]) -> list[EncodedGroup]:
 
 
 @torch.no_grad()
-def test_value_stands_before_each_token() -> None:
+def test_the_value_is_that_before_each_token() -> None:
     model, groups = ValueModel.from_policy(policy(), seed=0), encoded((3, (5, 2)), (6, (1, 4)))
     for shared in (True, False):
         found = values(model, collate(groups), shared=shared)

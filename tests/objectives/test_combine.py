@@ -23,7 +23,7 @@ def test_a_single_member_is_the_ensemble(combine: str) -> None:
     assert torch.equal(combine_scores(one, combine=combine, variance_penalty=2.0), one[..., 0])  # type: ignore[arg-type]
 
 
-def test_the_penalty_takes_from_where_members_disagree_alone() -> None:
+def test_the_penalty_lowers_only_scores_on_which_members_disagree() -> None:
     gap = SCORES.mean(-1) - combine_scores(SCORES, combine="mean-variance", variance_penalty=1.0)
     assert gap[0] > 0
     assert gap[1] == 0

@@ -250,7 +250,7 @@ def test_a_constant_of_the_prompt_cancels(name, a, b, shift, p):
         torch.testing.assert_close(LOSSES[name](*moved, lengths, double([p]))[0], loss, rtol=1e-9, atol=1e-9)
 
 
-def test_with_lengths_apart_a_constant_of_the_prompt_does_not_cancel():
+def test_with_different_lengths_a_constant_of_the_prompt_does_not_cancel():
     """Why the length-normalised optimum is not π*."""
     shifted, plain = (
         length_normalised_dpo_loss(POLICY + by, REFERENCE, LENGTHS, p=double([1.0]), beta=BETA)[0] for by in (1.0, 0.0)

@@ -117,7 +117,7 @@ def test_a_demo_without_other_methods_does_not_mention_them(tmp_path: Path, summ
     assert html.methods_table(summary) == "" and "Other methods" not in render(tmp_path, summary)
 
 
-def test_what_models_wrote_is_text_and_never_markup(tmp_path: Path, summary: dict[str, Any]):
+def test_model_output_is_text_and_never_markup(tmp_path: Path, summary: dict[str, Any]):
     for sample in summary["samples"]:
         sample["prompt"] = sample["kind"] = HOSTILE
         for answer in sample["answers"]:
@@ -147,7 +147,7 @@ def without_one_thing(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
                 yield name, {**value, key: changed}
 
 
-def test_whatever_is_missing_is_left_out(tmp_path: Path, summary: dict[str, Any], no_pictures: None):
+def test_missing_parts_are_left_out(tmp_path: Path, summary: dict[str, Any], no_pictures: None):
     template, runs = html.environment().get_template("report.html.jinja"), dict.fromkeys(RUNS, tmp_path)
     copies = [(path, copy) for path, copy in without_one_thing(summary) if "/against_length/" not in path]
     assert len(copies) > 80
@@ -254,7 +254,7 @@ def test_different_prompts_are_named_with_each_sample(summary: dict[str, Any]):
     assert len(lines) == 9 and "another question -> " in lines[5]
 
 
-def test_the_story_of_nothing_is_short():
+def test_the_summary_of_an_empty_demo_is_short():
     assert len(story({}).splitlines()) <= 1
 
 

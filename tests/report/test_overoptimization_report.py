@@ -75,7 +75,7 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, dict[st
     return written(folder, made), folder, made[0]
 
 
-def test_the_page_says_the_verdict_the_law_and_what_to_ship(turned: tuple[str, Path, dict[str, Any]]) -> None:
+def test_the_page_has_the_peak_the_law_and_the_recommended_point(turned: tuple[str, Path, dict[str, Any]]) -> None:
     page, _, made = turned
     text = Page(page).text
     for words in made["results"]["words"].values():

@@ -248,7 +248,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return loaded
 
 
-def test_the_reference_is_computed_once_and_kept(
+def test_the_reference_is_computed_once_and_stored(
     base: Path, comparisons: Path, monkeypatch: pytest.MonkeyPatch, loads: list[str]
 ) -> None:
     passes: list[int] = []
@@ -382,7 +382,9 @@ def test_likelihood_displacement_is_logged_once_and_stored_in_run_json(
         ({"loss": "dpo"}, "'loss' is 'dpo', but should be 'sigmoid'"),
     ],
 )
-def test_what_does_not_fit_together_is_one_line(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_incompatible_settings_are_an_error_of_one_line(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         config(tmp_path / "base", tmp_path / "rows.jsonl", **changes)
     assert "\n" not in str(caught.value)

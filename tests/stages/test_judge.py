@@ -60,7 +60,7 @@ def test_labels_are_preferences_with_their_labeller_and_principle(pairs: Path) -
     assert "human_probability" not in groups[35].columns
 
 
-def test_what_is_done_is_not_done_again_and_other_settings_are_refused(pairs: Path) -> None:
+def test_a_finished_output_is_not_repeated_and_other_settings_are_refused(pairs: Path) -> None:
     with Server(counts_z) as server:
         out = run(config(server, pairs))
         asked = len(server.requests)
@@ -69,7 +69,7 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(pairs: Pa
             run(config(server, pairs, chain_of_thought=True))
 
 
-def test_the_report_says_what_was_planted(pairs: Path) -> None:
+def test_the_report_recovers_the_planted_values(pairs: Path) -> None:
     with Server(partial(counts_z, place=0.05)) as server:
         report = results_of(run(config(server, pairs)))
     assert report is not None
@@ -105,7 +105,7 @@ def test_a_judge_that_only_prefers_a_position_is_refused_and_out_does_not_exist(
         assert out.exists() and len(server.requests) == asked  # forcing costs nothing
 
 
-def test_without_labels_by_people_the_gate_says_that_nobody_knows(write: Write) -> None:
+def test_without_labels_by_people_the_check_of_agreement_is_unknown(write: Write) -> None:
     data = write("pairs.jsonl", [{"prompt": f"row {i}", "responses": ["a", "z", "z z"]} for i in range(10)])
     with Server(counts_z) as server:
         report = results_of(run(config(server, data)))
@@ -149,7 +149,7 @@ def test_failures_below_the_limit_are_left_out_and_counted(pairs: Path) -> None:
     assert not any(group.prompt == "row 7" for group in read_groups(out))
 
 
-def test_verdicts_and_calls_are_in_the_store(pairs: Path) -> None:
+def test_labels_and_calls_are_in_the_store(pairs: Path) -> None:
     store_path = pairs.parent / "store.db"
     with Server(counts_z) as server:
         run(config(server, pairs, store=str(store_path), price=(1.0, 2.0)))

@@ -168,7 +168,7 @@ def test_best_of_n_needs_no_run(base: Path, prompts: Path) -> None:
         assert entry["after"]["proxy"] >= entry["before"]["proxy"], "the best of more is no worse to what chooses"
 
 
-def test_what_neither_the_user_nor_the_run_says_is_asked_for(trained: Path, tmp_path: Path) -> None:
+def test_a_setting_that_neither_the_user_nor_the_run_gives_is_an_error(trained: Path, tmp_path: Path) -> None:
     alone = overopt.OveroptConfig.make({"gold": "number", "out": tmp_path / "o", "best_of": 4})
     with pytest.raises(ConfigError, match="'model' is missing, and there is no --run to take it from; give --model"):
         overopt.run(alone)

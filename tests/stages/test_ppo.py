@@ -157,7 +157,7 @@ def uneven(settings: ppo.PPOConfig, base: Path) -> tuple[Components, list[Encode
     return parts, rows
 
 
-def test_the_reference_is_asked_at_the_temperature_of_the_samples(base: Path, prompts: Path) -> None:
+def test_the_reference_is_evaluated_at_the_temperature_of_the_samples(base: Path, prompts: Path) -> None:
     settings = config(base, prompts, temperature=0.7)
     parts, rows = uneven(settings, base)
     batch = rollout_of(parts, rows[:8], settings, beta=0.1).batch
@@ -257,7 +257,7 @@ def test_F10_beta_changes_the_advantages(base: Path, prompts: Path) -> None:
     assert not torch.allclose(column(with_penalty.batch.advantages), column(free.batch.advantages))
 
 
-def test_the_kl_penalty_is_k1_per_token_and_the_score_stands_on_the_last_one(base: Path, prompts: Path) -> None:
+def test_the_kl_penalty_is_k1_per_token_and_the_score_is_on_the_last_one(base: Path, prompts: Path) -> None:
     settings = config(base, prompts, whiten_advantages=False, lam=1.0, gamma=1.0)
     parts, rows = components(settings, base)
     rollout = rollout_of(parts, rows[:8], settings, beta=0.3)

@@ -230,7 +230,7 @@ def test_the_head_starts_at_the_published_scale(base: Path) -> None:
     assert weights.std() == pytest.approx((32 + 1) ** -0.5, rel=0.05)
 
 
-def test_the_folder_knows_what_it_was_trained_on(trained: Path, comparisons: Path) -> None:
+def test_the_folder_has_the_range_of_its_training_responses(trained: Path, comparisons: Path) -> None:
     reward = LearnedReward.load(trained)
     assert reward.range is not None
     distance = reward.distances(list(read_groups(comparisons)))
@@ -245,7 +245,7 @@ def letters(number: int, length: int) -> str:
     return " ".join("abcdefghij"[(number * 7 + place * 3) % 10] for place in range(length))
 
 
-def test_the_report_says_where_it_is_biased_weak_noisy_and_hackable(base: Path, write: object) -> None:
+def test_the_report_covers_bias_strata_noise_and_probes(base: Path, write: object) -> None:
     rows = [
         {
             "prompt": letters(i, 2),

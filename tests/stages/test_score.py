@@ -89,7 +89,7 @@ def test_a_score_is_never_null(write: Any, tmp_path: Path) -> None:
     assert not config.out.exists()
 
 
-def test_what_is_done_is_not_done_again_and_nothing_else_is_written_over(
+def test_a_finished_output_is_not_repeated_and_nothing_else_is_overwritten(
     write: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["score", "--data", write("rows.jsonl", ROWS), "--out", tmp_path / "s.jsonl", "--reward"]

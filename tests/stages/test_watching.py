@@ -147,9 +147,7 @@ def test_a_run_that_was_stopped_does_not_continue_after_a_kill(base: Path, promp
     assert again.record["results"]["ended"] == folder.record["results"]["ended"]
 
 
-def test_the_validation_reward_of_a_reward_folder_is_taken_without_being_named(
-    base: Path, prompts: Path, write: Write
-) -> None:
+def test_the_validation_reward_of_a_reward_folder_is_used_by_default(base: Path, prompts: Path, write: Write) -> None:
     pairs = [{"prompt": f"{a} {b}", "chosen": "z", "rejected": "d"} for a in "abcdef" for b in "ghijkl"]
     reward = learn_reward(
         EnsembleConfig.make(
@@ -171,7 +169,7 @@ def test_the_validation_reward_of_a_reward_folder_is_taken_without_being_named(
         ({"criterion": "validation"}, "needs a validation reward"),
     ],
 )
-def test_what_cannot_be_measured_cannot_be_gone_by(
+def test_a_criterion_that_is_not_measured_is_an_error(
     base: Path, prompts: Path, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -96,7 +96,7 @@ def exported(site: Running, folder: Path) -> Path:
     return folder / "labels"
 
 
-def test_the_export_is_the_preferences_and_says_so_where_there_are_none(serve: Serve, tmp_path: Path) -> None:
+def test_the_export_is_the_preferences_and_an_error_where_there_are_none(serve: Serve, tmp_path: Path) -> None:
     site = serve(pairs_of(4))
     empty = site.person("admin").get("/admin/export")
     assert empty.status == 400 and empty.body.startswith(b"kleash: ")

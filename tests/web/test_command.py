@@ -95,7 +95,7 @@ def test_the_most_uncertain_come_first_where_the_rows_say_so(tmp_path: Path) -> 
     store.close()
 
 
-def test_what_serves_the_page_loads_no_torch() -> None:
+def test_serving_the_page_does_not_import_torch() -> None:
     code = (
         "import sys, kleash.cli, kleash.web.label.serve, kleash.web.label.app, kleash.data.formats\n"
         "print([name for name in ('torch', 'transformers', 'scipy') if name in sys.modules])"

@@ -117,7 +117,7 @@ def test_every_answer_carries_a_policy_without_inline_script_refusals_too(serve:
         ({"host": "127.0.0.1:80/join/x?"}, 421),
     ],
 )
-def test_what_our_own_page_did_not_send_changes_nothing(serve: Serve, headers: dict[str, str], status: int) -> None:
+def test_requests_that_our_page_did_not_send_change_nothing(serve: Serve, headers: dict[str, str], status: int) -> None:
     site = serve(pairs_of(3))
     person = site.person()
     assignment = first(person)

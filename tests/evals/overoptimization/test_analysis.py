@@ -53,7 +53,7 @@ def test_the_nearest_of_those_that_are_as_good_is_shipped() -> None:
     assert found.recommended.lost.mean == pytest.approx(0, abs=0.01)
 
 
-def test_what_reports_has_no_part_in_the_choice() -> None:
+def test_reporting_prompts_do_not_affect_the_choice() -> None:
     measured = curve("checkpoints")
     choose = choosing_prompts(measured.prompts, share=0.5, seed=0)
     other = measured.gold.copy()
