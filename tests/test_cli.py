@@ -24,7 +24,7 @@ def kleash(*words: object) -> int:
 
 
 def fails(capsys: pytest.CaptureFixture[str], code: int, message: str, *words: object) -> None:
-    """The command ends with the code, and the last thing it says is one line with the message."""
+    """The command ends with the code, and its last output is one line with the message."""
     assert kleash(*words) == code
     output = capsys.readouterr()
     line = output.err.strip().splitlines()[-1]

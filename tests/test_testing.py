@@ -1,4 +1,4 @@
-"""What is shipped for users' tests follows the protocols that it stands in for."""
+"""The test doubles shipped for users implement the protocols that they replace."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def part(hits: int, pairs: int) -> Share:
 def checked(
     *, agreed: int | None = 80, flips: int = 10, again: float = 0.8, failed: int = 0, pairs: int = 100
 ) -> list[Check]:
-    """The checks of a judge that is good but for what is said."""
+    """The checks of a good judge, with some figures changed."""
     people = None
     if agreed is not None:
         agreement = part(agreed, pairs)

@@ -1,4 +1,4 @@
-"""Ids and masks under real chat templates (tests/fixtures/templates says whose)."""
+"""Ids and masks under real chat templates (sources in tests/fixtures/templates)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files in and out: every schema, every format, and what is said of a row that is wrong."""
+"""Reading and writing files: every schema, every format, and the errors of wrong rows."""
 
 from __future__ import annotations
 

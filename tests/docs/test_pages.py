@@ -1,4 +1,4 @@
-"""Every command and snippet of README and docs runs as printed; what cannot run here says so on its page."""
+"""Every command and snippet of README and docs runs as printed; those that cannot run here are marked on their page."""
 
 from __future__ import annotations
 

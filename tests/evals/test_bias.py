@@ -39,7 +39,7 @@ def test_features_are_counted_as_a_reader_would(name: str, text: str, count: int
 
 
 def drawn(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Utilities, lengths that have nothing to do with them, and labels that follow the utilities alone."""
+    """Utilities, lengths that have nothing to do with them, and labels that follow only the utilities."""
     rng = np.random.default_rng(seed)
     utility, longer = rng.normal(scale=1.5, size=n), rng.integers(-9, 10, size=n).astype(float)
     return utility, longer, (rng.random(n) < expit(utility)).astype(float)

@@ -120,8 +120,8 @@ def label(store: Store, people: dict[int, Simulated], better: dict[str, str], se
         count = 0
         while result := queue.next(person, 10):
             for one in result:
-                ballot = mind.choose(better[str(one.prompt)], one.left.text, one.right.text, count)
-                queue.vote(person, one.id, ballot)
+                request = mind.choose(better[str(one.prompt)], one.left.text, one.right.text, count)
+                queue.vote(person, one.id, request)
                 count += 1
 
 
@@ -207,7 +207,7 @@ def test_a_disagreement_is_listed_until_an_admin_adjudicates_it(tmp_path: Path) 
             queue.vote(person, one.id, VoteRequest(f"vote-{person}-{i}", longer if i or person == first else shorter))
     (result,) = disagreements(store)
     assert result.answers == {"first": 1, "second": 1}
-    queue.adjudicate(admin, result.task, "tie", "ruling-key")
+    queue.adjudicate(admin, result.task, "tie", "adjudication-key")
     assert disagreements(store) == []
     assert summary(store).adjudicated == 1
 

@@ -20,7 +20,7 @@ Pairs = Callable[[int], list[Group]]
 
 
 class Longer:
-    """A labeller that likes length, and counts what it was asked."""
+    """A labeller that prefers length, and counts its comparisons."""
 
     name = "longer"
 
@@ -39,7 +39,7 @@ def labels(tmp_path: Path) -> Store:
 
 
 def answer_all(store: Store, person: int) -> None:
-    """A person who takes whatever is longer."""
+    """A person who chooses the longer response."""
     queue = Queue(store, QueueSettings(overlap=2, audit_share=0, repeat_share=0))
     while open_pairs := queue.next(person):
         (one,) = open_pairs

@@ -111,7 +111,7 @@ def test_an_adjudication_replaces_the_votes_and_an_undone_vote_does_not_count(
     for pair_shown in (one, two):
         queue.vote(person, pair_shown.id, VoteRequest(f"vote-key-{pair_shown.id}", "left"))
     queue.undo(person, "undo-key-1")
-    queue.adjudicate(admin, one.task, "tie", "ruling-key")
+    queue.adjudicate(admin, one.task, "tie", "adjudication-key")
     export_labels(labels, tmp_path / "out")
     (row,) = read(tmp_path / "out" / "train.jsonl")
     assert row.label == Preference(0.5) and row.columns["adjudications"] == 1

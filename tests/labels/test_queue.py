@@ -199,9 +199,9 @@ def test_an_admin_adjudicates_and_others_cannot(store: Store, pairs: Pairs) -> N
     queue, admin, person = Queue(store, PLAIN), store.invite(role="admin"), store.invite()
     (task,) = store.tasks()
     with pytest.raises(InputError, match="only an admin"):
-        queue.adjudicate(person.annotator, task, "first", "ruling-key-0")
-    assert not queue.adjudicate(admin.annotator, task, "second", "ruling-key-1", "longer").repeated
-    assert queue.adjudicate(admin.annotator, task, "second", "ruling-key-1").repeated
+        queue.adjudicate(person.annotator, task, "first", "adjudication-key-0")
+    assert not queue.adjudicate(admin.annotator, task, "second", "adjudication-key-1", "longer").repeated
+    assert queue.adjudicate(admin.annotator, task, "second", "adjudication-key-1").repeated
     assert [(vote.adjudicated, vote.probability) for vote in store.votes()] == [(True, 0.0)]
 
 

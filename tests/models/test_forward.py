@@ -340,7 +340,7 @@ def test_projection_gives_the_models_own_logits(name: str) -> None:
 
 
 def plain_scores(model, encoded: Sequence[EncodedGroup], side: str = "right") -> Tensor:
-    """What `AutoModelForSequenceClassification` itself says to all rows at once, padded on one side."""
+    """The scores of `AutoModelForSequenceClassification` of all rows at once, padded on one side."""
     rows = [list(group.prompt_ids + response.ids) for group in encoded for response in group.responses]
     width = max(map(len, rows))
     pads = [[0] * (width - len(row)) for row in rows]

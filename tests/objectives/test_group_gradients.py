@@ -1,6 +1,6 @@
-"""What a group's gradient is in expectation, by enumerating every group that a small policy can sample.
+"""The expected gradient of a group, by enumerating every group that a small policy can sample.
 
-The policy is a table: after each prefix it goes on or ends, so there are four responses of unequal length.
+The policy is a table: after each prefix it continues or ends, so there are four responses of unequal length.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def exact_gradient(beta):
 def expected_gradient(advantage, *, normalisation="constant", beta=0.0, estimator=None, rewards=REWARDS):
     """Minus the gradient of the loss of a group, averaged over all groups of three; times what `constant` divides by.
 
-    The KL penalty stands in the reward, or with an `estimator` in the loss.
+    The KL penalty is in the reward, or with an `estimator` in the loss.
     """
     parameters = table(0).requires_grad_()
     now, reference = logprobs(parameters), logprobs(REFERENCE)

@@ -122,7 +122,7 @@ def enumerable(seed):
 
 
 def logprobs_of_all(table):
-    """log π of each token of each response, [R, T]; at padding whatever stands there."""
+    """log π of each token of each response, [R, T]; arbitrary at padding."""
     return table.log_softmax(-1)[PLACE, TOKEN]
 
 

@@ -243,7 +243,7 @@ def test_swapping_the_columns_and_the_label_changes_nothing(name, a, b, c, d, p)
 @settings(deadline=None)
 @given(logprob, logprob, st.floats(-50, 50), probability)
 def test_a_constant_of_the_prompt_cancels(name, a, b, shift, p):
-    """log Z(x) is in both log-ratios, so nobody has to know it."""
+    """log Z(x) is in both log-ratios, so it cancels."""
     policy, reference, lengths = double([[a, b]]), double([[-5.0, -6.0]]), torch.tensor([[3, 7]])
     loss, _ = LOSSES[name](policy, reference, lengths, double([p]))
     for moved in ((policy + shift, reference), (policy, reference + shift)):

@@ -33,7 +33,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pairs(write: Write) -> Path:
-    """Thirty pairs that people labelled by the letter z, and ten that nobody did."""
+    """Thirty pairs that people labelled by the letter z, and ten without labels."""
     rows: list[dict[str, Any]] = [
         {"prompt": f"row {i}", "chosen": "z " * (1 + i % 3) + "a" * (i % 7), "rejected": "b" * (i % 5), "topic": i}
         for i in range(30)

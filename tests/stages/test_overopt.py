@@ -228,7 +228,7 @@ def test_snapshots_of_a_real_run_are_found(base: Path, prompts: Path) -> None:
         "max_steps": 3, "batch_size": 8, "max_new_tokens": 6, "snapshot_every": 2, "value_init": "policy",
     }  # fmt: skip
     ppo.run(ppo.PPOConfig.make(values), reward=count("z"))
-    folder = measured(config(base.parent / "ppo", out=base.parent / "oo", best_of=0))
+    folder = measured(config(base.parent / "ppo", out=base.parent / "overopt-run", best_of=0))
     assert [point["point"] for point in folder.record["results"]["roads"]["checkpoints"]["points"]] == [0, 2, 3]
 
 

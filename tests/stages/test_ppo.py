@@ -552,7 +552,7 @@ def test_no_room_for_a_prompt_is_an_error(base: Path, prompts: Path) -> None:
 
 
 def test_rows_of_one_batch_do_not_touch_each_other(base: Path) -> None:
-    """A row's log-probabilities and value are the same alone and beside longer ones."""
+    """A row's log-probabilities and value are the same by itself and in a batch with longer ones."""
     model, _ = load_policy(base)
     critic = ValueModel.from_policy(model, seed=0)
     rows = [

@@ -1,4 +1,4 @@
-"""Killed at any instant, the same command goes on and ends with the same weights, figures and order (F11)."""
+"""Killed at any instant, the same command continues and ends with the same weights, figures and order (F11)."""
 
 from __future__ import annotations
 

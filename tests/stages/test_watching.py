@@ -1,4 +1,4 @@
-"""What PPO and GRPO watch beside the reward, and when they end by it."""
+"""The monitors and stop rules of PPO and GRPO."""
 
 from __future__ import annotations
 

@@ -229,8 +229,8 @@ def test_annotators_see_neither_models_nor_labels_nor_each_other(serve: Serve) -
     for secret in (b"secret-model-9000", b"judge-7", b"reason of another", b"probability"):
         assert secret not in texts
     assert b"good answer" in texts
-    receipt = other.post("/api/vote", vote(first(other))).json()
-    assert receipt.keys() == {"key", "repeated", "answer"} and receipt["answer"] is None
+    result = other.post("/api/vote", vote(first(other))).json()
+    assert result.keys() == {"key", "repeated", "answer"} and result["answer"] is None
 
 
 def test_the_admin_s_link_and_the_annotator_s_live_in_one_browser(serve: Serve) -> None:
