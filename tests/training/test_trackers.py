@@ -60,7 +60,7 @@ def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(folder, m
 
 
 def test_an_unknown_tracker_is_answered_with_those_there_are(folder) -> None:
-    with pytest.raises(ConfigError, match="no 'tensorbord'; choose of tensorboard, wandb, trackio"):
+    with pytest.raises(ConfigError, match="no tracker 'tensorbord'; choose from tensorboard, wandb, trackio"):
         Trackers(["tensorbord"], folder)
 
 
