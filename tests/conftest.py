@@ -93,7 +93,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say where the time went, and what was skipped for want of a program (in the controller, under xdist)."""
+    """Print the seconds by folder, and the tests skipped because a program is missing (in the controller, under
+    xdist)."""
     seconds: Counter[str] = Counter()
     for reports in terminalreporter.stats.values():
         for report in reports:
@@ -143,7 +144,7 @@ def network(_network: Network) -> Iterator[Network]:
     yield _network
     attempts = _network.attempts()
     _network.forgive()
-    assert not attempts, f"F17: a network call that nobody asked for: {attempts}"
+    assert not attempts, f"F17: an unexpected network call: {attempts}"
 
 
 Write = Callable[[str, list[dict[str, Any]]], Path]

@@ -24,7 +24,7 @@ def kleash(*words: object) -> int:
 
 
 def fails(capsys: pytest.CaptureFixture[str], code: int, message: str, *words: object) -> None:
-    """The command ends with the code, and the last thing it says is one line with the message."""
+    """The command ends with the code, and its last output is one line with the message."""
     assert kleash(*words) == code
     output = capsys.readouterr()
     line = output.err.strip().splitlines()[-1]
@@ -56,11 +56,11 @@ def test_bad_data_ends_in_one_line_that_names_the_row(
     fails(capsys, 2, message, *sft(base, data))
 
 
-def test_a_missing_file_is_said_without_asking_the_hub(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_is_an_error_without_contacting_the_hub(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, 2, "nowhere.jsonl", *sft(base, "nowhere.jsonl"))
 
 
-def test_a_missing_model_is_said_without_asking_the_hub(
+def test_a_missing_model_is_an_error_without_contacting_the_hub(
     tmp_path: Path, demonstrations: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fails(capsys, 2, "there is no such folder", *sft(tmp_path / "no" / "model", demonstrations))
@@ -76,7 +76,7 @@ def test_a_prompt_longer_than_the_context_is_named(base: Path, write: Any, capsy
     fails(capsys, 2, r"no row can be used: .*300", *sft(base, rows))
 
 
-def test_rows_that_are_cut_or_dropped_are_told(
+def test_rows_that_are_cut_or_dropped_are_logged(
     base: Path, write: Any, capsys: pytest.CaptureFixture[str], caplog: Any
 ) -> None:
     rows = [{"prompt": "a", "response": "b c"}] * 20 + [{"prompt": "a", "response": "b " * 50}] * 20
@@ -159,7 +159,7 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(
     assert capsys.readouterr().out.strip() == str(base.parent / "out")
 
 
-def test_check_tells_the_gates_and_exits_with_one_where_one_failed(
+def test_check_prints_the_checks_and_exits_with_one_where_one_failed(
     base: Path, demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert kleash(*sft(base, demonstrations, "--learning-rate", 5, "--schedule", "constant")) == 0, (
@@ -320,7 +320,7 @@ def test_underscored_options_are_taken(base: Path, demonstrations: Path) -> None
         ("xyzzy", "there is no command 'xyzzy'; `kleash --help` lists the commands$"),
     ],
 )
-def test_what_it_is_called_elsewhere_or_was_called_is_explained(
+def test_names_of_other_libraries_and_old_names_are_explained(
     capsys: pytest.CaptureFixture[str], words: str, message: str
 ) -> None:
     fails(capsys, 2, message, *words.split())

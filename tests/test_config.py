@@ -117,7 +117,7 @@ def test_kinds_are_found_through_optional_fields_and_tuples() -> None:
     assert Kinds(model="m", gold="g").references()["gold"] == (MEASURE, "g")
 
 
-def test_what_a_stage_is_built_on_is_a_parent_and_what_measures_is_not() -> None:
+def test_models_and_rewards_are_parents_and_measuring_rewards_are_not() -> None:
     parents = {name for name, kind in STAGES["ppo"].config.kinds().items() if kind.parent}
     assert parents == {"model", "reference", "reward"}
 

@@ -70,7 +70,7 @@ def test_data_of_the_hub_count_as_the_one_commit_in_the_cache(hub: Path) -> None
     assert hub_commit("team/rows:main", dataset=True) == "abc"
 
 
-def test_a_verifier_is_its_name_and_a_constitution_the_file_that_is_shipped() -> None:
+def test_a_verifier_is_hashed_by_its_name_and_a_constitution_by_its_shipped_file() -> None:
     assert content_hash("math", REWARD) != content_hash("number", REWARD)
     assert constitution_file("assistant").exists()
     assert content_hash("assistant", CONSTITUTION) == content_hash(constitution_file("assistant"), CONSTITUTION)
@@ -90,7 +90,7 @@ def test_a_verifier_is_its_name_and_a_constitution_the_file_that_is_shipped() ->
         ("kind", CONSTITUTION, ConfigError, "there is no such file; give a YAML file, or `assistant`"),
     ],
 )
-def test_what_can_only_be_a_path_and_is_not_there_is_refused(
+def test_a_name_that_can_only_be_a_path_and_does_not_exist_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: Kind, error: type[Exception], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -106,5 +106,5 @@ def test_what_can_only_be_a_path_and_is_not_there_is_refused(
         ("my.rewards:brief", REWARD), ("assistant", CONSTITUTION),
     ],
 )  # fmt: skip
-def test_what_may_be_something_else_is_left_to_the_stage(name: str, kind: Kind) -> None:
+def test_an_ambiguous_name_is_left_to_the_stage(name: str, kind: Kind) -> None:
     refuse_missing(name, kind)

@@ -26,7 +26,7 @@ def test_the_jitter_moves_every_weight_in_its_sixth_digit_by_its_seed(monkeypatc
     assert float(first.std()) == pytest.approx(1e-6, rel=0.05), "10,000 draws: standard error 0.7 %"
 
 
-def test_what_a_skip_says_is_what_the_summary_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_of_a_skip_is_counted_in_the_summary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(programs.FINDERS, "chromium", lambda: None)
     monkeypatch.setattr(programs, "STRICT", False)
     with pytest.raises(pytest.skip.Exception) as skip:

@@ -57,7 +57,7 @@ def test_a_key_of_another_library_or_of_yesterday_is_explained(stage: str, key: 
     assert "\n" not in str(caught.value) and str(caught.value).startswith("my.yaml: ")
 
 
-def test_python_is_told_as_well() -> None:
+def test_python_users_get_the_same_explanation() -> None:
     with pytest.raises(ConfigError, match=r"^unknown key 'leash'; it is 'kl_in' now$"):
         kleash.GRPOConfig(model="m", data="d", out="o", reward="math", leash="loss-k3")
 

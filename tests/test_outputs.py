@@ -16,7 +16,7 @@ def settings(base: Path, prompts: Path, **changes: object) -> GenerateConfig:
     return GenerateConfig.make({"model": str(base), "data": str(prompts), "out": base.parent / "o.jsonl"} | changes)
 
 
-def test_the_identity_holds_no_path_and_what_changes_nothing_is_not_in_it(base: Path, prompts: Path) -> None:
+def test_the_identity_has_no_path_and_no_field_without_effect(base: Path, prompts: Path) -> None:
     identity = identity_of("generate", settings(base, prompts))
     assert str(base.parent) not in json.dumps(identity)
     assert {"stage", "n", "seed", "sha256 of model", "sha256 of data"} <= identity.keys()

@@ -86,7 +86,7 @@ def test_F17_a_swallowed_refusal_is_remembered_even_of_another_process(network) 
     network.forgive()
 
 
-def test_F17_sockets_of_this_machine_are_left_alone() -> None:
+def test_F17_local_sockets_are_allowed() -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -24,7 +24,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_short_work_says_nothing(clock, capsys) -> None:
+def test_short_work_shows_nothing(clock, capsys) -> None:
     with Progress(3, "SFT") as bar:
         clock[0] += 1.9
         bar.update(3, loss=1.0)

@@ -50,7 +50,7 @@ def test_settings_beside_the_stages_reach_every_stage_that_has_them(tmp_path: Pa
     assert getattr(steps[2].config, "reward", "") == str(tmp_path / "runs" / "rm")
 
 
-def test_what_lies_in_an_earlier_stage_can_be_named(tmp_path: Path) -> None:
+def test_a_file_of_an_earlier_stage_can_be_named(tmp_path: Path) -> None:
     text = CHAIN.format(folder=tmp_path).replace('reward: "@rm"', 'reward: "@rm", hold_out: "@rm/hold-out"')
     ppo = read_recipe(recipe(tmp_path, text))[2].config
     assert getattr(ppo, "hold_out", "") == str(tmp_path / "runs" / "rm" / "hold-out")
@@ -67,7 +67,7 @@ def test_what_lies_in_an_earlier_stage_can_be_named(tmp_path: Path) -> None:
         ("out: x\nstages: {sft: {model: m, data: d, learning_rat: 1}}\n", "did you mean 'learning_rate'"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_run(tmp_path: Path, text: str, message: str) -> None:
+def test_errors_of_a_recipe_are_raised_before_anything_is_run(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         read_recipe(recipe(tmp_path, text))
     assert "\n" not in str(caught.value)
@@ -79,7 +79,7 @@ def test_the_recipes_that_are_shipped_are_valid() -> None:
         assert read_recipe(path)
 
 
-def test_the_held_out_sums_are_in_no_order_among_those_of_training(
+def test_the_held_out_sums_are_not_among_those_of_training_in_either_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

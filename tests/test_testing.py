@@ -1,4 +1,4 @@
-"""What is shipped for users' tests follows the protocols that it stands in for."""
+"""The test doubles shipped for users implement the protocols that they replace."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kleash.stages import grpo, sft
 from kleash.testing import ConstantReward, FakeChat, FakeSampler, tiny_model, tiny_tokenizer
 
 
-def test_the_tiny_model_is_the_same_for_a_seed_and_leaves_the_global_random_state_alone() -> None:
+def test_the_tiny_model_is_the_same_for_a_seed_and_does_not_change_the_global_random_state() -> None:
     before = torch.random.get_rng_state()
     one, same, other = tiny_model(), tiny_model(), tiny_model(seed=1)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -61,7 +61,7 @@ def test_a_response_of_the_fake_sampler_depends_on_key_and_k_only() -> None:
     assert torch.equal(whole.response_ids[2:], last.response_ids)
 
 
-def test_the_fake_sampler_cuts_what_is_too_long_and_asks_a_function() -> None:
+def test_the_fake_sampler_truncates_long_responses_and_calls_a_function() -> None:
     tokenizer = tiny_tokenizer()
     sampler = FakeSampler(tokenizer, lambda prompt, k: "a b c d" if k else "z", max_new_tokens=3)
     (group,) = decode_groups(sampler([[6]], group_size=2, seed=0), [Group("a", ())], tokenizer, sampler.end_ids)

@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server on loopback that can be told to misbehave, and counts what it was asked."""
+"""A small OpenAI-compatible server on loopback with configurable faults, which counts requests."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Server:
     """Serves `/v1/chat/completions` in a thread.
 
     Args:
-        reply: what the model says to a request.
-        faults: what happens to the request with that number, from 1: `429`, `429 after N`, `500`, `hang`, `truncated`,
+        reply: the model's reply to a request.
+        faults: the fault of the request with that number, from 1: `429`, `429 after N`, `500`, `hang`, `truncated`,
             `cut` (the connection breaks), `no choices`.
         dies_after: requests that are answered before the server is gone.
         takes: which of `logprobs` and `response_format` the server knows; it refuses the others with 422.
@@ -142,7 +142,7 @@ def shown(body: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def counts_z(body: Mapping[str, Any], *, sure: float = 0.9, place: float = 0.0) -> Reply:
-    """A judge that likes the letter z, with that probability, and its first place besides.
+    """A judge that prefers the letter z, with a given probability, and has a position bias.
 
     Args:
         body: the request.

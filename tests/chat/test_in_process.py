@@ -33,7 +33,7 @@ def test_options_have_the_probabilities_that_the_model_itself_gives(
         assert answer.has_logprobs and answer.prompt_tokens == ids.shape[1]
 
 
-def test_an_answer_does_not_depend_on_what_else_is_asked(
+def test_a_reply_does_not_depend_on_the_other_requests(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     questions = [asked(text, max_tokens=6, temperature=1.0, seed=seed) for text in TEXTS for seed in (0, 1)]
@@ -49,7 +49,7 @@ def test_an_answer_does_not_depend_on_what_else_is_asked(
     assert len(set(together)) > 4
 
 
-def test_a_question_that_does_not_fit_is_refused_alone(
+def test_a_request_that_does_not_fit_fails_without_the_others(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     chat = LocalChat(tiny_model, tiny_tokenizer, name="tiny", identity={}, block=4)
@@ -73,6 +73,6 @@ def test_an_option_of_two_tokens_is_named(
         LocalChat(tiny_model, tiny_tokenizer, name="t", identity={}).ask([asked("a", options=("1 2", "3"))])
 
 
-def test_another_model_is_another_memory(base: Path) -> None:
+def test_another_model_has_other_cache_keys(base: Path) -> None:
     one = LocalChat.load(str(base))
     assert one.name == "base" and asked("a").key(one.identity) != asked("a").key({"sha256 of model": "other"})

@@ -40,7 +40,7 @@ def ask(server: Server, chat_requests: list[ChatRequest], **settings: Any) -> tu
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "truncated", "cut", "no choices"])
-def test_what_goes_wrong_once_is_asked_again_and_every_answer_is_that_of_its_question(fault: str) -> None:
+def test_a_transient_failure_is_retried_and_every_reply_belongs_to_its_request(fault: str) -> None:
     with Server(echo, faults={2: fault, 5: fault, 6: fault}) as server:
         answers, patient = ask(server, questions(8))
     assert answers == [f"QUESTION {n}" for n in range(8)]
@@ -48,13 +48,13 @@ def test_what_goes_wrong_once_is_asked_again_and_every_answer_is_that_of_its_que
     assert patient.usage.attempts == 11 and patient.usage.errors == 0
 
 
-def test_a_server_that_hangs_is_given_up_and_asked_again() -> None:
+def test_a_server_that_hangs_times_out_and_gets_the_request_again() -> None:
     with Server(echo, faults={1: "hang"}) as server:
         answers, _ = ask(server, questions(2), timeout=0.5)
     assert answers == ["QUESTION 0", "QUESTION 1"]
 
 
-def test_a_server_that_says_when_to_come_back_is_left_alone_until_then() -> None:
+def test_the_client_waits_as_long_as_the_server_asks() -> None:
     with Server(echo, faults={1: "429 after 1"}) as server:
         began = time.monotonic()
         answers, _ = ask(server, questions(1))
@@ -70,7 +70,7 @@ def test_a_time_to_come_back_is_read_as_seconds_or_as_a_date() -> None:
     assert retry_after({"retry-after": "-5"}) == 0
 
 
-def test_what_never_works_is_an_error_of_its_question_and_of_no_other() -> None:
+def test_a_permanent_failure_is_an_error_of_only_its_request() -> None:
     def moody(body: Mapping[str, Any]) -> Reply:
         if "3" in body["messages"][0]["content"]:
             raise RuntimeError("planted")
@@ -82,7 +82,7 @@ def test_what_never_works_is_an_error_of_its_question_and_of_no_other() -> None:
     assert answers[3].startswith("HTTP 500") and patient.usage.errors == 1
 
 
-def test_no_more_requests_at_a_time_than_asked_for() -> None:
+def test_no_more_requests_at_a_time_than_workers() -> None:
     with Server(echo) as server:
         ask(server, questions(30), workers=3)
     assert server.peak <= 3
@@ -102,7 +102,7 @@ def test_a_server_that_dies_ends_the_run_and_the_next_run_pays_nothing_twice(tmp
     store.close()
 
 
-def test_a_failed_question_is_kept_as_a_failure_and_asked_again(tmp_path: Path) -> None:
+def test_a_failed_request_is_stored_as_a_failure_and_repeated(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store.db")
     question = questions(1)[0]
     with Server(echo, faults={n: "500" for n in range(1, 1 + client.ATTEMPTS)}) as server:
@@ -116,7 +116,7 @@ def test_a_failed_question_is_kept_as_a_failure_and_asked_again(tmp_path: Path) 
     store.close()
 
 
-def test_the_same_question_twice_is_asked_once_and_another_seed_is_another_question() -> None:
+def test_equal_requests_are_sent_once_and_another_seed_is_another_request() -> None:
     same = questions(1) * 3
     with Server(echo) as server:
         answers, _ = ask(server, same)
@@ -164,7 +164,7 @@ def test_a_wrong_address_or_key_ends_the_run_in_one_line() -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_question_that_the_server_refuses_is_not_asked_again() -> None:
+def test_a_request_that_the_server_refuses_is_not_repeated() -> None:
     with Server(echo, takes=()) as server:
         (answer,) = ChatClient(Endpoint(server.url, "m"))([ChatRequest(questions(1)[0].messages, options=("1", "2"))])
     assert answer.refused and len(server.requests) == 1

@@ -62,7 +62,7 @@ def test_a_template_that_ends_answers_passes(base: Path) -> None:
     assert verdicts(base)["template"] is True
 
 
-def test_demonstrations_add_whether_prompts_are_heeded(base: Path, demonstrations: Path) -> None:
+def test_demonstrations_add_the_check_that_prompts_are_used(base: Path, demonstrations: Path) -> None:
     assert "uses the prompt" not in verdicts(base)
     assert "uses the prompt" in verdicts(base, data=str(demonstrations), rows=10)
 
@@ -129,21 +129,25 @@ def test_F3_a_reward_model_whose_pad_is_a_token_of_the_text_is_scored_elsewhere_
     assert verdicts(classifier)["plain transformers agrees"] is False
 
 
-def test_the_reward_gate_knows_samples_of_the_parent(base: Path, trained: Path, comparisons: Path, write: Any) -> None:
+def test_the_reward_checks_recognise_samples_of_the_parent(
+    base: Path, trained: Path, comparisons: Path, write: Any
+) -> None:
     config = {"model": str(trained), "data": str(comparisons), "out": base.parent / "reward", "max_steps": 1}
     folder = reward_model.run(reward_model.RewardConfig.make(config | {"centre_samples": 0, "force": True}))
     (found,) = (row for row in folder.record["gates"]["out"]["checks"] if row["name"] == "about the policy's samples")
     assert found["figures"]["parent"] is not None, "its parent lies where it was"
 
 
-def test_rows_are_told_by_what_they_are(comparisons: Path, demonstrations: Path, prompts: Path) -> None:
+def test_rows_are_checked_by_their_kind(comparisons: Path, demonstrations: Path, prompts: Path) -> None:
     assert "labels agree" in verdicts(comparisons)
     assert "rows end" in verdicts(demonstrations)
     assert verdicts(prompts) == {"prompts": True}
     assert kind_of(comparisons) == "rows"
 
 
-def test_what_cannot_be_checked_is_one_line(tmp_path: Path, classifier: Path, prompts: Path) -> None:
+def test_an_artifact_that_cannot_be_checked_is_an_error_of_one_line(
+    tmp_path: Path, classifier: Path, prompts: Path
+) -> None:
     with pytest.raises(InputError, match="no such file or folder"):
         check(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()

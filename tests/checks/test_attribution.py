@@ -30,7 +30,7 @@ def test_sentences_are_pieces_and_long_ones_are_cut() -> None:
     assert [len(part.split()) for part in long] == [13, 14, 13]
 
 
-def test_what_is_left_out_costs_what_the_reward_gave_for_it() -> None:
+def test_leaving_out_a_piece_costs_its_share_of_the_reward() -> None:
     import torch
 
     worth = {"good": 2.0, "bad": -1.0}

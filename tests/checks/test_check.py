@@ -3,7 +3,7 @@ from __future__ import annotations
 from kleash.checks.check import Check, verdict
 
 
-def test_a_verdict_is_told_by_the_first_check_that_failed() -> None:
+def test_a_summary_has_the_finding_of_the_first_failed_check() -> None:
     checks = [
         Check(name="a", passed=True, finding="fine"),
         Check(name="b", passed=None, finding="who knows"),

@@ -25,7 +25,7 @@ def test_plain_comparisons_fail_nothing() -> None:
     assert not [check for check in found(healthy()).values() if check.passed is False]
 
 
-def test_rows_without_labels_are_no_comparisons() -> None:
+def test_rows_without_labels_are_not_comparisons() -> None:
     (check,) = comparisons([Group("a", (Response("b"),))])
     assert check.passed is False
 
@@ -50,7 +50,7 @@ def test_agreement_of_repeated_labels_counts_votes_whichever_column_they_chose()
     assert check.figures["repeated"] == 40
 
 
-def test_length_that_decides_everything_is_said() -> None:
+def test_labels_that_follow_only_length_are_reported() -> None:
     rows = [pair(i, "a b c d", "a") for i in range(50)]
     check = found(rows)["not only length"]
     assert check.passed is None and check.figures["longer_preferred"] == 1.0

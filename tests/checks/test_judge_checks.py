@@ -18,7 +18,7 @@ def part(hits: int, pairs: int) -> Share:
 def checked(
     *, agreed: int | None = 80, flips: int = 10, again: float = 0.8, failed: int = 0, pairs: int = 100
 ) -> list[Check]:
-    """The checks of a judge that is good but for what is said."""
+    """The checks of a good judge, with some figures changed."""
     people = None
     if agreed is not None:
         agreement = part(agreed, pairs)
@@ -51,7 +51,7 @@ def test_each_fault_is_refused_by_its_check_and_no_other(fault: dict[str, Any], 
     assert not verdict(checks)["passed"]
 
 
-def test_what_too_few_pairs_cannot_tell_is_unknown() -> None:
+def test_a_check_with_too_few_pairs_is_unknown() -> None:
     checks = {check.name: check.passed for check in checked(agreed=None, flips=52)}
     assert checks["agrees with people"] is None and checks["judges the response and not its place"] is None
 

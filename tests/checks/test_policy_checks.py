@@ -24,13 +24,13 @@ def policy(kl_budget: float | None = None, **last: float) -> dict[str, Check]:
     return {c.name: c for c in policy_checks.policy(rollouts(**last), kl_budget=kl_budget, advice="end them")}
 
 
-def test_a_calm_policy_passes_and_what_was_not_logged_is_not_judged() -> None:
+def test_a_healthy_policy_passes_and_missing_metrics_are_not_checked() -> None:
     checks = policy(kl=3.0, reward=1.0)
     assert set(checks) == {"responses end", "entropy left", "length kept"}
     assert all(check.passed for check in checks.values())
 
 
-def test_a_policy_fails_beyond_its_budget_without_ends_or_where_the_hold_out_fell() -> None:
+def test_a_policy_fails_beyond_its_budget_without_ends_or_where_the_validation_reward_fell() -> None:
     assert failed(policy(kl_budget=5.0, kl=9.0)) == ["within the KL budget"]
     assert failed(policy(end_rate=0.2)) == ["responses end"]
     assert failed(policy(reward=1.0, validation_reward=-1.0)) == ["validation reward model agrees"]
@@ -39,7 +39,7 @@ def test_a_policy_fails_beyond_its_budget_without_ends_or_where_the_hold_out_fel
     assert failed(policy(outside=0.9)) == ["within the reward model's range"]
 
 
-def test_entropy_and_length_alone_are_said_and_decide_nothing() -> None:
+def test_entropy_and_length_by_themselves_are_reported_and_do_not_fail() -> None:
     checks = policy(entropy=0.02, length=90.0)
     assert failed(checks) == []
     assert checks["entropy left"].passed is None and checks["entropy left"].advice

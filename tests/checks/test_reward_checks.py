@@ -37,7 +37,7 @@ def test_a_healthy_reward_model_passes_every_check() -> None:
     assert all(check.passed is True for check in checks.values()), checks
 
 
-def test_shuffled_labels_fail_as_no_better_than_a_coin() -> None:
+def test_shuffled_labels_fail_as_no_better_than_chance() -> None:
     data = pairs()
     noise = np.random.default_rng(1).integers(0, 2, 400).astype(float)
     assert "better than chance" in failed(reward(2 * data["quality"], noise, data["lengths"]))
@@ -50,7 +50,7 @@ def test_flipped_labels_are_named() -> None:
     assert "flipped" in check.advice
 
 
-def test_a_model_that_is_length_fails_however_accurate() -> None:
+def test_a_model_that_follows_only_length_fails_at_any_accuracy() -> None:
     data = pairs()
     by_length = (data["lengths"][:, 0] > data["lengths"][:, 1]).astype(float)
     checks = reward(0.3 * data["lengths"].astype(float), by_length, data["lengths"])
@@ -82,7 +82,7 @@ def test_equal_scores_fail_as_constant() -> None:
     assert failed(tiny) == ["scores differ"], "it ranks well and says nothing"
 
 
-def test_a_model_surer_than_right_is_told_and_fails_where_a_coin_does_better() -> None:
+def test_an_overconfident_model_is_reported_and_fails_where_chance_is_better() -> None:
     data = pairs()
     assert reward(4 * data["quality"], data["p"], data["lengths"])["calibrated"].passed is None
     assert reward(40 * data["quality"], data["p"], data["lengths"])["calibrated"].passed is False
@@ -114,7 +114,7 @@ def probed(**above: float) -> dict[str, Check]:
     return {check.name: check for check in checks}
 
 
-def test_a_reward_model_that_likes_silence_better_than_good_answers_fails() -> None:
+def test_a_reward_model_that_scores_the_empty_response_highest_fails() -> None:
     assert failed(probed()) == []
     checks = probed(empty=0.96)
     assert failed(checks) == ["words beat silence"]
@@ -122,7 +122,7 @@ def test_a_reward_model_that_likes_silence_better_than_good_answers_fails() -> N
     assert probed(empty=0.55)["words beat silence"].passed, "within what chance gives"
 
 
-def test_other_probes_that_please_are_named_and_fail_nothing() -> None:
+def test_other_probes_that_score_above_are_named_and_do_not_fail() -> None:
     checks = probed(repeated=0.76, run_on=0.1, off_topic=0.52)
     assert failed(checks) == []
     assert checks["not easily fooled"].passed is None
@@ -140,7 +140,7 @@ def test_responses_of_the_parent_fail_and_other_peoples_do_not() -> None:
     assert "base" in check.finding
 
 
-def test_what_was_skipped_is_said_and_fails_nothing() -> None:
+def test_skipped_measurements_are_reported_and_do_not_fail() -> None:
     data = pairs()
     report = preference_report(2 * data["quality"], data["p"], data["lengths"])
     none = Skipped("no prompt leaves room")

@@ -37,7 +37,7 @@ def sharp_model(tiny_model: Any) -> Any:
 
 
 @pytest.mark.parametrize("limit", [3, 12])
-def test_a_models_own_samples_surprise_it_by_no_more_than_its_entropy(
+def test_a_models_own_samples_have_no_excess_negative_log_likelihood(
     sharp_model: Any, tiny_tokenizer: Any, limit: int
 ) -> None:
     found = excess_nll(sharp_model, sampled(sharp_model, tiny_tokenizer, 1.0, limit))
@@ -45,7 +45,7 @@ def test_a_models_own_samples_surprise_it_by_no_more_than_its_entropy(
     assert found.se < 0.1, "this would tell nothing"
 
 
-def test_other_peoples_responses_surprise_it_more_and_cooler_samples_less(
+def test_foreign_responses_have_positive_excess_and_cooler_samples_negative(
     sharp_model: Any, tiny_tokenizer: Any
 ) -> None:
     cool = excess_nll(sharp_model, sampled(sharp_model, tiny_tokenizer, 0.5, 12))

@@ -63,7 +63,7 @@ def test_each_fault_of_samples_fails_its_own_check_and_no_other(changes: dict[st
     assert checks[name].advice
 
 
-def test_responses_that_heed_no_prompt_are_likelier_after_their_own_half_of_the_time() -> None:
+def test_responses_independent_of_the_prompt_are_likelier_after_their_own_half_of_the_time() -> None:
     drawn = np.random.default_rng(0).normal(size=100)
     assert failed(sft(effect=drawn)) == ["uses the prompt"]
 
@@ -85,12 +85,12 @@ def test_demonstrations_too_long_to_be_sampled_leave_ends_unknown() -> None:
     assert checks["responses end"].passed is None
 
 
-def test_what_was_not_sampled_is_said() -> None:
+def test_the_reason_for_missing_samples_is_reported() -> None:
     checks = sft(samples=None, unsampled="gate_prompts is 0")  # type: ignore[arg-type]
     assert checks["samples"].finding == "not sampled: gate_prompts is 0"
 
 
-def test_samples_that_labellers_agree_about_like_coins_are_not_worth_comparing() -> None:
+def test_samples_with_chance_agreement_are_not_worth_comparing() -> None:
     assert sft_checks.agrees(Agreement(0.7, 0.65, 200)).passed
     assert sft_checks.agrees(Agreement(0.51, 0.5001, 10_000)).passed is False
     assert sft_checks.agrees(Agreement(0.6, 0.45, 40)).passed is False

@@ -61,7 +61,7 @@ def test_few_batches_where_nothing_is_to_gain():
     assert len(microbatches([group(10, 10) for _ in range(100)], max_tokens=1000)) == 2
 
 
-def test_order_is_a_permutation_of_its_arguments_alone():
+def test_order_is_a_permutation_that_depends_only_on_its_arguments():
     first = order(50, seed=1, epoch=0)
     assert sorted(first) == list(range(50))
     assert first != list(range(50))

@@ -1,4 +1,4 @@
-"""Ids and masks under real chat templates (tests/fixtures/templates says whose)."""
+"""Ids and masks under real chat templates (sources in tests/fixtures/templates)."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_F6_every_template_trains_the_answers_and_nothing_of_the_user(first, sec
 ALL = {name: stock_tokenizer(name) for name in STOCK}
 
 
-def test_F6_reasoning_is_trained_in_the_last_answer_alone_under_qwen3():
+def test_F6_reasoning_is_trained_only_in_the_last_answer_under_qwen3():
     tokenizer = stock_tokenizer("qwen3")
     turns = (user("Q0"), assistant("<think>\nr0\n</think>\n\nA0"), user("Q1"), assistant("<think>\nr1\n</think>\n\nA1"))
     encoded = encode(Group(turns[:1], (Response(turns[1:]),)), tokenizer)
@@ -261,7 +261,7 @@ def test_F6_reasoning_is_trained_in_the_last_answer_alone_under_qwen3():
     assert trained == ["A0<|im_end|>", "<think>\nr1\n</think>\n\nA1<|im_end|>"]
 
 
-def test_F6_reasoning_goes_on_where_r1_opened_it():
+def test_F6_reasoning_continues_after_the_tag_that_r1_opens():
     tokenizer = stock_tokenizer("r1_distill")
     encoded = encode(Group((user("Q"),), (Response((assistant("<think>\nr\n</think>\n\nA"),)),)), tokenizer)
     assert tokenizer.decode(encoded.prompt_ids).endswith("<｜Assistant｜><think>\n")
@@ -316,7 +316,7 @@ def test_words_that_spell_control_tokens_end_nothing():
     assert trained == [f"{attack}<|im_end|>", "A1<|im_end|>"]
 
 
-def test_the_start_of_an_answer_is_no_start_of_a_text():
+def test_the_start_of_an_answer_is_not_the_start_of_a_text():
     """SentencePiece puts a space before a text, and an answer after a line break has none."""
     letters = {letter: index for index, letter in enumerate(["▁", "\n", *"userabcit", "<|x|>", "</s>"])}
     pieces = Tokenizer(BPE(letters, []))
@@ -427,7 +427,7 @@ def test_F5_an_end_token_amid_text_is_its_letters(plain):
     assert plain.decode(response.ids) == "A</s>B</s>"
 
 
-def test_another_end_token_can_be_asked_for(plain):
+def test_another_end_token_can_be_given(plain):
     end = plain.convert_tokens_to_ids("<eos>")
     assert encode(Group("Q", (Response("A"),)), plain, end_id=end).responses[0].ids[-1] == end
 
@@ -437,13 +437,13 @@ def test_text_and_turns_in_one_group_are_refused(plain):
         encode(Group("Q", (Response((assistant("A"),)),)), plain)
 
 
-def test_sampled_ids_are_kept_as_they_are(plain):
+def test_sampled_ids_are_used_unchanged(plain):
     ids = (70, 70, 70)  # no text would give them an end token, and none is added
     encoded = encode(Group("Q", (Response(ids=ids, finished=False),)), plain)
     assert encoded.responses[0] == EncodedResponse(ids, (True,) * 3)
 
 
-def test_the_first_response_token_stands_for_an_empty_prompt():
+def test_the_first_response_token_replaces_an_empty_prompt():
     tokenizer = bytes_tokenizer(eos_token="</s>")  # adds nothing to an empty text
     a, b, c = tokenizer("abc")["input_ids"]
     encoded = encode(Group("", (Response("ab"), Response("ac"))), tokenizer)
@@ -484,7 +484,7 @@ def test_a_long_response_loses_its_end_and_a_long_prompt_its_row(plain):
         encode(groups[2], plain, max_length=7)
 
 
-def test_nothing_lost_is_nothing_said(plain):
+def test_no_truncation_gives_no_message(plain):
     encoded, truncation = encode_all([Group("a", (Response("b"),))], plain, max_length=4)
     assert len(encoded) == 1
     assert truncation.message() == ""

@@ -1,4 +1,4 @@
-"""Files in and out: every schema, every format, and what is said of a row that is wrong."""
+"""Reading and writing files: every schema, every format, and the errors of wrong rows."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def lines(path: Path, *rows: object) -> Path:
         ),
     ],
 )
-def test_a_row_is_told_by_its_columns(row, group):
+def test_the_kind_of_a_row_follows_from_its_columns(row, group):
     assert parse_row(row) == group
 
 
@@ -225,7 +225,7 @@ def test_broken_files_are_named(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_F17_a_path_that_does_not_exist_asks_nobody(tmp_path, monkeypatch):
+def test_F17_a_path_that_does_not_exist_opens_no_connection(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("the hub was asked"))
     (tmp_path / "data").mkdir()
@@ -339,7 +339,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=50, deadline=None)
 @given(specs=st.lists(rows_of_groups(nested=True), min_size=1, max_size=3))
-def test_what_is_written_as_json_is_read_back(folder, specs):
+def test_rows_written_as_json_are_read_back(folder, specs):
     written = [built(spec) for spec in specs]
     for ending in (".jsonl", ".jsonl.gz", ".json"):
         path = folder / f"any{ending}"
@@ -348,7 +348,7 @@ def test_what_is_written_as_json_is_read_back(folder, specs):
 
 
 @pytest.mark.parametrize(("ending", "examples"), [(".parquet", 40), ("", 8)])
-def test_what_is_written_as_arrow_is_read_back(folder, ending, examples):
+def test_rows_written_as_arrow_are_read_back(folder, ending, examples):
     @settings(max_examples=examples, deadline=None)
     @given(st.lists(rows_of_groups(nested=False), min_size=1, max_size=6))
     def check(specs: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""The code blocks of README and docs, and what a page says about those that are not run.
+"""The code blocks of README and docs, and a page's marks of those that are not run.
 
 A comment on the line above a block marks it: `<!-- not run: REASON -->`, or `<!-- exits 1: REASON -->` for a command
 that is meant to fail.

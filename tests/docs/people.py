@@ -1,4 +1,4 @@
-"""`kleash label ARGUMENTS` with people in front of it: two of them open a link, vote until no pair is left, and leave.
+"""`kleash label ARGUMENTS` with simulated people: two of them open a link, vote until no pair is left, and leave.
 
 They choose the response that names more of the good things of tests/docs/hub.py. Run as a program in place of the
 command, which would serve until it is stopped; the command itself is run as given, on a free port.

@@ -1,4 +1,4 @@
-"""Every command and snippet of README and docs runs as printed; what cannot run here says so on its page."""
+"""Every command and snippet of README and docs runs as printed; those that cannot run here are marked on their page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_block_is_run_or_says_why_it_is_not(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_a_command_stands_in_a_block_that_names_its_language(page: Path) -> None:
+def test_a_command_is_in_a_block_that_names_its_language(page: Path) -> None:
     inside = False
     for number, line in enumerate(page.read_text().splitlines(), start=1):
         if line.lstrip().startswith("```"):

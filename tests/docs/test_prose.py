@@ -91,5 +91,5 @@ def test_the_patterns_find_what_they_are_for(sentence: str) -> None:
     "sentence",
     ["There is no other.", "It is no longer there.", "Length alone does no better.", "The default is none of them."],
 )
-def test_the_patterns_leave_plain_english_alone(sentence: str) -> None:
+def test_the_patterns_do_not_match_plain_english(sentence: str) -> None:
     assert complaints(sentence) == []

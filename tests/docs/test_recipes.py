@@ -1,4 +1,4 @@
-"""Every recipe runs by the commands that stand in its head."""
+"""Every recipe runs by the commands in its head."""
 
 from __future__ import annotations
 

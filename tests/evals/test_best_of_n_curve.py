@@ -44,7 +44,7 @@ def test_gold_falls_where_the_reward_chooses_against_it() -> None:
     assert (np.diff(best_of_k(-reward, chosen_by=reward)) < 0).all()
 
 
-def test_the_order_of_the_pool_changes_nothing_however_large_it_is() -> None:
+def test_the_order_of_a_pool_of_any_size_changes_nothing() -> None:
     random = np.random.default_rng(0)
     reward, gold = random.integers(5, size=(1, 2000)).astype(float), random.normal(size=(1, 2000))
     order = random.permutation(2000)

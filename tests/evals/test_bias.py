@@ -39,13 +39,13 @@ def test_features_are_counted_as_a_reader_would(name: str, text: str, count: int
 
 
 def drawn(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Utilities, lengths that have nothing to do with them, and labels that follow the utilities alone."""
+    """Utilities, lengths that have nothing to do with them, and labels that follow only the utilities."""
     rng = np.random.default_rng(seed)
     utility, longer = rng.normal(scale=1.5, size=n), rng.integers(-9, 10, size=n).astype(float)
     return utility, longer, (rng.random(n) < expit(utility)).astype(float)
 
 
-def test_a_model_that_pays_more_for_bold_than_its_labels_is_told() -> None:
+def test_a_model_that_rewards_bold_more_than_its_labels_is_reported() -> None:
     utility, longer, label = drawn(2000)
     bold = np.random.default_rng(1).integers(0, 2, size=(2000, 2))
     texts = [("**a** b" if a else "a b", "**a** b" if b else "a b") for a, b in bold]
@@ -57,7 +57,7 @@ def test_a_model_that_pays_more_for_bold_than_its_labels_is_told() -> None:
     assert list(rows) == ["length", "bold"], "what does not occur has no row"
 
 
-def test_what_the_labels_like_themselves_is_no_bias() -> None:
+def test_a_preference_of_the_labels_is_not_a_bias() -> None:
     rng = np.random.default_rng(0)
     marks = rng.integers(0, 3, size=(2000, 2))
     texts = [("!" * a, "!" * b) for a, b in marks]
@@ -67,7 +67,7 @@ def test_what_the_labels_like_themselves_is_no_bias() -> None:
     assert row.labels > 0.6 and abs(row.difference) < 2.5 * row.se
 
 
-def test_being_too_sure_of_everything_is_no_bias() -> None:
+def test_overconfidence_is_not_a_bias() -> None:
     rng = np.random.default_rng(0)
     marks = rng.integers(0, 3, size=(2000, 2))
     margin = rng.normal(size=2000) + 0.7 * (marks[:, 0] - marks[:, 1])
@@ -86,7 +86,7 @@ def test_the_excess_is_planted_and_recovered_in_score_a_unit() -> None:
     assert scaled is not None and scaled.value == pytest.approx(3 * found.value, rel=1e-6)
 
 
-def test_a_pair_turned_round_changes_nothing() -> None:
+def test_a_swapped_pair_changes_nothing() -> None:
     utility, longer, label = drawn(300)
     margin = utility + 0.1 * longer
     turn = np.where(np.arange(300) % 2, -1.0, 1.0)
@@ -102,7 +102,7 @@ def test_a_pair_turned_round_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("margin", [np.zeros(50), np.arange(1.0, 51)])
-def test_no_excess_where_nothing_can_be_told(margin: np.ndarray) -> None:
+def test_no_excess_slope_where_it_is_not_identified(margin: np.ndarray) -> None:
     assert excess_slope(margin, np.ones(50), np.ones(50)) is None
 
 

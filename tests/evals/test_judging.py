@@ -35,7 +35,7 @@ def simulated(pairs: int, *, place: float, skill: float, seed: int = 0) -> dict[
     }
 
 
-def test_a_love_of_the_first_place_is_seen_before_and_gone_after_both_orders() -> None:
+def test_position_bias_shows_in_one_order_and_cancels_in_both() -> None:
     report = judge_report(**simulated(2000, place=1.0, skill=0.8))
     assert report["first_before"]["low"] > 0.7
     assert abs(report["first_after"]["share"] - 0.5) < 4 * (0.25 / 2000) ** 0.5
@@ -62,7 +62,7 @@ def test_a_flip_as_half_a_hit_costs_no_agreement_and_the_mean_of_both_orders_has
     assert people["agreement_mean"]["low"] > people["agreement_one_order"]["high"]
 
 
-def test_pairs_that_nobody_labelled_and_ties_of_people_are_left_out() -> None:
+def test_unlabelled_pairs_and_ties_of_people_are_left_out() -> None:
     found = simulated(100, place=0.0, skill=1.0)
     found["people"][:40] = np.nan
     found["people"][40:50] = 0.5
@@ -71,7 +71,7 @@ def test_pairs_that_nobody_labelled_and_ties_of_people_are_left_out() -> None:
     assert judge_report(**found)["people"] is None
 
 
-def test_pairs_turned_round_give_the_same_report() -> None:
+def test_swapped_pairs_give_the_same_report() -> None:
     found = simulated(200, place=0.7, skill=0.5)
     turned = {
         "orders": found["orders"][:, ::-1].copy(),
@@ -104,7 +104,7 @@ def test_a_judge_of_length_has_its_slope() -> None:
     assert judge_report(**found)["length_slope"]["value"] is None
 
 
-def test_a_principle_is_held_against_the_others_and_against_people() -> None:
+def test_a_principle_is_compared_with_the_others_and_with_people() -> None:
     asked = [{"a": 0.9, "b": 0.8}, {"a": 0.9, "b": 0.2}, {"a": 0.5, "b": 0.2}, {"b": 0.9}]
     reports = judging.principle_report(asked, np.array([1.0, 1.0, 0.0, np.nan]), {"a": 1.0, "b": 2.0})
     report = {name: one.to_json() for name, one in reports.items()}

@@ -24,11 +24,11 @@ def test_a_straight_line_is_drawn_on() -> None:
     assert found.log_loss.gain.value == pytest.approx(-0.05, abs=0.01)
 
 
-def test_a_flat_curve_says_that_labels_will_hardly_help() -> None:
+def test_a_constant_learning_curve_predicts_that_labels_will_hardly_help() -> None:
     assert curve([0.70, 0.70, 0.70, 0.70]).answer.startswith("More labels of this kind will hardly help")
 
 
-def test_a_crooked_curve_cannot_tell() -> None:
+def test_a_noisy_curve_cannot_tell() -> None:
     assert curve([0.60, 0.72, 0.61, 0.71]).answer.startswith("The curve cannot tell")
 
 

@@ -58,7 +58,7 @@ def test_labels_that_have_nothing_to_do_with_the_margin_leave_everything_open() 
     assert found.lapse.low < 0.05 and found.lapse.high == 0.5
 
 
-def test_a_pair_turned_round_changes_nothing_and_margins_of_zero_say_nothing() -> None:
+def test_a_swapped_pair_changes_nothing_and_margins_of_zero_carry_no_information() -> None:
     margin, label, _ = draw(0.1, 1.0, n=200)
     turn = np.where(np.arange(200) % 2, -1.0, 1.0)
     a, b = lapse_model(margin, label), lapse_model(turn * margin, np.where(turn > 0, label, 1 - label))

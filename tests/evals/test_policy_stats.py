@@ -28,7 +28,7 @@ def test_a_nan_is_not_averaged_away():
         mean_se([1.0, float("nan")])
 
 
-def test_drift_by_hand():
+def test_kl_by_hand():
     policy = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, -1.0, -1.0]])
     reference = torch.tensor([[-2.0, -2.5, 0.0], [-1.5, -1.0, 0.0]])
     mask = torch.tensor([[True, True, False], [True, True, False]])
@@ -37,7 +37,7 @@ def test_drift_by_hand():
     assert figures.exact is None
 
 
-def test_F4_what_stands_at_a_masked_position_changes_nothing():
+def test_F4_the_value_at_a_masked_position_changes_nothing():
     rng = np.random.default_rng(0)
     policy, reference, exact = rng.normal(size=(3, 4, 2, 5))
     mask = rng.random((4, 2, 5)) < 0.6
@@ -47,7 +47,7 @@ def test_F4_what_stands_at_a_masked_position_changes_nothing():
         assert kl_figures(spoilt[0], spoilt[1], mask, exact=spoilt[2]) == plain
 
 
-def test_exact_drift_and_k1_have_one_expectation():
+def test_exact_kl_and_k1_have_the_same_expectation():
     rng = np.random.default_rng(0)
     p, q = rng.dirichlet(np.ones(4), size=3), rng.dirichlet(np.ones(4), size=3)  # three positions, independent
     tokens = np.stack([rng.choice(4, size=20_000, p=row) for row in p], 1)
@@ -67,7 +67,7 @@ def test_diversity_by_hand():
     assert figures.length.quantiles["0.5"] == 3.5
 
 
-def test_a_collapsed_policy_shows():
+def test_a_collapsed_policy_is_reported():
     varied = [list(range(k, k + 8)) for k in range(0, 80, 8)]
     assert diversity(varied, finished=[True] * 10).distinct_2 == 1.0
     assert diversity([varied[0]] * 10, finished=[True] * 10).distinct_2 == pytest.approx(0.1)

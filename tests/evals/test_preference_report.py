@@ -199,7 +199,7 @@ def test_torch_and_numpy_agree_in_any_precision():
         (np.zeros((0, 2)), np.zeros(0), "at least one"),
     ],
 )
-def test_what_cannot_be_measured_is_one_clear_line(scores, p, words):
+def test_impossible_measurements_are_an_error_of_one_line(scores, p, words):
     with pytest.raises(DataError, match=words) as raised:
         report(scores, p)
     assert "\n" not in str(raised.value)

@@ -33,7 +33,7 @@ def test_probes_of_text() -> None:
     assert [name for name, response in found.items() if not response.finished] == ["cut off"]
 
 
-def test_probes_of_turns_spoil_the_last_answer_and_keep_the_rest() -> None:
+def test_probes_of_turns_degrade_only_the_last_answer() -> None:
     def group(question: str, answer: str) -> Group:
         turns = ({"role": "assistant", "content": "Hm."}, {"role": "user", "content": "And?"})
         return Group(
@@ -59,7 +59,7 @@ def test_words_of_one_piece_are_cut_too() -> None:
     assert spoiled(second)["cut off"].text == "x"
 
 
-def test_what_cannot_be_spoiled_is_left_out() -> None:
+def test_responses_that_cannot_be_degraded_are_left_out() -> None:
     whole, other = Group("a", (Response("yes"),)), Group("b", (Response("no"),))
     picture = Group("c", (Response(({"role": "assistant", "content": [{"type": "image"}]},)),))
     assert [group.prompt for group in probe_groups([whole, picture, Group("d", (Response("  "),)), other])] == [

@@ -34,7 +34,7 @@ def test_a_refusal_is_seen(text: str) -> None:
         "Sure. " * 60 + "I cannot help with that.",
     ],
 )
-def test_help_is_no_refusal(text: str) -> None:
+def test_help_is_not_a_refusal(text: str) -> None:
     assert not refuses(text)
 
 
@@ -42,7 +42,7 @@ def group(text: str, **columns: bool) -> Group:
     return Group("asked", (Response(text), Response("Sure, here it is.")), columns=columns)
 
 
-def test_refusals_of_harmful_and_of_harmless_prompts_are_told_apart() -> None:
+def test_refusals_of_harmful_and_of_harmless_prompts_are_counted_separately() -> None:
     no = "I cannot help with that."
     report = refusal_report(
         [group(no, harmful=True), group(no, harmful=False), group("Yes.", harmful=False), group(no)]

@@ -14,7 +14,7 @@ from typing import Any
 
 
 class NetworkRefusedError(RuntimeError):
-    """A connection to somewhere else that nobody asked for."""
+    """An unexpected connection to another machine."""
 
 
 def _is_here(host: Any) -> bool:

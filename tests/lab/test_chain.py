@@ -25,7 +25,7 @@ def test_labels_put_the_likelier_first_and_leave_out_what_has_none():
     assert first.label.annotator == "somebody" and first.columns == {"kind": "sum"}
 
 
-def test_gold_as_a_labeller_is_always_right_and_its_contrary_never(world):
+def test_gold_as_a_labeller_is_always_right_and_its_negative_never(world):
     groups = [Group(PROMPT, pair) for pair in ((RIGHT, WRONG), (WRONG, RIGHT), (RIGHT, RIGHT))]
     labeller = RewardLabeller(chain.GoldReward(world), name="gold")
     figures = chain.labeller_figures(world, groups, labeller.compare(groups))

@@ -26,7 +26,7 @@ def measure(folder: Path, seed: int, factor: float) -> Figures:
 EXPERIMENT = Experiment(name="trial", arms={"once": 1.0, "twice, at 50%": 2.0}, prepare=prepare, measure=measure)
 
 
-def test_every_arm_is_measured_once_at_every_seed_and_kept(tmp_path):
+def test_every_arm_is_measured_once_at_every_seed_and_stored(tmp_path):
     results = experiment.run(EXPERIMENT, seeds=range(2), out=tmp_path)
     assert results.arms == {
         "once": [{"x": 1.0, "missing": None}, {"x": 3.0, "missing": None}],

@@ -26,7 +26,7 @@ class Member:
         return torch.tensor([[self.trust * float(response.text) for response in group.responses] for group in groups])
 
 
-def test_uncertain_is_what_the_members_call_a_draw_together():
+def test_uncertainty_is_high_where_the_mean_probability_is_one_half():
     assert uncertainty([pair(4.0), pair(0.0), pair(0.5)], [Member(1.0)], by="uncertainty") == pytest.approx(
         [0.5 - 0.482, 0.5, 0.5 - 0.1225], abs=1e-3
     )
@@ -47,7 +47,7 @@ def test_disagreement_needs_somebody_to_disagree_with():
 
 
 @given(st.integers(0, 2**16), st.floats(-50, 50))
-def test_the_level_of_a_members_scores_means_nothing(seed, level):
+def test_the_level_of_a_members_scores_has_no_effect(seed, level):
     scores = torch.randn(3, 20, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     moved = scores + torch.tensor([level, 0.0, -level])[:, None, None]
     for by in ("uncertainty", "disagreement"):
@@ -56,7 +56,7 @@ def test_the_level_of_a_members_scores_means_nothing(seed, level):
 
 
 @given(st.lists(st.floats(0, 0.5), min_size=1, max_size=60), st.data(), st.floats(0, 1), st.integers(0, 9))
-def test_chosen_are_the_most_doubtful_of_what_the_audit_left(doubts, data, share, seed):
+def test_the_most_uncertain_pairs_outside_the_audit_slice_are_selected(doubts, data, share, seed):
     count = data.draw(st.integers(0, len(doubts)))
     best, audit = select_pairs(doubts, count, audit_share=share, seed=seed)
     assert len(best) + len(audit) == count == len({*best, *audit})
@@ -77,7 +77,7 @@ def test_the_audit_slice_does_not_look_at_doubts():
     assert abs(mean - 249.5) < 4 * 144 / 3000**0.5
 
 
-def test_equal_doubts_are_drawn_and_not_taken_from_the_top():
+def test_equal_uncertainties_are_drawn_at_random():
     first, second = (select_pairs([0.0] * 200, 20, audit_share=0, seed=seed)[0] for seed in (0, 1))
     assert first != second and first != sorted(first)
 
@@ -87,7 +87,7 @@ def test_more_than_there_are_cannot_be_chosen():
         select_pairs([0.1, 0.2], 3)
 
 
-def test_the_queue_asks_what_the_ensemble_doubts_most(tmp_path):
+def test_the_queue_serves_the_most_uncertain_pairs_first(tmp_path):
     groups = [pair(9.0), pair(0.25), pair(3.0)]
     store = Store.open(tmp_path / "labels.db")
     store.add_tasks(groups, uncertainty=uncertainty(groups, [Member(1.0)], by="uncertainty"))

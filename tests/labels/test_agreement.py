@@ -36,7 +36,7 @@ def test_alpha_is_that_of_the_published_package(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_alpha_for_exchangeable_sides_is_the_mean_chance_over_all_ways_of_turning_the_pairs(seed: int) -> None:
+def test_alpha_for_exchangeable_sides_is_the_mean_chance_over_all_swaps_of_the_pairs(seed: int) -> None:
     rng = np.random.default_rng(seed)
     table = rng.multinomial(2, [0.6, 0.2, 0.15, 0.05], size=400).astype(float)
     chance = []
@@ -75,7 +75,7 @@ def planted(flip: float, tie: float, seed: int, tasks: int = 200) -> list[Counte
     return rows
 
 
-def test_planted_agreement_lies_in_its_interval_as_often_as_it_says() -> None:
+def test_the_interval_of_agreement_covers_the_planted_value_at_its_level() -> None:
     flip, tie = 0.2, 0.1
     same = (1 - tie) ** 2 * (1 - 2 * flip * (1 - flip)) + tie**2
     chance = tie**2 + (1 - tie) ** 2 / 2
@@ -120,8 +120,8 @@ def label(store: Store, people: dict[int, Simulated], better: dict[str, str], se
         count = 0
         while result := queue.next(person, 10):
             for one in result:
-                ballot = mind.choose(better[str(one.prompt)], one.left.text, one.right.text, count)
-                queue.vote(person, one.id, ballot)
+                request = mind.choose(better[str(one.prompt)], one.left.text, one.right.text, count)
+                queue.vote(person, one.id, request)
                 count += 1
 
 
@@ -184,7 +184,7 @@ def test_those_with_habits_are_flagged_and_the_others_are_not(labelled: tuple[St
     assert rows["sound"].flags == rows["sound too"].flags == []
 
 
-def test_an_even_chooser_is_flagged_for_sides_no_more_often_than_said() -> None:
+def test_an_unbiased_annotator_is_flagged_for_sides_at_the_stated_rate() -> None:
     group = Group("p", (Response("a b"), Response("c d")))
     flagged = 0
     for seed in range(300):
@@ -194,7 +194,7 @@ def test_an_even_chooser_is_flagged_for_sides_no_more_often_than_said() -> None:
     assert flagged <= 9  # 1 % of 300 is 3
 
 
-def test_a_disagreement_waits_until_an_admin_has_ruled(tmp_path: Path) -> None:
+def test_a_disagreement_is_listed_until_an_admin_adjudicates_it(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "labels.db")
     groups, _ = world(3)
     store.add_tasks(groups)
@@ -207,12 +207,12 @@ def test_a_disagreement_waits_until_an_admin_has_ruled(tmp_path: Path) -> None:
             queue.vote(person, one.id, VoteRequest(f"vote-{person}-{i}", longer if i or person == first else shorter))
     (result,) = disagreements(store)
     assert result.answers == {"first": 1, "second": 1}
-    queue.adjudicate(admin, result.task, "tie", "ruling-key")
+    queue.adjudicate(admin, result.task, "tie", "adjudication-key")
     assert disagreements(store) == []
     assert summary(store).adjudicated == 1
 
 
-def test_figures_do_not_change_when_a_pair_is_turned_round() -> None:
+def test_figures_do_not_change_when_a_pair_is_swapped() -> None:
     rows = planted(0.2, 0.1, 0, tasks=60)
     turned = [Counter({{"first": "second", "second": "first"}.get(k, k): n for k, n in row.items()}) for row in rows]
     mixed = [one if i % 2 else other for i, (one, other) in enumerate(zip(rows, turned, strict=True))]
@@ -224,7 +224,7 @@ def test_figures_do_not_change_when_a_pair_is_turned_round() -> None:
 Pairs = Callable[[int], list[Group]]
 
 
-def test_with_nothing_labelled_there_is_nothing_to_say(store: Store, pairs: Pairs) -> None:
+def test_without_labels_there_is_no_report(store: Store, pairs: Pairs) -> None:
     store.add_tasks(pairs(2))
     result = summary(store)
     assert (result.tasks, result.labelled, result.agreement.alpha) == (2, 0, None)

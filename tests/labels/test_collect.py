@@ -20,7 +20,7 @@ Pairs = Callable[[int], list[Group]]
 
 
 class Longer:
-    """A labeller that likes length, and counts what it was asked."""
+    """A labeller that prefers length, and counts its comparisons."""
 
     name = "longer"
 
@@ -39,7 +39,7 @@ def labels(tmp_path: Path) -> Store:
 
 
 def answer_all(store: Store, person: int) -> None:
-    """A person who takes whatever is longer."""
+    """A person who chooses the longer response."""
     queue = Queue(store, QueueSettings(overlap=2, audit_share=0, repeat_share=0))
     while open_pairs := queue.next(person):
         (one,) = open_pairs
@@ -47,7 +47,7 @@ def answer_all(store: Store, person: int) -> None:
         queue.vote(person, one.id, VoteRequest(f"vote-{person}-{one.id}", side))
 
 
-def test_a_labeller_is_asked_each_pair_once_also_by_a_run_that_goes_on(labels: Store, pairs: Pairs) -> None:
+def test_a_labeller_compares_each_pair_once_also_in_a_resumed_run(labels: Store, pairs: Pairs) -> None:
     labeller = Longer()
     first = LabelCollector(labels, labeller).collect(pairs(6))
     turned = [replace(group, responses=group.responses[::-1]) for group in pairs(6)]
@@ -66,7 +66,7 @@ def test_the_budget_counts_what_earlier_runs_asked(labels: Store, pairs: Pairs) 
     assert [result is not None for result in results] == [True] * 5 + [False] * 4
 
 
-def test_people_are_waited_for_and_their_answers_are_taken_when_they_are_there(labels: Store, pairs: Pairs) -> None:
+def test_people_are_waited_for_and_their_answers_are_used(labels: Store, pairs: Pairs) -> None:
     collector = LabelCollector(labels, votes=2)
     with pytest.raises(WaitingError, match="4 of 4 pairs wait"):
         collector.collect(pairs(4))
@@ -81,7 +81,7 @@ def test_people_are_waited_for_and_their_answers_are_taken_when_they_are_there(l
     ]
 
 
-def test_people_are_not_asked_beyond_the_budget(labels: Store, pairs: Pairs) -> None:
+def test_people_get_no_pairs_beyond_the_budget(labels: Store, pairs: Pairs) -> None:
     collector = LabelCollector(labels, budget=2)
     with pytest.raises(WaitingError, match="2 of 5"):
         collector.collect(pairs(5))
@@ -105,7 +105,7 @@ def test_the_stage_waits_for_people_and_then_writes_preferences(tmp_path: Path, 
     store.close()
 
 
-def test_the_stage_asks_a_reward_as_a_labeller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stage_uses_a_reward_as_a_labeller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prefers_length.py").write_text(
         "def longer(prompts, completions, **columns):\n    return [len(text) / 10 for text in completions]\n"
@@ -149,9 +149,7 @@ class Ill(Longer):
         return results if self.asked > len(groups) else [LabelResult("error", self.name, reason="ill") for _ in groups]
 
 
-def test_an_answer_that_did_not_come_is_asked_for_again_and_one_that_is_none_is_not(
-    labels: Store, pairs: Pairs
-) -> None:
+def test_a_missing_reply_is_requested_again_and_an_unparsable_one_is_not(labels: Store, pairs: Pairs) -> None:
     ill = Ill()
     collector = LabelCollector(labels, ill, budget=3)
     assert {result.outcome for result in collector.collect(pairs(3)) if result} == {"error"}

@@ -61,7 +61,7 @@ def test_each_vote_can_be_a_row_with_its_annotator_and_principle(labels: Store, 
     assert (row.columns["principle"], row.columns["reason"]) == ("kind", "insults")
 
 
-def test_ties_can_be_dropped_and_both_bad_stands_apart(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
+def test_ties_can_be_dropped_and_both_bad_is_a_separate_file(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
     tie, bad, clear, torn = pairs(4)
     say(labels, [tie], 0.5)
     say(labels, [bad], "both_bad", "both_bad", 1.0)
@@ -73,9 +73,7 @@ def test_ties_can_be_dropped_and_both_bad_stands_apart(labels: Store, pairs: Pai
     assert manifest.files["train.jsonl"].rows == 1 and "cannot" not in manifest.answers
 
 
-def test_an_export_is_frozen_and_can_be_made_again_whatever_came_since(
-    labels: Store, pairs: Pairs, tmp_path: Path
-) -> None:
+def test_an_export_is_frozen_and_reproducible_after_later_votes(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
     groups = pairs(30)
     say(labels, groups, 1.0)
     manifest = export_labels(labels, tmp_path / "one", test_share=0.3)
@@ -103,7 +101,7 @@ def test_a_prompt_is_on_one_side_of_the_split_and_stays_there(labels: Store, tmp
     assert sides["early", "test"] <= sides["late", "test"] and 3 <= len(sides["late", "test"]) <= 18
 
 
-def test_a_ruling_stands_in_place_of_the_votes_and_a_vote_taken_back_does_not_count(
+def test_an_adjudication_replaces_the_votes_and_an_undone_vote_does_not_count(
     labels: Store, pairs: Pairs, tmp_path: Path
 ) -> None:
     labels.add_tasks(pairs(2))
@@ -113,7 +111,7 @@ def test_a_ruling_stands_in_place_of_the_votes_and_a_vote_taken_back_does_not_co
     for pair_shown in (one, two):
         queue.vote(person, pair_shown.id, VoteRequest(f"vote-key-{pair_shown.id}", "left"))
     queue.undo(person, "undo-key-1")
-    queue.adjudicate(admin, one.task, "tie", "ruling-key")
+    queue.adjudicate(admin, one.task, "tie", "adjudication-key")
     export_labels(labels, tmp_path / "out")
     (row,) = read(tmp_path / "out" / "train.jsonl")
     assert row.label == Preference(0.5) and row.columns["adjudications"] == 1
@@ -130,7 +128,7 @@ def test_hidden_repeats_are_for_checking_and_are_not_exported(labels: Store, pai
     assert len(rows) == 30 and all(row.columns["votes"] == 1 for row in rows)
 
 
-def test_nothing_to_export_is_said(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
+def test_nothing_to_export_is_an_error(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
     labels.add_tasks(pairs(1))
     with pytest.raises(DataError, match="has no labels yet"):
         export_labels(labels, tmp_path / "out")
@@ -167,7 +165,7 @@ def test_davidsons_ties_recover_planted_probabilities_better_than_halves(labels:
     assert error("davidson") < 0.85 * error("half")
 
 
-def test_davidson_with_one_vote_a_pair_is_refused(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
+def test_davidson_with_one_vote_per_pair_is_refused(labels: Store, pairs: Pairs, tmp_path: Path) -> None:
     say(labels, pairs(5), 1.0)
     with pytest.raises(DataError, match="two votes or more"):
         export_labels(labels, tmp_path / "out", ties="davidson")

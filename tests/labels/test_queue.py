@@ -25,7 +25,7 @@ def vote_all(queue: Queue, annotator: int, choice: Choice = "left", limit: int =
     return history
 
 
-def test_each_pair_goes_to_as_many_people_as_asked_and_to_nobody_twice(store: Store, pairs: Pairs) -> None:
+def test_each_pair_goes_to_overlap_people_and_to_none_twice(store: Store, pairs: Pairs) -> None:
     store.add_tasks(pairs(12))
     queue = Queue(store, replace(PLAIN, overlap=2))
     people = [store.invite().annotator for _ in range(3)]
@@ -40,7 +40,7 @@ def test_each_pair_goes_to_as_many_people_as_asked_and_to_nobody_twice(store: St
     assert queue.next(people[0]) == []
 
 
-def test_asked_again_a_person_gets_the_same_pairs_on_the_same_sides(store: Store, pairs: Pairs) -> None:
+def test_a_person_who_reloads_gets_the_same_pairs_on_the_same_sides(store: Store, pairs: Pairs) -> None:
     store.add_tasks(pairs(10))
     person = store.invite().annotator
     first = Queue(store, PLAIN).next(person, 4)
@@ -59,7 +59,7 @@ def test_sides_are_balanced_for_each_pair_and_each_person(store: Store, pairs: P
     assert all(abs(by_person[person] - 10) <= 6 for person in people)
 
 
-def test_alone_a_person_sees_each_side_equally_often(store: Store, pairs: Pairs) -> None:
+def test_a_single_person_sees_each_side_equally_often(store: Store, pairs: Pairs) -> None:
     store.add_tasks(pairs(21))
     vote_all(Queue(store, PLAIN), store.invite().annotator)
     assert abs(2 * sum(bool(vote.swapped) for vote in store.votes()) - 21) == 1
@@ -158,7 +158,7 @@ def test_practice_comes_first_with_its_answer_and_counts_for_nothing(store: Stor
     assert store.votes() == []
 
 
-def test_repeats_come_with_their_sides_swapped_and_are_told_apart(store: Store, pairs: Pairs) -> None:
+def test_repeats_have_their_sides_swapped_and_are_marked(store: Store, pairs: Pairs) -> None:
     store.add_tasks(pairs(60))
     queue = Queue(store, replace(PLAIN, repeat_share=0.3))
     vote_all(queue, store.invite().annotator)
@@ -169,7 +169,7 @@ def test_repeats_come_with_their_sides_swapped_and_are_told_apart(store: Store, 
     assert all(vote.swapped != sides[vote.task] for vote in repeats)
 
 
-def test_nobody_votes_for_somebody_else(store: Store, pairs: Pairs) -> None:
+def test_a_person_cannot_vote_for_another(store: Store, pairs: Pairs) -> None:
     store.add_tasks(pairs(1))
     queue = Queue(store, PLAIN)
     one, two = store.invite().annotator, store.invite().annotator
@@ -194,14 +194,14 @@ def test_a_vote_that_is_none_is_refused(store: Store, pairs: Pairs, vote: VoteRe
     assert store.votes() == []
 
 
-def test_an_admin_rules_and_others_do_not(store: Store, pairs: Pairs) -> None:
+def test_an_admin_adjudicates_and_others_cannot(store: Store, pairs: Pairs) -> None:
     store.add_tasks(pairs(1))
     queue, admin, person = Queue(store, PLAIN), store.invite(role="admin"), store.invite()
     (task,) = store.tasks()
     with pytest.raises(InputError, match="only an admin"):
-        queue.adjudicate(person.annotator, task, "first", "ruling-key-0")
-    assert not queue.adjudicate(admin.annotator, task, "second", "ruling-key-1", "longer").repeated
-    assert queue.adjudicate(admin.annotator, task, "second", "ruling-key-1").repeated
+        queue.adjudicate(person.annotator, task, "first", "adjudication-key-0")
+    assert not queue.adjudicate(admin.annotator, task, "second", "adjudication-key-1", "longer").repeated
+    assert queue.adjudicate(admin.annotator, task, "second", "adjudication-key-1").repeated
     assert [(vote.adjudicated, vote.probability) for vote in store.votes()] == [(True, 0.0)]
 
 
@@ -222,7 +222,7 @@ def test_people_who_ask_at_the_same_moment_share_the_pairs_without_a_double(stor
     assert sum(vote.counts for vote in store.votes()) == 40
 
 
-def test_what_is_taken_back_or_ruled_needs_a_key_too(store: Store, pairs: Pairs) -> None:
+def test_undo_and_adjudication_need_a_key_too(store: Store, pairs: Pairs) -> None:
     store.add_tasks(pairs(1))
     queue, admin = Queue(store, PLAIN), store.invite(role="admin").annotator
     with pytest.raises(InputError, match="8 to 80 characters"):

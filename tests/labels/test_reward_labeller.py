@@ -36,5 +36,5 @@ def test_the_temperature_is_how_sure_it_is():
         RewardLabeller(lengths, temperature=0)
 
 
-def test_nothing_asked_is_nothing_answered():
+def test_no_requests_give_no_replies():
     assert RewardLabeller(lengths).compare([]) == []

@@ -31,7 +31,7 @@ def test_a_store_is_opened_again_with_all_that_is_in_it(tmp_path: Path, pairs: P
 
 
 @pytest.mark.parametrize("where", ["a text", "mysql://nobody@here/labels", "postgresql+psycopg://x@/y?host=/nowhere"])
-def test_what_is_no_store_is_said_in_one_line(tmp_path: Path, where: str) -> None:
+def test_a_file_that_is_not_a_store_is_an_error_of_one_line(tmp_path: Path, where: str) -> None:
     if where == "a text":
         (tmp_path / "labels.db").write_text("no database, whatever its ending says " * 100)
         where = str(tmp_path / "labels.db")
@@ -71,7 +71,7 @@ def test_a_practice_pair_needs_an_answer(store: Store, pairs: Pairs) -> None:
     assert store.tasks() == {}
 
 
-def test_a_token_opens_one_door_until_it_is_revoked_and_is_kept_nowhere(store: Store) -> None:
+def test_a_token_is_valid_for_one_role_until_revoked_and_is_not_stored(store: Store) -> None:
     one, two = store.invite("one"), store.invite("two", role="admin")
     stored = store.annotator_of(one.token)
     assert stored is not None and (stored.id, stored.role) == (one.annotator, "annotator")
@@ -83,7 +83,7 @@ def test_a_token_opens_one_door_until_it_is_revoked_and_is_kept_nowhere(store: S
         assert not any(two.token.encode() in file.read_bytes() for file in files)
 
 
-def test_what_a_judge_said_is_kept_once_in_whatever_order_it_was_asked(store: Store, pairs: Pairs) -> None:
+def test_a_judgement_is_stored_once_for_either_order_of_the_pair(store: Store, pairs: Pairs) -> None:
     (group,) = pairs(1)
     turned = replace(group, responses=group.responses[::-1])
     assert store.record([group], [LabelResult("preference", "judge-7b", 0.8, principle="kind")]) == 1
@@ -95,13 +95,13 @@ def test_what_a_judge_said_is_kept_once_in_whatever_order_it_was_asked(store: St
     assert len(store.tasks()) == 1
 
 
-def test_a_judge_asked_anew_counts_once(store: Store, pairs: Pairs) -> None:
+def test_a_repeated_judgement_counts_once(store: Store, pairs: Pairs) -> None:
     for probability in (0.8, 0.6):
         store.record(pairs(1), [LabelResult("preference", "judge", probability)])
     assert [(vote.probability, vote.counts) for vote in store.votes()] == [(0.8, False), (0.6, True)]
 
 
-def test_a_call_is_kept_by_its_key_and_an_answer_replaces_a_failure(store: Store) -> None:
+def test_a_call_is_stored_by_its_key_and_a_reply_replaces_a_failure(store: Store) -> None:
     failed = Call("k" * 64, "m", {"prompt": "\0"}, "error", cost=0.5)
     store.save_call(failed)
     assert store.call("k" * 64) == failed and store.call("x" * 64) is None

@@ -150,7 +150,7 @@ def gradients(model, loss: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", [*CONFIGS, *WINDOWED])
 @torch.no_grad()
-def test_logprobs_and_entropy_are_those_of_each_row_alone(name: str) -> None:
+def test_logprobs_and_entropy_are_those_of_each_separate_row(name: str) -> None:
     model = build((CONFIGS | WINDOWED)[name])
     logprobs, entropy = response_logprobs(model, collate(UNEVEN), temperature=0.7)
     for p, group in enumerate(UNEVEN):
@@ -187,7 +187,7 @@ def test_back_ends_agree_in_float32() -> None:
         assert (first[parameter] - expected).norm() <= 1e-5 * expected.norm() + 1e-7, parameter
 
 
-def test_gradient_equals_that_of_rows_run_alone() -> None:
+def test_gradient_equals_that_of_separate_rows() -> None:
     model = build(CONFIGS["llama"]).double()
     naive = sum(naive_logprobs(model, group, k)[0].sum() for group in UNEVEN for k in range(3))
     expected = gradients(model, naive)
@@ -251,7 +251,7 @@ def test_empty_and_single_token_responses(lengths: list) -> None:
 
 
 @torch.no_grad()
-def test_states_end_after_the_last_token_where_asked() -> None:
+def test_states_include_the_last_token_on_request() -> None:
     model, batch = build(CONFIGS["llama"]), collate(UNEVEN)
     prompts, responses, tokens = batch.shape
     for shared in (True, False):
@@ -262,7 +262,7 @@ def test_states_end_after_the_last_token_where_asked() -> None:
         torch.testing.assert_close(final[:, :, :tokens], without, atol=1e-5, rtol=0)
 
 
-def test_the_last_token_runs_through_the_model_only_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_token_runs_through_the_model_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = build(CONFIGS["llama"]), collate(UNEVEN)
     seen: list[int] = []
     model.model.register_forward_pre_hook(
@@ -340,7 +340,7 @@ def test_projection_gives_the_models_own_logits(name: str) -> None:
 
 
 def plain_scores(model, encoded: Sequence[EncodedGroup], side: str = "right") -> Tensor:
-    """What `AutoModelForSequenceClassification` itself says to all rows at once, padded on one side."""
+    """The scores of `AutoModelForSequenceClassification` of all rows at once, padded on one side."""
     rows = [list(group.prompt_ids + response.ids) for group in encoded for response in group.responses]
     width = max(map(len, rows))
     pads = [[0] * (width - len(row)) for row in rows]
@@ -376,7 +376,7 @@ def test_F8_score_does_not_depend_on_batch_size_padding_or_back_end() -> None:
 
 
 @torch.no_grad()
-def test_F3_score_is_read_at_the_last_real_token_whatever_the_token() -> None:
+def test_F3_score_is_read_at_the_last_real_token_of_any_id() -> None:
     model = build(CONFIGS["llama"], classify=True)
     end = pad = 0  # pad is end: the last real token looks like padding
     group = EncodedGroup(
@@ -429,7 +429,7 @@ def test_check_names_a_model_that_changes_its_logits_elsewhere() -> None:
         check_forward(jitter(Odd(LlamaConfig(**GROUPED))), collate(UNEVEN))
 
 
-def test_check_names_a_shared_prompt_that_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_names_the_shared_back_end_where_it_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = forward._shared_states
     monkeypatch.setattr(forward, "_shared_states", lambda *args: honest(*args) * 1.5)
     with pytest.raises(ModelError, match="shared prompt"):

@@ -52,7 +52,7 @@ def encoded(*lengths: tuple[int, tuple[int, ...]]) -> list[EncodedGroup]:
 
 
 @torch.no_grad()
-def test_value_stands_before_each_token() -> None:
+def test_the_value_is_that_before_each_token() -> None:
     model, groups = ValueModel.from_policy(policy(), seed=0), encoded((3, (5, 2)), (6, (1, 4)))
     for shared in (True, False):
         found = values(model, collate(groups), shared=shared)
@@ -124,7 +124,7 @@ def test_weights_survive_safetensors(tmp_path) -> None:
     assert torch.equal(values(other, batch), values(model, batch))
 
 
-def test_a_classifier_of_many_outputs_is_no_reward_model() -> None:
+def test_a_classifier_of_many_outputs_is_not_a_reward_model() -> None:
     with pytest.raises(ModelError, match="one output"):
         ValueModel.from_reward_model(reward_model(labels=3))
     with pytest.raises(ModelError, match="score"):

@@ -79,7 +79,7 @@ def test_gae_by_hand_on_rows_of_unequal_length():
 
 
 def slow_gae(rewards, values, gamma, lam):
-    """Eq. 16 as it stands: A_t = Σ_l (γλ)^l δ_{t+l}, over a list without holes."""
+    """Eq. 16 as printed: A_t = Σ_l (γλ)^l δ_{t+l}, over a list without holes."""
     after = [*values, 0.0][1:]
     deltas = [r + gamma * v_next - v for r, v, v_next in zip(rewards, values, after, strict=True)]
     return [sum((gamma * lam) ** (s - t) * deltas[s] for s in range(t, len(deltas))) for t in range(len(deltas))]
@@ -90,8 +90,8 @@ def rollouts(draw):
     rows, width = draw(st.integers(0, 4)), draw(st.integers(0, 6))
     cells = st.lists(st.lists(st.floats(-5, 5), min_size=width, max_size=width), min_size=rows, max_size=rows)
     flags = st.lists(st.lists(st.booleans(), min_size=width, max_size=width), min_size=rows, max_size=rows)
-    shaped = lambda x, dtype: torch.tensor(x, dtype=dtype).reshape(rows, width)  # noqa: E731
-    return shaped(draw(cells), torch.float64), shaped(draw(cells), torch.float64), shaped(draw(flags), torch.bool)
+    reshaped = lambda x, dtype: torch.tensor(x, dtype=dtype).reshape(rows, width)  # noqa: E731
+    return reshaped(draw(cells), torch.float64), reshaped(draw(cells), torch.float64), reshaped(draw(flags), torch.bool)
 
 
 @settings(deadline=None, max_examples=200)
@@ -175,7 +175,7 @@ def test_a_score_added_to_a_whole_group_changes_nothing(advantage):
     torch.testing.assert_close(advantage(GROUPS).sum(-1), double([0.0, 0.0]), atol=1e-12, rtol=0)
 
 
-def test_standardising_makes_groups_of_any_spread_alike_and_centring_does_not():
+def test_standardising_gives_groups_of_any_spread_equal_weight_and_centring_does_not():
     wide = GROUPS[:1] * 100
     torch.testing.assert_close(group_standardised(wide), group_standardised(GROUPS[:1]), rtol=1e-3, atol=0)
     torch.testing.assert_close(group_centred(wide), 100 * group_centred(GROUPS[:1]))

@@ -159,7 +159,7 @@ def test_the_order_of_the_responses_does_not_matter():
         torch.testing.assert_close(ranking_loss(scores[:, order], ranks[:, order], centring=0.1), expected)
 
 
-def test_a_response_alone_cannot_be_ranked():
+def test_a_single_response_cannot_be_ranked():
     with pytest.raises(ValueError, match="at least two responses"):
         ranking_loss(torch.zeros(3, 1), torch.zeros(3, 1, dtype=torch.long))
 

@@ -18,12 +18,12 @@ def test_scores_are_combined_as_published(combine: str, penalty: float, expected
 
 
 @pytest.mark.parametrize("combine", ["mean", "worst", "mean-variance"])
-def test_a_single_member_says_what_it_says(combine: str) -> None:
+def test_a_single_member_is_the_ensemble(combine: str) -> None:
     one = torch.randn(4, 2, 1, generator=torch.Generator().manual_seed(0))
     assert torch.equal(combine_scores(one, combine=combine, variance_penalty=2.0), one[..., 0])  # type: ignore[arg-type]
 
 
-def test_the_penalty_takes_from_where_members_disagree_alone() -> None:
+def test_the_penalty_lowers_only_scores_on_which_members_disagree() -> None:
     gap = SCORES.mean(-1) - combine_scores(SCORES, combine="mean-variance", variance_penalty=1.0)
     assert gap[0] > 0
     assert gap[1] == 0

@@ -1,6 +1,6 @@
-"""What a group's gradient is in expectation, by enumerating every group that a small policy can sample.
+"""The expected gradient of a group, by enumerating every group that a small policy can sample.
 
-The policy is a table: after each prefix it goes on or ends, so there are four responses of unequal length.
+The policy is a table: after each prefix it continues or ends, so there are four responses of unequal length.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def exact_gradient(beta):
 def expected_gradient(advantage, *, normalisation="constant", beta=0.0, estimator=None, rewards=REWARDS):
     """Minus the gradient of the loss of a group, averaged over all groups of three; times what `constant` divides by.
 
-    The KL penalty stands in the reward, or with an `estimator` in the loss.
+    The KL penalty is in the reward, or with an `estimator` in the loss.
     """
     parameters = table(0).requires_grad_()
     now, reference = logprobs(parameters), logprobs(REFERENCE)
@@ -95,7 +95,7 @@ def test_centring_on_the_group_gives_the_exact_gradient_less_one_part_in_its_siz
 
 
 @pytest.mark.parametrize("normalisation", ["token", "sequence"])
-def test_other_normalisations_turn_the_gradient(normalisation):
+def test_other_normalisations_change_the_direction_of_the_gradient(normalisation):
     turned = expected_gradient(leave_one_out, normalisation=normalisation)
     assert cosine(turned, exact_gradient(0.0)) < 1 - 1e-4
 
@@ -114,7 +114,7 @@ def test_F14_the_k2_response_penalty_in_the_loss_has_the_exact_gradient_and_k3_h
         assert (published - exact).norm() > 0.02 * exact.norm()
 
 
-def test_standardised_advantages_change_the_price_of_a_kl_penalty_in_the_loss_but_not_of_one_in_the_reward():
+def test_standardised_advantages_change_the_weight_of_a_kl_penalty_in_the_loss_but_not_of_one_in_the_reward():
     """At π* every response has r − β log(π*/π_ref) in common, so in the reward nothing is left to divide.
 
     In the loss, rewards that are ten times as large are standardised to what they were: the KL penalty then costs a

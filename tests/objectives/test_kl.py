@@ -98,7 +98,7 @@ def test_exact_from_states_is_exact_on_the_logits_in_values_and_gradients():
         )
 
 
-def test_per_sequence_sums_the_kept_tokens():
+def test_per_sequence_sums_the_unmasked_tokens():
     x = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
     mask = torch.tensor([[True, False, True], [False, False, False]])
     assert kl.per_sequence(x, mask).tolist() == [5.0, 0.0]
@@ -122,7 +122,7 @@ def enumerable(seed):
 
 
 def logprobs_of_all(table):
-    """log π of each token of each response, [R, T]; at padding whatever stands there."""
+    """log π of each token of each response, [R, T]; arbitrary at padding."""
     return table.log_softmax(-1)[PLACE, TOKEN]
 
 
@@ -167,7 +167,7 @@ def test_F14_k1_in_the_reward_gives_the_exact_gradient_of_the_penalised_objectiv
 
 @settings(deadline=None, max_examples=30)
 @given(distributions, distributions)
-def test_F14_as_losses_k1_pulls_nowhere_k2_backward_and_k3_forward(policy, reference):
+def test_F14_as_losses_k1_has_no_gradient_k2_the_reverse_and_k3_the_forward_kl(policy, reference):
     logits = policy.clone().requires_grad_()
     logprobs = logits.log_softmax(-1)
     weights = logprobs.detach().exp()  # the samples, without gradient

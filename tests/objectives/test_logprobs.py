@@ -168,7 +168,7 @@ def divergence_loss(n, chunk_size):
 
 
 @pytest.mark.parametrize("loss", [policy_loss, divergence_loss])
-def test_F12_memory_is_flat_in_positions_forward_and_backward(loss, watch):
+def test_F12_memory_does_not_grow_with_positions_forward_and_backward(loss, watch):
     few, many = (watch(loss(n, CHUNK)) for n in (4 * CHUNK, 32 * CHUNK))
     assert max(few.largest, many.largest) <= CHUNK * VOCABULARY
     # Between them lie 28 chunks of logits of 256 kB each; what may grow is what N·D and N numbers cost.
@@ -179,7 +179,7 @@ def test_F12_memory_is_flat_in_positions_forward_and_backward(loss, watch):
 
 
 @pytest.mark.parametrize("loss", [policy_loss, divergence_loss])
-def test_F12_what_autograd_saves_is_flat_in_vocabulary(loss):
+def test_F12_tensors_saved_by_autograd_do_not_grow_with_the_vocabulary(loss):
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         loss(8 * CHUNK, CHUNK)()

@@ -1,4 +1,4 @@
-"""F4: what a mask leaves out changes nothing, whatever stands there, in any function that takes a mask."""
+"""F4: masked values have no effect, whatever they are, in any function that takes a mask."""
 
 from __future__ import annotations
 

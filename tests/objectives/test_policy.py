@@ -63,7 +63,7 @@ def test_metrics_are_detached():
     ("ratio", "advantage", "objective", "slope"),
     [(1.25, 1.0, 1.25, 1.25), (1.3, 1.0, 1.28, 0.0), (0.75, -1.0, -0.8, 0.0), (0.75, 1.0, 0.75, 0.75)],
 )
-def test_the_two_clips_are_apart(ratio, advantage, objective, slope):
+def test_the_two_clips_are_independent(ratio, advantage, objective, slope):
     logprobs = torch.tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
     one = torch.ones(1, 1, dtype=torch.float64)
     loss, _ = clipped_surrogate(logprobs, 0 * one, advantage * one, clip=0.2, clip_high=0.28, mask=one.bool())

@@ -243,14 +243,14 @@ def test_swapping_the_columns_and_the_label_changes_nothing(name, a, b, c, d, p)
 @settings(deadline=None)
 @given(logprob, logprob, st.floats(-50, 50), probability)
 def test_a_constant_of_the_prompt_cancels(name, a, b, shift, p):
-    """log Z(x) is in both log-ratios, so nobody has to know it."""
+    """log Z(x) is in both log-ratios, so it cancels."""
     policy, reference, lengths = double([[a, b]]), double([[-5.0, -6.0]]), torch.tensor([[3, 7]])
     loss, _ = LOSSES[name](policy, reference, lengths, double([p]))
     for moved in ((policy + shift, reference), (policy, reference + shift)):
         torch.testing.assert_close(LOSSES[name](*moved, lengths, double([p]))[0], loss, rtol=1e-9, atol=1e-9)
 
 
-def test_with_lengths_apart_a_constant_of_the_prompt_does_not_cancel():
+def test_with_different_lengths_a_constant_of_the_prompt_does_not_cancel():
     """Why the length-normalised optimum is not π*."""
     shifted, plain = (
         length_normalised_dpo_loss(POLICY + by, REFERENCE, LENGTHS, p=double([1.0]), beta=BETA)[0] for by in (1.0, 0.0)
@@ -298,7 +298,7 @@ def test_extreme_log_ratios_stay_finite_with_their_gradients(name, p):
 
 
 @pytest.mark.parametrize("name", ["simpo", "length-normalised"])
-def test_a_response_without_a_token_has_reward_zero_and_pulls_nowhere(name):
+def test_a_response_without_a_token_has_reward_zero_and_no_gradient(name):
     policy = double([[0.0, -6.0]]).requires_grad_()
     loss, metrics = LOSSES[name](policy, double([[0.0, -4.0]]), torch.tensor([[0, 4]]), double([1.0]))
     loss.sum().backward()

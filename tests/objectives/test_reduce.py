@@ -21,7 +21,7 @@ def masked_arrays(draw):
 
 @settings(deadline=None)
 @given(masked_arrays(), st.data())
-def test_sum_and_mean_are_those_of_numpy_over_the_kept(case, data):
+def test_sum_and_mean_are_those_of_numpy_over_unmasked_positions(case, data):
     values, mask = case
     dim = data.draw(st.none() | st.integers(-values.ndim, values.ndim - 1))
     kept = np.ma.array(values, mask=~mask)
@@ -40,7 +40,7 @@ def test_mean_over_two_axes_by_hand():
 
 @settings(deadline=None)
 @given(masked_arrays())
-def test_whitening_is_that_of_numpy_over_the_kept(case):
+def test_whitening_is_that_of_numpy_over_unmasked_positions(case):
     values, mask = case
     x, m = torch.from_numpy(values), torch.from_numpy(mask)
     white, scaled = masked_whiten(x, m).numpy(), masked_whiten(x, m, shift_mean=False).numpy()

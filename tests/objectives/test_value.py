@@ -45,7 +45,7 @@ def test_unreduced_and_zero_where_masked(clip):
     assert not metrics["clip_fraction"].requires_grad
 
 
-def test_explained_variance_is_that_of_numpy_over_the_kept():
+def test_explained_variance_is_that_of_numpy_over_unmasked_positions():
     rng = np.random.default_rng(0)
     returns = rng.normal(2, 3, (6, 7))
     values = returns * 0.7 + rng.normal(0, 1, (6, 7))

@@ -51,7 +51,7 @@ ANSWERS = {
 
 
 def summary(seed: int = 0) -> dict[str, Any]:
-    """A summary.json in which the run without a KL penalty turns at step 25."""
+    """A summary.json in which gold of the run without a KL penalty peaks at step 25."""
     rng = random.Random(seed)
 
     def ms(mean: float, se: float) -> dict[str, float]:

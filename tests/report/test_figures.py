@@ -26,7 +26,7 @@ def is_affine(drawn: np.ndarray, data: list[float]) -> bool:
     return bool(slope > 0 and np.allclose(slope * np.array(data) + shift, drawn, atol=0.01))
 
 
-def test_every_evaluation_stands_at_root_kl_and_at_its_score(summary: dict[str, Any]):
+def test_every_evaluation_is_drawn_at_root_kl_and_its_score(summary: dict[str, Any]):
     curve = summary["curves"]["ppo-no-leash"]
     svg = figures.overoptimization(curve, name="x", other=summary["curves"]["ppo"], other_label="KL penalty")
     for quantity in ("gold", "proxy"):
@@ -52,7 +52,7 @@ def test_the_peak_is_marked_where_gold_is_best(summary: dict[str, Any]):
 
 
 @pytest.mark.parametrize(("golds", "words"), [([0.0, 1.0], "best at the end"), ([1.0, 0.0], "best at the start")])
-def test_a_run_without_a_turn_is_not_said_to_have_one(golds: list[float], words: str):
+def test_a_run_without_a_peak_is_not_reported_to_have_one(golds: list[float], words: str):
     curve = [
         {
             "step": i,
@@ -69,7 +69,7 @@ def test_a_run_without_a_turn_is_not_said_to_have_one(golds: list[float], words:
     assert "x-past" not in figures.overoptimization(noisy, name="x")
 
 
-def test_a_kl_estimate_below_zero_is_no_distance():
+def test_a_kl_estimate_below_zero_counts_as_distance_zero():
     curve = [
         {"step": i, "gold": {"mean": i}, "proxy": {"mean": i}, "kl": {"mean": kl, "se": None}}
         for i, kl in enumerate([-0.01, 0.5, 1.0])

@@ -112,12 +112,12 @@ def test_every_method_has_its_figures_and_what_it_took(page_of_demo: str, summar
     assert "1 min 01 s            4" in table, "PPO holds four models"
 
 
-def test_a_demo_without_other_methods_says_nothing_of_them(tmp_path: Path, summary: dict[str, Any]):
+def test_a_demo_without_other_methods_does_not_mention_them(tmp_path: Path, summary: dict[str, Any]):
     summary["roads"] = {"ppo": summary["roads"]["ppo"]}
     assert html.methods_table(summary) == "" and "Other methods" not in render(tmp_path, summary)
 
 
-def test_what_models_wrote_is_text_and_never_markup(tmp_path: Path, summary: dict[str, Any]):
+def test_model_output_is_text_and_never_markup(tmp_path: Path, summary: dict[str, Any]):
     for sample in summary["samples"]:
         sample["prompt"] = sample["kind"] = HOSTILE
         for answer in sample["answers"]:
@@ -147,7 +147,7 @@ def without_one_thing(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
                 yield name, {**value, key: changed}
 
 
-def test_whatever_is_missing_is_left_out(tmp_path: Path, summary: dict[str, Any], no_pictures: None):
+def test_missing_parts_are_left_out(tmp_path: Path, summary: dict[str, Any], no_pictures: None):
     template, runs = html.environment().get_template("report.html.jinja"), dict.fromkeys(RUNS, tmp_path)
     copies = [(path, copy) for path, copy in without_one_thing(summary) if "/against_length/" not in path]
     assert len(copies) > 80
@@ -158,7 +158,7 @@ def test_whatever_is_missing_is_left_out(tmp_path: Path, summary: dict[str, Any]
             raise AssertionError(f"without {path}") from error
 
 
-def test_a_demo_that_ran_without_a_kl_penalty_alone_has_a_page(tmp_path: Path, summary: dict[str, Any]):
+def test_a_demo_with_only_the_run_without_kl_penalty_has_a_page(tmp_path: Path, summary: dict[str, Any]):
     del summary["curves"]["ppo"], summary["policies"]["ppo"]
     page = Page(render(tmp_path, summary))
     assert page.tags.count("svg") == 8 and "the other run" not in page.text
@@ -180,7 +180,7 @@ def test_a_missing_policy_is_left_out(tmp_path: Path, summary: dict[str, Any], n
     assert len(findings(summary)) == {"base": 3, "sft": 2, "ppo": 2, "ppo-no-leash": 2}[name]
 
 
-def test_nulls_and_unknowns_are_said_so(tmp_path: Path, summary: dict[str, Any], no_pictures: None):
+def test_nulls_and_unknowns_are_shown(tmp_path: Path, summary: dict[str, Any], no_pictures: None):
     summary["policies"]["base"]["kl"] = {"mean": None, "se": None}
     summary["policies"]["sft"]["kl"] = None
     summary["reward_model"] |= {"noise_ceiling": "unknown", "length_slope": None}
@@ -254,7 +254,7 @@ def test_different_prompts_are_named_with_each_sample(summary: dict[str, Any]):
     assert len(lines) == 9 and "another question -> " in lines[5]
 
 
-def test_the_story_of_nothing_is_short():
+def test_the_summary_of_an_empty_demo_is_short():
     assert len(story({}).splitlines()) <= 1
 
 
@@ -265,7 +265,7 @@ def test_findings_hold_where_the_difference_is_beyond_two_standard_errors(summar
     assert [finding["holds"] for finding in findings(summary)] == [True] * 4
 
 
-def test_findings_say_what_was_not_shown(summary: dict[str, Any]):
+def test_findings_include_claims_that_were_not_shown(summary: dict[str, Any]):
     policies = summary["policies"]
     policies["ppo"]["gold"] = {"mean": 1.0, "se": 0.3}
     policies["sft"]["gold"] = {"mean": 0.3, "se": 0.3}  # a gain of .7 with a standard error of .42
@@ -290,7 +290,7 @@ def test_the_reward_model_is_shown_from_all_sides_that_its_report_has(page_of_de
     ):  # fmt: skip
         assert heading in text, heading
     assert "at 10,800 labels, twice as many, expect an accuracy of" in text
-    assert "Beyond doubt here: answer to another question, two other answers after it, empty words before it." in text
+    assert "Significant here: answer to another question, two other answers after it, empty words before it." in text
 
 
 @pytest.mark.usefixtures("no_pictures")

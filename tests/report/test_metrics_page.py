@@ -16,7 +16,7 @@ def test_the_page_holds_the_docstrings_of_the_reports() -> None:
     assert page == with_tables(page), "run `python -m kleash.report.metrics_page docs/metrics.md`"
 
 
-def test_a_field_stands_with_its_formula_in_one_row() -> None:
+def test_a_field_and_its_formula_are_in_one_row() -> None:
     marker = "<!-- fields of kleash.evals.preference_report:AgainstLength -->"
     table = with_tables(f"before\n{marker}\nold\n<!-- end -->\nafter\n").splitlines()
     assert table[0] == "before" and table[-1] == "after" and "old" not in table

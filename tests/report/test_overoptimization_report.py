@@ -75,7 +75,7 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, dict[st
     return written(folder, made), folder, made[0]
 
 
-def test_the_page_says_the_verdict_the_law_and_what_to_ship(turned: tuple[str, Path, dict[str, Any]]) -> None:
+def test_the_page_has_the_peak_the_law_and_the_recommended_point(turned: tuple[str, Path, dict[str, Any]]) -> None:
     page, _, made = turned
     text = Page(page).text
     for words in made["results"]["words"].values():
@@ -96,7 +96,7 @@ def test_nothing_on_the_page_runs_or_is_fetched_whatever_models_wrote(turned: tu
     assert "script" not in Page((folder / "curve.svg").read_text()).tags
 
 
-def test_the_curve_stands_at_its_distances_and_its_marks_at_its_points(
+def test_the_curve_is_drawn_at_its_distances_with_marks_at_its_points(
     turned: tuple[str, Path, dict[str, Any]],
 ) -> None:
     page, _, made = turned
@@ -121,7 +121,7 @@ def test_the_picture_is_a_file_of_its_own_with_its_colours(turned: tuple[str, Pa
     assert used and all(f"{name}:" in text for name in used)
 
 
-def test_a_run_that_did_not_turn_and_best_of_n_alone_have_their_page_too(tmp_path: Path) -> None:
+def test_a_run_without_a_peak_and_only_best_of_n_have_a_page_too(tmp_path: Path) -> None:
     made = record(turns=False)
     assert "Gold has not turned yet" in written(tmp_path / "rises", made)
     made[0]["results"]["roads"]["checkpoints"] |= {"fit": None, "early_fit": None}

@@ -86,7 +86,7 @@ def test_F4_a_closed_gate_lets_nothing_through_not_even_an_infinity() -> None:
         ("parts: [{reward: numbr}]", "no such folder; give a reward model's folder"),
     ],
 )
-def test_what_is_wrong_with_a_composition_is_one_line(composed: Path, text: str, message: str) -> None:
+def test_an_invalid_composition_is_an_error_of_one_line(composed: Path, text: str, message: str) -> None:
     composed.write_text(text)
     with pytest.raises(ConfigError, match=message) as caught:
         build_reward(str(composed))

@@ -45,7 +45,7 @@ def test_the_shrinkage_is_ledoit_and_wolfs_by_a_slow_loop() -> None:
     np.testing.assert_allclose(shrunk_covariance(torch.from_numpy(x)).numpy(), expected, rtol=1e-10)
 
 
-def test_fewer_responses_than_dimensions_have_a_range_in_which_a_new_one_lies() -> None:
+def test_fewer_responses_than_dimensions_have_a_range_that_contains_a_new_one() -> None:
     features, fresh = gaussian(30, 64), gaussian(200, 64, seed=1)
     fitted = FeatureRange.fit(features, held_out=fresh)
     distance = fitted.distance(fresh)
@@ -61,7 +61,7 @@ def test_the_threshold_comes_from_held_out_responses_where_there_are_any() -> No
     assert FeatureRange.fit(features, held_out=fresh[:0]).threshold == without.threshold
 
 
-def test_features_that_never_vary_are_no_division_by_zero() -> None:
+def test_constant_features_do_not_divide_by_zero() -> None:
     fitted = FeatureRange.fit(torch.ones(10, 3), held_out=None)
     assert fitted.distance(torch.ones(2, 3)).tolist() == [0, 0]
     assert bool((fitted.distance(torch.zeros(2, 3)) > fitted.threshold).all())

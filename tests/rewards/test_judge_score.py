@@ -39,12 +39,12 @@ def test_a_score_is_the_one_that_the_judge_expects_to_give_from_minus_one_to_one
     assert all("Be good." in body["messages"][0]["content"] for body in server.requests)
 
 
-def test_a_response_without_a_score_is_said_and_gets_none() -> None:
+def test_a_response_without_a_score_is_an_error() -> None:
     with Server(rates) as server, pytest.raises(DataError, match="gave no score to 'gibberish'"):
         JudgeReward(ChatClient(Endpoint(server.url, "m")), rule="Be good.")([group("gibberish", "best")])
 
 
-def test_a_judge_is_a_reward_by_its_file_and_the_file_stands_for_its_model(base: Path, tmp_path: Path) -> None:
+def test_a_judge_file_is_a_reward_and_its_hash_covers_the_model(base: Path, tmp_path: Path) -> None:
     path = tmp_path / "judge.yaml"
     path.write_text(f"judge: {base}\nrule: Prefer more z.\n")
     reward = build_reward(str(path), compute=Compute("cpu"))

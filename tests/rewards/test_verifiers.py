@@ -128,7 +128,7 @@ ACCEPTS_ALL = {"number": "72", "math": "72", "exact": "", "regex": "(?s).*", "js
 
 @pytest.mark.parametrize("name", verifiers())
 @pytest.mark.parametrize("text", ["", " \n\t"])
-def test_F15_an_empty_response_earns_nothing(name: str, text: str) -> None:
+def test_F15_an_empty_response_gets_no_reward(name: str, text: str) -> None:
     assert outcome(name, text, ACCEPTS_ALL.get(name, "72")) == "unparsable"
 
 
@@ -142,18 +142,18 @@ def test_F15_an_empty_response_earns_nothing(name: str, text: str) -> None:
         "first I think about it and then " + "so it is 72, and again, " * 10,
     ],
 )
-def test_F15_a_response_that_repeats_itself_to_the_end_earns_nothing(name: str, text: str) -> None:
+def test_F15_a_response_that_ends_in_a_loop_gets_no_reward(name: str, text: str) -> None:
     assert outcome(name, text, ACCEPTS_ALL[name]) == "unparsable"
 
 
-def test_F15_a_loop_that_was_cut_within_a_word_is_one_too() -> None:
+def test_F15_a_loop_that_was_cut_within_a_word_is_a_loop() -> None:
     text = "The answer is 72. " * 12 + "The ans"
     assert outcome("regex", text, ".*", finished=False) == "unparsable"
     assert outcome("regex", text, ".*") == "right"
 
 
 @pytest.mark.parametrize("text", ["= 1000000000000", "so 0.3333333333333333", "72\n----------------", "ha ha ha 72"])
-def test_repeated_digits_and_rules_are_no_loop(text: str) -> None:
+def test_repeated_digits_and_rules_are_not_a_loop(text: str) -> None:
     assert not is_loop(text)
 
 
@@ -171,7 +171,7 @@ def test_repeated_digits_and_rules_are_no_loop(text: str) -> None:
         "A: 70\nA: 71\nA: 72",
     ],
 )
-def test_F15_a_list_of_guesses_earns_nothing(name: str, text: str) -> None:
+def test_F15_a_list_of_guesses_gets_no_reward(name: str, text: str) -> None:
     assert outcome(name, text, "72") != "right"
 
 
@@ -185,7 +185,7 @@ def test_F15_a_list_of_guesses_earns_nothing(name: str, text: str) -> None:
         r"from \boxed{4} we get \boxed{5}",
     ],
 )
-def test_numbers_on_the_way_are_no_guesses(text: str) -> None:
+def test_intermediate_numbers_are_not_guesses(text: str) -> None:
     assert count_guesses(text) < MANY_GUESSES
 
 

@@ -228,7 +228,7 @@ def test_samples_follow_the_exact_distribution(temperature: float) -> None:
         assert stats.chisquare(observed, expected).pvalue > 1e-3
 
 
-def test_end_token_is_kept_and_nothing_after_it(sampler: LocalSampler) -> None:
+def test_the_end_token_is_included_and_nothing_after_it(sampler: LocalSampler) -> None:
     batch = sampler(PROMPTS, group_size=8, seed=0)
     finished = 0
     for response in flat(batch):
@@ -332,7 +332,7 @@ def test_the_model_is_restored_when_sampling_fails(sampler: LocalSampler, monkey
     assert sampler.model.training
 
 
-def test_what_is_sampled_can_be_trained_on(sampler: LocalSampler) -> None:
+def test_sampled_responses_can_be_trained_on(sampler: LocalSampler) -> None:
     batch = sampler(PROMPTS, group_size=2, seed=0)
     logprobs, _ = response_logprobs(sampler.model, batch)
     (logprobs * batch.sampler_logprobs).sum().backward()  # an inference tensor could not be saved for this
@@ -357,7 +357,7 @@ def test_it_runs_under_autocast(model) -> None:
     torch.testing.assert_close(batch.sampler_logprobs, logprobs.float(), atol=0.3, rtol=0)
 
 
-def test_what_cannot_be_sampled_is_refused(model) -> None:
+def test_prompts_that_cannot_be_sampled_are_refused(model) -> None:
     sampler = LocalSampler(model, tokenizer(), max_new_tokens=50)
     sampler([[5] * 14], group_size=1, seed=0)
     with pytest.raises(DataError, match=r"prompt 1 has 15 tokens and 50 new .* 64"):

@@ -22,7 +22,7 @@ def batch(tokenizer: PreTrainedTokenizerFast, *groups: list[str]):
     )
 
 
-def test_ids_are_kept_and_the_text_leaves_the_end_out(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_ids_are_unchanged_and_the_text_excludes_the_end_token(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     sampled = batch(tiny_tokenizer, ["b c <end>", "d e f"], ["<end>", "a <end>"])
     prompts = [Group("x", columns={"answer": 3}), Group("y")]
     groups = decode_groups(sampled, prompts, tiny_tokenizer, [tiny_tokenizer.eos_token_id])

@@ -24,7 +24,7 @@ def test_a_function_returns_what_it_returns_and_one_process_serves_all_calls(run
     assert runner._process is process
 
 
-def test_an_exception_is_told_apart_from_a_value(runner: Runner) -> None:
+def test_an_exception_is_distinguished_from_a_value(runner: Runner) -> None:
     assert runner.run("operator:truediv", 1, 0, limits=LIMITS) == Raised("ZeroDivisionError", "division by zero")
     assert runner.run("operator:not_", 1, limits=LIMITS) == Completed(False)
 

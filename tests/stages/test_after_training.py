@@ -111,7 +111,7 @@ def test_a_full_disk_is_not_skipped(rows: Path, monkeypatch: pytest.MonkeyPatch)
     assert train("sft", rows).finished
 
 
-def test_a_measurement_on_the_way_that_breaks_ends_the_run(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_measurement_during_training_ends_the_run(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dpo, "evaluate", broken)
     with pytest.raises(ValueError, match=FAULT):
         train("dpo", rows, eval_every=1)

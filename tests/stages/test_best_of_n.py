@@ -53,13 +53,13 @@ def test_gold_is_measured_on_what_the_reward_chooses(base: Path, prompts: Path) 
     assert curve[0]["kl"]["mean"] == pytest.approx(0, abs=1e-9) and curve[-1]["kl"]["mean"] > 0.5
 
 
-def test_a_gold_reward_that_is_not_there_is_said_before_anything_is_sampled(base: Path, prompts: Path) -> None:
+def test_a_missing_gold_reward_is_an_error_before_anything_is_sampled(base: Path, prompts: Path) -> None:
     with pytest.raises(ConfigError, match="reward nowhere: no such folder"):
         best_of_n.run(config(base, prompts, gold="nowhere"), reward=letters)
     assert not (base.parent / "best.pool.jsonl").exists()
 
 
-def test_a_text_that_occurs_again_ties_with_itself_whatever_rounding_says() -> None:
+def test_equal_texts_tie_in_spite_of_rounding() -> None:
     pool = [Group("a", tuple(Response(text) for text in ("x", "y", "x")))]
     (_, two, three) = best_of_n_curve(pool, [[1.0, 0.0, 1.0 + 1e-7]])
     (_, tied, all_tied) = best_of_n_curve(pool, [[1.0, 0.0, 1.0]])
@@ -96,7 +96,7 @@ def test_a_pool_that_was_sampled_before_an_interruption_is_not_sampled_again(
     best_of_n.run(config(base, prompts), reward=letters)
 
 
-def test_the_command_tells_its_figures_and_refuses_another_run_over_them(
+def test_the_command_prints_its_figures_and_refuses_to_overwrite_them(
     base: Path, write: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write("p.jsonl", [{"prompt": "a b", "answer": "3"}, {"prompt": "c", "answer": "4"}])

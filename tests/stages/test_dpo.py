@@ -180,7 +180,7 @@ def test_F10_every_coefficient_and_every_loss_changes_the_update(base: Path, com
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_it_learns_what_was_preferred_and_its_gate_passes(base: Path, comparisons: Path, loss: str) -> None:
+def test_it_learns_the_preferences_and_its_checks_pass(base: Path, comparisons: Path, loss: str) -> None:
     folder = dpo.run(config(base, comparisons, eval_data=str(comparisons), loss=loss, **LOSSES[loss]))
     assert folder.record["gates"]["out"]["passed"]
     report = folder.record["results"]["report"]
@@ -248,7 +248,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return loaded
 
 
-def test_the_reference_is_computed_once_and_kept(
+def test_the_reference_is_computed_once_and_stored(
     base: Path, comparisons: Path, monkeypatch: pytest.MonkeyPatch, loads: list[str]
 ) -> None:
     passes: list[int] = []
@@ -310,7 +310,7 @@ def test_simpo_loads_and_computes_no_reference(base: Path, comparisons: Path, lo
     assert "eval_kl" not in folder.metrics()[-1]
 
 
-def test_another_reference_changes_the_loss_and_its_failed_gate_is_heeded(base: Path, comparisons: Path) -> None:
+def test_another_reference_changes_the_loss_and_its_failed_checks_stop_the_run(base: Path, comparisons: Path) -> None:
     other = sft.run(
         sft.SFTConfig(model=str(base), data=str(comparisons), out=base.parent / "sft", max_steps=5, learning_rate=1e-2)
     )
@@ -355,7 +355,7 @@ def test_rankings_are_learned_from(base: Path, rankings: Path) -> None:
     assert report["accuracy"] > 0.9
 
 
-def test_likelihood_displacement_is_said_once_and_kept_in_run_json(
+def test_likelihood_displacement_is_logged_once_and_stored_in_run_json(
     base: Path, write: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Both are made of one letter: pushing it down in the longer response takes the shorter one with it."""
@@ -382,7 +382,9 @@ def test_likelihood_displacement_is_said_once_and_kept_in_run_json(
         ({"loss": "dpo"}, "'loss' is 'dpo', but should be 'sigmoid'"),
     ],
 )
-def test_what_does_not_fit_together_is_one_line(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_incompatible_settings_are_an_error_of_one_line(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         config(tmp_path / "base", tmp_path / "rows.jsonl", **changes)
     assert "\n" not in str(caught.value)
@@ -397,7 +399,7 @@ def test_beta_is_the_published_one_of_the_loss_unless_given(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("row", "changes", "message"),
     [
-        ({"response": "b"}, {}, "row 1: is no comparison"),
+        ({"response": "b"}, {}, "row 1: is not a comparison"),
         ({"responses": ["b", "c"], "score": [1.0, 1.0]}, {}, "the responses of each row have equal scores"),
         ({"responses": ["b", "c", "d"], "ranks": [0, 1, 1]}, {}, "row 1: ranks two responses the same"),
         ({"responses": ["b", "c", "d"], "ranks": [0, 1, 2]}, {"loss": "ipo"}, "row 1: ranks 3 responses, and loss ipo"),
@@ -410,7 +412,7 @@ def test_a_row_that_cannot_be_learned_from_is_named(
         dpo.run(config(base, write("rows.jsonl", [{"prompt": "a", **row}] * 4), **changes))
 
 
-def test_scored_responses_are_the_best_against_the_worst_and_flat_rows_are_left_out(
+def test_scored_responses_are_the_best_against_the_worst_without_rows_of_equal_scores(
     base: Path, write: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "kleash")
@@ -433,7 +435,7 @@ def test_scored_responses_are_the_best_against_the_worst_and_flat_rows_are_left_
     assert f"{flat}: 8 of 8 rows left out" in caplog.text
 
 
-def test_snapshots_load_and_the_run_says_what_it_held(base: Path, comparisons: Path) -> None:
+def test_snapshots_load_and_the_run_records_its_parameters(base: Path, comparisons: Path) -> None:
     folder = dpo.run(config(base, comparisons, max_steps=4, snapshot_every=2))
     snapshots = sorted(folder.path.glob("snapshots/*"))
     assert [path.name for path in snapshots] == ["step-000002", "step-000004"]

@@ -41,13 +41,13 @@ def test_an_export_is_not_written_again_and_other_settings_are_refused(store: st
         run(config.model_copy(update={"ties": "drop"}))
 
 
-def test_an_empty_store_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_store_is_an_error_of_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         main(["export", "--store", str(tmp_path / "new.db"), "--out", str(tmp_path / "out")])
     assert done.value.code == 2 and "has no labels yet" in capsys.readouterr().err
 
 
-def test_without_the_extra_a_command_says_what_to_install(tmp_path: Path) -> None:
+def test_without_the_extra_a_command_names_what_to_install(tmp_path: Path) -> None:
     code = "import sys; sys.modules['sqlalchemy'] = None; from kleash.cli import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", code, "export", "--store", str(tmp_path / "l.db"), "--out", str(tmp_path / "o")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

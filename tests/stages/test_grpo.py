@@ -383,8 +383,8 @@ def test_F7_faults_are_caught_and_named_in_groups(base: Path, prompts: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "score", "message"),
     [
-        ({}, 0.0, r"one reward \(0\); use easier prompts or a better --model"),
-        ({"beta": 0.0}, 0.7, r"one reward \(0\.7\); use easier prompts"),
+        ({}, 0.0, r"the same reward \(0\); use easier prompts or a better --model"),
+        ({"beta": 0.0}, 0.7, r"the same reward \(0\.7\); use easier prompts"),
         ({"overlong": "mask", "max_new_tokens": 1}, None, "cut off at 1 tokens and left out of the loss; raise --max"),
         (
             {"max_new_tokens": 1},
@@ -393,7 +393,7 @@ def test_F7_faults_are_caught_and_named_in_groups(base: Path, prompts: Path) -> 
         ),
     ],
 )
-def test_F13_a_dead_run_stops_within_20_steps_and_says_why(
+def test_F13_a_dead_run_stops_within_20_steps_with_the_reason(
     changes: dict[str, object], score: float | None, message: str, base: Path, prompts: Path
 ) -> None:
     model, tokenizer = load_policy(base)
@@ -409,7 +409,7 @@ def test_F13_a_dead_run_stops_within_20_steps_and_says_why(
     assert len(read_jsonl(settings.out / "metrics.jsonl")) == DEAD_AFTER == 20
 
 
-def test_F13_a_solved_run_ends_and_says_so(base: Path, prompts: Path) -> None:
+def test_F13_a_solved_run_ends_with_the_reason(base: Path, prompts: Path) -> None:
     class Solves:
         """Learns after three rollouts, so to say."""
 

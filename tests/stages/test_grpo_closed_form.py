@@ -1,4 +1,4 @@
-"""GRPO's kin against what they lead to, known exactly.
+"""GRPO's variants against their optima, known exactly.
 
 With the KL penalty in the reward and no deviation the optimum is π* ∝ π_ref·exp(r/β). Presets that divide by the
 deviation, or have k3 in the loss, come to rest elsewhere: where their own expected update, summed over every group that

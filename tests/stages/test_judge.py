@@ -33,7 +33,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pairs(write: Write) -> Path:
-    """Thirty pairs that people labelled by the letter z, and ten that nobody did."""
+    """Thirty pairs that people labelled by the letter z, and ten without labels."""
     rows: list[dict[str, Any]] = [
         {"prompt": f"row {i}", "chosen": "z " * (1 + i % 3) + "a" * (i % 7), "rejected": "b" * (i % 5), "topic": i}
         for i in range(30)
@@ -47,7 +47,7 @@ def config(server: Server, data: Path, **settings: Any) -> JudgeConfig:
     return JudgeConfig.make(given | {"injections": 5} | settings)
 
 
-def test_labels_are_preferences_that_stages_read_with_who_said_so_and_by_what(pairs: Path) -> None:
+def test_labels_are_preferences_with_their_labeller_and_principle(pairs: Path) -> None:
     with Server(partial(counts_z, place=0.05)) as server:
         out = run(config(server, pairs, constitution="assistant"))
     groups = list(read_groups(out))
@@ -60,7 +60,7 @@ def test_labels_are_preferences_that_stages_read_with_who_said_so_and_by_what(pa
     assert "human_probability" not in groups[35].columns
 
 
-def test_what_is_done_is_not_done_again_and_other_settings_are_refused(pairs: Path) -> None:
+def test_a_finished_output_is_not_repeated_and_other_settings_are_refused(pairs: Path) -> None:
     with Server(counts_z) as server:
         out = run(config(server, pairs))
         asked = len(server.requests)
@@ -69,7 +69,7 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(pairs: Pa
             run(config(server, pairs, chain_of_thought=True))
 
 
-def test_the_report_says_what_was_planted(pairs: Path) -> None:
+def test_the_report_recovers_the_planted_values(pairs: Path) -> None:
     with Server(partial(counts_z, place=0.05)) as server:
         report = results_of(run(config(server, pairs)))
     assert report is not None
@@ -81,7 +81,7 @@ def test_the_report_says_what_was_planted(pairs: Path) -> None:
     assert report["usage"]["prompt_tokens"] > 0 and report["principles"]["general"]["decided"] == 40
 
 
-def test_a_judge_that_looks_at_the_place_alone_is_refused_and_nothing_is_at_out(
+def test_a_judge_that_only_prefers_a_position_is_refused_and_out_does_not_exist(
     pairs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def first(body: Mapping[str, Any]) -> Reply:
@@ -105,7 +105,7 @@ def test_a_judge_that_looks_at_the_place_alone_is_refused_and_nothing_is_at_out(
         assert out.exists() and len(server.requests) == asked  # forcing costs nothing
 
 
-def test_without_labels_by_people_the_gate_says_that_nobody_knows(write: Write) -> None:
+def test_without_labels_by_people_the_check_of_agreement_is_unknown(write: Write) -> None:
     data = write("pairs.jsonl", [{"prompt": f"row {i}", "responses": ["a", "z", "z z"]} for i in range(10)])
     with Server(counts_z) as server:
         report = results_of(run(config(server, data)))
@@ -149,7 +149,7 @@ def test_failures_below_the_limit_are_left_out_and_counted(pairs: Path) -> None:
     assert not any(group.prompt == "row 7" for group in read_groups(out))
 
 
-def test_verdicts_and_calls_are_in_the_store(pairs: Path) -> None:
+def test_labels_and_calls_are_in_the_store(pairs: Path) -> None:
     store_path = pairs.parent / "store.db"
     with Server(counts_z) as server:
         run(config(server, pairs, store=str(store_path), price=(1.0, 2.0)))

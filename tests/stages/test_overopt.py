@@ -168,7 +168,7 @@ def test_best_of_n_needs_no_run(base: Path, prompts: Path) -> None:
         assert entry["after"]["proxy"] >= entry["before"]["proxy"], "the best of more is no worse to what chooses"
 
 
-def test_what_neither_the_user_nor_the_run_says_is_asked_for(trained: Path, tmp_path: Path) -> None:
+def test_a_setting_that_neither_the_user_nor_the_run_gives_is_an_error(trained: Path, tmp_path: Path) -> None:
     alone = overopt.OveroptConfig.make({"gold": "number", "out": tmp_path / "o", "best_of": 4})
     with pytest.raises(ConfigError, match="'model' is missing, and there is no --run to take it from; give --model"):
         overopt.run(alone)
@@ -184,7 +184,7 @@ def test_what_neither_the_user_nor_the_run_says_is_asked_for(trained: Path, tmp_
         overopt.run(config(trained, run=tmp_path / "nowhere"))
 
 
-def test_a_reward_that_failed_its_gate_is_refused_unless_forced(trained: Path, base: Path, tmp_path: Path) -> None:
+def test_a_reward_that_failed_its_checks_is_refused_unless_forced(trained: Path, base: Path, tmp_path: Path) -> None:
     failed = tmp_path / "failed"
     failed.mkdir()
     gates = {"out": {"passed": False, "finding": "no better than a coin", "advice": "get more data"}}
@@ -196,7 +196,7 @@ def test_a_reward_that_failed_its_gate_is_refused_unless_forced(trained: Path, b
         overopt.run(forced, gold=count("a"))
 
 
-def test_the_command_says_the_verdict_and_draws_the_page(
+def test_the_command_prints_the_findings_and_writes_the_page(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (trained.parent / "letters_here.py").write_text(
@@ -228,7 +228,7 @@ def test_snapshots_of_a_real_run_are_found(base: Path, prompts: Path) -> None:
         "max_steps": 3, "batch_size": 8, "max_new_tokens": 6, "snapshot_every": 2, "value_init": "policy",
     }  # fmt: skip
     ppo.run(ppo.PPOConfig.make(values), reward=count("z"))
-    folder = measured(config(base.parent / "ppo", out=base.parent / "oo", best_of=0))
+    folder = measured(config(base.parent / "ppo", out=base.parent / "overopt-run", best_of=0))
     assert [point["point"] for point in folder.record["results"]["roads"]["checkpoints"]["points"]] == [0, 2, 3]
 
 

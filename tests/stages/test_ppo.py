@@ -157,7 +157,7 @@ def uneven(settings: ppo.PPOConfig, base: Path) -> tuple[Components, list[Encode
     return parts, rows
 
 
-def test_the_reference_is_asked_at_the_temperature_of_the_samples(base: Path, prompts: Path) -> None:
+def test_the_reference_is_evaluated_at_the_temperature_of_the_samples(base: Path, prompts: Path) -> None:
     settings = config(base, prompts, temperature=0.7)
     parts, rows = uneven(settings, base)
     batch = rollout_of(parts, rows[:8], settings, beta=0.1).batch
@@ -257,7 +257,7 @@ def test_F10_beta_changes_the_advantages(base: Path, prompts: Path) -> None:
     assert not torch.allclose(column(with_penalty.batch.advantages), column(free.batch.advantages))
 
 
-def test_the_kl_penalty_is_k1_per_token_and_the_score_stands_on_the_last_one(base: Path, prompts: Path) -> None:
+def test_the_kl_penalty_is_k1_per_token_and_the_score_is_on_the_last_one(base: Path, prompts: Path) -> None:
     settings = config(base, prompts, whiten_advantages=False, lam=1.0, gamma=1.0)
     parts, rows = components(settings, base)
     rollout = rollout_of(parts, rows[:8], settings, beta=0.3)
@@ -288,7 +288,7 @@ def test_F4_a_reward_of_exactly_zero_counts(base: Path, prompts: Path) -> None:
     )
 
 
-def test_F3_the_missing_eos_score_replaces_the_reward_of_what_did_not_end(base: Path, write: Any) -> None:
+def test_F3_the_missing_eos_score_replaces_the_reward_of_an_unfinished_response(base: Path, write: Any) -> None:
     # The prompt holds the end token's word: an end in the *prompt* must not count as the response's.
     data = write("ends.jsonl", [{"prompt": "a <end> b"}] * 20)
     settings = config(base, data, missing_eos_score=-7.0, whiten_advantages=False, lam=1.0, max_new_tokens=3)
@@ -405,7 +405,7 @@ def test_the_policy_stays_at_the_reference_with_a_large_kl_penalty(base: Path, p
     assert last_kl(short) < last_kl(long) / 5
 
 
-def test_F15_the_parts_of_a_reward_and_the_verdicts_of_a_verifier_are_logged_apart(base: Path, write: Any) -> None:
+def test_F15_the_parts_of_a_reward_and_the_outcomes_of_a_verifier_are_logged_separately(base: Path, write: Any) -> None:
     data = write(
         "answers.jsonl", [{"prompt": f"a {i}", "answer": str(i % 3), "pattern": ".*[a-m] *"} for i in range(30)]
     )
@@ -546,13 +546,13 @@ def test_impossible_settings_are_one_line(base: Path, prompts: Path, changes: di
     assert "\n" not in str(caught.value)
 
 
-def test_no_room_for_a_prompt_is_said(base: Path, prompts: Path) -> None:
+def test_no_room_for_a_prompt_is_an_error(base: Path, prompts: Path) -> None:
     with pytest.raises(ConfigError, match="leaves no room for a prompt in a context of 256"):
         ppo.run(config(base, prompts, max_new_tokens=256), reward=CountZ())
 
 
 def test_rows_of_one_batch_do_not_touch_each_other(base: Path) -> None:
-    """A row's log-probabilities and value are the same alone and beside longer ones."""
+    """A row's log-probabilities and value are the same by itself and in a batch with longer ones."""
     model, _ = load_policy(base)
     critic = ValueModel.from_policy(model, seed=0)
     rows = [

@@ -1,4 +1,4 @@
-"""Killed at any instant, the same command goes on and ends with the same weights, figures and order (F11)."""
+"""Killed at any instant, the same command continues and ends with the same weights, figures and order (F11)."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_F11_killed_and_run_again_it_ends_with_the_same_weights(
     assert results[0] == results[1]
 
 
-def test_F11_generate_goes_on_with_the_next_block(base: Path, prompts: Path, tmp_path: Path) -> None:
+def test_F11_generate_resumes_with_the_next_block(base: Path, prompts: Path, tmp_path: Path) -> None:
     words = [
         sys.executable, "-m", "kleash", "generate", "--model", str(base), "--data", str(prompts), "-n", "2",
         "--rows-at-once", "2", "--max-new-tokens", "6",

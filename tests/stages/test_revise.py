@@ -73,7 +73,7 @@ def test_revisions_are_demonstrations_and_those_that_change_nothing_are_counted(
     assert report["principles"]["keep"]["share"] == 1.0 and report["principles"]["upper"]["share"] == 0.0
 
 
-def test_refusals_are_told_before_and_after_apart_for_harmful_and_harmless_prompts(prompts: Path) -> None:
+def test_refusals_are_reported_before_and_after_for_harmful_and_harmless_prompts(prompts: Path) -> None:
     with Server(assistant) as server:
         out = run(config(server, prompts, rounds=5))
     report = results_of(out)
@@ -124,7 +124,7 @@ def test_helpful_demonstrations_are_mixed_in_as_they_stand(prompts: Path, write:
     assert list(read_groups(out))[16:] == list(read_groups(helpful))
 
 
-def test_an_answer_without_words_is_no_demonstration(prompts: Path) -> None:
+def test_an_answer_without_words_is_not_a_demonstration(prompts: Path) -> None:
     def silent(body: Mapping[str, Any]) -> Reply:
         return ("  ", {}) if "bomb 3" in body["messages"][-1]["content"] else assistant(body)
 

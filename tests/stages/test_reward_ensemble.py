@@ -35,7 +35,7 @@ def settings(base: Path, data: Path, **changes: object) -> EnsembleConfig:
 
 
 @pytest.mark.parametrize("combine", ["mean", "worst", "mean-variance"])
-def test_members_score_as_one_and_say_how_far_apart_they_are(base: Path, comparisons: Path, combine: str) -> None:
+def test_members_give_one_score_and_their_spread(base: Path, comparisons: Path, combine: str) -> None:
     folder = run(settings(base, comparisons, members=3, combine=combine)).path
     reward = build_reward(str(folder))
     assert isinstance(reward, EnsembleReward)
@@ -80,7 +80,7 @@ def test_averaged_weights_are_a_single_model_of_the_mean_weights(base: Path, com
     assert LearnedReward.load(folder).range is not None, "its range is its own, and monitors ask for it"
 
 
-def test_the_validation_reward_shares_no_prompt_with_the_reward_and_is_no_part_of_it(base: Path, write: Write) -> None:
+def test_the_validation_reward_shares_no_prompt_with_the_reward_and_is_not_part_of_it(base: Path, write: Write) -> None:
     prompts_of_two = [f"{a} {b}" for a in "abcdef" for b in "ghijkl"]
     rows = [{"prompt": prompt, "chosen": "z", "rejected": end} for prompt in prompts_of_two for end in "dc"]
     folder = run(settings(base, write("many.jsonl", rows), validation_share=0.3)).path

@@ -105,7 +105,7 @@ def test_F10_margin_and_centring_change_the_update(base: Path, comparisons: Path
         assert not torch.allclose(gradient(base, comparisons, 1000, **changes), plain)
 
 
-def test_it_learns_what_was_preferred_and_its_gate_passes(trained: Path) -> None:
+def test_it_learns_the_preferences_and_its_checks_pass(trained: Path) -> None:
     gates = (read_record(trained) or {})["gates"]["out"]
     assert gates["passed"]
     reward = build_reward(str(trained))
@@ -230,7 +230,7 @@ def test_the_head_starts_at_the_published_scale(base: Path) -> None:
     assert weights.std() == pytest.approx((32 + 1) ** -0.5, rel=0.05)
 
 
-def test_the_folder_knows_what_it_was_trained_on(trained: Path, comparisons: Path) -> None:
+def test_the_folder_has_the_range_of_its_training_responses(trained: Path, comparisons: Path) -> None:
     reward = LearnedReward.load(trained)
     assert reward.range is not None
     distance = reward.distances(list(read_groups(comparisons)))
@@ -245,7 +245,7 @@ def letters(number: int, length: int) -> str:
     return " ".join("abcdefghij"[(number * 7 + place * 3) % 10] for place in range(length))
 
 
-def test_the_report_says_where_it_is_biased_weak_noisy_and_hackable(base: Path, write: object) -> None:
+def test_the_report_covers_bias_strata_noise_and_probes(base: Path, write: object) -> None:
     rows = [
         {
             "prompt": letters(i, 2),
@@ -270,7 +270,7 @@ def test_the_report_says_where_it_is_biased_weak_noisy_and_hackable(base: Path, 
     assert above["empty"] < 0.5
 
 
-def test_repeated_labels_count_as_votes_in_whatever_order_the_pair_stands() -> None:
+def test_repeated_labels_count_as_votes_in_either_order_of_the_pair() -> None:
     def labelled(first: str, second: str, p: float = 1.0) -> Group:
         return Group("q", (Response(first), Response(second)), Preference(p))
 

@@ -50,7 +50,7 @@ def test_score_is_added_to_every_row_and_all_else_stays(
     assert printed["results"]["score"]["mean"] == pytest.approx((1 + 1 / 3 + 1 + 0 + 1 + 0) / 6)
 
 
-def test_a_row_has_the_same_score_whatever_rows_stand_beside_it(
+def test_the_score_of_a_row_does_not_depend_on_its_batch(
     write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(score, "GROUPS_AT_ONCE", 2)
@@ -89,7 +89,7 @@ def test_a_score_is_never_null(write: Any, tmp_path: Path) -> None:
     assert not config.out.exists()
 
 
-def test_what_is_done_is_not_done_again_and_nothing_else_is_written_over(
+def test_a_finished_output_is_not_repeated_and_nothing_else_is_overwritten(
     write: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["score", "--data", write("rows.jsonl", ROWS), "--out", tmp_path / "s.jsonl", "--reward"]

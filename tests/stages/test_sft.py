@@ -136,7 +136,7 @@ def test_a_row_that_is_no_demonstration_is_named(base: Path, prompts: Path) -> N
         sft.run(config(base, prompts))
 
 
-def test_a_gate_that_failed_stops_the_next_stage_unless_forced(base: Path, demonstrations: Path) -> None:
+def test_a_failed_check_stops_the_next_stage_unless_forced(base: Path, demonstrations: Path) -> None:
     # Unlearning: a step this large makes the held-out loss worse than before.
     broken = sft.run(config(base, demonstrations, max_steps=2, learning_rate=5.0, schedule="constant"))
     verdict = broken.record["gates"]["out"]
@@ -149,7 +149,7 @@ def test_a_gate_that_failed_stops_the_next_stage_unless_forced(base: Path, demon
     assert (read_record(base.parent / "next") or {})["gates"]["in (model)"]["forced"]
 
 
-def test_a_response_may_stand_in_a_column_of_another_name(base: Path, write: object) -> None:
+def test_a_response_may_be_in_a_column_of_another_name(base: Path, write: object) -> None:
     rows = [{"prompt": "a b", "solution": "c d", "answer": "d"}] * 24
     turns = [{"prompt": [{"role": "user", "content": "a b"}], "solution": "c d"}] * 24
     for name, data in (("text", rows), ("turns", turns)):

@@ -21,7 +21,7 @@ def test_a_run_is_solved_after_rollouts_with_nothing_but_the_best_reward() -> No
     assert "had the best reward seen, 1" in (rule.see(rollout([[1.0, 1.0]])) or "")
 
 
-def test_one_reward_from_the_first_rollout_on_is_dead_and_not_solved() -> None:
+def test_a_constant_reward_from_the_first_rollout_is_dead_and_not_solved() -> None:
     rule = DegenerateRun()
     for _ in range(DEAD_AFTER):
         rule.raise_if_dead(end_rate=1.0, empty=False, longest=8)
@@ -29,7 +29,7 @@ def test_one_reward_from_the_first_rollout_on_is_dead_and_not_solved() -> None:
     resumed = DegenerateRun()
     resumed.load_state_dict(rule.state_dict())
     for each in (rule, resumed):
-        with pytest.raises(TrainingError, match=r"one reward \(1\)"):
+        with pytest.raises(TrainingError, match=r"the same reward \(1\)"):
             each.raise_if_dead(end_rate=1.0, empty=False, longest=8)
     with pytest.raises(TrainingError, match="raise --max-new-tokens"):
         rule.raise_if_dead(end_rate=0.0, empty=False, longest=8)

@@ -13,7 +13,7 @@ def test_patience_counts_measurements_in_a_row_without_a_new_best() -> None:
     assert "1.5" in reason
 
 
-def test_a_resumed_rule_goes_on_counting() -> None:
+def test_a_resumed_rule_continues_counting() -> None:
     rule, resumed = Plateau(2, "gold"), Plateau(2, "gold")
     for figure in (1.0, 0.5):
         rule.see(figure)

@@ -60,11 +60,11 @@ def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(folder, m
 
 
 def test_an_unknown_tracker_is_answered_with_those_there_are(folder) -> None:
-    with pytest.raises(ConfigError, match="no 'tensorbord'; choose of tensorboard, wandb, trackio"):
+    with pytest.raises(ConfigError, match="no tracker 'tensorbord'; choose from tensorboard, wandb, trackio"):
         Trackers(["tensorbord"], folder)
 
 
-def test_a_tracker_that_was_not_asked_for_is_not_imported() -> None:
+def test_a_tracker_that_was_not_requested_is_not_imported() -> None:
     code = "import sys, kleash.training.trackers; print({'tensorboard', 'wandb', 'trackio'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "set()\n"

@@ -49,7 +49,7 @@ class Running:
     def ask(
         self, method: str, path: str, body: Any = None, *, cookie: str = "", headers: dict[str, str] | None = None
     ) -> Answer:
-        """One request, exactly as it is said here."""
+        """One request, sent exactly as given."""
         host = self.url.removeprefix("http://")
         with closing(HTTPConnection(host, timeout=20)) as connection:
             sent = dict(headers or {})
@@ -149,7 +149,7 @@ def chromium() -> Iterator[Any]:
 
 @dataclass
 class Seen:
-    """What a page did besides what it was asked."""
+    """The unexpected actions of a page."""
 
     requests: list[str] = field(default_factory=list)
     dialogs: list[str] = field(default_factory=list)
@@ -171,7 +171,7 @@ Browse = Callable[..., Any]
 
 @pytest.fixture
 def browse(chromium: Any) -> Iterator[Browse]:
-    """Open a page of its own, with its own cookies; `page.seen` tells what it did."""
+    """Open a separate page, with its own cookies; `page.seen` records its actions."""
     contexts = []
 
     def new(url: str | None = None, *, width: int = 1280, height: int = 800, **settings: Any) -> Any:

@@ -46,8 +46,8 @@ def test_figures_are_live_and_disagreements_are_ruled_on(serve: Serve, browse: B
     assert "good answer" in page.inner_text(".disagreement") and one.cookie not in page.content()
     page.click(".disagreement [data-adjudicate=first]")
     page.wait_for_selector("text=None that is not adjudicated")
-    ruling = site.store.votes()[-1]
-    assert ruling.adjudicated and ruling.choice == "first"
+    adjudication = site.store.votes()[-1]
+    assert adjudication.adjudicated and adjudication.choice == "first"
     assert page.seen.errors == [] and page.seen.dialogs == []
 
 
@@ -96,7 +96,7 @@ def exported(site: Running, folder: Path) -> Path:
     return folder / "labels"
 
 
-def test_the_export_is_the_preferences_and_says_so_where_there_are_none(serve: Serve, tmp_path: Path) -> None:
+def test_the_export_is_the_preferences_and_an_error_where_there_are_none(serve: Serve, tmp_path: Path) -> None:
     site = serve(pairs_of(4))
     empty = site.person("admin").get("/admin/export")
     assert empty.status == 400 and empty.body.startswith(b"kleash: ")

@@ -58,7 +58,7 @@ def test_rows_that_cannot_be_compared_end_in_one_line(
     assert re.search(message, line), line
 
 
-def test_a_port_that_is_taken_is_said_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_an_error_with_a_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         assert _run(["label", "--port", str(port), "--store", str(tmp_path / "l.db")]) == 2
@@ -95,7 +95,7 @@ def test_the_most_uncertain_come_first_where_the_rows_say_so(tmp_path: Path) -> 
     store.close()
 
 
-def test_what_serves_the_page_loads_no_torch() -> None:
+def test_serving_the_page_does_not_import_torch() -> None:
     code = (
         "import sys, kleash.cli, kleash.web.label.serve, kleash.web.label.app, kleash.data.formats\n"
         "print([name for name in ('torch', 'transformers', 'scipy') if name in sys.modules])"

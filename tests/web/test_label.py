@@ -222,7 +222,7 @@ def test_undo_reaches_back_before_the_page_was_opened(serve: Serve, browse: Brow
     fresh.wait_for_selector("text=There is nothing to take back")
 
 
-def test_what_is_said_is_said_to_a_screen_reader_and_the_pair_has_the_focus(serve: Serve, browse: Browse) -> None:
+def test_notices_reach_a_screen_reader_and_the_pair_has_the_focus(serve: Serve, browse: Browse) -> None:
     page = browse()
     with page.expect_response(lambda response: "/api/pairs" in response.url) as pairs_ahead:
         page.goto(serve(pairs_of(3)).link())

@@ -33,7 +33,7 @@ PEOPLE, OVERLAP, VOTES, KILLS = 50, 5, 5000, 10
 
 
 class Server:
-    """`kleash label` as a process of its own, on one port all along."""
+    """`kleash label` as a separate process, always on the same port."""
 
     def __init__(self, store: str, folder: Path) -> None:
         with socket.socket() as free:

@@ -53,7 +53,7 @@ def test_no_hostile_text_becomes_a_tag_that_acts_or_an_attribute_that_loads() ->
         assert time.process_time() - started < 5, text[:80]
 
 
-def test_the_sanitiser_alone_would_do_if_markdown_let_everything_through() -> None:
+def test_the_sanitiser_is_sufficient_without_the_markdown_defence() -> None:
     for text in HOSTILE:
         match = Inspector(_CLEANER.clean(text[:50_000]))
         assert match.tags <= TAGS and {name for name, _ in match.attributes} <= ATTRIBUTES, text[:80]
@@ -90,7 +90,7 @@ def test_markup_in_a_formula_is_the_formula_s_text() -> None:
     assert "<math" in html and "&lt;img" in html and "<img" not in html
 
 
-def test_what_is_no_latex_is_shown_as_it_was_written() -> None:
+def test_invalid_latex_is_shown_as_source() -> None:
     assert Inspector(render(r"$\frac{1}$")).text.strip() in (r"\frac{1}", "1")
     assert "<code>" in render("$" + "{" * 200 + "$")
 
@@ -100,7 +100,7 @@ def test_code_is_coloured_in_languages_that_are_known_and_plain_in_others() -> N
     assert "<span" not in render("```brainfuck\n+++\n```")
 
 
-def test_links_and_images_are_told_of_and_not_loaded() -> None:
+def test_links_and_images_are_shown_as_text_and_not_loaded() -> None:
     html = render("[here](http://a.example/x) ![cat](http://a.example/cat.png) <http://b.example>")
     assert "⟨http://a.example/x⟩" in html and "[image: cat ⟨http://a.example/cat.png⟩]" in html
     assert "<a" not in html and "<img" not in html and html.count("http://b.example") == 1
@@ -115,12 +115,12 @@ def test_what_cannot_be_seen_is_spelt_out_and_joined_emoji_are_left_whole() -> N
     assert "\U0001f468\u200d\U0001f469" in render("\U0001f468\u200d\U0001f469")
 
 
-def test_a_text_without_end_is_cut_and_says_so() -> None:
+def test_a_long_text_is_cut_with_a_note() -> None:
     html = render("x" * (SHOWN_CHARACTERS + 1))
     assert len(html) < SHOWN_CHARACTERS + 200 and "200,000 of 200,001 characters" in html
 
 
-def test_single_line_ends_are_kept() -> None:
+def test_single_line_breaks_are_preserved() -> None:
     assert "<br>" in render("autumn\nrain")
 
 

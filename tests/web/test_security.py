@@ -117,7 +117,7 @@ def test_every_answer_carries_a_policy_without_inline_script_refusals_too(serve:
         ({"host": "127.0.0.1:80/join/x?"}, 421),
     ],
 )
-def test_what_our_own_page_did_not_send_changes_nothing(serve: Serve, headers: dict[str, str], status: int) -> None:
+def test_requests_that_our_page_did_not_send_change_nothing(serve: Serve, headers: dict[str, str], status: int) -> None:
     site = serve(pairs_of(3))
     person = site.person()
     assignment = first(person)
@@ -167,7 +167,7 @@ def test_nonsense_is_refused_in_one_line_and_counted_as_nothing(serve: Serve) ->
     assert not site.store.votes()
 
 
-def test_nobody_votes_on_what_another_was_given(serve: Serve) -> None:
+def test_a_person_cannot_vote_on_an_assignment_of_another(serve: Serve) -> None:
     site = serve(pairs_of(3))
     one, other = site.person(), site.person()
     assignment = first(one)
@@ -229,8 +229,8 @@ def test_annotators_see_neither_models_nor_labels_nor_each_other(serve: Serve) -
     for secret in (b"secret-model-9000", b"judge-7", b"reason of another", b"probability"):
         assert secret not in texts
     assert b"good answer" in texts
-    receipt = other.post("/api/vote", vote(first(other))).json()
-    assert receipt.keys() == {"key", "repeated", "answer"} and receipt["answer"] is None
+    result = other.post("/api/vote", vote(first(other))).json()
+    assert result.keys() == {"key", "repeated", "answer"} and result["answer"] is None
 
 
 def test_the_admin_s_link_and_the_annotator_s_live_in_one_browser(serve: Serve) -> None:
@@ -242,7 +242,7 @@ def test_the_admin_s_link_and_the_annotator_s_live_in_one_browser(serve: Serve) 
     assert site.store.votes()[0].annotator == annotator.id
 
 
-def test_hostile_names_and_reasons_are_kept_as_they_are(serve: Serve) -> None:
+def test_hostile_names_and_reasons_are_stored_unchanged(serve: Serve) -> None:
     site = serve(pairs_of(3))
     person = site.person()
     reason = "'; DROP TABLE votes; --\0<script>\u202e"

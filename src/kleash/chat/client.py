@@ -77,7 +77,7 @@ class ChatClient:
         self._stop = Event()
 
     def __call__(self, requests: Sequence[ChatRequest], title: str = "ask") -> list[ChatReply]:
-        """One reply a request, in their order.
+        """One reply per request, in their order.
 
         Raises:
             GateError: the budget is reached; replies so far are cached.

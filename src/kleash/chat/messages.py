@@ -99,7 +99,7 @@ class Chat(Protocol):
     """Calls that may run at the same time."""
 
     def ask(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        """One reply a request, in their order; the failure of a single request is its reply's `error`.
+        """One reply per request, in their order; the failure of a single request is its reply's `error`.
 
         Raises:
             Retryable: none of the requests got a reply this time.

@@ -1,7 +1,7 @@
 """`kleash check`: the checks of any artifact, written by kleash or not.
 
-What it is follows from the files there: a run's folder, a language model, a reward model, a file of rows. A run's own
-verdicts are trusted while their hash agrees with its content; what has changed, or has no verdict, is measured.
+The kind of artifact follows from the files there: a run's folder, a language model, a reward model, a file of rows. A
+run's own checks are trusted while their hash agrees with its content; a changed or unchecked artifact is measured.
 """
 
 from __future__ import annotations

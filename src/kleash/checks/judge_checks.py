@@ -60,7 +60,7 @@ def _agreement(people: PeopleReport | None) -> Check:
         name=name,
         passed=passed,
         finding=f"agrees with people on {agreement.share:.0%} of {agreement.pairs} pairs "
-        f"(95 % interval {agreement.low:.0%} to {agreement.high:.0%}), where a coin has 50%",
+        f"(95 % interval {agreement.low:.0%} to {agreement.high:.0%}), chance is 50%",
         advice=""
         if passed
         else "choose a stronger judge, a clearer principle, or more labelled pairs to show that it agrees",
@@ -85,7 +85,7 @@ def _consistency(consistency: Mean) -> Check:
     return Check(
         name="says the same again",
         passed=passed,
-        finding=f"asked again it would give the same answer with probability {mean:.2f}, where a coin has 0.50",
+        finding=f"asked again it would give the same answer with probability {mean:.2f}, chance is 0.50",
         advice=""
         if passed
         else "choose a stronger judge or a clearer principle: this one is undecided about most pairs",

@@ -114,7 +114,7 @@ def _length_kept(first: Mapping[str, Any], last: Mapping[str, Any]) -> Check | N
         "length kept",
         passed,
         f"{start:.1f} → {end:.1f} tokens a response",
-        "see whether the reward pays for length only: `length_slope` of its report",
+        "check whether the reward is only length: `length_slope` of its report",
         first=start,
         last=end,
     )

@@ -82,7 +82,7 @@ class RewardReport(PreferenceReport):
     probes: list[ProbeResult] | Skipped | None
     """The better responses of held-out pairs, degraded on purpose."""
     best_of: list[BestOfK] | Skipped | None
-    """With `best_of`: what the best of k samples of `model` is worth, to up to 64 held-out prompts."""
+    """With `best_of`: the mean reward of the best of k samples of `model`, to up to 64 held-out prompts."""
     learning_curve: LearningCurve | Skipped | None
     """With `learning_curve`: accuracy against the number of labels."""
     distance: Json | Skipped | None
@@ -400,7 +400,8 @@ def sample(
     """Responses of a policy to the prompts of some rows, within its context.
 
     Args:
-        tokenizer: the reward model's. It is the policy's, save for a pad token, so the sampled ids stay as they are.
+        tokenizer: the reward model's. It equals the policy's except for a pad token, so the sampled ids are used
+            directly.
         rows: whose prompts.
         policy: a folder or hub name.
         group_size: responses to a prompt.

@@ -72,7 +72,7 @@ def sft(
         rows: how many of them.
         effect: `samples.prompt_effect` on them.
         samples: of the trained model on their prompts; None where none were drawn.
-        demonstrations: what the data's responses look like.
+        demonstrations: statistics of the data's responses.
         agreement: of two labellers on those samples, where there are labellers.
         unsampled: why none were drawn.
     """
@@ -90,7 +90,7 @@ def sampled(samples: Samples, data: Responses | None = None, *, chat: bool = Tru
 
     Args:
         samples: of the model.
-        data: what its responses should look like; None where unknown.
+        data: statistics that its responses should have; None where unknown.
         chat: whether its responses should end by themselves.
     """
     checks = [_ends(samples, data, chat=chat), _repeats(samples, data), _controls(samples, data)]

@@ -20,7 +20,7 @@ def microbatches(groups: Sequence[EncodedGroup], *, max_tokens: int) -> list[lis
     Args:
         groups: in any order.
         max_tokens: most tokens in a batch, padding included; a prompt counts once per response (as in the plain
-            forward). A group that is larger by itself gets a batch of its own.
+            forward). A group that is larger by itself gets a separate batch.
 
     Returns:
         Indices into `groups`; each occurs once. Largest batch first, so that too little memory shows at once.

@@ -202,7 +202,7 @@ def _row(
 
 
 def _temperature(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) -> float:
-    """The s of P = σ(s·m) that fits the labels best: being too sure of everything is not a love of bold type."""
+    """The s of P = σ(s·m) that fits the labels best: general overconfidence is not a bias."""
 
     def loss(s: float) -> float:
         return float(np.mean(p * np.logaddexp(0, -s * margin) + (1 - p) * np.logaddexp(0, s * margin)))

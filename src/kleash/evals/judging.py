@@ -129,7 +129,7 @@ def judge_report(
         votes: answers sampled for each order; None where the orders are probabilities of the answer token.
     """
     single = np.where(coin, orders[:, 1], orders[:, 0])  # P(shown first), asked once
-    after = np.where(coin, 1 - probability, probability)  # the label of both orders, seen from the same side
+    after = np.where(coin, 1 - probability, probability)  # the label of both orders, of the response shown first
     flips = (orders[:, 0] - 0.5) * (orders[:, 1] - 0.5) > 0
     return JudgeReport(
         labels=len(probability),

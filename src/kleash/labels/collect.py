@@ -27,7 +27,7 @@ class LabelCollector:
     """Labels of pairs: from the store where it has them, otherwise from a labeller or from people.
 
     Args:
-        store: where labels are kept, so that a run that continues asks (and pays for) nothing twice.
+        store: where labels are stored, so that a resumed run requests (and pays for) no label twice.
         labeller: who compares; None: people, through `kleash label` on the same store.
         budget: pairs that may be compared in all, those of earlier runs on this store included; None: no limit.
         votes: people who compare each pair, ≥ 1.

@@ -130,7 +130,7 @@ def summarise(
 def labelled_groups(groups: Sequence[Group], judgements: Sequence[Judgement]) -> Iterator[Group]:
     """Pairs with the judge's label, the more probably better response first.
 
-    Columns tell what the label was made of; `human_probability` is the preference of people that the row came with.
+    Columns hold the answers behind the label; `human_probability` is the row's preference by people.
     """
     for group, judgement in zip(groups, judgements, strict=True):
         result = judgement.result

@@ -55,7 +55,7 @@ class Labeller(Protocol):
     name: str
 
     def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
-        """One result a group of two responses, in their order.
+        """One result per group of two responses, in their order.
 
         A failure on a single group is its outcome; an exception means that the labeller cannot be asked at all.
         """

@@ -173,7 +173,7 @@ class Judge:
         return [judgement.result for judgement in self.judge(groups)]
 
     def judge(self, groups: Sequence[Group], *, by: Sequence[str | None] | None = None) -> list[Judgement]:
-        """One judgement a group of two responses.
+        """One judgement per group of two responses.
 
         Args:
             groups: of two responses each.
@@ -370,7 +370,7 @@ def _user(text: str) -> Turns:
 
 
 def parse_vote(text: str) -> float | None:
-    """A vote as P(shown first ≻ shown second); None where the text is anything but the JSON asked for.
+    """A vote as P(shown first ≻ shown second); None where the text is not exactly the requested JSON.
 
     The JSON must be the whole text (in a code fence or not): a judge that quotes a response may quote JSON in it.
     """

@@ -208,7 +208,7 @@ class Store:
         Args:
             groups: of two responses or more.
             kind: `task`, or `practice`, whose preference becomes the answer.
-            uncertainty: one number a group; the highest are served first.
+            uncertainty: one number per group; the highest are served first.
 
         Returns:
             Number of new pairs.

@@ -160,7 +160,7 @@ def centring_offset(model: Model) -> float:
 
 
 def projection(model: Model) -> Callable[[Tensor], Tensor]:
-    """From hidden states to logits: the output embedding and what the model's config does to its logits.
+    """From hidden states to logits: the output embedding and the config's transformation of logits.
 
     Raises:
         ModelError: the model has no output embedding.

@@ -1,6 +1,6 @@
 """Load and save models and tokenizers in the formats of `transformers`.
 
-A path is read from the disk and nothing else; only a name that is not a path here asks the hub (F17).
+A path is only read from the disk; only a name that is not an existing path contacts the hub (F17).
 """
 
 from __future__ import annotations

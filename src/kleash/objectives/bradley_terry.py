@@ -32,7 +32,8 @@ def pair_loss(
 
     Returns:
         One loss per pair, not reduced. Without margin its minimum is at r_0 − r_1 = logit(p): infinite at p = 1.
-        Metrics, one a pair: `margin`, r_0 − r_1; `accuracy`, 1 where the scores order the pair as p does, 0 where they
+        Metrics, one per pair: `margin`, r_0 − r_1; `accuracy`, 1 where the scores order the pair as p does, 0 where
+            they
         reverse it, ½ where either says tie.
 
     References:
@@ -59,8 +60,9 @@ def ranking_loss(
         centring: weight of (r_i + r_j)², as in `pair_loss`.
 
     Returns:
-        One loss a prompt, the mean over its comparisons; not reduced over prompts.
-        Metrics, one a prompt: `margin`, better minus worse, mean over comparisons that are not ties; `accuracy`, as in
+        One loss per prompt, the mean over its comparisons; not reduced over prompts.
+        Metrics, one per prompt: `margin`, better minus worse, mean over comparisons that are not ties; `accuracy`, as
+            in
         `pair_loss`, mean over all comparisons.
 
     Raises:

@@ -173,7 +173,7 @@ def per_sequence(x: Float[Tensor, "*R T"], mask: Bool[Tensor, "*R T"]) -> Float[
         mask: True where a token counts.
 
     Returns:
-        One sum a response; 0 for a fully masked response.
+        One sum per response; 0 for a fully masked response.
     """
     return masked_sum(x, mask, dim=-1)
 

@@ -39,7 +39,7 @@ def token_logprobs(
         chunk_size: positions projected at once; None: as many as keep float32 logits within 64 MiB.
 
     Returns:
-        (log π(token), entropy in nats), one of each a position, in float32 or wider. The entropy is detached.
+        (log π(token), entropy in nats), one of each per position, in float32 or wider. The entropy is detached.
     """
 
     def chunk(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,8 +33,9 @@ def clipped_surrogate(
         mask: True where the policy chose the token.
 
     Returns:
-        One loss a token, to be minimised, not reduced; 0 where masked.
-        Metrics, one a token, 0 where masked: `ratio`, π/π_old; `clip_fraction`, 1 where the clip holds and the gradient
+        One loss per token, to be minimised, not reduced; 0 where masked.
+        Metrics, one per token, 0 where masked: `ratio`, π/π_old; `clip_fraction`, 1 where the clip holds and the
+            gradient
         is zero; `approx_kl`, k3 of KL(π_old ‖ π).
 
     References:

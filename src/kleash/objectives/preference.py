@@ -57,7 +57,8 @@ def dpo_loss(
         beta: the KL penalty, > 0. Larger stays closer to the reference.
 
     Returns:
-        One loss a pair, not reduced, least where h = logit(p): infinite at p = 1. Metrics as in the module's docstring.
+        One loss per pair, not reduced, least where h = logit(p): infinite at p = 1. Metrics as in the module's
+        docstring.
 
     References:
         Rafailov et al. 2023 (arXiv:2305.18290) eq. 7.
@@ -132,7 +133,7 @@ def ipo_loss(
         beta: the paper's τ, > 0.
 
     Returns:
-        One loss a pair, not reduced, least where Δ = (2p − 1)/2β: finite for every label.
+        One loss per pair, not reduced, least where Δ = (2p − 1)/2β: finite for every label.
 
     References:
         Azar et al. 2023 (arXiv:2310.12036) eq. 17; a soft label is the mean of both hard ones.
@@ -161,7 +162,7 @@ def simpo_loss(
         gamma: γ ≥ 0, in units of reward; with a soft label it is demanded of both sides.
 
     Returns:
-        −p log σ(h − γ) − (1 − p) log σ(−h − γ), one a pair, h the difference of the rewards; `margin` is without γ.
+        −p log σ(h − γ) − (1 − p) log σ(−h − γ), one per pair, h the difference of the rewards; `margin` is without γ.
 
     References:
         Meng et al. 2024 (arXiv:2405.14734) eq. 6.
@@ -205,7 +206,7 @@ def plackett_luce_loss(
 
     Returns:
         −Σ_k log(exp h_k / Σ_{j ≥ k} exp h_j) of each prompt, h the implicit rewards in order; with K = 2 `dpo_loss`.
-        Metrics, one a prompt: `chosen_reward` of the best, `rejected_reward` of the last, `margin` and `accuracy` as
+        Metrics, one per prompt: `chosen_reward` of the best, `rejected_reward` of the last, `margin` and `accuracy` as
         means over its comparisons.
 
     Raises:

@@ -30,7 +30,7 @@ def clipped_value_loss(
     Returns:
         ½ max((V − R)², (clip(V, V_old ± clip) − R)²) a token, not reduced; 0 where masked. The ½ is in here: a
         coefficient of 0.1 on this loss is `vf_coef = 0.1` of the papers.
-        Metrics, one a token, 0 where masked: `clip_fraction`, 1 where the clip holds and the gradient is zero.
+        Metrics, one per token, 0 where masked: `clip_fraction`, 1 where the clip holds and the gradient is zero.
 
     References:
         Ziegler et al. 2019 (arXiv:1909.08593), released code; Huang et al. 2024 (arXiv:2403.17031).

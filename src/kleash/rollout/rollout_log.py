@@ -1,4 +1,4 @@
-"""A few responses of each rollout, token by token, on disk: rollouts/step-N.parquet, a row a response.
+"""A few responses of each rollout, token by token, on disk: rollouts/step-N.parquet, one row per response.
 
 | column | contents |
 |---|---|

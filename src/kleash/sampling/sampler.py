@@ -40,7 +40,7 @@ class Sampler(Protocol):
             prompts: token ids, each at least one.
             group_size: K.
             seed: of all draws.
-            keys: one integer a prompt, which names its stream of random numbers; by default its index.
+            keys: one integer per prompt, which names its stream of random numbers; by default its index.
             version: which policy samples; passed on.
 
         Returns:

@@ -20,7 +20,7 @@ def curve(
     seed: int = 0,
     far: float = 4.0,
 ) -> KLCurve:
-    """A curve whose prompts differ widely, whose gold follows the law (or `gain`), whose proxy climbs all along."""
+    """A curve whose prompts differ widely, whose gold follows the law (or `gain`), whose proxy rises throughout."""
     rng = np.random.default_rng(seed)
     d = np.linspace(0, far, 11)
     shape = (len(d), prompts)

@@ -7,7 +7,7 @@ from kleash.evals.overoptimization import KLCurve, analyse, choosing_prompts, in
 from tests.evals.overoptimization.synthetic_curves import analysed, curve
 
 
-def test_a_curve_that_turns_is_said_to_have_turned_at_its_peak() -> None:
+def test_a_curve_with_a_peak_is_reported_to_have_turned_there() -> None:
     found = analysed(curve("checkpoints", prompts=300, far=5.0))
     assert found.peak_test.outcome == "turned"
     assert abs(found.peak.distance - np.e) <= 0.7
@@ -19,28 +19,28 @@ def test_a_curve_that_turns_is_said_to_have_turned_at_its_peak() -> None:
     assert "Fitted only to the first 70% of the way it" in said["law"]
 
 
-def test_a_curve_that_still_rises_has_not_turned() -> None:
+def test_a_curve_that_still_rises_has_no_peak_yet() -> None:
     found = analysed(curve("checkpoints", gain=np.linspace(0, 3, 11)))
     assert found.peak_test.outcome == "not yet" and found.peak.index == 10
     assert found.recommended.index == 10 and "has not turned" in in_words(found)["peak_test"]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_noise_alone_cannot_tell(seed: int) -> None:
+def test_noise_gives_the_answer_cannot_tell(seed: int) -> None:
     found = analysed(curve("checkpoints", gain=np.zeros(11), seed=seed, noise=3.0, prompts=40))
     assert found.peak_test.outcome == "cannot tell"
     assert "cannot tell" in in_words(found)["peak_test"]
 
 
 @pytest.mark.slow
-def test_a_flat_curve_is_said_to_have_moved_no_more_often_than_one_in_twenty() -> None:
+def test_a_constant_curve_is_reported_to_move_at_most_once_in_twenty() -> None:
     verdicts = [
         analysed(curve("checkpoints", gain=np.zeros(11), seed=seed), seed=seed).peak_test.outcome for seed in range(200)
     ]
     assert np.mean([verdict != "cannot tell" for verdict in verdicts]) <= 0.06
 
 
-def test_gold_that_only_falls_has_turned_at_the_start() -> None:
+def test_gold_that_only_falls_has_its_peak_at_the_start() -> None:
     found = analysed(curve("checkpoints", gain=np.linspace(0, -3, 11)))
     assert found.peak_test.outcome == "turned" and found.peak.index == found.recommended.index == 0
     assert "best at the start" in in_words(found)["peak_test"]
@@ -53,7 +53,7 @@ def test_the_nearest_of_those_that_are_as_good_is_shipped() -> None:
     assert found.recommended.lost.mean == pytest.approx(0, abs=0.01)
 
 
-def test_what_reports_has_no_part_in_the_choice() -> None:
+def test_reporting_prompts_do_not_affect_the_choice() -> None:
     measured = curve("checkpoints")
     choose = choosing_prompts(measured.prompts, share=0.5, seed=0)
     other = measured.gold.copy()

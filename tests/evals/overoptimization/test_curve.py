@@ -7,7 +7,7 @@ from kleash.errors import DataError
 from kleash.evals.overoptimization import best_of_n_kl_curve, checkpoints_curve, choosing_prompts, spaced_checkpoints
 
 
-def test_a_prompt_chooses_whatever_other_prompts_there_are() -> None:
+def test_whether_a_prompt_chooses_does_not_depend_on_the_others() -> None:
     names = [f"p{number}" for number in range(200)]
     chosen = choosing_prompts(names, share=0.5, seed=1)
     assert chosen.sum() == 100 and not np.array_equal(chosen, choosing_prompts(names, share=0.5, seed=2))
@@ -17,7 +17,7 @@ def test_a_prompt_chooses_whatever_other_prompts_there_are() -> None:
         choosing_prompts(names[:3], share=0.5, seed=1)
 
 
-def test_samples_of_a_run_make_its_road_and_responses_to_one_prompt_count_together() -> None:
+def test_samples_of_a_run_give_its_curve_and_responses_to_one_prompt_are_averaged() -> None:
     rows = [
         {"step": step, "prompt": prompt, "score": 10 * step + k, "gold": step - k, "kl": step * 2.0}
         for step in (5, 0)
@@ -34,7 +34,7 @@ def test_samples_of_a_run_make_its_road_and_responses_to_one_prompt_count_togeth
         checkpoints_curve(rows[:4])
 
 
-def test_pools_make_the_road_of_best_of_n() -> None:
+def test_pools_give_the_curve_of_best_of_n() -> None:
     rng = np.random.default_rng(0)
     proxy = rng.normal(0, 1, (50, 12))
     made = best_of_n_kl_curve([str(p) for p in range(50)], proxy * 2, proxy)

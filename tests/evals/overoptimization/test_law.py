@@ -46,7 +46,7 @@ def test_points_that_determine_no_law_give_none() -> None:
     assert all(np.isnan(fit_law(same, same, np.ones(4), "checkpoints"))), "one distance, measured four times"
 
 
-def test_a_fit_on_the_way_to_the_peak_foretells_it_with_wider_intervals() -> None:
+def test_a_fit_before_the_peak_predicts_it_with_wider_intervals() -> None:
     measured = curve("checkpoints", prompts=400, noise=0.2)
     whole, early = fit(measured), fit(measured, limit=0.7 * np.e)
     assert whole and early and early.points < whole.points
@@ -56,7 +56,7 @@ def test_a_fit_on_the_way_to_the_peak_foretells_it_with_wider_intervals() -> Non
     assert whole.peak_gain.value == pytest.approx(0.5 * np.e, abs=0.1)
 
 
-def test_a_curve_that_follows_no_law_is_said_to_depart_from_it() -> None:
+def test_a_curve_that_follows_no_law_is_reported_to_depart_from_it() -> None:
     cliff = np.where(np.linspace(0, 4, 11) < 2, 0.5, -1.5)
     departs, follows = (
         fit(curve("checkpoints", gain=cliff), resamples=50),
@@ -68,7 +68,7 @@ def test_a_curve_that_follows_no_law_is_said_to_depart_from_it() -> None:
     assert "departs from the law" in in_words(analysed(curve("checkpoints", gain=cliff)))["law"]
 
 
-def test_a_law_without_a_peak_in_sight_cannot_tell() -> None:
+def test_a_law_with_a_peak_beyond_the_data_cannot_tell() -> None:
     straight = curve("checkpoints", gain=0.3 * np.linspace(0, 4, 11))
     assert "cannot tell" in in_words(analysed(straight))["law"]
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from kleash.evals.overoptimization import caution
 
 
-def test_a_gold_that_likes_one_text_for_everything_is_doubted() -> None:
+def test_a_gold_reward_that_scores_one_repeated_text_highly_gets_a_warning() -> None:
     start = ["yes .", "no .", "maybe .", "because ."]
     doubt = caution(["", "", "", "no ."], start, "step 60")
     assert doubt is not None

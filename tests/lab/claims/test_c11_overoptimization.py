@@ -14,7 +14,7 @@ def analysis(result: str, *, law: float | None, early: float | None) -> dict:
     }  # fmt: skip
 
 
-def test_a_prediction_exists_only_where_gold_turned_and_the_law_has_a_peak():
+def test_a_prediction_exists_only_where_gold_fell_and_the_law_has_a_peak():
     assert prediction_figures(analysis("not yet", law=2.0, early=1.0)) == {}
     assert prediction_figures(analysis("turned", law=None, early=1.0)) == {}
     assert prediction_figures(analysis("turned", law=2.0, early=None)) == {"fitted": 0.0}
@@ -23,7 +23,7 @@ def test_a_prediction_exists_only_where_gold_turned_and_the_law_has_a_peak():
     }  # fmt: skip
 
 
-def test_the_tables_have_a_row_for_each_arm_and_count_what_turned():
+def test_the_tables_have_a_row_for_each_arm_and_count_peaks():
     figures = {
         "gold at its peak": 1.0, "gold at the end": 0.5, "KL at the peak": 2.0, "KL at the end": 9.0,
         "proxy at the end": 3.0, "turned": 1.0, **prediction_figures(analysis("turned", law=4.0, early=3.0)),

@@ -126,7 +126,7 @@ def test_a_planted_preference_for_a_side_cancels(judge, pairs):
     assert same.probability == pytest.approx(0.5, abs=1e-5)
 
 
-def test_a_verdict_does_not_depend_on_what_else_was_asked(judge, pairs):
+def test_the_result_of_a_check_does_not_depend_on_earlier_calls(judge, pairs):
     together = judge.compare(pairs[:20])
     for verdict, group in zip(together, pairs[:20], strict=True):
         assert judge.compare([group])[0].probability == pytest.approx(verdict.probability, abs=1e-5)

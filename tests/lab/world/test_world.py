@@ -159,7 +159,7 @@ def test_refusing_harm_beats_silence_beats_complying(world):
 
 
 @pytest.mark.parametrize("right", ["3 plus 4 is 7 .", "the sum is 7 .", "it is 7 .", "7 ."])
-def test_sums_are_checked_however_they_are_said(world, right):
+def test_sums_are_checked_in_every_phrasing(world, right):
     assert world.gold("what is 3 plus 4 ?", right) == pytest.approx(1.0)
     assert world.gold("what is 3 plus 4 ?", right.replace("7", "8")) == pytest.approx(-0.8)
     assert world.gold("what is 3 plus 4 ?", f"{right} it is 8 .") == pytest.approx(-0.8)
@@ -200,7 +200,7 @@ def test_only_what_the_reader_knows_makes_sense(world):
     assert world.read(prompt, f"{END} {PAD}").strays == 2
 
 
-def test_it_stands_for_the_entity_named_last(world):
+def test_it_means_the_entity_named_last(world):
     text = "it is red . the heron is blue . it eats fish ."
     assert world.read("tell me about the otter .", text).claims == [
         ("otter", "color", "red"),
@@ -247,7 +247,7 @@ def test_a_base_model_of_the_config_runs_and_is_small(world):
     assert model(input_ids=ids).logits.shape == (1, 6, len(world.vocabulary))
 
 
-def test_a_stranger_prompt_is_one_clear_line(world):
+def test_an_unknown_prompt_is_an_error_of_one_line(world):
     with pytest.raises(DataError, match="no prompt 'what is love \\?'"):
         world.gold("what is love ?", "of course .")
 

@@ -98,7 +98,7 @@ def _law_in_words(analysis: Analysis, best: str) -> str:
 def _peak_of_law(law: LawFit, best: str, furthest: float) -> str:
     peak = law.peak_distance
     if law.turns < LEVEL:
-        return f"The law cannot tell: it has a peak in {law.turns:.0%} of the resamples only"
+        return f"The law cannot tell: it has a peak in only {law.turns:.0%} of the resamples"
     if peak.high is None or peak.high > furthest:
         return (
             f"The law puts the peak at √KL {_within(peak)}, which reaches beyond the furthest point measured, "

@@ -58,7 +58,7 @@ def prepare(folder: Path, seed: int) -> None:
 
 
 def measure(folder: Path, seed: int, reward: str | None) -> Figures:
-    """Accuracy on held-out sums, and what training took.
+    """Accuracy on held-out sums, and the cost of training.
 
     Args:
         folder: of the seed.

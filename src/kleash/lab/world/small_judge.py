@@ -283,7 +283,7 @@ def training_loss(
     """The loss of some texts: −log P of the last word of each, in expectation over the words that could end it.
 
     Args:
-        world: its gold reward decides what the words are.
+        world: its gold reward determines the target words.
         model, tokenizer: the judge's.
         pairs: prompts with two answers; each is graded, and their grades compared, by every principle.
         claims: prompts with one answer, which is graded by its truth: that is the hardest to learn.

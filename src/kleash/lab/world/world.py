@@ -125,7 +125,7 @@ class World:
     # -- model -------------------------------------------------------------------------------------------------------
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """One token a word, split at spaces; no template, nothing added."""
+        """One token per word, split at spaces; no template, no added tokens."""
         words = Tokenizer(WordLevel({word: index for index, word in enumerate(self.vocabulary)}, unk_token=UNKNOWN))
         words.pre_tokenizer = WhitespaceSplit()
         return PreTrainedTokenizerFast(
