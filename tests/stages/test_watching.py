@@ -1,18 +1,22 @@
-"""The monitors and stop rules of PPO and GRPO."""
+"""What PPO and GRPO watch beside the reward, and when they end by it."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kleash.errors import ConfigError
 from kleash.io import read_jsonl
+from kleash.progress import Progress
+from kleash.report.html import write_report
 from kleash.rollout.rollout_log import logged_steps, read_rollout
 from kleash.run import RunFolder
 from kleash.stages import grpo, ppo
@@ -59,7 +63,7 @@ def train(stage: str, base: Path, prompts: Path, **changes: object) -> RunFolder
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_step_is_monitored_and_some_of_its_responses_are_logged(stage: str, base: Path, prompts: Path) -> None:
+def test_every_step_is_watched_and_some_of_its_responses_are_kept(stage: str, base: Path, prompts: Path) -> None:
     folder = train(stage, base, prompts, hold_out="letters:no_z", max_steps=3)
     rows = [row for row in folder.metrics() if row["step"] > 0]
     for row in rows:
@@ -88,7 +92,61 @@ def test_every_step_is_monitored_and_some_of_its_responses_are_logged(stage: str
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_no_responses_are_logged_where_none_are_requested(stage: str, base: Path, prompts: Path) -> None:
+def test_as_many_responses_are_kept_as_are_asked_for_and_pandas_reads_them(
+    stage: str, base: Path, prompts: Path
+) -> None:
+    folder = train(stage, base, prompts, log_rollouts=3, max_steps=2)
+    files = sorted((folder.path / "rollouts").glob("*.parquet"))
+    rows = [row for file in files for _, row in pq.read_table(file).to_pandas().iterrows()]
+    assert [row["step"] for row in rows] == [1, 1, 1, 2, 2, 2]
+    assert [row["response"] for row in rows] == ([0, 0, 0] if stage == "ppo" else [0, 1, 2]) * 2
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    for row in rows:
+        assert tokenizer.decode(row["ids"], skip_special_tokens=True) == row["text"]
+        assert tokenizer.decode(row["prompt_ids"]) == json.loads(row["prompt"])
+        assert row["finished"] == (row["ids"][-1] == tokenizer.eos_token_id)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_that_was_interrupted_keeps_the_same_responses(
+    stage: str, base: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"max_steps": 5, "save_every": 2, "eval_every": None, "log_rollouts": 3}
+    whole = train(stage, base, prompts, out=base.parent / "whole", **settings)
+    update = Progress.update
+
+    def stop(self: Progress, done: int, **figures: Any) -> None:
+        update(self, done, **figures)
+        if done == 3 and self.total == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "update", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(stage, base, prompts, **settings)
+    monkeypatch.undo()
+    monkeypatch.chdir(base.parent)
+    rollouts = base.parent / stage / "rollouts"
+    (rollouts / "step-00000003.parquet").write_bytes(b"of a step that is done again")
+    (rollouts / "step-00000009.parquet").write_bytes(b"of a step that never comes")
+    folder = train(stage, base, prompts, **settings)
+    assert logged_steps(folder.path) == [1, 2, 3, 4, 5]
+    assert [read_rollout(folder.path, step) for step in range(1, 6)] == [
+        read_rollout(whole.path, step) for step in range(1, 6)
+    ]
+
+
+def test_the_report_shows_the_responses_that_were_kept(base: Path, prompts: Path, tmp_path: Path) -> None:
+    folder = train("ppo", base, prompts, out=tmp_path / "demo" / "ppo", log_rollouts=2, max_steps=3)
+    (tmp_path / "demo" / "summary.json").write_text("{}")
+    page = write_report(tmp_path / "demo").read_text()
+    for step in (1, 2, 3):
+        assert f"step {step}: proxy" in page
+        for row in read_rollout(folder.path, step):
+            assert f"<td>{row['prompt']}</td><td>{row['text'] or '(nothing)'}" in page
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_responses_are_kept_where_none_are_asked_for(stage: str, base: Path, prompts: Path) -> None:
     folder = train(stage, base, prompts, log_rollouts=0)
     assert logged_steps(folder.path) == []
 
@@ -134,7 +192,7 @@ def test_a_run_beyond_its_kl_budget_ends_there_and_is_measured(stage: str, base:
     assert "beyond the budget" in folder.record["results"]["ended"]
 
 
-def test_a_run_that_was_stopped_does_not_continue_after_a_kill(base: Path, prompts: Path) -> None:
+def test_a_run_that_was_stopped_is_not_gone_on_with_after_a_kill(base: Path, prompts: Path) -> None:
     settings: dict[str, Any] = {"gold": "letters:level", "criterion": "gold", "patience": 1, "max_steps": 6}
     folder = train("ppo", base, prompts, **settings)
     rows = folder.metrics()
@@ -147,7 +205,9 @@ def test_a_run_that_was_stopped_does_not_continue_after_a_kill(base: Path, promp
     assert again.record["results"]["ended"] == folder.record["results"]["ended"]
 
 
-def test_the_validation_reward_of_a_reward_folder_is_used_by_default(base: Path, prompts: Path, write: Write) -> None:
+def test_the_validation_reward_of_a_reward_folder_is_taken_without_being_named(
+    base: Path, prompts: Path, write: Write
+) -> None:
     pairs = [{"prompt": f"{a} {b}", "chosen": "z", "rejected": "d"} for a in "abcdef" for b in "ghijkl"]
     reward = learn_reward(
         EnsembleConfig.make(
@@ -169,7 +229,7 @@ def test_the_validation_reward_of_a_reward_folder_is_used_by_default(base: Path,
         ({"criterion": "validation"}, "needs a validation reward"),
     ],
 )
-def test_a_criterion_that_is_not_measured_is_an_error(
+def test_what_cannot_be_measured_cannot_be_gone_by(
     base: Path, prompts: Path, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
