@@ -85,8 +85,9 @@ def test_a_verifier_is_hashed_by_its_name_and_a_constitution_by_its_shipped_file
         ("rows.jsonl", DATA, DataError, "there is no file or folder rows.jsonl; give a path that exists"),
         ("rows", DATA, DataError, "there is no file or folder rows"),
         ("runs/sft", RUN, InputError, "give the folder of a ppo, grpo or dpo run"),
-        ("r.yaml", REWARD, ConfigError, "reward r.yaml: no such folder; give a reward model's folder"),
+        ("r.yaml", REWARD, ConfigError, "reward r.yaml: no such file; give a reward model's folder"),
         ("runs/reward", REWARD, ConfigError, "no such folder"),
+        ("my.rewards:brief", REWARD, ConfigError, "No module named 'my'; give module:function, importable from"),
         ("kind", CONSTITUTION, ConfigError, "there is no such file; give a YAML file, or `assistant`"),
     ],
 )
@@ -103,7 +104,7 @@ def test_a_name_that_can_only_be_a_path_and_does_not_exist_is_refused(
     ("name", "kind"),
     [
         ("team/tiny", MODEL), ("gpt2", MODEL), ("team/rows", DATA), ("team/rows:main", DATA), ("math", REWARD),
-        ("my.rewards:brief", REWARD), ("assistant", CONSTITUTION),
+        ("json:dumps", REWARD), ("assistant", CONSTITUTION),
     ],
 )  # fmt: skip
 def test_an_ambiguous_name_is_left_to_the_stage(name: str, kind: Kind) -> None:

@@ -10,6 +10,7 @@ from kleash.cli import main
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, Response
 from kleash.errors import DataError
+from kleash.labels.open_store import open_store
 from kleash.stages.export import ExportConfig, run
 
 
@@ -42,13 +43,20 @@ def test_an_export_is_not_written_again_and_other_settings_are_refused(store: st
 
 
 def test_an_empty_store_is_an_error_of_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as done:
-        main(["export", "--store", str(tmp_path / "new.db"), "--out", str(tmp_path / "out")])
-    assert done.value.code == 2 and "has no labels yet" in capsys.readouterr().err
+    store, out = tmp_path / "new.db", tmp_path / "out"
+    for made, message in ((False, "there is no such label store"), (True, "has no labels yet")):
+        if made:
+            with open_store(store):
+                pass
+        with pytest.raises(SystemExit) as done:
+            main(["export", "--store", str(store), "--out", str(out)])
+        assert done.value.code == 2 and message in capsys.readouterr().err
+        assert store.exists() == made, "a store that is only read is not made"
 
 
 def test_without_the_extra_a_command_names_what_to_install(tmp_path: Path) -> None:
     code = "import sys; sys.modules['sqlalchemy'] = None; from kleash.cli import main; main(sys.argv[1:])"
+    (tmp_path / "l.db").touch()
     command = [sys.executable, "-c", code, "export", "--store", str(tmp_path / "l.db"), "--out", str(tmp_path / "o")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
