@@ -131,7 +131,7 @@ def test_a_typo_in_an_option_or_a_config_key_is_one_line(
         r"'learning_rate' is 'fast', but should be a valid number",
         *sft(base, demonstrations, "--learning-rate", "fast"),
     )
-    fails(capsys, 2, r"'data' is missing; give Rows to work on", "sft", "--model", base, "--out", tmp_path / "out")
+    fails(capsys, 2, r"'data' is missing; give rows to work on", "sft", "--model", base, "--out", tmp_path / "out")
 
 
 def test_abbreviations_are_refused(base: Path, demonstrations: Path, capsys: pytest.CaptureFixture[str]) -> None:

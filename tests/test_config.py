@@ -29,7 +29,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one() -> None:
 
 
 def test_a_missing_key_says_what_to_give() -> None:
-    with pytest.raises(ConfigError, match="'model' is missing; give The model to start from"):
+    with pytest.raises(ConfigError, match="'model' is missing; give the model to start from"):
         Example.make({})
 
 

@@ -146,10 +146,11 @@ RENAMED_VALUES = {"criterion: hold-out": "validation"}
 
 
 def describe(config: type[Config], key: str) -> str:
-    """The first sentence of a field's docstring, for messages."""
+    """The first sentence of a field's docstring as part of a message: it begins with a small letter, but for a name."""
     field = config.model_fields.get(key)
     text = (field.description or "") if field else ""
-    return text.split(". ")[0].split("\n")[0].rstrip(".") or f"a value for '{key}'"
+    sentence = text.split(". ")[0].split("\n")[0].rstrip(".") or f"a value for '{key}'"
+    return sentence if sentence[1:2].isupper() else sentence[0].lower() + sentence[1:]
 
 
 def read_yaml(path: Path) -> Settings:

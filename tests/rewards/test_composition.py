@@ -75,7 +75,7 @@ def test_F4_a_closed_gate_lets_nothing_through_not_even_an_infinity() -> None:
             "parts: [{reward: number, clip: [1, -1]}]",
             r"'clip' is \[1, -1\], but should be \[lower, upper\] with",
         ),
-        ("parts: [{weight: 1}]", "part 1: 'reward' is missing; give A verifier"),
+        ("parts: [{weight: 1}]", "part 1: 'reward' is missing; give a verifier"),
         ("parts: [{reward: number}, {reward: number}]", "part 2: another part is 'number' too; give it a 'name'"),
         ("parts: [{reward: number, gate: number}]", "'gate' is 'number', but should be another part's name"),
         ("parts: [{reward: number, gate: math}]", "'gate' is 'math', but should be another part's name"),
