@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -113,6 +115,19 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def _seeds() -> None:
     """No test depends on those that ran before it."""
     seed_everything()
+
+
+@pytest.fixture(autouse=True)
+def _own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A module that a test writes (a reward function) is not what the next test imports by that name."""
+    before, places = set(sys.modules), list(sys.path)
+    yield
+    written = str(tmp_path_factory.getbasetemp())
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(written):
+            del sys.modules[name]
+    sys.path[:] = places
+    importlib.invalidate_caches()  # a file written within the same second as the last look
 
 
 class Network:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +43,10 @@ def best_third(prompts, completions, **columns):  # called once a measurement; t
 
 
 @pytest.fixture
-def prompts(tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def prompts(tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "letters.py").write_text(FUNCTIONS)
     monkeypatch.chdir(tmp_path)
-    yield write("prompts.jsonl", [{"prompt": f"{a} {b}"} for a in "abcde" for b in "fghij"])
-    sys.modules.pop("letters", None)
-    sys.path[:] = [place for place in sys.path if place != str(tmp_path)]
+    return write("prompts.jsonl", [{"prompt": f"{a} {b}"} for a in "abcde" for b in "fghij"])
 
 
 def train(stage: str, base: Path, prompts: Path, **changes: object) -> RunFolder:
