@@ -482,8 +482,8 @@ def table(found: dict[tuple[str, Fault], str | None]) -> str:
     lines = [
         "# Faults, each seen by a test",
         "",
-        "Written by `python tests/faults.py --write docs/faults.md`: each line is one change to the code, planted alone, "
-        "and the first fast test that fails with it.",
+        "Written by `python tests/faults.py --write docs/faults.md`: each line is one change to the code,",
+        "planted by itself, and the first fast test that fails with it.",
         "",
         f"{len(found)} faults, {caught} caught.",
         "",
