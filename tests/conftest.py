@@ -20,58 +20,12 @@ jaxtyping.install_import_hook("kleash", "type_guard.check")  # before kleash: ev
 
 import network_guard
 import pytest
-import torch
 from hypothesis import settings
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from kleash import testing
 from tests import programs
 from tests.jitter import SEED, jitter, seed_everything
-
-WORDS = ("<pad>", "<end>", "<unk>", "user", "assistant", "system", *"abcdefghijklmnopqrstuvwxyz", *"0123456789")
-
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role }} {{ m.content }} <end> {% endfor %}"
-    "{% if add_generation_prompt %}assistant {% endif %}"
-)
-
-
-@pytest.fixture
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Letters, digits and role names, each a token between spaces; pad and end apart; a chat template."""
-    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<end>",
-        unk_token="<unk>",
-        chat_template=TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-@pytest.fixture
-def tiny_model() -> LlamaForCausalLM:
-    """A Llama of two layers with random weights, the same in every test, over the vocabulary of `tiny_tokenizer`."""
-    config = LlamaConfig(
-        vocab_size=len(WORDS),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return jitter(LlamaForCausalLM(config).eval())
-
 
 settings.register_profile("kleash", deadline=None, print_blob=True)  # a busy machine is not a failure
 settings.load_profile("kleash")
@@ -109,6 +63,18 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if skips:
         counts = ", ".join(f"{count} that need {program}" for program, count in sorted(skips.items()))
         terminalreporter.write_line(f"skipped: {counts}; `{programs.INSTALL}` installs it, then they run", yellow=True)
+
+
+@pytest.fixture
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer that is shipped for tests."""
+    return testing.tiny_tokenizer()
+
+
+@pytest.fixture
+def tiny_model() -> LlamaForCausalLM:
+    """The model that is shipped for tests, the same in every test but for the jitter."""
+    return jitter(testing.tiny_model())
 
 
 @pytest.fixture(autouse=True)
