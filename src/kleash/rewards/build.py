@@ -64,12 +64,6 @@ def _is_yaml(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
 
-def _judge_of(path: Path) -> str | None:
-    """The chat model that a YAML file names; None for a composition."""
-    judge: str | None = read_yaml(path).get("judge")
-    return judge
-
-
 def _from_yaml(path: Path, policy_tokenizer: PreTrainedTokenizerBase | None, compute: Compute) -> Reward:
     if "judge" in read_yaml(path):
         from kleash.rewards.judge_score import JudgeReward  # its client is an extra
