@@ -7,7 +7,6 @@ return [-len(text.split()) / 100 for text in completions]
 from __future__ import annotations
 
 import importlib
-import importlib.machinery
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kleash.content import module_file
 from kleash.data.group import Content, Group
 from kleash.errors import ConfigError, DataError
 
@@ -34,7 +34,7 @@ class FunctionReward:
         """Find `module:function`, from the working directory too.
 
         Raises:
-            ConfigError: there is no such module or function.
+            ConfigError: there is no such module or function, or another module of that name is imported already.
         """
         self.name = name
         self.function = _find(name)
@@ -68,19 +68,6 @@ class FunctionReward:
         return torch.tensor(scores, dtype=torch.float32).reshape(len(groups), -1)
 
 
-def module_file(name: str) -> Path | None:
-    """The file that holds the function of `module:function`; None for other names, or where the file does not exist."""
-    module_name, colon, _ = name.partition(":")
-    if not colon:
-        return None
-    folders: list[str] | None = [str(Path.cwd()), *sys.path]
-    spec = None
-    for part in module_name.split("."):  # without importing the packages on the way
-        spec = importlib.machinery.PathFinder.find_spec(part, folders) if folders else None
-        folders = list(spec.submodule_search_locations or ()) if spec is not None else None
-    return Path(spec.origin) if spec is not None and spec.origin is not None else None
-
-
 def _columns(groups: Sequence[Group]) -> set[str]:
     return {column for group in groups for column in group.columns}
 
@@ -94,6 +81,13 @@ def _find(name: str) -> Callable[..., Any]:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"reward {name}: {error}; give module:function, importable from {here}") from None
+    loaded, expected = getattr(sys.modules[module_name], "__file__", None), module_file(name)
+    if loaded is not None and expected is not None and not expected.samefile(loaded):
+        # the run would be identified by a file whose function it does not call
+        raise ConfigError(
+            f"reward {name}: Python has already imported '{module_name}' from {loaded}, not from {expected}; rename "
+            f"one of the two, or restart Python"
+        )
     if not callable(function):
         raise ConfigError(
             f"reward {name}: is a {type(function).__name__}; give a function f(prompts, completions, **columns)"
