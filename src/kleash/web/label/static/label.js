@@ -124,8 +124,9 @@ async function fetchAhead() {
       else if (!outbox.length) $("#done").hidden = false;
     }
   } catch (error) {
+    const later = !error.status || error.status === 429 || error.status >= 500;
     if (error.status && !refused) notice(error.message);
-    else if (!error.status && !outbox.length) setTimeout(fetchAhead, 2000);
+    if (later && !outbox.length) setTimeout(fetchAhead, 2000);
   }
   fetching = false;
 }
