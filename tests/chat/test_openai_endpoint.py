@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -12,11 +14,12 @@ import pytest
 
 from kleash.chat import client
 from kleash.chat.client import ChatClient
-from kleash.chat.messages import ChatRequest
+from kleash.chat.messages import ChatReply, ChatRequest
 from kleash.chat.openai_endpoint import Endpoint, retry_after
 from kleash.errors import GateError, InputError, MachineError
 from kleash.labels.store import Store
 from kleash.labels.store_cache import StoreCache
+from kleash.testing import FakeChat
 from tests.chat.loopback import Reply, Server
 
 
@@ -147,6 +150,28 @@ def test_a_budget_is_never_exceeded_and_the_run_goes_on_where_it_stopped(tmp_pat
     assert patient.usage.cost == pytest.approx(3 * 60) and patient.usage.spent == pytest.approx(3 * (60 - before))
     assert store.spent() == pytest.approx(180)
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("price", "budget"), [((10, 10), 0.05), ((0.15, 0.6), 0.0008), ((2.5, 10), 0.013), ((3, 15), 0.02), ((1, 1), 0.005)]
+)
+def test_a_budget_that_is_reached_ends_the_run_of_many_workers(price: tuple[float, float], budget: float) -> None:
+    """A sum of floats that was added to in one order and taken from in another is not 0 at the end."""
+
+    class Busy(FakeChat):
+        block, workers = 1, 8
+
+        def ask(self, questions: Sequence[ChatRequest]) -> list[ChatReply]:
+            time.sleep(0.001)  # so that calls overlap
+            return [replace(reply, prompt_tokens=50, completion_tokens=10) for reply in super().ask(questions)]
+
+    patient = ChatClient(Busy(lambda _: "a reply"), price=price, budget=budget)
+    texts = [f"question {'and so on ' * (n % 7)}{n}" for n in range(200)]
+    requests = [ChatRequest(({"role": "user", "content": text},), 10) for text in texts]
+    asking = ThreadPoolExecutor(1).submit(patient, requests)
+    with pytest.raises(GateError, match=r"the budget of .* is reached"):
+        asking.result(60)
+    assert 0 < patient.usage.cost <= budget
 
 
 def test_an_attempt_that_may_have_been_charged_counts_against_the_budget() -> None:

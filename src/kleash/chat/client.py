@@ -71,7 +71,7 @@ class ChatClient:
     ) -> None:
         self.chat, self.cache, self.price, self.budget = chat, cache, price, budget
         self._usage = Usage()
-        self._reserved = 0.0  # upper bound of the cost of running requests
+        self._running: list[float] = []  # the most that each running call can cost
         self._wasted = 0.0  # failed attempts that may have been billed
         self._lock = Condition()
         self._stop = Event()
@@ -149,7 +149,7 @@ class ChatClient:
             return failure
         finally:
             with self._lock:
-                self._reserved -= bound
+                self._running.remove(bound)
                 self._wasted += wasted
                 self._lock.notify_all()
 
@@ -187,13 +187,15 @@ class ChatClient:
             GateError: no call is running and the rest of the budget is still too small.
         """
         with self._lock:
-            while self.budget is not None and self._usage.cost + self._wasted + self._reserved + bound > self.budget:
-                if not self._reserved or self._stop.is_set():
+            while (
+                self.budget is not None and self._usage.cost + self._wasted + sum(self._running) + bound > self.budget
+            ):
+                if not self._running or self._stop.is_set():
                     raise GateError(
                         f"the budget of {self.budget:g} is reached: {self._usage.cost + self._wasted:.4g} spent, and "
                         "the next request may cost more than the rest; raise --budget and run the same command again "
                         "(replies so far are cached)"
                     )
                 self._lock.wait(1.0)
-            self._reserved += bound
+            self._running.append(bound)
             self._usage.attempts += 1
