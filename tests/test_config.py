@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import get_args
@@ -57,6 +58,32 @@ def test_a_file_that_is_no_mapping_is_one_line(tmp_path: Path, text: str, messag
     with pytest.raises(ConfigError, match=message) as caught:
         read_yaml(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("a: 1\nb: 2\na: 3", "'a' is there twice (first in line 1)"),
+        ('a: 1\n"a": 1', "'a' is there twice"),
+        ("x:\n  - {text: T1,\n     text: T2}", "line 3: invalid YAML: 'text' is there twice (first in line 2)"),
+        ("x: {1: a, 0x1: b}", "'0x1' is there twice"),
+        ("x: {yes: a, on: b}", "'on' is there twice"),
+        ("x: &x {a: 1}\ny: {<<: *x, <<: *x}", "'<<' is there twice"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_an_error_that_names_it(tmp_path: Path, text: str, key: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(key)) as caught:
+        read_yaml(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_merged_key_may_be_given_again(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("x: {b: &b {<<: {k: 1, l: 1}, k: 2}}\ny: {<<: *b, l: 3}\n")
+    values = read_yaml(path)
+    assert values["x"] == {"b": {"k": 2, "l": 1}} and values["y"]["l"] == 3
 
 
 def test_F10_every_config_field_is_read_by_the_code_that_runs() -> None:

@@ -65,6 +65,7 @@ def test_a_file_of_an_earlier_stage_can_be_named(tmp_path: Path) -> None:
         ("out: x\nstages: {sft: {model: '@base', data: d}}\n", "'model' is @base, but no earlier stage has that name"),
         ("out: x\nbeeta: 1\nstages: {sft: {model: m, data: d}}\n", "no stage knows 'beeta'"),
         ("out: x\nstages: {sft: {model: m, data: d, learning_rat: 1}}\n", "did you mean 'learning_rate'"),
+        ("out: x\nstages:\n  sft: {model: m, data: d}\n  sft: {model: m, data: e}\n", "line 4: .*'sft' is there twice"),
     ],
 )
 def test_errors_of_a_recipe_are_raised_before_anything_is_run(tmp_path: Path, text: str, message: str) -> None:

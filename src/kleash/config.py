@@ -157,10 +157,10 @@ def read_yaml(path: Path) -> Settings:
     """A YAML mapping as a dict.
 
     Raises:
-        ConfigError: the file is missing, is not YAML or not a mapping.
+        ConfigError: the file is missing, is not YAML, is not a mapping, or has a key twice, at any depth.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), Loader=_UniqueKeys)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}; give the path of a YAML file") from None
     except UnicodeDecodeError:
@@ -173,6 +173,29 @@ def read_yaml(path: Path) -> Settings:
         raise ConfigError(f"{path}: holds {type(values).__name__}, but should be a mapping of 'key: value' lines")
     # 1e-5 has no dot, so YAML 1.1 reads it as text; pydantic turns it into the number that was meant.
     return values
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML lets the last of equal keys win; YAML 1.2.2, 3.2.1.3 forbids them. Keys that `<<` merges in may repeat."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping, checked before merges are resolved.
+
+        Raises:
+            yaml.constructor.ConstructorError: a key is there twice.
+        """
+        node = super().compose_mapping_node(anchor)
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            is_merge = key.tag == "tag:yaml.org,2002:merge"
+            value = key.value if is_merge else self.construct_object(key)  # `yes` and `on` are one key
+            if value in lines:
+                problem = f"'{key.value}' is there twice (first in line {lines[value]}); give each its own name"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            lines[value] = key.start_mark.line + 1
+        return node
 
 
 def _kind(annotation: Any, metadata: Any = ()) -> Kind | None:
