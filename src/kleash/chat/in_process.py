@@ -15,8 +15,8 @@ from kleash.chat.messages import ChatReply, ChatRequest
 from kleash.config import MODEL
 from kleash.content import content_hash
 from kleash.data.batch import collate
-from kleash.data.chat import encode_prompt
-from kleash.data.group import Content, EncodedGroup, EncodedResponse, Group
+from kleash.data.chat import encode_as_letters, encode_prompt
+from kleash.data.group import EncodedGroup, EncodedResponse, Group
 from kleash.errors import DataError
 from kleash.models.compute import DType
 from kleash.models.forward import response_logprobs
@@ -38,6 +38,7 @@ class LocalChat:
     """A `Chat` on a live model.
 
     Turns go through the tokenizer's chat template; a tokenizer without one gets their texts with blank lines between.
+    Control tokens that a text spells are letters: a response that a judge reads cannot end its turn.
 
     Args:
         model: a causal language model.
@@ -98,10 +99,10 @@ class LocalChat:
         return [replies[index] for index in range(len(requests))]
 
     def _encode(self, request: ChatRequest) -> tuple[int, ...]:
-        prompt: Content = request.messages
-        if self.tokenizer.chat_template is None:
-            prompt = "\n\n".join(str(turn["content"]) for turn in request.messages) + "\n\n"
-        return encode_prompt(prompt, self.tokenizer)
+        if self.tokenizer.chat_template is not None:
+            return encode_prompt(request.messages, self.tokenizer)
+        text = "\n\n".join(str(turn["content"]) for turn in request.messages) + "\n\n"
+        return encode_as_letters(text, self.tokenizer)
 
     def _score(self, rows: Sequence[_Row]) -> list[ChatReply]:
         """Log-probability of each option as the first token; the reply is the likeliest."""

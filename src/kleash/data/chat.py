@@ -1,8 +1,9 @@
 """Groups into token ids: which tokens are trained and which are forced, end tokens, truncation.
 
-Training sees a prompt exactly as the sampler does: `encode(group).prompt_ids == encode_prompt(group.prompt)`, always.
-So prompt and response are tokenised separately, and no token spans the border. Text is tokenised as it is; turns go
-through the tokenizer's chat template (`chat_template`), and `chat_spans` finds the text that the assistant wrote.
+Training sees a prompt exactly as the sampler does: `encode(group).prompt_ids == encode_prompt(group.prompt)` with the
+group's columns, always. So prompt and response are tokenised separately, and no token spans the border. Text is
+tokenised as it is; turns go through the tokenizer's chat template (`chat_template`), in which no message can write a
+control token (`letters`), and `chat_spans` finds the text that the assistant wrote.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from kleash.data.chat_spans import Skeletons, Span, excerpt, turn_spans
 from kleash.data.chat_template import end_ids, name_of, render, template_of
 from kleash.data.group import Content, EncodedGroup, EncodedResponse, Group, Response
+from kleash.data.letters import CUT, cut, cut_at, tokenize_pieces
+from kleash.data.template_columns import LISTS, template_variables
+from kleash.data.turns import prompt_turns, response_turns
 from kleash.errors import DataError, ModelError
 
 BLOCK = 1000
@@ -24,7 +28,7 @@ BLOCK = 1000
 
 @dataclass(frozen=True)
 class Truncation:
-    """What a length limit did to the rows."""
+    """What happened to the rows on their way to token ids."""
 
     rows: int
     cut: int = 0
@@ -32,12 +36,16 @@ class Truncation:
     dropped: int = 0
     """Rows whose prompt leaves no room for a response."""
     max_length: int | None = None
+    letters: int = 0
+    """Rows whose messages spell a control token, which is letters there."""
 
     def message(self) -> str:
-        """One line for the log; empty where nothing was lost."""
-        losses = [f"{self.cut} cut"] if self.cut else []
-        losses += [f"{self.dropped} dropped, the prompt too long"] if self.dropped else []
-        return f"of {self.rows} rows, {' and '.join(losses)} (max_length {self.max_length})" if losses else ""
+        """One line for the log; empty where nothing was lost or changed."""
+        parts = [f"{self.cut} cut"] if self.cut else []
+        parts += [f"{self.dropped} dropped, the prompt too long"] if self.dropped else []
+        parts = [f"{' and '.join(parts)} (max_length {self.max_length})"] if parts else []
+        parts += [f"{self.letters} spell control tokens in their messages, read as letters"] if self.letters else []
+        return f"of {self.rows} rows, {'; '.join(parts)}" if parts else ""
 
 
 def encode(
@@ -82,11 +90,12 @@ def encode_all(
         ModelError: as `encode`.
     """
     results: list[EncodedGroup] = []
-    cut = longest = 0
+    cut = longest = letters = 0
     for start in range(0, len(groups), BLOCK):
         drafts = [_draft(group, tokenizer, end_id) for group in groups[start : start + BLOCK]]
         ids = _tokenize((text for draft in drafts for text in draft.texts()), tokenizer)
         for draft in drafts:
+            letters += any(CUT in text.text for text in draft.texts() if text.cuts)
             encoded = _encode_draft(draft, ids, tokenizer)
             if not _fits(encoded, max_length):
                 longest = max(longest, len(encoded.prompt_ids))
@@ -95,13 +104,33 @@ def encode_all(
             cut += results[-1] is not encoded
     if groups and not results:
         raise DataError(f"no row can be used: {_too_long(longest, max_length)}")
-    return results, Truncation(len(groups), cut, len(groups) - len(results), max_length)
+    return results, Truncation(len(groups), cut, len(groups) - len(results), max_length, letters)
 
 
-def encode_prompt(prompt: Content, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The ids of the prompt of a response: `tokenizer(text)`, or turns with the generation prompt."""
-    text = _prompt_text(prompt, tokenizer)
+def encode_prompt(
+    prompt: Content, tokenizer: PreTrainedTokenizerBase, columns: Mapping[str, Any] | None = None
+) -> tuple[int, ...]:
+    """The ids of the prompt of a response: `tokenizer(text)`, or turns with the generation prompt.
+
+    Args:
+        prompt: text or turns.
+        tokenizer: the model's.
+        columns: the row's other columns; a chat template reads its tools there (see `template_variables`).
+    """
+    content = prompt if isinstance(prompt, str) else prompt_turns(prompt, tokenizer)
+    text = _prompt_text(content, tokenizer, _variables(prompt, columns or {}, tokenizer))
     return tuple(_tokenize([text], tokenizer)[text])
+
+
+def encode_as_letters(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids of a text that others wrote: `tokenizer(text)`, but no word in it becomes a control token."""
+    first, *rest = str(cut(text, tokenizer)).split(CUT)
+    if not rest:
+        return tuple(tokenizer(text, verbose=False)["input_ids"])
+    bare = tokenize_pieces([["a"], [first, *rest]], tokenizer)
+    around = tokenizer("a", verbose=False)["input_ids"]
+    start = next((i for i in range(len(around)) if around[i : i + len(bare[0])] == bare[0]), 0)
+    return tuple(around[:start] + bare[1] + around[start + len(bare[0]) :])
 
 
 # --- from a group to its texts ---------------------------------------------------------------------------------------
@@ -113,9 +142,9 @@ class _Text:
 
     text: str
     whole: bool = False
-    """Whether to add the special tokens that the tokenizer puts around a text."""
-    literal: bool = False
-    """Whether an end token in the text is tokenised as plain letters."""
+    """Whether it is a plain text, with the special tokens that the tokenizer puts around one."""
+    cuts: bool = False
+    """Whether it has marks where words that spell a control token were cut (see `letters`)."""
 
 
 @dataclass(frozen=True)
@@ -138,18 +167,25 @@ class _Draft:
     anchored: bool
     """Whether spans are tokenised after their preceding text."""
 
+    @property
+    def turns(self) -> bool:
+        """Whether the group is a conversation."""
+        return not self.prompt.whole
+
     def texts(self) -> Iterable[_Text]:
         """All texts to tokenise."""
         yield self.prompt
         for response in self.responses:
             for span in response.spans:
-                yield _Text(span.text)
+                yield _Text(span.text, cuts=self.turns)
                 if self.anchored and span.before:
-                    yield from (_Text(span.before), _Text(span.before + span.text))
+                    yield from (_Text(span.before), _Text(span.before + span.text, cuts=True))
 
 
 def _draft(group: Group, tokenizer: PreTrainedTokenizerBase, end_id: int | None) -> _Draft:
-    prompt = _prompt_text(group.prompt, tokenizer)
+    variables = _variables(group.prompt, group.columns, tokenizer)
+    before = () if isinstance(group.prompt, str) else prompt_turns(group.prompt, tokenizer)
+    prompt = _prompt_text(group.prompt if isinstance(group.prompt, str) else before, tokenizer, variables)
     skeletons: Skeletons = {}
     responses: list[_ResponseDraft] = []
     for response in group.responses:
@@ -159,12 +195,22 @@ def _draft(group: Group, tokenizer: PreTrainedTokenizerBase, end_id: int | None)
             end = _end_of_text(tokenizer, end_id) if response.finished else None
             responses.append(_ResponseDraft((_text_span(response),), end))
         else:
-            responses.append(_ResponseDraft(turn_spans(group.prompt, response, tokenizer, skeletons)))
-    turns = not isinstance(group.prompt, str) and any(response.spans for response in responses)
-    return _Draft(group, prompt, tuple(responses), anchored=turns and template_of(tokenizer).prepends)
+            turns = response_turns(response, tokenizer)
+            spans = turn_spans(before, turns, tokenizer, variables, skeletons, finished=response.finished)
+            responses.append(_ResponseDraft(spans))
+    anchored = bool(before) and any(response.spans for response in responses) and template_of(tokenizer).prepends
+    return _Draft(group, prompt, tuple(responses), anchored)
 
 
-def _prompt_text(prompt: Content, tokenizer: PreTrainedTokenizerBase) -> _Text:
+def _variables(prompt: Content, columns: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What the template reads beside the turns; plain text has no template."""
+    if isinstance(prompt, str):
+        return {}
+    variables = template_variables(columns)
+    return variables | {name: cut(variables[name], tokenizer) for name in LISTS if name in variables}
+
+
+def _prompt_text(prompt: Content, tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> _Text:
     if isinstance(prompt, str):
         return _Text(prompt, whole=True)
     if not prompt:
@@ -173,13 +219,13 @@ def _prompt_text(prompt: Content, tokenizer: PreTrainedTokenizerBase) -> _Text:
         raise DataError(
             f"a prompt ends with the assistant's turn {excerpt(prompt[-1]['content'])}; end it before an answer"
         )
-    return _Text(render(prompt, tokenizer))
+    return _Text(render(prompt, tokenizer, variables), cuts=True)
 
 
 def _text_span(response: Response) -> Span:
     if not isinstance(response.content, str):
         raise DataError("the prompt is text and a response turns; give both in one kind")
-    return Span(response.content, words=(0, len(response.content)))
+    return Span(response.content)
 
 
 def _end_of_text(tokenizer: PreTrainedTokenizerBase, end_id: int | None) -> int:
@@ -198,13 +244,12 @@ def _tokenize(texts: Iterable[_Text], tokenizer: PreTrainedTokenizerBase) -> dic
     """The ids of each text; equal ones are tokenised once, and all of one kind in one call."""
     unique = list(dict.fromkeys(texts))
     ids: dict[_Text, list[int]] = {}
-    for special, literal in ((True, False), (False, False), (False, True)):
-        part = [text for text in unique if (text.whole, text.literal) == (special, literal)]
-        if part:
-            options: dict[str, Any] = {"split_special_tokens": True} if literal else {}
-            strings = [text.text for text in part]
-            rows = tokenizer(strings, add_special_tokens=special, verbose=False, **options)["input_ids"]
-            ids.update(zip(part, rows, strict=True))
+    if whole := [text for text in unique if text.whole]:
+        rows = tokenizer([text.text for text in whole], verbose=False)["input_ids"]
+        ids.update(zip(whole, rows, strict=True))
+    if plain := [text for text in unique if not text.whole]:
+        pieces = [text.text.split(CUT) if text.cuts else [text.text] for text in plain]
+        ids.update(zip(plain, tokenize_pieces(pieces, tokenizer), strict=True))
     return ids
 
 
@@ -229,15 +274,13 @@ def _join_spans(
     tokens: list[int] = []
     mask: list[bool] = []
     end = draft.responses[k].end_id
-    ends = {end} if isinstance(draft.group.prompt, str) else set(end_ids(tokenizer))
+    ends = set(end_ids(tokenizer)) if draft.turns else {end}
     for span in draft.responses[k].spans:
-        part = _span_ids(span, ids, draft.anchored)
+        part = _span_ids(span, ids, draft)
+        if end in part[:-1] and not draft.turns:
+            part = _letters(span.text, end, tokenizer)
         if span.trained and ends & set(part[:-1]):
-            part = _literal_ids(span, tokenizer)
-            if ends & set(part[:-1]):
-                raise DataError(
-                    f"a response continues after an end token in {excerpt(span.text)}; remove it from the text"
-                )
+            raise DataError(f"a response continues after an end token in {excerpt(span.text)}; remove it from the text")
         tokens += part
         mask += [span.trained] * len(part)
     if end is not None and tokens[-1:] != [end]:
@@ -246,25 +289,25 @@ def _join_spans(
     if not any(mask):
         raise DataError(
             f"there is nothing to train on in the response {excerpt(draft.group.responses[k].text)} to "
-            f"{excerpt(draft.group.prompt_text)}: it is empty and not finished; leave the row out"
+            f"{excerpt(draft.group.prompt_text)}: it is empty and not finished, or its "
+            "weight is 0; leave the row out"
         )
     return EncodedResponse(tuple(tokens), tuple(mask))
 
 
-def _span_ids(span: Span, ids: Mapping[_Text, list[int]], anchored: bool) -> list[int]:
-    if anchored and span.before:
-        prefix, joined = ids[_Text(span.before)], ids[_Text(span.before + span.text)]
+def _span_ids(span: Span, ids: Mapping[_Text, list[int]], draft: _Draft) -> list[int]:
+    if draft.anchored and span.before:
+        prefix, joined = ids[_Text(span.before)], ids[_Text(span.before + span.text, cuts=True)]
         if joined[: len(prefix)] == prefix:
             return joined[len(prefix) :]
-    return ids[_Text(span.text)]
+    return ids[_Text(span.text, cuts=draft.turns)]
 
 
-def _literal_ids(span: Span, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids of a span whose words spell an end token: they are tokenised as text."""
-    start, stop = span.words
-    parts = [_Text(span.text[:start]), _Text(span.text[start:stop], literal=True), _Text(span.text[stop:])]
-    ids = _tokenize(parts, tokenizer)
-    return [token for part in parts for token in ids[part]]
+def _letters(text: str, end: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of a text amid which its end token is spelled: there it is letters, at its end it is the token."""
+    token = str(tokenizer.convert_ids_to_tokens(end))
+    ids = tokenize_pieces([cut_at(text.removesuffix(token), [token])], tokenizer)[0]
+    return [*ids, end] if text.endswith(token) else ids
 
 
 def _borrow_first_token(responses: list[EncodedResponse]) -> tuple[tuple[int, ...], list[EncodedResponse]]:

@@ -14,7 +14,7 @@ where the generation prompt ends, so any text that a template puts after that (`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -22,7 +22,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from kleash.data.chat_template import MARK, ChatTemplate, name_of, render, template_of
-from kleash.data.group import Message, Response
+from kleash.data.group import Message
+from kleash.data.message_fields import is_trained
 from kleash.errors import DataError, ModelError
 
 
@@ -34,8 +35,6 @@ class Span:
     trained: bool = True
     before: str = ""
     """The preceding text, for tokenizers that treat the start of a text differently from its middle."""
-    words: tuple[int, int] = (0, 0)
-    """Where the assistant's own words lie in it."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,6 @@ class _Answer:
 
     text: str
     """From the end of the generation prompt to where the template's text continues."""
-    words: tuple[int, int]
-    """Where the assistant's own words lie in it."""
     after: str
     """The text of the template and of others up to the next answer."""
 
@@ -65,53 +62,40 @@ Skeletons = dict[str, list[str]]
 
 
 def turn_spans(
-    prompt: tuple[Message, ...], response: Response, tokenizer: PreTrainedTokenizerBase, skeletons: Skeletons
+    prompt: Sequence[Message],
+    turns: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    variables: Mapping[str, Any],
+    skeletons: Skeletons,
+    *,
+    finished: bool = True,
 ) -> tuple[Span, ...]:
     """The spans of an answer, or of the rest of a conversation, in turns.
 
     Args:
         prompt: the turns before it.
-        response: text, which counts as one turn of the assistant, or turns.
+        turns: of the response; its first and its last are the assistant's (see `response_turns`).
         tokenizer: whose template renders them.
+        variables: what the template reads beside the turns.
         skeletons: of the same prompt; added to.
+        finished: whether the last answer ended by itself.
 
     Raises:
-        DataError: the response does not begin with an answer, or where an answer lies is not clear.
+        DataError: where an answer lies is not clear.
         ModelError: the template cannot be used.
     """
-    template = template_of(tokenizer)
-    turns = _turns_to_last_answer(response, template, tokenizer)
+    template = template_of(tokenizer, variables)
     answers = [turn for turn in turns if turn["role"] == "assistant"]
-    pieces = _between_answers(prompt, turns, tokenizer, skeletons)
+    pieces = _between_answers(prompt, turns, tokenizer, variables, skeletons)
     openings = _openings([*prompt, *turns], pieces, template, tokenizer)
-    text = render([*prompt, *turns], tokenizer, add_generation_prompt=False)
+    text = render([*prompt, *turns], tokenizer, variables, add_generation_prompt=False)
     places = _locate(text, [_words_of(answer) for answer in answers], pieces, openings, tokenizer)
     places[-1] = _with_opened_reasoning(places[-1], str(answers[-1]["content"]), openings[-1])
-    return tuple(_spans(places, template, missing=openings[-1].missing, finished=response.finished))
+    trained = [is_trained(answer) for answer in answers]
+    return tuple(_spans(places, trained, template, missing=openings[-1].missing, finished=finished))
 
 
 # --- render ----------------------------------------------------------------------------------------------------------
-
-
-def _turns_to_last_answer(
-    response: Response, template: ChatTemplate, tokenizer: PreTrainedTokenizerBase
-) -> list[Message]:
-    """The turns of a response up to its last answer, without end tokens that the data spell (the template has one)."""
-    content = response.content
-    if content is None:
-        raise DataError("a response has neither text nor token ids; give it one of them")
-    turns = (
-        [{"role": "assistant", "content": content}] if isinstance(content, str) else [dict(turn) for turn in content]
-    )
-    while turns and turns[-1]["role"] != "assistant":
-        turns.pop()
-    if not turns or turns[0]["role"] != "assistant":
-        raise DataError("a response does not begin with an answer; its first turn must be the assistant's")
-    for turn in turns:
-        if turn["role"] == "assistant":
-            for token in (template.end_token, tokenizer.eos_token or template.end_token):
-                turn["content"] = str(turn["content"]).removesuffix(str(token))
-    return list(turns)
 
 
 def _words_of(answer: Message) -> str:
@@ -120,7 +104,11 @@ def _words_of(answer: Message) -> str:
 
 
 def _between_answers(
-    prompt: Sequence[Message], turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase, skeletons: Skeletons
+    prompt: Sequence[Message],
+    turns: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    variables: Mapping[str, Any],
+    skeletons: Skeletons,
 ) -> list[str]:
     """The text before each answer and, last, the text after all of them: the template's and that of others."""
     count = 0
@@ -131,7 +119,7 @@ def _between_answers(
         count += answer
     key = repr(marked)
     if key not in skeletons:
-        text = render([*prompt, *marked], tokenizer, add_generation_prompt=False)
+        text = render([*prompt, *marked], tokenizer, variables, add_generation_prompt=False)
         skeletons[key] = _split_at_marks(text, count, tokenizer)
     return skeletons[key]
 
@@ -198,8 +186,7 @@ def _locate(
         start = text.rfind(answer, position, stop)
         if min(first, stop, start) < 0:
             raise _unclear(tokenizer, text)
-        place = (start - position, start - position + len(answer))
-        answers.append(_Answer(text[position:stop], place, pieces[-1] if after is None else after))
+        answers.append(_Answer(text[position:stop], pieces[-1] if after is None else after))
         position = stop + len(answers[-1].after)
     return answers
 
@@ -224,9 +211,7 @@ def _with_opened_reasoning(answer: _Answer, content: str, opening: _Opening) -> 
     """The last answer with its reasoning, where the template opens it for the model and then takes it out (R1)."""
     if not opening.missing or content.strip() in answer.text:
         return answer
-    text = content.removeprefix(opening.missing)
-    start = text.rfind(_words_of({"content": content}))
-    return _Answer(text, (start, start + answer.words[1] - answer.words[0]), answer.after)
+    return _Answer(content.removeprefix(opening.missing), answer.after)
 
 
 def _own_ending(answer: _Answer, template: ChatTemplate) -> str:
@@ -237,11 +222,14 @@ def _own_ending(answer: _Answer, template: ChatTemplate) -> str:
 # --- spans -----------------------------------------------------------------------------------------------------------
 
 
-def _spans(answers: Sequence[_Answer], template: ChatTemplate, *, missing: str, finished: bool) -> list[Span]:
+def _spans(
+    answers: Sequence[_Answer], trained: Sequence[bool], template: ChatTemplate, *, missing: str, finished: bool
+) -> list[Span]:
     """Answers, trained with their end tokens, and the text between them, forced.
 
     Args:
         answers: in their order.
+        trained: which of them are; the others are forced, with their end tokens.
         template: the chat template.
         missing: the part of the last answer's generation prompt that the finished conversation lacks. It is restored,
             since the sampler's prompt has it.
@@ -251,7 +239,7 @@ def _spans(answers: Sequence[_Answer], template: ChatTemplate, *, missing: str, 
     for i, answer in enumerate(answers):
         last = i == len(answers) - 1
         ending = _own_ending(answer, template) if finished or not last else ""
-        spans.append(Span(answer.text + ending, before=template.closing, words=answer.words))
+        spans.append(Span(answer.text + ending, trained=trained[i], before=template.closing))
         if not last:
             forced = answer.after[len(ending) :] + (missing if i == len(answers) - 2 else "")
             spans.append(Span(forced, trained=False, before=template.end_token))

@@ -6,15 +6,17 @@ with a mark in place of each; the text around the marks is the template's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from kleash.data.group import Message
+from kleash.data.template_columns import LISTS
 from kleash.errors import DataError, ModelError
 
 MARK = "\ue000{}\ue001"
@@ -37,19 +39,42 @@ class ChatTemplate:
     """Whether a word at the start of a text has another id than after a line break (SentencePiece's leading space)."""
 
 
-_templates: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, ChatTemplate]] = WeakKeyDictionary()
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def template_of(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
-    """A tokenizer's template, analysed once, and again when the tokenizer's template changes.
+def per_tokenizer(
+    measure: Callable[Concatenate[PreTrainedTokenizerBase, P], T],
+) -> Callable[Concatenate[PreTrainedTokenizerBase, P], T]:
+    """A function that measures a tokenizer once, and again when its template or its vocabulary changes."""
+    memory: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, dict[str, T]]] = WeakKeyDictionary()
+
+    @wraps(measure)
+    def remembered(tokenizer: PreTrainedTokenizerBase, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        state = tokenizer.chat_template, len(tokenizer)
+        entry = memory.get(tokenizer)
+        if entry is None or entry[0] != state:
+            entry = memory[tokenizer] = state, {}
+        key = repr((args, kwargs))
+        if key not in entry[1]:
+            entry[1][key] = measure(tokenizer, *args, **kwargs)
+        return entry[1][key]
+
+    return remembered
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any] | None = None) -> ChatTemplate:
+    """A tokenizer's template, analysed once for each way to ask for an answer.
+
+    Args:
+        tokenizer: the model's.
+        variables: a row's, see `template_variables`; they may change the generation prompt (Qwen3's `enable_thinking`).
 
     Raises:
         ModelError: there is no template, or it cannot be used; the message says why.
     """
-    entry = _templates.get(tokenizer)
-    if entry is None or entry[0] != tokenizer.chat_template:
-        entry = _templates[tokenizer] = tokenizer.chat_template, _measure(tokenizer)
-    return entry[1]
+    asked = {name: value for name, value in (variables or {}).items() if name not in LISTS}
+    return _measure(tokenizer, asked)
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -70,8 +95,20 @@ def end_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ends))
 
 
-def render(turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool = True) -> str:
+def render(
+    turns: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    variables: Mapping[str, Any] | None = None,
+    *,
+    add_generation_prompt: bool = True,
+) -> str:
     """Turns as the template's text.
+
+    Args:
+        turns: of a conversation.
+        tokenizer: whose template.
+        variables: what the template reads beside the turns, see `template_variables`.
+        add_generation_prompt: whether to ask for an answer.
 
     Raises:
         ModelError: the tokenizer has no template.
@@ -84,8 +121,12 @@ def render(turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, add_
         )
     plain = [dict(turn) for turn in turns]
     try:
-        return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=add_generation_prompt))
-    except (TemplateError, TypeError, KeyError) as error:  # raised by templates on unexpected turns
+        return str(
+            tokenizer.apply_chat_template(
+                plain, tokenize=False, add_generation_prompt=add_generation_prompt, **dict(variables or {})
+            )
+        )
+    except (TemplateError, TypeError, KeyError, ValueError) as error:  # raised by templates on unexpected turns
         reason = " ".join(str(error).split())
         roles = ", ".join(str(turn["role"]) for turn in turns)
         raise DataError(f"the chat template refuses turns by {roles} ({reason}); correct the row") from None
@@ -96,13 +137,15 @@ def name_of(tokenizer: PreTrainedTokenizerBase) -> str:
     return f"the tokenizer {tokenizer.name_or_path}".strip()
 
 
-def _measure(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+@per_tokenizer
+def _measure(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> ChatTemplate:
     question, answer = MARK.format(0), MARK.format(1)
     turns: list[Message] = [{"role": "user", "content": question}]
     try:
-        without_opening = render(turns, tokenizer, add_generation_prompt=False)
-        with_opening = render(turns, tokenizer)
-        full = render([*turns, {"role": "assistant", "content": answer}], tokenizer, add_generation_prompt=False)
+        without_opening = render(turns, tokenizer, variables, add_generation_prompt=False)
+        with_opening = render(turns, tokenizer, variables)
+        answered = [*turns, {"role": "assistant", "content": answer}]
+        full = render(answered, tokenizer, variables, add_generation_prompt=False)
     except DataError as error:
         raise ModelError(
             f"{name_of(tokenizer)} cannot render one question and its answer ({error}); correct its chat template"

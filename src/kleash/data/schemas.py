@@ -18,9 +18,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kleash.data.group import Content, Group, Label, Message, Preference, Ranking, Response, Scores
+from kleash.data.message_fields import check_weight, with_arguments
+from kleash.data.template_columns import template_variables
 from kleash.errors import DataError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -47,12 +50,29 @@ def parse_row(row: Any) -> Group:
     # Each reader below removes the columns that it reads; the remaining ones become the group's columns.
     columns = {name: value for name, value in row.items() if value is not None}
     if "chosen" in columns or "rejected" in columns:
-        return _read_preference(columns)
+        return _with_template_columns(_read_preference(columns))
     if "messages" in columns:
-        return _read_conversation(columns)
+        return _with_template_columns(_read_conversation(columns))
     if "prompt" in columns:
-        return _read_prompt(columns)
+        return _with_template_columns(_read_prompt(columns))
     raise DataError(f"none of the known schemas fits the columns {sorted(row)}; a row has one of: {SCHEMAS}")
+
+
+def _with_template_columns(group: Group) -> Group:
+    """A conversation with its system column as the first turn, and with the template's columns checked."""
+    if isinstance(group.prompt, str):
+        return group
+    template_variables(group.columns)
+    system = group.columns.get("system")
+    if not isinstance(system, str):
+        return group
+    columns = {name: value for name, value in group.columns.items() if name != "system"}
+    turn = {"role": "system", "content": _text(system, "system")}
+    if group.prompt[0]["role"] in ("system", "developer"):
+        if system.strip() not in ("", group.prompt[0]["content"].strip()):
+            raise DataError("'system' is another text than the system turn of the row; leave one of them out")
+        return replace(group, columns=columns)
+    return replace(group, prompt=(turn, *group.prompt) if system.strip() else group.prompt, columns=columns)
 
 
 def _read_preference(columns: Row) -> Group:
@@ -226,6 +246,9 @@ def _turn(turn: Any, where: str) -> Message:
         content = "".join(parts)
     if not isinstance(content, str):
         raise DataError(f"'{where}' has {'no' if content is None else 'a wrong'} content; it must be text")
+    if turn["role"] == "assistant":
+        check_weight(turn, where)
+        with_arguments(turn, as_text=False)  # raises where they are not JSON
     return {**turn, "content": _text(content, where)}
 
 

@@ -51,7 +51,7 @@ def run(config: GenerateConfig, *, policy: tuple[PreTrainedModel, PreTrainedToke
         return config.out
     model, tokenizer = policy or load_policy(config.model, device=config.device)
     prompts = [replace(row, responses=(), label=None) for row in read_usable(config.data, prompt_only, config.max_rows)]
-    ids = [encode_prompt(prompt.prompt, tokenizer) for prompt in prompts]
+    ids = [encode_prompt(prompt.prompt, tokenizer, prompt.columns) for prompt in prompts]
     _refuse_too_long(ids, config.max_new_tokens, context_length(model), data=config.data)
     sampler = build_sampler(
         model, tokenizer, max_new_tokens=config.max_new_tokens, temperature=config.temperature,

@@ -1,0 +1,194 @@
+"""Columns and keys with a meaning in the field: tools, variables of the template, system texts, weights of turns."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from kleash.data.chat import encode, encode_prompt
+from kleash.data.group import Group
+from kleash.data.schemas import parse_row, to_row
+from kleash.errors import DataError
+from tests.data.test_chat import STOCK, assistant, bytes_tokenizer, roles, stock_tokenizer, user
+from tests.data.test_letters import TOOLS, call
+
+RENDERS_TOOLS = ("qwen2_5", "qwen3", "mistral_nemo", "gpt_oss")
+
+
+def prompt_of(row: dict[str, Any], tokenizer: Any) -> tuple[int, ...]:
+    group = parse_row(row)
+    encoded = encode(group, tokenizer)
+    assert encoded.prompt_ids == encode_prompt(group.prompt, tokenizer, group.columns)
+    return encoded.prompt_ids
+
+
+def template_ids(tokenizer: Any, *turns: dict[str, Any], **variables: Any) -> tuple[int, ...]:
+    ids = tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, return_dict=False, **variables)
+    return tuple(ids)
+
+
+# --- tools -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RENDERS_TOOLS)
+@pytest.mark.parametrize("form", ["objects", "JSON", "objects in JSON"])
+def test_tools_are_in_the_prompt(name, form):
+    tokenizer = stock_tokenizer(name)
+    tools = {"objects": TOOLS, "JSON": json.dumps(TOOLS), "objects in JSON": [json.dumps(tool) for tool in TOOLS]}[form]
+    expected = template_ids(tokenizer, user("A table please"), tools=TOOLS)
+    assert "book_table" in tokenizer.decode(list(expected))
+    for rest in (
+        {"prompt": [user("A table please")]},
+        {"prompt": [user("A table please")], "response": "Yes."},
+        {"prompt": [user("A table please")], "chosen": "Yes.", "rejected": "No."},
+        {"messages": [user("A table please"), assistant("Yes.")]},
+    ):
+        assert prompt_of({"tools": tools, **rest}, tokenizer) == expected
+
+
+@pytest.mark.parametrize("tools", ["", "[]", [], None])
+def test_an_empty_column_of_tools_is_none(tools):
+    tokenizer = stock_tokenizer("qwen2_5")
+    assert prompt_of({"tools": tools, "prompt": [user("Q")]}, tokenizer) == template_ids(tokenizer, user("Q"))
+
+
+@pytest.mark.parametrize("tools", ["hammer", '"hammer"', ["hammer"], {"name": "f"}, "{", 3])
+def test_tools_that_no_template_can_show_are_refused_by_name(tools):
+    with pytest.raises(DataError, match="'tools'") as caught:
+        parse_row({"tools": tools, "prompt": [user("Q")]})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plain_text_may_have_any_column_of_tools():
+    assert parse_row({"tools": "hammer", "prompt": "Q"}).columns == {"tools": "hammer"}
+
+
+# --- variables of the template ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["column", "keywords", "keywords in JSON"])
+def test_a_row_says_whether_to_think(form):
+    tokenizer = stock_tokenizer("qwen3")
+    column: dict[str, Any] = {
+        "column": {"enable_thinking": False},
+        "keywords": {"chat_template_kwargs": {"enable_thinking": False}},
+        "keywords in JSON": {"chat_template_kwargs": '{"enable_thinking": false}'},
+    }[form]
+    row = column | {"messages": [user("Q0"), assistant("A0"), user("Q1"), assistant("A1")]}
+    assert prompt_of(row, tokenizer) == template_ids(tokenizer, user("Q0"), enable_thinking=False)
+    plain = parse_row({"messages": [user("Q"), assistant("A")]} | column)
+    encoded = encode(plain, tokenizer)
+    assert tokenizer.decode(encoded.prompt_ids).endswith("<think>\n\n</think>\n\n")
+    assert roles(encoded.responses[0], tokenizer) == [("trained", "A<|im_end|>")]  # the block is in the prompt
+
+
+def test_the_reasoning_effort_reaches_the_template():
+    tokenizer = stock_tokenizer("gpt_oss")
+    ids = prompt_of({"prompt": [user("Q")], "reasoning_effort": "high"}, tokenizer)
+    assert "Reasoning: high" in tokenizer.decode(list(ids))
+
+
+@pytest.mark.parametrize("value", ["{", "3", [1], {"add_generation_prompt": False}, {"tokenize": True}])
+def test_keywords_that_cannot_be_used_are_refused_by_name(value):
+    with pytest.raises(DataError, match="'chat_template_kwargs'"):
+        parse_row({"prompt": [user("Q")], "chat_template_kwargs": value})
+
+
+# --- arguments of tool calls -----------------------------------------------------------------------------------------
+
+PRINTS_TEXT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "[{{ c.function.name }} {{ c.function.arguments }}]{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A template that prints arguments as they are (DeepSeek's): an object would be printed as Python."""
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "mistral_nemo", "gpt_oss", "prints text"])
+def test_arguments_are_shown_as_json_whatever_form_the_row_has(name):
+    if name == "prints text":
+        tokenizer = bytes_tokenizer(eos_token="<|im_end|>")
+        tokenizer.chat_template = PRINTS_TEXT
+    else:
+        tokenizer = stock_tokenizer(name)
+    arguments = {"people": 2, "name": "Zoë"}
+    texts = set()
+    for form in (arguments, json.dumps(arguments), json.dumps(arguments, ensure_ascii=False)):
+        turn = {"role": "assistant", "content": "", "tool_calls": [call("book_table", form)]}
+        for calls in (turn["tool_calls"], json.dumps(turn["tool_calls"])):
+            result = {"role": "tool", "content": "booked", "tool_call_id": "a1b2c3d4e"}
+            prompt = [user("A table please"), turn | {"tool_calls": calls}, result]
+            texts.add(tokenizer.decode(prompt_of({"prompt": prompt}, tokenizer)))
+    assert len(texts) == 1
+    assert '{"people": 2, "name": "Zoë"}' in texts.pop()
+
+
+def test_arguments_that_are_not_json_are_refused():
+    turn = {"role": "assistant", "tool_calls": [call("book_table", "people=2")]}
+    with pytest.raises(DataError, match="arguments of a tool call"):
+        parse_row({"messages": [user("Q"), turn]})
+
+
+# --- system ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_a_system_column_is_the_first_turn(name):
+    tokenizer = stock_tokenizer(name)
+    system = {"role": "system", "content": "Answer in French."}
+    expected = template_ids(tokenizer, system, user("Name a colour"))
+    for rest in (
+        {"prompt": [user("Name a colour")]},
+        {"prompt": [user("Name a colour")], "chosen": [assistant("Bleu.")], "rejected": [assistant("Blue.")]},
+        {"chosen": [user("Name a colour"), assistant("Bleu.")], "rejected": [user("Name a colour"), assistant("Red.")]},
+        {"messages": [user("Name a colour"), assistant("Bleu.")]},
+        {"messages": [system, user("Name a colour"), assistant("Bleu.")]},
+    ):
+        row = {"system": "Answer in French.", **rest}
+        assert prompt_of(row, tokenizer) == expected
+        assert parse_row(to_row(parse_row(row))) == parse_row(row)
+
+
+def test_an_empty_system_column_is_none_and_another_than_the_turn_s_is_refused():
+    row = {"prompt": [user("Q")], "system": " "}
+    assert parse_row(row) == parse_row({"prompt": [user("Q")]})
+    with pytest.raises(DataError, match="'system'"):
+        parse_row({"prompt": [{"role": "system", "content": "Be brief."}, user("Q")], "system": "Be long."})
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["weight", "loss_mask", "train", "trainable", "training", "loss"])
+@pytest.mark.parametrize("name", STOCK)
+def test_an_answer_of_weight_0_is_forced(name, key):
+    tokenizer = stock_tokenizer(name)
+    values = (False, True) if key.startswith("train") else (0, 1)
+    turns = [user("Q0"), assistant("A0") | {key: values[0]}, user("Q1"), assistant("A1") | {key: values[1]}]
+    (response,) = encode(parse_row({"messages": turns}), tokenizer).responses
+    plain = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    (both,) = encode(parse_row({"messages": plain}), tokenizer).responses
+    assert response.ids == both.ids
+    trained = [text for role, text in roles(response, tokenizer) if role == "trained"]
+    assert trained == [text for role, text in roles(both, tokenizer) if role == "trained"][1:]
+    assert "A1" in trained[0]
+
+
+@pytest.mark.parametrize("weight", [0.5, -1, "0", 2])
+def test_a_weight_between_is_refused_by_name(weight):
+    with pytest.raises(DataError, match=r"messages\[1\].*weight"):
+        parse_row({"messages": [user("Q"), assistant("A") | {"weight": weight}]})
+
+
+def test_a_row_of_weight_0_has_nothing_to_train():
+    group = parse_row({"messages": [user("Q"), assistant("A") | {"weight": 0}]})
+    with pytest.raises(DataError, match=r"nothing to train.*weight"):
+        encode(group, stock_tokenizer("qwen2_5"))
+
+
+def test_a_column_of_a_group_is_not_lost_in_a_prompt():
+    group = Group((user("Q"),), columns={"tools": json.dumps(TOOLS)})
+    tokenizer = stock_tokenizer("qwen2_5")
+    assert encode(group, tokenizer).prompt_ids == template_ids(tokenizer, user("Q"), tools=TOOLS)
