@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import Field
 
 import kleash
 from kleash.config import DATA, MEASURE, MODEL, Config, DataRef, MeasureRef, ModelRef, read_yaml
 from kleash.errors import ConfigError
 from kleash.stages import STAGES
+from kleash.stages.data_configs import JudgeConfig
 
 
 class Example(Config):
@@ -154,3 +157,46 @@ def test_every_stage_runs_its_own_module() -> None:
         module = import_module(f"kleash.stages.{name.replace('-', '_')}" if name != "reward" else REWARD_MODULE)
         assert callable(module.run), name
         assert stage.example.startswith(f"kleash {name} "), name
+
+
+def every_config() -> list[type[Config]]:
+    """Every config of kleash: those of the stages and all others, their base classes too."""
+    for module in ("rewards.composition", "rewards.judge_score", "web.label.serve", "stages"):
+        import_module(f"kleash.{module}")
+    configs: list[type[Config]] = []
+    rest = [Config]
+    while rest:
+        rest += (one := rest.pop()).__subclasses__()
+        configs += [one] if one.__module__.startswith("kleash.") else []
+    return configs
+
+
+NUMBERS = [
+    (config, name)
+    for config in every_config()
+    for name, field in config.model_fields.items()
+    if "float" in str(field.annotation).replace("float32", "")
+]
+
+NAMED = {"model": "m", "data": "d", "out": "o", "reward": "r", "gold": "g", "constitution": "c", "store": "s"}
+"""Values of required fields."""
+
+
+@pytest.mark.parametrize(("config", "name"), NUMBERS, ids=[f"{c.__name__}.{n}" for c, n in NUMBERS])
+@given(data=st.data())
+@settings(max_examples=12)
+def test_a_number_that_cannot_work_is_refused_in_one_line_that_names_its_option(
+    config: type[Config], name: str, data: st.DataObject
+) -> None:
+    impossible = st.sampled_from(["inf", "-inf", "nan", "1e400", "Infinity", "1e39", "1e-39", "-1e39"])
+    value = data.draw(impossible | st.floats(min_value=3.5e38) | st.floats(max_value=-3.5e38))
+    many = "tuple" in str(config.model_fields[name].annotation)
+    required = {key: NAMED.get(key, "x") for key, field in config.model_fields.items() if field.is_required()}
+    with pytest.raises(ConfigError) as caught:
+        config.make(required | {name: [value, value] if many else value})
+    assert name in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_price_below_zero_is_refused() -> None:
+    with pytest.raises(ConfigError, match="price"):
+        JudgeConfig.make({"model": "m", "data": "d", "out": "o", "price": (-1, 2)})

@@ -30,7 +30,7 @@ _HOMES = {
     "kleash.recipe": ("run_recipe",),
     "kleash.errors": (
         "ConfigError", "DataError", "GateError", "InputError", "KleashError", "MachineError", "ModelError",
-        "TrainingError",
+        "RewardError", "TrainingError",
     ),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

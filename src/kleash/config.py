@@ -55,6 +55,9 @@ RunRef = Annotated[Path, RUN]
 ConstitutionRef = Annotated[str, CONSTITUTION]
 """A constitution's YAML file, or the name of one that kleash ships."""
 
+LEAST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+"""The range of float32, without the numbers that lose digits near 0."""
+
 Settings = dict[str, Any]
 """Values by the name of what takes them."""
 
@@ -87,6 +90,15 @@ class Config(BaseModel):
         except ValidationError as error:
             problems = "; ".join(cls._problem(dict(problem)) for problem in error.errors())
             raise ConfigError(f"{source}: {problems}") from None
+
+    @model_validator(mode="after")
+    def _numbers_fit(self: C) -> C:
+        """Refuse a number that is infinite, or 0, once it is a float32, in which everything is computed."""
+        for name, value in self:
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, float) and number != 0 and not LEAST <= abs(number) <= LARGEST:
+                    raise ValueError(f"'{name}' is {number:g}, but should be 0 or within {LEAST:.3g} and {LARGEST:.3g}")
+        return self
 
     @model_validator(mode="before")
     @classmethod

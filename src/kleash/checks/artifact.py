@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -31,6 +32,7 @@ from kleash.errors import InputError, ModelError
 from kleash.evals.preference_report import preference_report, wilson
 from kleash.io import Json
 from kleash.models.compute import Compute
+from kleash.models.finite import is_finite
 from kleash.models.load import context_length, load_policy, load_reward_model
 from kleash.rewards.build import build_reward
 from kleash.rewards.learned import score_encoded
@@ -47,6 +49,9 @@ LIMIT = 128
 
 SHIFT = 1e-3
 """How far padding and batch may move a score. Rounding in float32 stays below 1e-4."""
+
+
+DIVERGED = "the training diverged or the file is damaged: go back to an earlier checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +106,29 @@ def check(
         raise InputError(f"{path} holds neither a model nor rows nor a finished run; give a folder with config.json")
     if kind is not None and (stale or not gates or data is not None or labeller is not None):
         gates["measured"] = verdict(measure(path, data=data, labeller=labeller, rows=rows, device=device))
+    if path.is_dir() and not (weights := finite_weights(path)).passed:
+        gates["weights"] = verdict([weights])
     stage = f"run of {record['stage']}" if record is not None else ""
     return CheckReport(path=str(path), kind=stage or str(kind), gates=gates, notes=tuple(notes), stale=stale)
+
+
+def finite_weights(path: Path) -> Check:
+    """Whether all weights in the files of a folder, its states and members too, are finite; read tensor by tensor."""
+    bad: list[str] = []
+    for file in sorted(path.rglob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            faulty = [name for name in tensors.keys() if not _all_finite(tensors.get_tensor(name))]  # noqa: SIM118
+        bad += [f"{name} in {file.relative_to(path)}" for name in faulty]
+    for file in sorted(path.rglob("pytorch_model*.bin")):
+        stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        bad += [f"{name} in {file.relative_to(path)}" for name, tensor in stored.items() if not _all_finite(tensor)]
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    finding = f"weights are not finite: {', '.join(bad[:3])}{more}" if bad else "all weights are finite numbers"
+    return answer("finite weights", not bad, finding, DIVERGED if bad else "")
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or is_finite(tensor)
 
 
 def _unfinished(status: str) -> Check:
@@ -204,7 +230,7 @@ def _finite(model: PreTrainedModel, prompt: EncodedGroup) -> Check:
     bad = [name for name, parameter in model.named_parameters() if not bool(parameter.isfinite().all())]
     passed = not bad and bool(logits.isfinite().all())
     finding = "all weights and logits are finite numbers" if passed else f"not finite: {', '.join(bad[:3]) or 'logits'}"
-    advice = "" if passed else "the training diverged or the file is damaged: go back to an earlier checkpoint"
+    advice = "" if passed else DIVERGED
     return answer("finite", passed, finding, advice)
 
 
@@ -291,7 +317,7 @@ def _finite_scores(scores: Float[Tensor, "P K"]) -> Check:
         "finite",
         bad == 0,
         f"{bad} of {scores.numel()} scores are not finite" if bad else "all scores are finite numbers",
-        "the training diverged or the file is damaged: go back to an earlier checkpoint",
+        DIVERGED,
     )
 
 

@@ -25,6 +25,7 @@ from transformers.cache_utils import DynamicLayer
 
 from kleash.data.batch import GroupBatch
 from kleash.errors import ModelError
+from kleash.models.finite import is_finite, not_finite
 from kleash.objectives.combine import combine_scores
 from kleash.objectives.logprobs import token_logprobs
 
@@ -246,6 +247,8 @@ def _check_forward(model: Model, batch: GroupBatch) -> None:
     scores = hasattr(model, "score")
     forward: Callable[..., Tensor] = response_scores if scores else lambda *a, **k: response_logprobs(*a, **k)[0]
     rows = forward(model, batch, shared=False)
+    if not is_finite(rows):
+        raise ModelError(str(not_finite(f"{type(model).__name__}: the outputs on a probe are", model, trained=False)))
     results = {"the model's own forward": _own_scores(model, batch) if scores else _own_logprobs(model, batch)}
     if _can_share(find_decoder(model)):
         results["the shared prompt"] = forward(model, batch, shared=True)

@@ -12,6 +12,7 @@ from kleash.data.batch import GroupBatch, collate
 from kleash.data.batching import by_size, microbatches
 from kleash.data.group import EncodedGroup
 from kleash.models.compute import Compute
+from kleash.models.finite import is_finite, is_trained, not_finite
 from kleash.models.forward import Model, response_logprobs
 from kleash.objectives.reduce import masked_sum
 from kleash.progress import Progress
@@ -64,9 +65,12 @@ def batch_logprobs(
     model: Model, batch: GroupBatch, *, temperature: float = 1.0, compute: Compute
 ) -> Float[Tensor, "P K T"]:
     """Log π of each token under a model, without gradient; 0 where masked."""
-    return in_micro_batches(
+    logprobs = in_micro_batches(
         batch, lambda groups: response_logprobs(model, groups, temperature=temperature)[0], compute=compute
     )
+    if not is_finite(logprobs):
+        raise not_finite("the log-probabilities of the responses are", model, trained=is_trained(model))
+    return logprobs
 
 
 @torch.no_grad()
@@ -79,6 +83,8 @@ def summed_logprobs(model: Model, groups: Sequence[EncodedGroup], *, compute: Co
             batch = collate([groups[row] for row in rows], device=device)
             with compute.autocast(device):
                 logprobs, _ = response_logprobs(model, batch)
+            if not is_finite(logprobs[batch.mask]):
+                raise not_finite("the log-probabilities of the responses are", model, trained=is_trained(model))
             for row, values in zip(rows, masked_sum(logprobs, batch.mask, -1).cpu(), strict=True):
                 sums[row] = values
             progress.update(progress.step + len(rows))

@@ -2,7 +2,14 @@
 
 from kleash.rollout.components import build_components, read_prompts
 from kleash.rollout.evaluation import HeldOutPrompts, evaluate
-from kleash.rollout.rollout import Components, Rollout, advantage_metrics, merge, rollout_metrics
+from kleash.rollout.rollout import (
+    Components,
+    Rollout,
+    advantage_metrics,
+    merge,
+    refuse_advantages,
+    rollout_metrics,
+)
 from kleash.rollout.rollouts import Rollouts, minibatches
 
 __all__ = [
@@ -16,5 +23,6 @@ __all__ = [
     "merge",
     "minibatches",
     "read_prompts",
+    "refuse_advantages",
     "rollout_metrics",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from kleash.data.group import EncodedGroup
-from kleash.rollout.rollout import Components, measured, sample_scored
+from kleash.rollout.rollout import Components, measured, refuse_scores, sample_scored
 from kleash.run import RunFolder, derive_seed
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop
@@ -25,6 +25,8 @@ def evaluate(
     rollout = measured(rollout, parts)
     others = {name: reward for name in ("gold", "validation_reward") if (reward := getattr(parts, name)) is not None}
     scores = {name: reward(rollout.groups) for name, reward in others.items()}
+    for name, values in scores.items():
+        refuse_scores(values, rollout.groups, name.replace("_", " "))
     kls = rollout.kl
     folder.append(
         "samples.jsonl",

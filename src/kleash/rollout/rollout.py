@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.data.batch import GroupBatch, concatenate
 from kleash.data.group import EncodedGroup, Group
+from kleash.errors import TrainingError
 from kleash.models.compute import Compute
+from kleash.models.finite import is_finite, not_finite
 from kleash.models.heads import ValueModel
 from kleash.models.inference import batch_logprobs
 from kleash.models.reference import Reference
@@ -21,6 +23,9 @@ from kleash.rewards.reward import Reward, explain
 from kleash.run import StepMetrics
 from kleash.sampling.sampler import Sampler, sample_groups
 from kleash.training.model_folder import parameters_held
+
+LARGEST_SCORE = 1e15
+"""Deviations and value losses square scores, and the sum of the squares has to stay within float32 (3.4e38)."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +114,61 @@ class Rollout:
 def sample_scored(
     parts: Components, prompts: Sequence[EncodedGroup], *, group_size: int, seed: int, version: int | None = None
 ) -> Rollout:
-    """K responses to each prompt, scored; without the trainer's log-probabilities."""
+    """K responses to each prompt, scored; without the trainer's log-probabilities.
+
+    Raises:
+        TrainingError: a score or a log-probability is not finite.
+    """
     batch, groups = sample_groups(
         parts.sampler, parts.tokenizer, prompts, group_size=group_size, seed=seed, version=version
     )
     scores, made_of = explain(parts.reward, groups)
+    refuse_scores(scores, groups)
     return Rollout(batch, groups, scores.to(batch.mask.device), dict(made_of), sampled_groups=len(groups))
+
+
+def refuse_scores(scores: Float[Tensor, "P K"], groups: Sequence[Group], name: str = "reward") -> None:
+    """Refuse scores from which no step can be computed.
+
+    Args:
+        scores: of a reward.
+        groups: what was scored.
+        name: of the reward, for the message.
+
+    Raises:
+        TrainingError: names the first such score and its row.
+    """
+    for p, k in torch.nonzero(~(scores.abs() <= LARGEST_SCORE)).tolist():
+        raise TrainingError(
+            f"the {name} of row {p + 1} of the rollout, response {k + 1}, is {float(scores[p, k]):.3g}: training "
+            f"squares it, and float32 holds that up to {LARGEST_SCORE:.0e}; correct or scale the reward (prompt "
+            f"{groups[p].prompt_text[:40]!r}, response {groups[p].responses[k].text[:40]!r})"
+        )
+
+
+def refuse_advantages(
+    rollout: Rollout, *, beta: float, critic: nn.Module | None = None, **computed: Float[Tensor, "P K T"]
+) -> None:
+    """Refuse a rollout whose advantages, or what they are computed from, are not finite.
+
+    Args:
+        rollout: with its scores and KL.
+        beta: price of a nat.
+        critic: the value network, where there is one.
+        computed: by name, in the order in which they were computed.
+
+    Raises:
+        TrainingError: names the first that is not finite, and the cause.
+    """
+    for name, tensor in computed.items():
+        if is_finite(tensor[rollout.batch.mask]):
+            continue
+        if name == "values":
+            raise not_finite("the values of the value network are", critic, trained=bool(rollout.batch.version))
+        raise TrainingError(
+            f"the {name} are not finite: scores reach {float(rollout.scores.abs().max()):.3g} and β·KL "
+            f"{beta * float(rollout.kl.abs().max()):.3g}; scale the reward, or lower --beta or --learning-rate"
+        )
 
 
 def with_logprobs(

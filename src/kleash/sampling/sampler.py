@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kleash.data.batch import GroupBatch
 from kleash.data.group import EncodedGroup, Group, Response
 from kleash.models.compute import DType
+from kleash.models.finite import is_finite, not_finite
 
 
 @runtime_checkable
@@ -89,9 +90,16 @@ def sample_groups(
     seed: int,
     version: int | None = None,
 ) -> tuple[GroupBatch, list[Group]]:
-    """Sample K responses to each prompt, as tensors and as groups whose text is decoded on demand."""
+    """Sample K responses to each prompt, as tensors and as groups whose text is decoded on demand.
+
+    Raises:
+        TrainingError: a log-probability is not finite.
+    """
     ids = [prompt.prompt_ids for prompt in prompts]
     batch = sampler(ids, group_size=group_size, seed=seed, version=version)
+    if batch.sampler_logprobs is not None and not is_finite(batch.sampler_logprobs):
+        model = getattr(sampler, "model", None)
+        raise not_finite("the log-probabilities of the samples are", model, trained=bool(version))
     return batch, decode_groups(batch, [prompt.source for prompt in prompts], tokenizer, sampler.end_ids)
 
 

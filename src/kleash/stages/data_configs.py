@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from kleash.config import Config, ConstitutionRef, DataRef, Kind, MeasureRef, ModelRef, RewardRef, RunRef
 from kleash.models.compute import DType
 from kleash.training.settings import StageConfig
+
+Price = Annotated[float, Field(ge=0)]
 
 
 class GenerateConfig(StageConfig):
@@ -83,7 +85,7 @@ class AskingConfig(Config):
     a judge, and helpful demonstrations into revisions."""
     max_rows: int | None = Field(None, ge=1)
     """Read at most this many rows of the data."""
-    price: tuple[float, float] = (0.0, 0.0)
+    price: tuple[Price, Price] = (0.0, 0.0)
     """Price of a million tokens of prompt, and of a million tokens of reply."""
     budget: float | None = Field(None, gt=0)
     """Spending limit for all replies, including those of an interrupted run before. A request that could exceed it is

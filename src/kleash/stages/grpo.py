@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -48,6 +48,7 @@ from kleash.rollout import (
     merge,
     minibatches,
     read_prompts,
+    refuse_advantages,
     rollout_metrics,
 )
 from kleash.run import RunFolder, StepMetrics
@@ -66,6 +67,9 @@ ADVICE = "raise --max-new-tokens if they are good, --beta or --overlong penalise
 
 OVERLONG_SHARE = 0.2
 """Share of `max_new_tokens` over which the penalty of long responses rises (DAPO: 4,096 of 20,480 tokens)."""
+
+ROUNDING = 1e-6
+"""β·KL below this is rounding, in units of reward. Adam would scale its gradient to a full step."""
 
 ADVANTAGES = {
     "leave-one-out": (leave_one_out, "A_k = R_k − mean(R_j, j ≠ k)"),
@@ -166,12 +170,30 @@ def with_advantages(rollout: Rollout, config: GRPOConfig) -> Rollout:
     """Add the advantages; overlong responses are removed from the mask if so configured."""
     scores = penalised(rollout, config)
     if config.kl_in == "reward":
-        scores = scores - config.beta * rollout.kl
+        rests = zero_spread(scores) & ~penalty_acts(rollout, config).any(-1)
+        scores = torch.where(rests[:, None], scores, scores - config.beta * rollout.kl)
     advantages = ADVANTAGES[config.advantage][0](scores)
-    batch = replace(rollout.batch, advantages=advantages[..., None].expand(rollout.batch.shape))
+    per_token = advantages[..., None].expand(rollout.batch.shape)
+    refuse_advantages(rollout, beta=config.beta, advantages=per_token)
+    batch = replace(rollout.batch, advantages=per_token)
     if config.overlong == "mask":
         batch = batch.without(~rollout.finished.bool())
     return replace(rollout, batch=batch)
+
+
+def penalty_acts(rollout: Rollout, config: GRPOConfig) -> Bool[Tensor, "P K"]:
+    """Whether the KL penalty of a response is above rounding."""
+    return (config.beta * rollout.kl).abs() >= ROUNDING
+
+
+def has_gradient(minibatch: Rollout, config: GRPOConfig) -> bool:
+    """Whether anything but rounding moves the policy: an advantage, or a KL penalty in the loss."""
+    batch = minibatch.batch
+    assert batch.advantages is not None
+    moves = (batch.advantages != 0) & batch.mask
+    if config.kl_in != "reward":
+        moves |= penalty_acts(minibatch, config)[..., None] & batch.mask
+    return bool(moves.any())
 
 
 def penalised(rollout: Rollout, config: GRPOConfig) -> Float[Tensor, "P K"]:
@@ -188,7 +210,7 @@ def update(
     """One optimiser step.
 
     A token's weight is computed for the whole step and summed over micro-batches, so the split into micro-batches has
-    no effect (F1).
+    no effect (F1). Where no advantage differs from 0 and no KL penalty is above rounding, no step is taken.
 
     Args:
         parts: the policy.
@@ -232,6 +254,8 @@ def update(
             "approx_kl": surrogate["approx_kl"].sum() / tokens,
         }
         metrics = merge(metrics, sums, weight=1.0)
+    if not has_gradient(minibatch, config):
+        return {**metrics, **optimizer.skip(), "updates": 0}
     return {**metrics, **optimizer.step(), "updates": 1}
 
 

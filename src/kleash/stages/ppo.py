@@ -46,6 +46,7 @@ from kleash.rollout import (
     merge,
     minibatches,
     read_prompts,
+    refuse_advantages,
     rollout_metrics,
 )
 from kleash.run import RunFolder, StepMetrics
@@ -167,6 +168,8 @@ def with_advantages(rollout: Rollout, parts: Components, config: PPOConfig, *, b
     if config.whiten_advantages:
         advantages = masked_whiten(advantages, mask)
     columns = [tensor[:, None] for tensor in (expected, returns, advantages)]
+    names = dict(zip(("values", "returns", "advantages"), columns, strict=True))
+    refuse_advantages(rollout, beta=beta, critic=critic, **names)
     return replace(rollout, batch=replace(batch, values=columns[0], returns=columns[1], advantages=columns[2]))
 
 

@@ -46,7 +46,13 @@ class ActorCritic:
         }
 
     def step(self) -> StepMetrics:
-        """Take both steps and clear the gradients; `learning_rate` and `grad_norm` are the policy's."""
+        """Take both steps and clear the gradients; `learning_rate` and `grad_norm` are the policy's.
+
+        Raises:
+            TrainingError: see `Optimizer.step`; where a loss or gradient is not finite, neither step is taken.
+        """
+        self.policy.check()
+        self.value.check()
         figures = self.policy.step()
         figures["value_grad_norm"] = self.value.step()["grad_norm"]
         self.average.update(self._policy)

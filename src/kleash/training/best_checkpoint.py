@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kleash.io import write_folder
+from kleash.models.finite import not_finite
 from kleash.run import RunFolder
 from kleash.training.checkpoint import load_weights, trained_weights
 
@@ -33,7 +34,13 @@ class BestCheckpoint:
         self.figures: dict[int, float] = {}
 
     def update(self, model: nn.Module, step: int, figure: float) -> float:
-        """Keep the model if `figure` (less is better) is the least so far; returns it."""
+        """Keep the model if `figure` (less is better) is the least so far; returns it.
+
+        Raises:
+            TrainingError: the figure is not finite.
+        """
+        if not math.isfinite(figure):
+            raise not_finite(f"after step {step} the figure on held-out rows is {figure:.3g},", model, trained=True)
         least = self.figures.get(self.step, math.inf)
         self.figures[step] = figure
         if self.keep_weights == "last" or not figure < least:

@@ -17,7 +17,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from kleash.errors import MachineError
+from torch import nn
+
+from kleash.errors import MachineError, TrainingError
+from kleash.models.finite import refuse_overflow
 from kleash.progress import Progress
 from kleash.run import RunFolder, StepMetrics
 from kleash.training import checkpoint
@@ -94,7 +97,7 @@ class Loop:
         """Around the measurement on held-out rows: after the last step a fault of it costs the figures, not the run."""
         try:
             yield
-        except MachineError:
+        except (MachineError, TrainingError):
             raise
         except Exception as error:
             if step < self.total and self.stop is None:
@@ -109,5 +112,12 @@ class Loop:
         return row
 
     def save(self) -> None:
-        """Write the state to resume from."""
+        """Write the state to resume from.
+
+        Raises:
+            TrainingError: a model's weights or outputs are not finite; the state before is kept.
+        """
+        for model in self.state.values():
+            if isinstance(model, nn.Module):
+                refuse_overflow(model, f"after step {self.step}")
         checkpoint.save(self.folder, self.step, self.state, keep=self.keep_states, stop=self.stop)

@@ -7,12 +7,14 @@ count (tokens or groups), then one `step`. The gradient is therefore independent
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kleash.errors import TrainingError
+from kleash.models.finite import is_finite, not_finite
 from kleash.run import StepMetrics
 from kleash.training.settings import Schedule
 
@@ -76,28 +78,65 @@ class Optimizer:
         self.peak, self.schedule, self.warmup_steps, self.steps = learning_rate, schedule, warmup_steps, steps
         self.max_grad_norm = max_grad_norm
         self.steps_taken = 0
+        self._model, self._last_norm = model, math.nan
+        self._loss: float | Tensor = 0.0
+        self._norm: Tensor | None = None
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradient; `loss` is its sum divided by the step's count."""
         loss.backward()
+        self._loss = self._loss + loss.detach()
+
+    def check(self) -> None:
+        """Refuse a gradient that is not finite; `step` does it too, where this was not called.
+
+        Raises:
+            TrainingError: loss or gradient is not finite; the weights are as they were.
+        """
+        norm = nn.utils.get_total_norm(self._gradients())
+        if not math.isfinite(number := float(norm)):
+            loss = float(self._loss)
+            named = f"the loss is {loss:.3g}," if not math.isfinite(loss) else f"the gradient's norm is {number:.3g},"
+            raise self._not_finite(f"before optimiser step {self.steps_taken + 1} {named}")
+        self._norm, self._last_norm, self._loss = norm, number, 0.0
 
     def step(self) -> StepMetrics:
         """Take the step and clear the gradient.
 
         Returns:
             `learning_rate` and `grad_norm` (before clipping).
+
+        Raises:
+            TrainingError: loss or gradient is not finite, and no step was taken; or the step made weights that are not
+                finite.
         """
-        rate = learning_rate_at(
-            self.steps_taken, self.steps, peak=self.peak, schedule=self.schedule, warmup_steps=self.warmup_steps
-        )
+        if self._norm is None:
+            self.check()
+        norm, self._norm = self._norm, None
+        assert norm is not None
+        limit = self.max_grad_norm if self.max_grad_norm is not None else math.inf
+        nn.utils.clip_grads_with_norm_(self._with_gradients(), limit, norm)
+        rate = self._rate()
         for group in self.adam.param_groups:
             group["lr"] = rate
-        limit = self.max_grad_norm if self.max_grad_norm is not None else math.inf
-        norm = nn.utils.clip_grad_norm_(self._with_gradients(), limit)
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         self.steps_taken += 1
+        if not all(is_finite(parameter) for parameter in self.parameters.values()):
+            raise self._not_finite(f"after optimiser step {self.steps_taken} weights are")
         return {"learning_rate": rate, "grad_norm": norm}
+
+    def skip(self) -> StepMetrics:
+        """Clear a gradient that is nothing but rounding, and take no step; the schedule goes on.
+
+        Returns:
+            `learning_rate`, and 0 as `grad_norm`.
+        """
+        self.adam.zero_grad(set_to_none=True)
+        self._loss = 0.0
+        rate = self._rate()
+        self.steps_taken += 1
+        return {"learning_rate": rate, "grad_norm": torch.zeros(())}
 
     def state_dict(self) -> dict[str, int | Tensor]:
         """Steps taken, and Adam's moments by parameter name."""
@@ -118,5 +157,21 @@ class Optimizer:
                     key: value.to(parameter.device if key != "step" else value.device) for key, value in state.items()
                 }
 
-    def _with_gradients(self) -> Iterable[Tensor]:
+    def _rate(self) -> float:
+        return learning_rate_at(
+            self.steps_taken, self.steps, peak=self.peak, schedule=self.schedule, warmup_steps=self.warmup_steps
+        )
+
+    def _not_finite(self, what: str) -> TrainingError:
+        """The error for loss, gradient or weights; no later call can take the gradient that they left."""
+        self.adam.zero_grad(set_to_none=True)
+        detail = f"; learning rate {self.peak:.3g}" + (
+            f", last gradient norm {self._last_norm:.3g}" if math.isfinite(self._last_norm) else ""
+        )
+        return not_finite(what, self._model, trained=self.steps_taken > 0, detail=detail)
+
+    def _with_gradients(self) -> list[Tensor]:
         return [parameter for parameter in self.parameters.values() if parameter.grad is not None]
+
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
