@@ -55,6 +55,8 @@ UNREDUCED = "comes back unreduced: who sums divides"
 WHOLE = "takes whole responses, no tokens"
 
 TESTS = {
+    "data/batching.py": "data/test_batching.py",
+    "data/read.py": "data/test_read.py",
     "objectives/bradley_terry.py": "objectives/test_bradley_terry.py",
     "objectives/preference.py": "objectives/test_preference.py",
     "objectives/policy.py": "objectives/test_policy.py objectives/test_masked_positions.py",
@@ -430,6 +432,13 @@ FAULTS: dict[str, list[Fault | Absent]] = {
         Fault("kl", "divisor", "a mean over the response", "kl.per_sequence(self.kl_per_token, self.batch.response_attention)", "kl.per_sequence(self.kl_per_token, self.batch.response_attention) / self.batch.lengths"),
         Fault("kl", "mask", "the last token is free", "kl.per_sequence(self.kl_per_token, self.batch.response_attention)", "kl.per_sequence(self.kl_per_token, self.batch.response_attention & self.batch.response_attention.roll(-1, -1))"),
         Fault("figures", "divisor", "sums over updates, not means", "merged[name] = merged.get(name, 0.0) + weight * value", "merged[name] = merged.get(name, 0.0) + value"),
+    ],
+    "data/batching.py": [
+        Fault("batch_at", "mask", "the last step repeats rows", "min(batch_size, total - cursor)", "batch_size"),
+    ],
+    "data/read.py": [
+        Fault("distinct", "mask", "the last of equal responses stays", "for k, response in reversed(list(enumerate(group.responses)))", "for k, response in enumerate(group.responses)"),
+        Fault("_preference", "sign", "the worse is preferred", "(ranks[1] > ranks[0]) - (ranks[1] < ranks[0])", "(ranks[1] < ranks[0]) - (ranks[1] > ranks[0])"),
     ],
     "rollout/rollouts.py": [
         Fault("minibatches", "order", "not reshuffled", "torch.randperm(groups, generator=generator).tensor_split", "torch.arange(groups).tensor_split"),

@@ -120,7 +120,7 @@ def test_F8_a_reward_model_trained_with_adapters_keeps_its_head_and_its_scores(
     fresh = reward_model.new_reward_model(str(base), seed=0)[0]
     assert not torch.equal(loaded.score.weight, fresh.score.weight)
     settings = reward_model.RewardConfig.make(record["config"])
-    train, held_out = reward_model.read_comparisons(settings, loaded, tokenizer)
+    train, held_out = reward_model.read_comparisons(settings, loaded, tokenizer, run.note)
     rewards = held_out_rewards(loaded, held_out, compute=settings.compute)
     assert preference_figures(held_out, rewards, train).log_loss == pytest.approx(
         record["results"]["report"]["log_loss"], abs=1e-5

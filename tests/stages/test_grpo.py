@@ -88,7 +88,7 @@ def components(settings: grpo.GRPOConfig, base: Path, reward: Any = None) -> tup
         model, tokenizer, Reference(reference), sampler, reward or SumIds(),
         temperature=settings.temperature, compute=settings.compute,
     )  # fmt: skip
-    return parts, read_prompts(parts, settings.data, settings.eval_data, **settings.prompt_settings())[0]
+    return parts, read_prompts(parts, **settings.prompt_settings())[0]
 
 
 def rollouts_of(parts: Components, prompts: Sequence[EncodedGroup], settings: grpo.GRPOConfig) -> Rollouts:

@@ -83,7 +83,7 @@ def components(settings: ppo.PPOConfig, base: Path, reward: Any = None) -> tuple
         model, tokenizer, Reference(reference), sampler, reward or CountZ(),
         value_model=ValueModel.from_policy(model, seed=0), temperature=settings.temperature, compute=settings.compute,
     )  # fmt: skip
-    return parts, read_prompts(parts, settings.data, settings.eval_data, **settings.prompt_settings())[0]
+    return parts, read_prompts(parts, **settings.prompt_settings())[0]
 
 
 def sampled(parts: Components, rows: Sequence[EncodedGroup], settings: ppo.PPOConfig) -> Rollout:

@@ -26,7 +26,8 @@ from kleash.checks.sample_stats import describe, prompt_effect, responses_of, sa
 from kleash.checks.sft_checks import Agreement
 from kleash.data.chat import encode, encode_all, encode_prompt, end_ids
 from kleash.data.formats import read_groups
-from kleash.data.group import EncodedGroup, Group, Preference, Response
+from kleash.data.group import EncodedGroup, Group, Preference, Response, prompt_key
+from kleash.data.read import without_equal
 from kleash.data.split import comparison, demonstration, hold_out, imitated
 from kleash.errors import InputError, ModelError
 from kleash.evals.preference_report import preference_report, wilson
@@ -287,6 +288,9 @@ def reward_model_checks(
     if groups and not pairs:
         raise InputError("the data hold no preferences; a reward model is measured on prompt, chosen and rejected")
     encoded = encode_all(pairs or _canned(tokenizer), tokenizer, max_length=context_length(model))[0]
+    encoded = without_equal(encoded, source="rows", max_length=context_length(model))
+    if not encoded:
+        raise InputError("both responses are equal in every row; there is nothing to compare")
     scores = score_encoded(model, encoded)
     checks = [_finite_scores(scores)]
     if checks[0].passed is False:
@@ -378,7 +382,7 @@ def rows_checks(groups: Sequence[Group]) -> list[Check]:
     answered = [group for group in groups if len(group.responses) == 1]
     if answered:
         return data_checks.demonstrations(answered)
-    distinct = len({repr(group.prompt) for group in groups})
+    distinct = len({prompt_key(group.prompt) for group in groups})
     return [answer("prompts", True, f"{len(groups)} prompts, {distinct} of them different")]
 
 

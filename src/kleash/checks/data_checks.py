@@ -11,7 +11,7 @@ import numpy as np
 from kleash.checks.check import LOOK, Check, answer
 from kleash.checks.reward_checks import OnPolicyExcess
 from kleash.checks.sample_stats import excess_nll
-from kleash.data.group import EncodedGroup, Group, Preference
+from kleash.data.group import EncodedGroup, Group, Preference, prompt_key
 from kleash.evals.preference_report import ceiling_bounds, sign_test
 from kleash.models.load import load_policy
 from kleash.run import parent_of
@@ -130,7 +130,7 @@ def _consistent(pairs: Sequence[Group]) -> Check:
         texts = [response.text for response in pair.responses]
         better = texts[int(probability < 0.5)]
         key = sorted(texts)
-        votes[(repr(pair.prompt), *key)][key.index(better)] += 1
+        votes[(prompt_key(pair.prompt), *key)][key.index(better)] += 1
     repeated = np.array([count for count in votes.values() if sum(count) > 1])
     name = "labels agree"
     if not len(repeated):
@@ -164,7 +164,7 @@ def _balanced(pairs: Sequence[Group]) -> Check:
 
 
 def _spread(pairs: Sequence[Group]) -> Check:
-    prompts = len({repr(pair.prompt) for pair in pairs})
+    prompts = len({prompt_key(pair.prompt) for pair in pairs})
     passed = True if prompts >= 20 else None
     return answer(
         "many prompts",

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kleash.data.batching import order
 from kleash.data.chat import encode, encode_all
 from kleash.data.formats import write_groups
-from kleash.data.group import EncodedGroup, Group, Preference, Ranking
+from kleash.data.group import EncodedGroup, Group, Preference, Ranking, prompt_key
 from kleash.errors import ConfigError, DataError
 from kleash.evals.best_of_n_report import BestOfK, best_of_n_curve
 from kleash.evals.bias import BiasReport, bias_report
@@ -240,7 +240,7 @@ def repeated_votes(groups: Sequence[Group]) -> Int[np.ndarray, "N 2"]:
             first, second = (response.text for response in group.responses)
             a, b = sorted((first, second))
             chosen = first if group.label.probability > 0.5 else second
-            votes.setdefault((repr(group.prompt), a, b), [0, 0])[int(chosen != a)] += 1
+            votes.setdefault((prompt_key(group.prompt), a, b), [0, 0])[int(chosen != a)] += 1
     return np.array([counts for counts in votes.values() if sum(counts) >= 2], dtype=np.int64).reshape(-1, 2)
 
 

@@ -91,18 +91,30 @@ def order(rows: int, *, seed: int, epoch: int) -> list[int]:
     return list(_order(rows, seed, epoch))
 
 
-def batch_at(step: int, rows: int, batch_size: int, seed: int) -> list[int]:
-    """The rows of a step, from 0: the data cycled without end, reshuffled each time.
+def batch_at(step: int, rows: int, batch_size: int, seed: int, total: int | None = None) -> list[int]:
+    """The rows of a step, from 0: the data cycled, reshuffled each time.
 
     A batch may hold the end of one epoch and the beginning of the next.
+
+    Args:
+        step: steps before it.
+        rows: how many there are.
+        batch_size: rows of a step.
+        seed: of the order.
+        total: rows of all steps together, so that the last step is smaller where `batch_size` does not divide it;
+            None: without end.
     """
-    return rows_at(step * batch_size, batch_size, rows, seed)
+    cursor = step * batch_size
+    size = batch_size if total is None else max(0, min(batch_size, total - cursor))
+    return rows_at(cursor, size, rows, seed)
 
 
-def batches(rows: Sequence[T], batch_size: int, *, seed: int, start: int) -> Iterator[list[T]]:
-    """The rows of each step after the first `start`, without end."""
+def batches(
+    rows: Sequence[T], *, batch_size: int, seed: int, total: int | None = None, start: int = 0
+) -> Iterator[list[T]]:
+    """The rows of each step after the first `start`; see `batch_at`."""
     for step in count(start):
-        yield [rows[row] for row in batch_at(step, len(rows), batch_size, seed)]
+        yield [rows[row] for row in batch_at(step, len(rows), batch_size, seed, total)]
 
 
 def rows_at(cursor: int, number: int, rows: int, seed: int) -> list[int]:

@@ -92,6 +92,23 @@ class Group:
         return Response(self.prompt).text
 
 
+def canonical_prompt(prompt: str | Sequence[Message]) -> Any:
+    """A prompt in the one form that all ways to write it share: turns without nulls and with sorted keys; one turn of
+    the user as its text.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    turns = [{name: turn[name] for name in sorted(turn) if turn[name] is not None} for turn in prompt]
+    if len(turns) == 1 and turns[0].keys() == {"role", "content"} and turns[0]["role"] == "user":
+        return turns[0]["content"]
+    return turns
+
+
+def prompt_key(prompt: str | Sequence[Message]) -> str:
+    """The key of a prompt wherever rows are grouped or split by prompt; see `canonical_prompt`."""
+    return str(canonical_prompt(prompt))
+
+
 def chosen_first(group: Group) -> Group:
     """A preference with the response first that is more likely the better one, as in rows of `chosen` and
     `rejected`.

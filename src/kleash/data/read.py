@@ -1,17 +1,38 @@
-"""The rows of a stage as token ids: read, checked, split, prepared, encoded; what was cut or dropped is logged."""
+"""The rows of a stage as token ids: read, checked, split, prepared, encoded.
+
+What was cut or left out is logged and counted in run.json, for the rows to train on and for the held-out rows alike.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from kleash.data.chat import encode_all
-from kleash.data.group import EncodedGroup, Group
+from kleash.data.group import EncodedGroup, Group, Preference, Ranking
 from kleash.data.split import read_split
+from kleash.errors import DataError
 
 logger = logging.getLogger("kleash")
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """What became of the rows to train on, or of the held-out rows."""
+
+    read: int
+    used: int
+    cut: int
+    """Rows with a response that was cut, and so lost its end token."""
+    prompt_too_long: int
+    """Rows left out because their prompt leaves no room for a response."""
+    equal_scores: int
+    """Rows left out because their responses have equal scores, so that none is the better one."""
+    equal_responses: int
+    """Comparisons left out because their responses are equal, in the data or after the cut."""
 
 
 def read_encoded(
@@ -25,6 +46,7 @@ def read_encoded(
     max_eval_rows: int | None = None,
     response_column: str | None = None,
     seed: int,
+    note: Callable[..., None],
 ) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
     """The rows to train on and the rows to measure on.
 
@@ -39,6 +61,7 @@ def read_encoded(
         max_eval_rows: maximum number of held-out rows.
         response_column: column of the response, if the schemas do not know its name.
         seed: which rows are held out.
+        note: takes the counts of both parts, as `RunFolder.note` does.
 
     Raises:
         DataError: naming the first row that the stage cannot use, or no row is left.
@@ -46,8 +69,78 @@ def read_encoded(
     rows = read_split(
         data, eval_data, seed=seed, usable=usable, max_eval_rows=max_eval_rows, response_column=response_column
     )
-    train, held_out = (prepare(part, source) for part, source in zip(rows, (data, eval_data or data), strict=True))
-    encoded, truncation = encode_all(train, tokenizer, max_length=max_length)
+    parts: list[list[EncodedGroup]] = []
+    counts: list[RowCounts] = []
+    sources = (data, eval_data or f"{data}, held out")
+    for part, source in zip(rows, sources, strict=True):
+        encoded, count = _encode(part, prepare(part, source), tokenizer, max_length, source)
+        parts.append(encoded)
+        counts.append(count)
+    if not parts[0]:
+        raise DataError(
+            f"{data}: the responses of each row have equal scores or are equal; there is nothing to compare"
+        )
+    note("rows", train=asdict(counts[0]), held_out=asdict(counts[1]))
+    return parts[0], parts[1]
+
+
+def _encode(
+    read: Sequence[Group],
+    prepared: Sequence[Group],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    source: str,
+) -> tuple[list[EncodedGroup], RowCounts]:
+    try:
+        encoded, truncation = encode_all(prepared, tokenizer, max_length=max_length)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
     if truncation.message():
-        logger.warning("%s: %s", data, truncation.message())
-    return encoded, encode_all(held_out, tokenizer, max_length=max_length)[0] if held_out else []
+        logger.warning("%s: %s", source, truncation.message())
+    remaining = without_equal(encoded, source=source, max_length=max_length)
+    return remaining, RowCounts(
+        read=len(read),
+        used=len(remaining),
+        cut=truncation.cut,
+        prompt_too_long=truncation.dropped,
+        equal_scores=len(read) - len(prepared),
+        equal_responses=len(encoded) - len(remaining),
+    )
+
+
+def without_equal(groups: Sequence[EncodedGroup], *, source: str, max_length: int | None) -> list[EncodedGroup]:
+    """The groups without comparisons of a response with itself, which are logged: such a pair has no gradient, and its
+    scores differ by rounding only. Of a ranking's equal responses the first stays.
+    """
+    different = [one for group in groups if (one := distinct(group)) is not None]
+    if len(different) < len(groups):
+        equal = [group for group in groups if distinct(group) is None]
+        in_data = sum(len({response.text for response in group.source.responses}) == 1 for group in equal)
+        cut = len(equal) - in_data
+        reason = f", {cut} of them only after the cut at max_length {max_length}" if cut else ""
+        logger.warning(
+            "%s: %d of %d comparisons left out, their responses are equal%s", source, len(equal), len(groups), reason
+        )
+    return different
+
+
+def distinct(group: EncodedGroup) -> EncodedGroup | None:
+    """A comparison of different responses; None where all are equal. Groups that compare nothing are unchanged."""
+    label = group.source.label
+    if not isinstance(label, Preference | Ranking):
+        return group
+    first = {response.ids: k for k, response in reversed(list(enumerate(group.responses)))}
+    rows = sorted(first.values())
+    if len(rows) == len(group.responses):
+        return group
+    if len(rows) < 2 or isinstance(label, Preference):
+        return None
+    ranks = tuple(label.ranks[k] for k in rows)
+    shorter = replace(label, ranks=ranks) if len(rows) > 2 else _preference(ranks, label.annotator)
+    source = replace(group.source, responses=tuple(group.source.responses[k] for k in rows), label=shorter)
+    return replace(group, responses=tuple(group.responses[k] for k in rows), source=source)
+
+
+def _preference(ranks: Sequence[int], annotator: str | None) -> Preference:
+    """A ranking of two responses as a preference."""
+    return Preference((1 + (ranks[1] > ranks[0]) - (ranks[1] < ranks[0])) / 2, annotator)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from kleash.data.formats import read_groups
-from kleash.data.group import Content, Group, Preference, Response, Scores
+from kleash.data.group import Content, Group, Preference, Response, Scores, prompt_key
 from kleash.errors import DataError
 from kleash.run import derive_seed
+
+logger = logging.getLogger("kleash")
 
 HELD_OUT = 0.1
 """Share of rows that is held out if no file of held-out rows is given."""
@@ -48,6 +51,10 @@ def read_split(
     if eval_data is not None:
         return groups, read_usable(eval_data, usable, max_eval_rows, response_column=response_column)
     train, held_out = hold_out(groups, seed=seed)
+    logger.info(
+        "%s: %d of %d rows are held out to measure on, a tenth; --eval-data names other rows",
+        data, len(held_out), len(groups),
+    )  # fmt: skip
     return train, held_out[:max_eval_rows]
 
 
@@ -73,7 +80,7 @@ def hold_out(groups: Sequence[Group], *, seed: int, share: float = HELD_OUT) -> 
     """Split off a share: by prompt if there are 20 prompts or more, so that none is on both sides, otherwise by row."""
     if len(groups) < 2:
         return list(groups), []
-    keys = [repr(group.prompt) for group in groups]
+    keys = [repr(prompt_key(group.prompt)) for group in groups]
     if len(set(keys)) < PROMPTS_TO_SPLIT_BY:
         keys = [str(row) for row in range(len(groups))]
     ranked = sorted(set(keys), key=lambda key: derive_seed(seed, "hold out", key))

@@ -221,6 +221,6 @@ def evaluate_models(setup: DemoSetup, run: RunFolder, models: Mapping[int, Path]
             str(path), settings.reward, reference=settings.model, max_new_tokens=settings.max_new_tokens,
             temperature=1.0, compute=settings.compute,
         )  # fmt: skip
-        _, held_out = read_prompts(parts, settings.data, settings.eval_data, **settings.prompt_settings())
+        _, held_out = read_prompts(parts, **settings.prompt_settings())
         evaluate(parts, held_out, run, step, seed=settings.seed)
     run.note("measured", seconds=round(time.monotonic() - start, 3))

@@ -27,7 +27,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError
 from sqlalchemy.orm import Session
 
-from kleash.data.group import Content, Group, Preference, Response
+from kleash.data.group import Content, Group, Preference, Response, canonical_prompt
 from kleash.errors import DataError, InputError
 from kleash.labels.labeller import LabelResult
 from kleash.labels.schema import AnnotatorRow, AssignmentRow, CallRow, Guideline, Json, RevisionRow, Task, VoteRow
@@ -423,7 +423,7 @@ def _task(group: Group, i: int, j: int, kind: str) -> Task:
     return Task(
         key=key,
         kind=kind,
-        prompt_key=_hash(prompt),
+        prompt_key=_hash(canonical_prompt(prompt)),
         prompt=prompt,
         first=first,
         second=second,

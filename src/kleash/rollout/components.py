@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -111,15 +111,16 @@ def build_critic(
 
 def read_prompts(
     parts: Components,
+    note: Callable[..., None] = lambda section, **counts: None,
+    *,
     data: str,
     eval_data: str | None,
-    *,
     max_new_tokens: int,
     max_length: int | None = None,
     max_eval_rows: int | None = None,
     seed: int,
 ) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
-    """The prompts to train on and those held out.
+    """The prompts to train on and those held out; `note` takes the counts of both, as `RunFolder.note` does.
 
     Raises:
         ConfigError: the responses leave no room for a prompt.
@@ -132,7 +133,7 @@ def read_prompts(
         )
     return read_encoded(
         data, eval_data, parts.tokenizer, usable=prompt_only, prepare=_without_responses, max_length=room,
-        max_eval_rows=max_eval_rows, seed=seed,
+        max_eval_rows=max_eval_rows, seed=seed, note=note,
     )  # fmt: skip
 
 

@@ -26,11 +26,10 @@ from kleash.checks.gates import record_checks
 from kleash.checks.open_run import open_run
 from kleash.checks.reward_report import pairs_of, preference_figures
 from kleash.data.batch import collate
-from kleash.data.batching import batch_at, microbatches
+from kleash.data.batching import batches, microbatches
 from kleash.data.group import EncodedGroup, Group, Ranking, Scores
 from kleash.data.read import read_encoded
 from kleash.data.split import best_against_worst, comparison
-from kleash.errors import DataError
 from kleash.evals.policy_stats import MeanSE, mean_se
 from kleash.evals.preference_report import PreferenceReport
 from kleash.evals.report_values import as_json
@@ -81,7 +80,7 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     if folder.finished:
         return folder
     model, tokenizer = policy or load_policy(config.model, device=config.device)
-    train, held_out = read_comparisons(config, model, tokenizer)
+    train, held_out = read_comparisons(config, model, tokenizer, folder.note)
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
     references = reference_logprobs(folder, config, model, [*train, *held_out])
     pairs = HeldOut(config, train, held_out, references[len(train) :])
@@ -94,8 +93,7 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     loop = Loop(folder, total=steps, state=state, shown=SHOWN, **config.loop_settings())
     folder.note("formulas", loss=formula(config))
     folder.note("models", **parameters_held(policy=model))
-    for step in loop:
-        rows = batch_at(step - 1, len(train), config.batch_size, config.seed)
+    for step, rows in loop.over(batches(range(len(train)), **config.batch_settings(len(train)), start=loop.step)):
         metrics = update(model, [train[row] for row in rows], [references[row] for row in rows], optimizer, config)
         if held_out and loop.due_to_evaluate(step):
             with loop.measuring(step):
@@ -396,17 +394,15 @@ def formula(config: DPOConfig) -> str:
 
 
 def read_comparisons(
-    config: DPOConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    config: DPOConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, note: Callable[..., None]
 ) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
     """The comparisons to train on and those held out."""
-    train, held_out = read_encoded(
+    return read_encoded(
         config.data, config.eval_data, tokenizer, usable=lambda group: _usable(group, config.loss),
         prepare=_compared, max_length=config.max_length or context_length(model),
         max_eval_rows=config.max_eval_rows, seed=config.seed,
+        note=note,
     )  # fmt: skip
-    if not train:
-        raise DataError(f"{config.data}: the responses of each row have equal scores; there is nothing to compare")
-    return train, held_out
 
 
 def _compared(groups: Sequence[Group], data: str) -> list[Group]:

@@ -132,7 +132,7 @@ def run(
     if folder.finished:
         return folder
     parts = build_components(policy or config.model, reward or config.reward, **config.component_settings())
-    prompts, held_out_prompts = read_prompts(parts, config.data, config.eval_data, **config.prompt_settings())
+    prompts, held_out_prompts = read_prompts(parts, folder.note, **config.prompt_settings())
     steps, updates = config.steps(len(prompts)), config.inner_epochs * config.minibatches
     optimizer = Optimizer(parts.policy, steps=steps * updates, **config.optimizer_settings())
     same_scores = lambda sampled: zero_spread(penalised(sampled, config))  # noqa: E731

@@ -24,7 +24,7 @@ from kleash.checks.gates import check_parents
 from kleash.data.batch import GroupBatch
 from kleash.data.chat import encode_all
 from kleash.data.formats import to_row
-from kleash.data.group import EncodedGroup, Group, Response
+from kleash.data.group import EncodedGroup, Group, Response, prompt_key
 from kleash.data.split import prompt_only, read_usable
 from kleash.errors import ConfigError, InputError
 from kleash.evals.best_of_n_report import one_score_a_text
@@ -38,7 +38,6 @@ from kleash.evals.overoptimization import (
     checkpoints_curve,
     choosing_prompts,
     in_words,
-    name_of,
     point_name,
     spaced_checkpoints,
 )
@@ -118,7 +117,7 @@ def run(config: OveroptConfig, *, proxy: Reward | None = None, gold: Reward | No
         if live is None:
             check_parents(folder, role=role, parent=getattr(config, role), force=config.force)
     measuring = _measuring(config, proxy, gold)
-    names = [name_of(prompt.source.prompt) for prompt in measuring.prompts]
+    names = [prompt_key(prompt.source.prompt) for prompt in measuring.prompts]
     choose = choosing_prompts(names, share=config.choose_share, seed=config.seed)
     half = {name: "choose" if chooses else "report" for name, chooses in zip(names, choose, strict=True)}
 
@@ -128,7 +127,7 @@ def run(config: OveroptConfig, *, proxy: Reward | None = None, gold: Reward | No
     with Progress(len(points), "overopt") as progress:
         for number, point in enumerate(points, start=1):
             policy = measuring.start if point.step == 0 else load_policy(point.weights, device=config.device)[0]
-            new = [{**row, "half": half[name_of(row["prompt"])]} for row in measure(point, policy, measuring)]
+            new = [{**row, "half": half[prompt_key(row["prompt"])]} for row in measure(point, policy, measuring)]
             folder.append("samples.jsonl", new)
             means = {key: float(np.mean([row[key] for row in new])) for key in ("gold", "proxy", "kl")}
             folder.log(point.step, {"source": point.source, **means})  # the point is finished from here on
@@ -187,7 +186,7 @@ def curves_of(rows: Sequence[Mapping[str, Any]]) -> dict[Source, KLCurve]:
     pools: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["source"] == "best-of-n":
-            pools.setdefault(name_of(row["prompt"]), []).append(row)
+            pools.setdefault(prompt_key(row["prompt"]), []).append(row)
     if pools:
         gold = np.array([[row["gold"] for row in pool] for pool in pools.values()])
         proxy = np.array([_one_score_a_text(pool) for pool in pools.values()])
@@ -233,7 +232,7 @@ def shown_samples(rows: Sequence[Row], analysis: Analysis, measuring: Measuring,
     start, end = analysis.points[0].point, analysis.points[-1].point
     before = analysis.peak.point if analysis.peak.point != end else start
     first, last = (_samples_at(rows, analysis.source, point) for point in (before, end))
-    sources = {name_of(prompt.source.prompt): prompt.source for prompt in measuring.prompts}
+    sources = {prompt_key(prompt.source.prompt): prompt.source for prompt in measuring.prompts}
     names = _by_proxy_gained_and_gold_lost(first, last)
     rest = sorted(names[SHOWN_BY_RULE:], key=lambda name: derive_seed(seed, "shown", name))
     picks = [(name, "rule") for name in names[:SHOWN_BY_RULE]] + [(name, "random") for name in rest[:SHOWN_AT_RANDOM]]
@@ -275,7 +274,7 @@ def _samples_at(rows: Sequence[Row], source: Source, point: int) -> dict[str, Ro
     pools: dict[str, list[Row]] = {}
     for row in rows:
         if row["half"] == "report" and row["source"] == source and (source == "best-of-n" or row["step"] == point):
-            pools.setdefault(name_of(row["prompt"]), []).append(row)
+            pools.setdefault(prompt_key(row["prompt"]), []).append(row)
     n = point if source == "best-of-n" else 1
     return {name: max(pool[:n], key=lambda row: row["proxy"]) for name, pool in pools.items()}
 
@@ -364,7 +363,7 @@ def _measuring(config: OveroptConfig, proxy: Reward | None, gold: Reward | None)
 
 def _read_prompts(data: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None) -> list[EncodedGroup]:
     """The prompts, each once, that leave room for a response."""
-    first = {name_of(group.prompt): group for group in reversed(read_usable(data, prompt_only))}
+    first = {prompt_key(group.prompt): group for group in reversed(read_usable(data, prompt_only))}
     groups = [Group(group.prompt, columns=group.columns) for group in reversed(first.values())]
     encoded, truncation = encode_all(groups, tokenizer, max_length=max_length)
     if truncation.message():

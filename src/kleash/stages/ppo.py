@@ -92,7 +92,7 @@ def run(
     if folder.finished:
         return folder
     parts = build_components(policy or config.model, reward or config.reward, **config.component_settings())
-    prompts, held_out_prompts = read_prompts(parts, config.data, config.eval_data, **config.prompt_settings())
+    prompts, held_out_prompts = read_prompts(parts, folder.note, **config.prompt_settings())
     pretraining = PretrainingMix(config.pretraining_data, parts.policy, parts.tokenizer, **config.mix_settings())
     steps, updates = config.steps(len(prompts)), config.inner_epochs * config.minibatches
     optimizers = ActorCritic(parts.policy, parts.critic, steps=steps * updates, **config.actor_critic_settings())

@@ -28,6 +28,7 @@ from kleash.checks.reward_report import RewardReport, held_out_rewards, preferen
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import EncodedGroup, Group
+from kleash.data.read import distinct
 from kleash.data.split import comparison, hold_out, read_split
 from kleash.errors import ConfigError
 from kleash.evals.preference_report import PreferenceReport
@@ -196,4 +197,5 @@ def _ensemble(
 
 def _encoded(config: EnsembleConfig, file: Path, tokenizer: PreTrainedTokenizerBase) -> list[EncodedGroup]:
     groups = list(read_groups(file))
-    return encode_all(groups, tokenizer, max_length=config.max_length)[0] if groups else []
+    encoded = encode_all(groups, tokenizer, max_length=config.max_length)[0] if groups else []
+    return [group for group in map(distinct, encoded) if group is not None]

@@ -13,7 +13,7 @@ Left out: several epochs by default (more than one overfits fast: Ouyang et al. 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     if config.heads > 1:
         model.config.kleash_heads = {"combine": config.combine, "variance_penalty": config.variance_penalty}
     make_trainable(model, **config.adapter_settings())
-    train, held_out = read_comparisons(config, model, tokenizer)
+    train, held_out = read_comparisons(config, model, tokenizer, folder.note)
     gold = None if config.gold is None else build_reward(config.gold, compute=config.compute)
     if config.learning_curve:
         check_rows(train, held_out, live=reward is not None)
@@ -114,7 +114,7 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     state: State = {"model": model, "optimizer": optimizer, "best": best}
     loop = Loop(folder, total=steps, state=state, shown=SHOWN, **config.loop_settings())
     folder.note("formulas", loss=FORMULA)
-    for step, rows in loop.over(batches(range(len(train)), config.batch_size, seed=config.seed, start=loop.step)):
+    for step, rows in loop.over(batches(range(len(train)), **config.batch_settings(len(train)), start=loop.step)):
         metrics = update(model, [train[row] for row in rows], optimizer, config, head_weights(config, rows))
         if held_out and loop.due_to_evaluate(step):
             with loop.measuring(step):
@@ -368,10 +368,11 @@ def summary(figures: PreferenceReport | None) -> str:
 
 
 def read_comparisons(
-    config: RewardConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    config: RewardConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, note: Callable[..., None]
 ) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
     """The comparisons to train on and those held out."""
     return read_encoded(
         config.data, config.eval_data, tokenizer, usable=comparison,
         max_length=config.max_length or context_length(model), max_eval_rows=config.max_eval_rows, seed=config.seed,
+        note=note,
     )  # fmt: skip

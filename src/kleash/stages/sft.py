@@ -11,7 +11,7 @@ Left out: packing several rows into one (length-sorted micro-batches waste a few
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,7 +66,7 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
         return folder
     model, tokenizer = policy or load_policy(config.model, device=config.device)
     make_trainable(model, **config.adapter_settings())
-    train, held_out = read_demonstrations(config, model, tokenizer)
+    train, held_out = read_demonstrations(config, model, tokenizer, folder.note)
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
     before = folder.once("eval_loss_before", lambda: held_out_loss(model, held_out, config.compute))
     steps = config.steps(len(train))
@@ -75,7 +75,7 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     state: State = {"model": model, "optimizer": optimizer, "best": best}
     loop = Loop(folder, total=steps, state=state, shown=SHOWN, **config.loop_settings())
     folder.note("formulas", loss=FORMULA)
-    for step, groups in loop.over(batches(train, config.batch_size, seed=config.seed, start=loop.step)):
+    for step, groups in loop.over(batches(train, **config.batch_settings(len(train)), start=loop.step)):
         metrics = update(model, groups, optimizer, config.compute)
         if held_out and loop.due_to_evaluate(step):
             with loop.measuring(step):
@@ -153,11 +153,12 @@ def check(
 
 
 def read_demonstrations(
-    config: SFTConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    config: SFTConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, note: Callable[..., None]
 ) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
     """The demonstrations to train on and those held out; of a preference the chosen response."""
     return read_encoded(
         config.data, config.eval_data, tokenizer, usable=demonstration,
         prepare=lambda groups, source: [imitated(group) for group in groups], response_column=config.response_column,
         max_length=config.max_length or context_length(model), max_eval_rows=config.max_eval_rows, seed=config.seed,
+        note=note,
     )  # fmt: skip

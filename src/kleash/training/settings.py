@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -44,7 +45,8 @@ class TrainingConfig(StageConfig):
     max_steps: int | None = Field(None, ge=1)
     """Optimiser steps to take (rollouts for ppo and grpo), repeating the data as needed; overrides `epochs`."""
     epochs: float = Field(1.0, gt=0)
-    """Passes over the data."""
+    """Passes over the data. Each sees every row once, so the last step is smaller where `batch_size` does not divide
+    the rows; ppo and grpo fill their last rollout with the next pass's first prompts."""
     batch_size: int = Field(32, ge=1)
     """Groups (rows, pairs, prompts) in one optimiser step. It does not depend on memory: `micro_batch_tokens` sets how
     many are computed at once, and gradients are accumulated automatically."""
@@ -94,9 +96,18 @@ class TrainingConfig(StageConfig):
 
     def steps(self, rows: int) -> int:
         """Total optimiser steps for a number of training rows."""
-        if self.max_steps is not None:
-            return self.max_steps
-        return max(1, round(self.epochs * rows / self.batch_size))
+        return self.max_steps if self.max_steps is not None else math.ceil(self._total(rows) / self.batch_size)
+
+    def batch_settings(self, rows: int) -> Settings:
+        """The settings of `batches` for a number of training rows: each epoch has every row once, so that the last
+        step is smaller where `batch_size` does not divide them.
+        """
+        total = None if self.max_steps is not None else self._total(rows)
+        return {"batch_size": self.batch_size, "seed": self.seed, "total": total}
+
+    def _total(self, rows: int) -> int:
+        """Rows of all epochs together."""
+        return max(1, round(self.epochs * rows))
 
     def optimizer_settings(self) -> Settings:
         """The settings of `Optimizer`, but for the number of steps."""
@@ -178,7 +189,8 @@ class RolloutConfig(TrainingConfig):
 
     def prompt_settings(self) -> Settings:
         """The settings of `read_prompts`."""
-        return {name: getattr(self, name) for name in ("max_new_tokens", "max_length", "max_eval_rows", "seed")}
+        names = ("data", "eval_data", "max_new_tokens", "max_length", "max_eval_rows", "seed")
+        return {name: getattr(self, name) for name in names}
 
     @model_validator(mode="after")
     def _criterion_is_measured(self) -> RolloutConfig:

@@ -8,7 +8,6 @@ from kleash.evals.overoptimization.curve import (
     checkpoints_curve,
     choosing_prompts,
     distances,
-    name_of,
     point_name,
     spaced_checkpoints,
 )
@@ -47,7 +46,6 @@ __all__ = [
     "in_words",
     "law_gain",
     "law_peak",
-    "name_of",
     "paired",
     "point_name",
     "spaced_checkpoints",

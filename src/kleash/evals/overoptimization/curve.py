@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
+from kleash.data.group import prompt_key
 from kleash.errors import DataError
 from kleash.evals.best_of_n_curve import best_of_k, kl_of_best_of_k
 from kleash.run import derive_seed
@@ -50,7 +51,7 @@ def checkpoints_curve(rows: Iterable[Mapping[str, Any]]) -> KLCurve:
     cells: dict[int, dict[str, list[tuple[float, float, float]]]] = {}
     for row in rows:
         figures = (row["gold"], row["proxy"] if "proxy" in row else row["score"], row["kl"])
-        cells.setdefault(row["step"], {}).setdefault(name_of(row["prompt"]), []).append(figures)
+        cells.setdefault(row["step"], {}).setdefault(prompt_key(row["prompt"]), []).append(figures)
     points = tuple(sorted(cells))
     if len(points) < 2:
         raise DataError(f"samples of {len(points)} checkpoint(s) are too few for a curve; give at least two steps")
@@ -116,11 +117,6 @@ def spaced_checkpoints(steps: Sequence[int], kl: Mapping[int, float], count: int
     for target in np.linspace(at[0], at.max(), count)[1:-1]:
         indices.add(min(set(range(len(steps))) - indices, key=lambda index: (abs(at[index] - target), index)))
     return [steps[index] for index in sorted(indices)]
-
-
-def name_of(prompt: Any) -> str:
-    """The name of a prompt (text or turns) as a unit of the bootstrap."""
-    return prompt if isinstance(prompt, str) else repr([dict(turn) for turn in prompt])
 
 
 def point_name(source: Source, point: int) -> str:
