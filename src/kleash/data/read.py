@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,20 +19,11 @@ from kleash.errors import DataError
 logger = logging.getLogger("kleash")
 
 
-@dataclass(frozen=True)
-class RowCounts:
-    """What became of the rows to train on, or of the held-out rows."""
-
-    read: int
-    used: int
-    cut: int
-    """Rows with a response that was cut, and so lost its end token."""
-    prompt_too_long: int
-    """Rows left out because their prompt leaves no room for a response."""
-    equal_scores: int
-    """Rows left out because their responses have equal scores, so that none is the better one."""
-    equal_responses: int
-    """Comparisons left out because their responses are equal, in the data or after the cut."""
+RowCounts = dict[str, int]
+"""What became of the rows of a part: `read`; `used`; `cut` (a response was cut, and so lost its end token); and those left
+out: `prompt_too_long` (no room for a response), `equal_scores` (no response is the better one), `equal_responses` (in the
+data or after the cut).
+"""
 
 
 def read_encoded(
@@ -80,7 +71,7 @@ def read_encoded(
         raise DataError(
             f"{data}: the responses of each row have equal scores or are equal; there is nothing to compare"
         )
-    note("rows", train=asdict(counts[0]), held_out=asdict(counts[1]))
+    note("rows", train=counts[0], held_out=counts[1])
     return parts[0], parts[1]
 
 
@@ -98,14 +89,14 @@ def _encode(
     if truncation.message():
         logger.warning("%s: %s", source, truncation.message())
     remaining = without_equal(encoded, source=source, max_length=max_length)
-    return remaining, RowCounts(
-        read=len(read),
-        used=len(remaining),
-        cut=truncation.cut,
-        prompt_too_long=truncation.dropped,
-        equal_scores=len(read) - len(prepared),
-        equal_responses=len(encoded) - len(remaining),
-    )
+    return remaining, {
+        "read": len(read),
+        "used": len(remaining),
+        "cut": truncation.cut,
+        "prompt_too_long": truncation.dropped,
+        "equal_scores": len(read) - len(prepared),
+        "equal_responses": len(encoded) - len(remaining),
+    }
 
 
 def without_equal(groups: Sequence[EncodedGroup], *, source: str, max_length: int | None) -> list[EncodedGroup]:
