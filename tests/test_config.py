@@ -114,8 +114,8 @@ def test_every_field_of_every_stage_has_a_help_text() -> None:
 
 REWARD_MODULE = "kleash.stages.reward_ensemble"
 
-TEXT = {"device", "endpoint", "store", "response_column"}
-"""Fields of stage configs that are text and name no file: a device, an address, a label store, a column."""
+TEXT = {"annotators", "device", "endpoint", "store", "response_column"}
+"""Fields of stage configs that are text and name no file: a device, an address, a label store, a column, names."""
 
 
 def test_every_field_that_names_a_file_says_so_by_its_type() -> None:

@@ -156,7 +156,7 @@ def _import(command: argparse.Namespace) -> None:
 
         for source in command.data:
             new = import_labels(store, source, annotator=command.annotator)
-            print(f"{source}: {new.tasks} new pairs, {new.votes} new votes")
+            print(f"{source}: {new}")
 
 
 def _inspect_options(parser: _Parser) -> None:

@@ -11,8 +11,11 @@ import pytest
 
 from kleash.data.group import Group, Response
 from kleash.labels.agreement import agreement, annotator_report, disagreements, krippendorff, summary
+from kleash.labels.labeller import LabelResult
 from kleash.labels.queue import Queue, QueueSettings, VoteRequest
 from kleash.labels.store import Store, Vote
+
+Pairs = Callable[[int], list[Group]]
 
 
 def vote(task: int, choice: str, **settings: object) -> Vote:
@@ -212,6 +215,55 @@ def test_a_disagreement_is_listed_until_an_admin_adjudicates_it(tmp_path: Path) 
     assert summary(store).adjudicated == 1
 
 
+def test_a_pair_that_somebody_reported_or_skipped_is_shown_with_the_reason_until_it_is_decided(
+    store: Store, pairs: Pairs
+) -> None:
+    store.add_tasks(pairs(4))
+    queue = Queue(store, QueueSettings(overlap=2, audit_share=0, repeat_share=0))
+    one, two, admin = (store.invite(role=role).annotator for role in ("annotator", "annotator", "admin"))
+    tasks = [shown.task for shown in queue.next(one, 4)]
+    for person in (one, two):
+        for shown in queue.next(person, 4):
+            number, key = tasks.index(shown.task), f"the-key-{person}-{shown.id}"
+            if number == 0:
+                queue.report(person, shown.id, key, reason=f"broken, says {person}")
+            elif number == 1 and person == one:
+                queue.skip(person, shown.id, key)
+            else:
+                left = (number == 3 and person == one) != (shown.left.text.startswith("answer"))
+                queue.vote(person, shown.id, VoteRequest(key, "left" if left else "right"))
+    rows = disagreements(store)
+    assert [row.task for row in rows] == [tasks[0], tasks[3], tasks[1]]
+    assert rows[0].answers == {"report": 2} and rows[0].reasons == [f"broken, says {one}", f"broken, says {two}"]
+    assert sum(rows[1].answers.values()) == 2 and rows[2].answers["skip"] == 1
+    for row in rows:
+        queue.adjudicate(admin, row.task, "cannot", f"adjudication-{row.task}")
+    assert disagreements(store) == []
+
+
+def test_people_and_judges_are_counted_apart_and_ties_like_other_answers(store: Store, pairs: Pairs) -> None:
+    groups = pairs(20)
+
+    def say(name: str, kind: str, probabilities: list[float], principle: str | None = None) -> None:
+        results = [LabelResult.of(p, name, principle=principle) for p in probabilities]
+        store.record(groups, results, kind=kind)
+
+    soft = [0.7 if i % 2 else 0.2 for i in range(20)]
+    say("judge:a", "judge", [0.5, *soft[1:]])
+    say("judge:b", "judge", [0.5, *(1 - p for p in soft[1:10]), *soft[10:]])
+    result = summary(store)
+    assert result.agreement.tasks == 0, "no person has answered"
+    assert result.judges.tasks == 20 and result.judges.raw == pytest.approx(11 / 20)
+    say("ann", "file", [round(p) for p in soft])
+    say("bob", "file", [round(p) for p in soft])
+    say("judge:a", "judge", soft, principle="kind")
+    again = summary(store)
+    assert again.agreement.raw == 1.0 and again.judges.tasks == 20, "a judge by two principles is one judge"
+    agrees = {person.alias: report.agrees for person, report in again.annotators}
+    assert [agrees[name].share for name in ("ann", "judge:b")] == [1.0, pytest.approx(10 / 20)]  # type: ignore[union-attr]
+    assert disagreements(store) == [], "judges do not disagree with people on the admin's page"
+
+
 def test_figures_do_not_change_when_a_pair_is_swapped() -> None:
     rows = planted(0.2, 0.1, 0, tasks=60)
     turned = [Counter({{"first": "second", "second": "first"}.get(k, k): n for k, n in row.items()}) for row in rows]
@@ -219,9 +271,6 @@ def test_figures_do_not_change_when_a_pair_is_swapped() -> None:
     result, again = agreement(rows), agreement(mixed)
     for name in ("raw", "alpha", "interval"):
         assert getattr(result, name) == pytest.approx(getattr(again, name))
-
-
-Pairs = Callable[[int], list[Group]]
 
 
 def test_without_labels_there_is_no_report(store: Store, pairs: Pairs) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, Response
 from kleash.errors import DataError, WaitingError
 from kleash.labels.collect import LabelCollector
+from kleash.labels.import_export import Imported, import_labels
 from kleash.labels.labeller import LabelResult
 from kleash.labels.queue import Queue, QueueSettings, VoteRequest
 from kleash.labels.store import Store
@@ -137,6 +139,63 @@ def test_the_command_ends_with_75_while_people_think_and_says_how_to_ask_them(
               "--votes", "2"])  # fmt: skip
     assert done.value.code == 75
     assert f"kleash label --store {store} --overlap 2" in capsys.readouterr().err
+
+
+def test_pairs_that_were_skipped_or_reported_are_not_waited_for_and_are_counted(tmp_path: Path, pairs: Pairs) -> None:
+    write_groups(pairs(5), tmp_path / "samples.jsonl")
+    config = ask.AskConfig(
+        data=str(tmp_path / "samples.jsonl"), store=str(tmp_path / "labels.db"), out=tmp_path / "out.jsonl", votes=2
+    )
+    with pytest.raises(WaitingError, match="5 of 5 pairs wait"):
+        ask.run(config)
+    store = Store.open(config.store)
+    queue = Queue(store, QueueSettings(overlap=2, audit_share=0, repeat_share=0))
+    one, two, admin = (store.invite(role=role).annotator for role in ("annotator", "annotator", "admin"))
+    tasks: list[int] = []
+    for person in (one, two):
+        for shown in queue.next(person, 5):
+            tasks += [shown.task] if person == one else []
+            number, key = tasks.index(shown.task), f"the-key-{person}-{shown.id}"
+            if number == 0:
+                queue.report(person, shown.id, key)
+            elif number in (1, 2) and person == one:
+                queue.skip(person, shown.id, key)
+            else:
+                queue.vote(person, shown.id, VoteRequest(key, "tie"))
+        if person == one:
+            with pytest.raises(WaitingError, match=r"4 of 5 pairs wait for people \(1 others were reported or skipped"):
+                ask.run(config)
+    queue.adjudicate(admin, tasks[2], "tie", "adjudication-key")
+    assert len(list(read_groups(ask.run(config)))) == 3
+    summary = json.loads((tmp_path / "out.summary.json").read_text())["results"]
+    assert summary["states"] == {"tie": 3, "reported": 1, "skipped": 1}
+    store.close()
+
+
+def test_a_skipped_pair_waits_while_somebody_has_not_seen_it(labels: Store, pairs: Pairs) -> None:
+    collector = LabelCollector(labels)
+    with pytest.raises(WaitingError):
+        collector.collect(pairs(1))
+    queue, one, two = Queue(labels, QueueSettings()), labels.invite().annotator, labels.invite().annotator
+    queue.skip(one, queue.next(one)[0].id, "skip-key-1")
+    with pytest.raises(WaitingError, match="1 of 1"):
+        collector.collect(pairs(1))
+    queue.skip(two, queue.next(two)[0].id, "skip-key-2")
+    assert [result.outcome for result in collector.collect(pairs(1)) if result] == ["skipped"]
+    queue.undo(two, "undo-key-1")
+    with pytest.raises(WaitingError, match="1 of 1"):
+        collector.collect(pairs(1))
+
+
+def test_what_ask_wrote_adds_nothing_to_the_store_it_came_from(labels: Store, tmp_path: Path, pairs: Pairs) -> None:
+    with pytest.raises(WaitingError):
+        LabelCollector(labels).collect(pairs(2))
+    answer_all(labels, labels.invite().annotator)
+    write_groups(pairs(2), tmp_path / "samples.jsonl")
+    config = ask.AskConfig(
+        data=str(tmp_path / "samples.jsonl"), store=str(tmp_path / "labels.db"), out=tmp_path / "out.jsonl"
+    )
+    assert import_labels(labels, ask.run(config)) == Imported(tasks=0, votes=0, summaries=2)
 
 
 class Ill(Longer):

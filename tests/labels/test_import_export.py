@@ -7,12 +7,14 @@ import random
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kleash.data.formats import read_groups, write_groups
-from kleash.data.group import Group, Preference, Ranking, Response, Scores
-from kleash.errors import DataError
+from kleash.data.group import Group, Preference, Ranking, Response, Scores, chosen_first
+from kleash.errors import DataError, InputError
+from kleash.labels.agreement import counts, summary
 from kleash.labels.import_export import Imported, export_labels, import_labels
 from kleash.labels.labeller import LabelResult
 from kleash.labels.queue import Queue, QueueSettings, VoteRequest
@@ -202,3 +204,171 @@ def test_rows_without_labels_become_tasks_and_one_response_is_too_few(
     write_groups([Group("p", (Response("a"),))], tmp_path / "in.jsonl")
     with pytest.raises(DataError, match="row 1: has 1 responses"):
         import_labels(labels, tmp_path / "in.jsonl")
+
+
+COLOUR = Group("Name a colour.", (Response("Red."), Response("Seven.")))
+FRUIT = Group("Name a fruit.", (Response("A stone."), Response("A pear.")))
+
+
+def rows_of(*answers: tuple[Group, float] | tuple[Group, float, str | None]) -> list[Group]:
+    """Preference rows, the better response first: P(the group's first is better) of each, and who says so."""
+    return [chosen_first(replace(group, label=Preference(p, name[0] if name else None))) for group, p, *name in answers]
+
+
+def take(store: Store, folder: Path, *answers: Any, name: str = "in", annotator: str | None = None) -> Imported:
+    write_groups(rows_of(*answers), folder / f"{name}.jsonl")
+    return import_labels(store, folder / f"{name}.jsonl", annotator=annotator)
+
+
+def exported(store: Store, folder: Path, group: Group) -> float:
+    """P(the group's first response is better) in an export of all votes."""
+    export_labels(store, folder / f"out-{store.last_vote()}")
+    for row in read(folder / f"out-{store.last_vote()}" / "train.jsonl"):
+        if row.prompt == group.prompt:
+            assert isinstance(row.label, Preference)
+            return row.label.probability if row.responses == group.responses else 1 - row.label.probability
+    raise AssertionError(f"{group.prompt} is not in the export")
+
+
+@pytest.mark.parametrize("named", ["by the command", "by the rows"])
+def test_a_label_that_comes_later_corrects_an_earlier_one_as_often_as_it_turns(
+    store: Store, tmp_path: Path, named: str
+) -> None:
+    by_command = "ann" if named == "by the command" else None
+    by_row = None if by_command else "ann"
+    take(store, tmp_path, (COLOUR, 1.0, by_row), (FRUIT, 1.0, by_row), name="monday", annotator=by_command)
+    for day, p in enumerate((0.0, 1.0, 0.5, 0.7, 0.0)):
+        taken = take(store, tmp_path, (FRUIT, p, by_row), name=f"day {day}", annotator=by_command)
+        assert taken == Imported(tasks=0, votes=1, corrections=1)
+        assert exported(store, tmp_path, FRUIT) == pytest.approx(p)
+        assert exported(store, tmp_path, COLOUR) == 1.0
+    assert "1 corrections of earlier votes" in str(taken)
+
+
+@pytest.mark.parametrize("name", [None, "ann"])
+@pytest.mark.parametrize(("answers", "p"), [((1.0, 0.0), 0.5), ((1.0, 1.0, 0.0), 2 / 3), ((0.5, 1.0), 0.75)])
+def test_rows_of_one_file_that_contradict_each_other_are_a_vote_each(
+    store: Store, tmp_path: Path, name: str | None, answers: tuple[float, ...], p: float
+) -> None:
+    rows = [(FRUIT, answer, name) for answer in answers]
+    assert take(store, tmp_path, *rows) == Imported(tasks=1, votes=len(rows), contradicted=1)
+    assert exported(store, tmp_path, FRUIT) == pytest.approx(p)
+    for again in (rows, rows[::-1]):
+        assert take(store, tmp_path, *again) == Imported(tasks=0, votes=0, contradicted=1)
+
+
+def test_a_row_that_is_there_twice_is_one_vote(store: Store, tmp_path: Path) -> None:
+    turned = replace(FRUIT, responses=FRUIT.responses[::-1])
+    assert take(store, tmp_path, (FRUIT, 0.8), (turned, 0.2)) == Imported(tasks=1, votes=1, repeated=1)
+
+
+def labelled_by_all_kinds(store: Store, pairs: Pairs) -> None:
+    """Votes of two people with repeats, adjudications, judges by two principles, a file; ties and soft labels."""
+    groups = pairs(12)
+    store.add_tasks(groups)
+    queue = Queue(store, replace(PLAIN, overlap=2, repeat_share=0.3))
+    rng = random.Random(0)
+    for name in ("one", "two"):
+        person, number = store.invite(name).annotator, 0
+        while shown := queue.next(person):
+            number += 1
+            choice = rng.choice(["left", "right", "tie", "both_bad", "cannot"])
+            queue.vote(person, shown[0].id, VoteRequest(f"vote-{name}-{number}", choice))
+    admin = store.invite(role="admin").annotator
+    for task, choice in ((1, "first"), (2, "tie"), (3, "cannot")):
+        queue.adjudicate(admin, task, choice, f"adjudication-{task}")
+    for principle in ("kind", "brief"):
+        results = [LabelResult.of(rng.choice([0.2, 0.5, 0.93]), "judge:m", principle=principle) for _ in groups]
+        store.record(groups, results)
+    say(store, groups[:5], 1.0)
+
+
+@pytest.mark.parametrize("each", ["pair", "vote"])
+@pytest.mark.parametrize("until", ["now", "before"])
+def test_an_export_that_is_imported_again_adds_nothing(
+    store: Store, pairs: Pairs, tmp_path: Path, each: Any, until: str
+) -> None:
+    labelled_by_all_kinds(store, pairs)
+    before = store.last_vote()
+    if until == "before":  # a person has changed their mind on the page since
+        person = next(one for one in store.annotators() if one.name == "one")
+        vote = next(vote for vote in store.votes() if vote.annotator == person.id and vote.choice == "first")
+        assert vote.assignment is not None
+        side = "left" if vote.swapped else "right"
+        Queue(store, PLAIN).vote(person.id, vote.assignment, VoteRequest("changed-mind", side))
+    export_labels(store, tmp_path / "out", each=each, until=before)
+    figures = summary(store)
+    taken = import_labels(store, tmp_path / "out" / "train.jsonl")
+    assert (taken.tasks, taken.votes) == (0, 0)
+    assert summary(store) == figures
+
+
+def test_an_export_edited_by_hand_corrects_the_person_it_names(store: Store, pairs: Pairs, tmp_path: Path) -> None:
+    (group,) = pairs(1)
+    store.add_tasks([group])
+    queue, person = Queue(store, PLAIN), store.invite().annotator
+    (shown,) = queue.next(person)
+    queue.vote(person, shown.id, VoteRequest("vote-key", "left"))
+    alias = next(one.alias for one in store.annotators() if one.id == person)
+    better = 0.0 if shown.left == group.responses[0] else 1.0
+    assert take(store, tmp_path, (group, better, alias)) == Imported(tasks=0, votes=1, corrections=1)
+    assert exported(store, tmp_path, group) == better
+    assert [sum(row.values()) for row in counts(store.votes()).values()] == [1]
+
+
+def test_labels_of_people_and_of_judges_keep_their_kind_in_another_store(
+    store: Store, pairs: Pairs, tmp_path: Path
+) -> None:
+    labelled_by_all_kinds(store, pairs)
+    export_labels(store, tmp_path / "out", each="vote")
+    other = Store.open(tmp_path / "other.db")
+    import_labels(other, tmp_path / "out" / "train.jsonl")
+    assert {one.alias: one.kind == "judge" for one in other.annotators()} == {
+        one.alias: one.kind == "judge" for one in store.annotators() if one.alias in {v.alias for v in other.votes()}
+    }
+    ours, theirs = summary(store), summary(other)
+    assert theirs.judges == ours.judges and theirs.judges.tasks == 0
+    other.close()
+
+
+def test_a_pair_that_people_cannot_judge_leaves_the_export_whoever_labelled_it(
+    store: Store, pairs: Pairs, tmp_path: Path
+) -> None:
+    ruled, voted, half, clear = pairs(4)
+    store.record([ruled, voted, half, clear], [LabelResult.of(0.9, "judge:m")] * 4)
+    say(store, [ruled], 1.0, 1.0)
+    say(store, [voted], "cannot", "cannot", 1.0)
+    say(store, [half], "cannot", 1.0)
+    admin = store.invite(role="admin").annotator
+    (match,) = store.find([ruled])
+    assert match is not None
+    Queue(store, PLAIN).adjudicate(admin, match.task, "cannot", "adjudication-key")
+    for number, settings in enumerate([{}, {"each": "vote"}, {"kinds": ["judge"]}, {"annotators": ["judge:m"]}]):
+        manifest = export_labels(store, tmp_path / str(number), **settings)  # type: ignore[arg-type]
+        rows = read(tmp_path / str(number) / "train.jsonl")
+        assert {row.prompt for row in rows} == {half.prompt, clear.prompt}
+        assert manifest.left_out == {"cannot be judged": 2}
+
+
+def test_an_export_can_be_of_some_annotators_or_kinds(store: Store, pairs: Pairs, tmp_path: Path) -> None:
+    groups = pairs(3)
+    store.add_tasks(groups)
+    person = store.invite("Ann").annotator
+    queue = Queue(store, PLAIN)
+    (shown,) = queue.next(person)
+    queue.vote(person, shown.id, VoteRequest("vote-key", "left"))
+    store.record(groups, [LabelResult.of(0.9, "judge:m")] * 3)
+    say(store, groups[:2], 1.0)
+
+    def aliases(name: str, **settings: Any) -> set[str]:
+        export_labels(store, tmp_path / name, each="vote", **settings)
+        labels = [row.label for row in read(tmp_path / name / "train.jsonl")]
+        return {str(label.annotator) for label in labels if isinstance(label, Preference)}
+
+    alias = next(one.alias for one in store.annotators() if one.id == person)
+    assert aliases("all") == {alias, "judge:m", "person-0"}
+    assert aliases("judge", kinds=["judge"]) == {"judge:m"}
+    assert aliases("people", kinds=["person", "file"]) == {alias, "person-0"}
+    assert aliases("name", annotators=["Ann"]) == aliases("alias", annotators=[alias]) == {alias}
+    with pytest.raises(InputError, match=rf"no annotator is called Bob; there are: {alias} \(Ann\), judge:m"):
+        export_labels(store, tmp_path / "bob", annotators=["Bob"])

@@ -42,6 +42,21 @@ def test_an_export_is_not_written_again_and_other_settings_are_refused(store: st
         run(config.model_copy(update={"ties": "drop"}))
 
 
+def test_an_export_into_the_folder_of_another_store_is_refused(store: str, tmp_path: Path) -> None:
+    config = ExportConfig(store=store, out=tmp_path / "out")
+    run(config)
+    other = str(tmp_path / "other.db")
+    with pytest.raises(SystemExit):
+        main(["import", "--store", other, "--data", str(tmp_path / "old.jsonl"), "--annotator", "somebody else"])
+    with pytest.raises(DataError, match=r"out holds an export of another store than .*other\.db; delete it"):
+        run(config.model_copy(update={"store": other}))
+    with pytest.raises(DataError, match="other settings"):
+        run(config.model_copy(update={"kind": ("person",)}))
+    (tmp_path / "out" / "train.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"train\.jsonl was changed since it was exported"):
+        run(config)
+
+
 def test_an_empty_store_is_an_error_of_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store, out = tmp_path / "new.db", tmp_path / "out"
     for made, message in ((False, "there is no such label store"), (True, "has no labels yet")):

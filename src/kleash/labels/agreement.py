@@ -1,7 +1,8 @@
 """Agreement of labellers, and how each of them answers.
 
 Which of two responses is called `first` is arbitrary, so chance is corrected for exchangeable sides: a pair may be
-swapped without changing any figure here. Formulas: docs/feedback.md.
+swapped without changing any figure here. People and models are counted apart: what two judges agree on says nothing
+of people. Formulas: docs/labels.md.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from scipy import stats
 
 from kleash.data.group import Group
 from kleash.evals.estimates import Share, share
-from kleash.labels.store import Annotator, Store, Vote
+from kleash.labels.store import PEOPLE, Annotator, Store, Vote
 
 CATEGORIES = ("first", "second", "tie", "both_bad")
-"""Choices that count as an answer; `cannot` does not."""
+"""Answers; a soft label counts for its more probable side. `cannot` is not an answer."""
 
 TOO_FAST = 0.5
 """A vote that took less than this share of the reading time at `WORDS_A_MINUTE` is too fast to have read the text."""
@@ -110,12 +111,14 @@ class AnnotatorReport:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A task with different answers that no admin has adjudicated."""
+    """A task for an admin to decide: reported, answered differently, or skipped."""
 
     task: int
     group: Group
     answers: dict[str, int]
-    """How often each was given."""
+    """How often each was given, by people; `report` and `skip` among them."""
+    reasons: list[str]
+    """Why it was reported or skipped, in people's words."""
 
 
 @dataclass(frozen=True)
@@ -130,17 +133,31 @@ class LabelSummary:
     answers: dict[str, int]
     """Answers by choice."""
     agreement: Agreement
+    """Of people."""
+    judges: Agreement
+    """Of models, among each other."""
     adjudicated: int
     """Tasks decided by an admin."""
     annotators: list[tuple[Annotator, AnnotatorReport]]
 
 
+def answer_of(vote: Vote) -> str | None:
+    """The answer of a vote, one of `CATEGORIES`; None where it has none."""
+    if vote.choice == "soft" and vote.probability is not None:
+        return "first" if vote.probability > 0.5 else "second"
+    return vote.choice if vote.choice in CATEGORIES else None
+
+
 def counts(votes: Iterable[Vote]) -> dict[int, Counter[str]]:
-    """Answers to each task: those that count, without hidden repeats and adjudications."""
-    answers: dict[int, Counter[str]] = defaultdict(Counter)
+    """Answers to each task, one of each labeller: those that count, without hidden repeats and adjudications."""
+    last: dict[tuple[int, int], str] = {}
     for vote in votes:
-        if vote.counts and not vote.repeat and not vote.adjudicated and vote.choice in CATEGORIES:
-            answers[vote.task][vote.choice] += 1
+        answer = answer_of(vote)
+        if answer is not None and vote.counts and not vote.repeat and not vote.adjudicated:
+            last[vote.task, vote.annotator] = answer
+    answers: dict[int, Counter[str]] = defaultdict(Counter)
+    for (task, _), answer in last.items():
+        answers[task][answer] += 1
     return dict(answers)
 
 
@@ -218,12 +235,12 @@ def annotator_report(
         tasks: the pairs of these votes.
         consensus: answer of the others to each task on which they agree.
     """
-    answers = [vote for vote in votes if vote.counts and vote.choice in CATEGORIES]
+    answers = [vote for vote in votes if vote.counts and answer_of(vote) is not None]
     first_answers = [vote for vote in answers if not vote.repeat]
     decided = [vote for vote in first_answers if vote.choice in ("first", "second") and vote.swapped is not None]
     left = [(vote.choice == "first") != vote.swapped for vote in decided]
-    before = {vote.task: vote.choice for vote in first_answers}
-    repeats = [vote.choice == before.get(vote.task) for vote in answers if vote.repeat]
+    before = {vote.task: answer_of(vote) for vote in first_answers}
+    repeats = [answer_of(vote) == before.get(vote.task) for vote in answers if vote.repeat]
     times = [(vote.seconds, _words(tasks[vote.task])) for vote in first_answers if vote.seconds is not None]
     ties = [vote.choice in ("tie", "both_bad") for vote in first_answers]
     return AnnotatorReport(
@@ -234,7 +251,7 @@ def annotator_report(
         ties=_mean(ties),
         repeats=len(repeats),
         steady=sum(repeats),
-        agrees=share([vote.choice == consensus[vote.task] for vote in first_answers if vote.task in consensus]),
+        agrees=share([answer_of(vote) == consensus[vote.task] for vote in first_answers if vote.task in consensus]),
         seconds=float(np.median([seconds for seconds, _ in times])) if times else None,
         fast=_mean([seconds < TOO_FAST * 60 * words / WORDS_A_MINUTE for seconds, words in times]),
         skipped=sum(vote.choice in ("skip", "report") for vote in votes),
@@ -268,35 +285,54 @@ def length_slope(decided: Sequence[Vote], tasks: Mapping[int, Group]) -> LengthS
 
 
 def disagreements(store: Store) -> list[Disagreement]:
-    """Tasks with different answers that no admin has adjudicated, the most divided first."""
-    votes = store.votes()
+    """Tasks that no admin has adjudicated and that people reported, answered differently, or skipped, in this order;
+    the most divided first.
+    """
+    votes, groups = store.votes(), store.tasks()
     adjudicated = {vote.task for vote in votes if vote.adjudicated and vote.counts}
-    divided = {task: row for task, row in counts(votes).items() if len(row) > 1 and task not in adjudicated}
-    groups = store.tasks()
-    order = sorted(divided, key=lambda task: (divided[task].most_common(1)[0][1] / divided[task].total(), task))
-    return [Disagreement(task, groups[task], dict(divided[task])) for task in order]
+    of_people = [vote for vote in votes if vote.kind in PEOPLE and vote.task not in adjudicated]
+    answers: dict[int, Counter[str]] = defaultdict(Counter, counts(of_people))
+    reasons: dict[int, list[str]] = defaultdict(list)
+    for vote in of_people:
+        if vote.last and not vote.repeat and vote.choice in ("report", "skip"):
+            answers[vote.task][vote.choice] += 1
+            reasons[vote.task] += [vote.reason] if vote.reason else []
+
+    def place(task: int) -> tuple[bool, bool, float, int]:
+        row = Counter({answer: number for answer, number in answers[task].items() if answer in CATEGORIES})
+        largest = row.most_common(1)[0][1] / row.total() if row else 1.0
+        return "report" not in answers[task], largest == 1, largest, task
+
+    passed = {task for task, row in answers.items() if row["report"] or row["skip"]}
+    undecided = passed | {task for task, row in answers.items() if len(row) > 1}
+    return [
+        Disagreement(task, groups[task], dict(answers[task]), reasons[task]) for task in sorted(undecided, key=place)
+    ]
 
 
 def summary(store: Store) -> LabelSummary:
     """The state of a store, for its admin."""
     votes, tasks = store.votes(), store.tasks()
-    answers = counts(votes)
+    people = [vote for vote in votes if vote.kind in PEOPLE]
+    by_people = counts(people)
+    by_models = counts(vote for vote in votes if vote.kind not in PEOPLE)
     by_annotator: dict[int, list[Vote]] = defaultdict(list)
     for vote in votes:
         if not vote.adjudicated:
             by_annotator[vote.annotator].append(vote)
 
     def report(person: Annotator) -> AnnotatorReport:
-        others = counts(vote for vote in votes if vote.annotator != person.id)
+        others = counts(vote for vote in people if vote.annotator != person.id)
         return annotator_report(by_annotator.get(person.id, []), tasks, _consensus(others))
 
-    total = sum(answers.values(), Counter())
+    total = sum([*by_people.values(), *by_models.values()], Counter())
     return LabelSummary(
         tasks=len(tasks),
-        labelled=len(answers),
+        labelled=len(by_people.keys() | by_models.keys()),
         votes=total.total(),
         answers=dict(total),
-        agreement=agreement(list(answers.values())),
+        agreement=agreement(list(by_people.values())),
+        judges=agreement(list(by_models.values())),
         adjudicated=sum(vote.adjudicated and vote.counts for vote in votes),
         annotators=[(person, report(person)) for person in store.annotators()],
     )

@@ -8,19 +8,22 @@ again, it requests the same labels and gets the people's answers.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import numpy as np
 
 from kleash.data.group import Group
 from kleash.errors import InputError, WaitingError
 from kleash.labels.labeller import Labeller, LabelResult, Outcome
-from kleash.labels.store import Store, Vote
+from kleash.labels.store import Store, Vote, cannot_be_judged
 
 PEOPLE = "people"
 
 WITHOUT_PROBABILITY: tuple[Outcome, ...] = ("both_bad", "unparsable")
 """Outcomes without a probability besides `cannot`."""
+
+PASSED: tuple[Outcome, ...] = ("reported", "skipped")
+"""Outcomes of pairs that people were asked about and passed over."""
 
 
 class LabelCollector:
@@ -44,6 +47,10 @@ class LabelCollector:
     def collect(self, groups: Sequence[Group]) -> list[LabelResult | None]:
         """A result for each group of two responses, in their order; None for those that the budget does not reach.
 
+        People's votes are complete where there are `votes` of them, or an admin's adjudication. A pair that somebody
+        reported, or that everybody skipped or voted on without making enough votes, gets no label and is not waited
+        for.
+
         Raises:
             WaitingError: people have been asked, and some pairs still lack votes.
         """
@@ -64,9 +71,11 @@ class LabelCollector:
         self.store.add_tasks(new[: self._remaining()])
         matches = self.store.find(groups)
         open_pairs = sum(match is not None and result is None for match, result in zip(matches, results, strict=True))
+        passed = sum(result is not None and result.outcome in PASSED for result in results)
+        note = f" ({passed} others were reported or skipped; the admin's page can decide them)" if passed else ""
         if open_pairs:
             raise WaitingError(
-                f"{open_pairs} of {len(groups)} pairs wait for people; label them with `kleash label --store "
+                f"{open_pairs} of {len(groups)} pairs wait for people{note}; label them with `kleash label --store "
                 f"{self.store.where} --overlap {self.votes}`, then run the same command again"
             )
 
@@ -83,10 +92,15 @@ class LabelCollector:
     def _stored(self, groups: Sequence[Group]) -> list[LabelResult | None]:
         votes: dict[int, list[Vote]] = defaultdict(list)
         for vote in self.store.votes():
-            if self._is_answer(vote) and vote.counts and not vote.repeat:
+            if self._is_answer(vote) and vote.last and not vote.repeat:
                 votes[vote.task].append(vote)
+        people = {
+            person.id
+            for person in self.store.annotators()
+            if (person.kind, person.role) == ("person", "annotator") and not person.revoked
+        }
         return [
-            None if match is None else self._result(votes[match.task], swapped=match.swapped)
+            None if match is None else self._result(votes[match.task], people, swapped=match.swapped)
             for match in self.store.find(groups)
         ]
 
@@ -95,15 +109,30 @@ class LabelCollector:
         is_own = vote.kind == "person" if self.labeller is None else vote.alias == self.name
         return is_own and vote.choice != "error"
 
-    def _result(self, votes: Sequence[Vote], *, swapped: bool) -> LabelResult | None:
-        adjudications = [vote for vote in votes if vote.adjudicated]
-        if not adjudications and len(votes) < (self.votes if self.labeller is None else 1):
-            return None
-        valid = adjudications or votes
+    def _result(self, votes: Sequence[Vote], people: Set[int], *, swapped: bool) -> LabelResult | None:
+        """The result of the last votes on a pair; None where more votes are needed and can come."""
+        answers = [vote for vote in votes if vote.counts]
+        adjudications = [vote for vote in answers if vote.adjudicated]
+        if not adjudications and len(answers) < (self.votes if self.labeller is None else 1):
+            passed = self._passed(votes, people)
+            return None if passed is None else LabelResult(passed, self.name)
+        valid = adjudications or answers
         probabilities = [vote.probability for vote in valid if vote.probability is not None]
+        if cannot_be_judged(valid):
+            return LabelResult("cannot", self.name)
         if not probabilities:
             choices = {vote.choice for vote in valid}
             outcome: Outcome = next((candidate for candidate in WITHOUT_PROBABILITY if candidate in choices), "cannot")
             return LabelResult(outcome, self.name)
         p = float(np.mean(probabilities))
         return LabelResult.of(1 - p if swapped else p, self.name, principle=valid[-1].principle)
+
+    def _passed(self, votes: Sequence[Vote], people: Set[int]) -> Outcome | None:
+        """Why a pair with too few votes will get no more of them; None where somebody may still vote."""
+        if self.labeller is not None:
+            return None
+        choices = {vote.choice for vote in votes}
+        if "report" in choices:
+            return "reported"
+        left = people - {vote.annotator for vote in votes if vote.choice != "undo"}
+        return "skipped" if "skip" in choices and not left else None

@@ -1,5 +1,8 @@
 """Import of labels from files, and export to files.
 
+A file is what labellers say now: what they said before adds nothing, something else is a correction. Rows that
+contradict each other in one file are a vote each.
+
 An export is frozen: it names the last vote that it includes, so that the same command with `until` writes the same
 bytes despite later votes, and its manifest holds the hash of each file.
 """
@@ -22,13 +25,14 @@ from scipy.special import expit, logsumexp, roots_hermitenorm
 from kleash.content import file_hash
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, Scores, chosen_first
-from kleash.errors import DataError
+from kleash.errors import DataError, InputError
 from kleash.io import write_json
 from kleash.labels.labeller import LabelResult
-from kleash.labels.store import Store, Vote
+from kleash.labels.store import PEOPLE, Store, Vote, cannot_be_judged
 
 Ties = Literal["half", "davidson", "drop"]
 Each = Literal["pair", "vote"]
+Kind = Literal["person", "judge", "simulated", "file"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,24 @@ class Imported:
     """New pairs."""
     votes: int
     """New votes."""
+    corrections: int = 0
+    """New votes that replace an earlier one of their labeller."""
+    contradicted: int = 0
+    """Pairs whose rows contradict each other under one name; each row is a vote, as `NAME`, `NAME (2)`, …."""
+    repeated: int = 0
+    """Rows that say what another row of the file says under the same name; counted once."""
+    summaries: int = 0
+    """Rows that sum up votes which the store has; left out."""
+
+    def __str__(self) -> str:
+        notes = [
+            (self.corrections, "corrections of earlier votes"),
+            (self.contradicted, "pairs with rows that contradict each other, each row a vote"),
+            (self.repeated, "rows that repeat another, counted once"),
+            (self.summaries, "rows that sum up votes of this store, left out"),
+        ]
+        parts = [f"{self.tasks} new pairs", f"{self.votes} new votes"]
+        return ", ".join([*parts, *(f"{number} {text}" for number, text in notes if number)])
 
 
 @dataclass(frozen=True)
@@ -59,6 +81,12 @@ class Manifest:
     each: Each
     test_share: float
     seed: int
+    of_annotators: list[str]
+    """Annotators, by alias or name, that it was limited to; empty: all."""
+    of_kinds: list[Kind]
+    """Kinds of labellers that it was limited to; empty: all."""
+    store: str
+    """Hash of the store's votes up to `until`: which store it came from."""
     files: dict[str, ExportedFile]
     """By name."""
     answers: dict[str, int]
@@ -67,10 +95,34 @@ class Manifest:
     """Votes by the version of the guidelines that they were made under; `None` where there were none."""
     annotators: dict[str, int]
     """Votes by annotator."""
+    left_out: dict[str, int]
+    """Pairs that are in no file, by reason."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A label of a row about a pair."""
+
+    pair: Group
+    p: float
+    """P(response 0 ≻ response 1) in the order of the pair's task."""
+    task: int
+    swapped: bool
+    name: str
+    principle: str | None
+
+    @property
+    def voter(self) -> tuple[int, str, str | None]:
+        """Whose answer it is, on what; answers of one voter in one file are equal or contradict each other."""
+        return self.task, self.name, self.principle
 
 
 def import_labels(store: Store, source: str | Path, *, annotator: str | None = None) -> Imported:
-    """Add the pairs of a file as tasks, and their labels as votes; a pair or vote that exists already is kept once.
+    """Add the pairs of a file as tasks, and their labels as votes.
+
+    A label that the store has already from the same labeller adds nothing, and a different one replaces it. Rows of one
+    file that contradict each other under one name are a vote each. A row of an export or of `kleash ask` that sums up
+    votes which the store has is left out.
 
     Args:
         store: the store to add to.
@@ -82,18 +134,86 @@ def import_labels(store: Store, source: str | Path, *, annotator: str | None = N
         if len(group.responses) < 2:
             raise DataError(f"{source} row {row}: has {len(group.responses)} responses; give two or more to compare")
         pairs += [(_pair(group, i, j), _label(group, i, j)) for i, j in combinations(range(len(group.responses)), 2)]
-    before = len(store.tasks())
-    store.add_tasks([pair for pair, p in pairs if p is None])
-    labelled = [(pair, p) for pair, p in pairs if p is not None]
-    name = annotator or Path(str(source)).name
-    results = [LabelResult.of(p, getattr(pair.label, "annotator", None) or name) for pair, p in labelled]
-    votes = store.record([replace(pair, label=None) for pair, _ in labelled], results, kind="file")
-    return Imported(len(store.tasks()) - before, votes)
+    tasks = store.add_tasks(replace(pair, label=None) for pair, _ in pairs)
+    before = [vote for vote in store.votes() if vote.counts]
+    answers, summaries = _answers(store, pairs, annotator or Path(str(source)).name, before)
+    by_voter: dict[tuple[int, str, str | None], list[_Answer]] = defaultdict(list)
+    for answer in answers:
+        by_voter[answer.voter].append(answer)
+    voted = {(vote.task, vote.alias, vote.principle): vote.probability for vote in before}
+    votes = repeated = contradicted = 0
+    for kind in ("judge", "file"):
+        rows = []
+        for same in by_voter.values():
+            if _kind_of(same[0].pair) != kind:
+                continue
+            if all(abs(answer.p - same[0].p) < 1e-9 for answer in same):
+                rows.append(same[0])
+                repeated += len(same) - 1
+            else:
+                rows += _by_voters(same, voted)
+                contradicted += 1
+        results = [
+            LabelResult.of(1 - row.p if row.swapped else row.p, row.name, principle=row.principle,
+                           reason=_text(row.pair, "reason"))
+            for row in rows
+        ]  # fmt: skip
+        votes += store.record([replace(row.pair, label=None) for row in rows], results, kind=kind)
+    added = sum(vote.counts for vote in store.votes()) - len(before)
+    return Imported(tasks, votes, votes - added, contradicted, repeated, summaries)
+
+
+def _answers(
+    store: Store, pairs: Sequence[tuple[Group, float | None]], name: str, votes: Sequence[Vote]
+) -> tuple[list[_Answer], int]:
+    """The labels of rows, and how many rows sum up votes that the store has."""
+    voters: dict[int, set[str]] = defaultdict(set)
+    for vote in votes:
+        voters[vote.task] |= {vote.alias, "people"} if vote.kind == "person" else {vote.alias}
+    answers, summaries = [], 0
+    for (pair, p), match in zip(pairs, store.find([pair for pair, _ in pairs]), strict=True):
+        if p is None or match is None:
+            continue
+        named = getattr(pair.label, "annotator", None)
+        names = [named] if named == "people" else pair.columns.get("annotators") if named is None else None
+        if isinstance(names, list) and names and set(map(str, names)) <= voters[match.task]:
+            summaries += 1
+            continue
+        p_of_task = 1 - p if match.swapped else p
+        answers.append(_Answer(pair, p_of_task, match.task, match.swapped, named or name, _text(pair, "principle")))
+    return answers, summaries
+
+
+def _by_voters(answers: Sequence[_Answer], voted: Mapping[tuple[int, str, str | None], float | None]) -> list[_Answer]:
+    """Contradicting answers under one name, each under a name of its own; under the one that has said so before, if
+    any, so that the same file in another order corrects nothing.
+    """
+    free = [answers[0].name, *(f"{answers[0].name} ({n})" for n in range(2, len(answers) + 1))]
+    renamed, others = [], []
+    for answer in answers:
+        before = [(name, voted.get((answer.task, name, answer.principle))) for name in free]
+        name = next((name for name, p in before if p is not None and abs(p - answer.p) < 1e-9), None)
+        if name is None:
+            others.append(answer)
+        else:
+            free.remove(name)
+            renamed.append(replace(answer, name=name))
+    return renamed + [replace(answer, name=name) for answer, name in zip(others, free, strict=True)]
+
+
+def _kind_of(pair: Group) -> str:
+    """The kind of a labeller that the store does not know: a judge's rows say so in an export."""
+    return "judge" if pair.columns.get("kind") in ("judge", "simulated") else "file"
+
+
+def _text(pair: Group, column: str) -> str | None:
+    value = pair.columns.get(column)
+    return value if isinstance(value, str) else None
 
 
 def export_labels(
     store: Store, out: Path, *, ties: Ties = "half", each: Each = "pair", test_share: float = 0.0,
-    seed: int = 0, until: int | None = None,
+    seed: int = 0, until: int | None = None, annotators: Sequence[str] = (), kinds: Sequence[Kind] = (),
 ) -> Manifest:  # fmt: skip
     """Write labels as preference files that every stage reads.
 
@@ -108,18 +228,29 @@ def export_labels(
         test_share: of prompts, by hash: a prompt's pairs are all on one side, and stay there as labels come in.
         seed: of that split.
         until: id of the last vote to include, an earlier manifest's `until`; None: all votes.
+        annotators: only votes of these annotators, by alias or name; empty: all.
+        kinds: only votes of labellers of these kinds; empty: all.
 
     Returns:
         The manifest, as in `labels.json`.
 
     Raises:
         DataError: the store has no labels, or Davidson's model cannot be fitted.
+        InputError: no annotator has that alias or name.
     """
     until = store.last_vote() if until is None else until
     tasks = store.tasks()
-    by_task = _valid_votes(store.votes(until=until))
+    all_votes = store.votes(until=until)
+    ruled_out = _ruled_out(all_votes)
+    chosen = _chosen(store, annotators)
+    by_task = _valid_votes(
+        vote
+        for vote in all_votes
+        if vote.task not in ruled_out and vote.annotator in chosen and (not kinds or vote.kind in kinds)
+    )
     if not by_task:
-        raise DataError("the store has no labels yet; label some pairs with `kleash label`, then export")
+        whose = f" of {', '.join([*annotators, *kinds])}" if annotators or kinds else ""
+        raise DataError(f"the store has no labels{whose} yet; label some pairs with `kleash label`, then export")
     both_bad = {task for task, votes in by_task.items() if _is_both_bad(votes)}
     preferences = {
         task: [vote for vote in votes if vote.probability is not None and (ties != "drop" or vote.probability != 0.5)]
@@ -143,13 +274,30 @@ def export_labels(
         each=each,
         test_share=test_share,
         seed=seed,
+        of_annotators=list(annotators),
+        of_kinds=list(kinds),
+        store=store_hash(store, until),
         files=_write(rows, out),
         answers=_counts(vote.choice for vote in votes),
         guidelines=_counts(str(vote.guideline) for vote in votes),
         annotators=_counts(vote.alias for vote in votes),
+        left_out={
+            reason: number
+            for reason, number in (
+                ("cannot be judged", len(ruled_out)),
+                ("only ties", len(by_task) - len(preferences) - len(both_bad)),
+                ("no vote that counts", len(tasks.keys() - by_task.keys() - ruled_out)),
+            )
+            if number
+        },
     )
     write_json(out / "labels.json", asdict(manifest))
     return manifest
+
+
+def store_hash(store: Store, until: int) -> str:
+    """Hash of the keys of all votes up to one: stores with the same votes have the same, others another."""
+    return hashlib.sha256("\n".join(vote.key for vote in store.votes(until=until)).encode()).hexdigest()
 
 
 def davidson(votes: Mapping[int, Sequence[Vote]]) -> dict[int, float]:
@@ -203,6 +351,18 @@ def _counts(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(values).items()))
 
 
+def _chosen(store: Store, names: Sequence[str]) -> set[int]:
+    """Ids of the annotators with these aliases or names; all where none is named."""
+    annotators = store.annotators()
+    unknown = set(names) - {name for one in annotators for name in (one.alias, one.name)}
+    if unknown:
+        aliases = ", ".join(
+            one.alias if one.name in ("", one.alias) else f"{one.alias} ({one.name})" for one in annotators
+        )
+        raise InputError(f"no annotator is called {', '.join(sorted(unknown))}; there are: {aliases or 'none'}")
+    return {one.id for one in annotators if not names or one.alias in names or one.name in names}
+
+
 def _valid_votes(votes: Iterable[Vote]) -> dict[int, list[Vote]]:
     """Labels of each task: only the adjudication where there is one. Hidden repeats are for checking and left out."""
     by_task: dict[int, list[Vote]] = defaultdict(list)
@@ -210,6 +370,15 @@ def _valid_votes(votes: Iterable[Vote]) -> dict[int, list[Vote]]:
         if vote.counts and not vote.repeat and (vote.probability is not None or vote.choice == "both_bad"):
             by_task[vote.task].append(vote)
     return {task: [vote for vote in same_task if vote.adjudicated] or same_task for task, same_task in by_task.items()}
+
+
+def _ruled_out(votes: Iterable[Vote]) -> set[int]:
+    """Tasks that cannot be judged, as an admin ruled, or more than half of the people who voted say."""
+    by_task: dict[int, list[Vote]] = defaultdict(list)
+    for vote in votes:
+        if vote.counts and not vote.repeat and vote.kind in PEOPLE:
+            by_task[vote.task].append(vote)
+    return {task for task, same_task in by_task.items() if cannot_be_judged(same_task)}
 
 
 def _is_both_bad(votes: Sequence[Vote]) -> bool:
@@ -244,6 +413,7 @@ def _rows(task: Group, votes: Sequence[Vote], probability: float, each: Each) ->
                 "tags": list(vote.tags) or None,
                 "strength": vote.strength,
                 "guidelines": vote.guideline,
+                "kind": vote.kind,
             },
         )
         for vote in votes

@@ -8,12 +8,13 @@ from typing import Literal, Protocol, runtime_checkable
 
 from kleash.data.group import Group
 
-Outcome = Literal["preference", "tie", "both_bad", "cannot", "unparsable", "error"]
+Outcome = Literal["preference", "tie", "both_bad", "cannot", "unparsable", "error", "reported", "skipped"]
 """The outcome of a comparison.
 
 `preference`: one response is better, with a probability. `tie`: equally good. `both_bad`: equally bad. `cannot`: the
-labeller declines. `unparsable`: it answered, but no choice can be read from the answer. `error`: no answer came. The
-last four have no probability: a missing label never counts as a tie.
+labeller declines. `unparsable`: it answered, but no choice can be read from the answer. `error`: no answer came.
+`reported`: somebody says that something is wrong with the pair. `skipped`: nobody is left who has not passed or voted,
+and the votes are too few. All but the first two have no probability: a missing label never counts as a tie.
 """
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import secrets
 import sqlite3
 import threading
@@ -35,6 +36,9 @@ from kleash.labels.schema import AnnotatorRow, AssignmentRow, CallRow, Guideline
 LOCK = 0x6B6C6561  # "klea": our advisory lock on PostgreSQL
 
 ROLES = ("annotator", "admin")
+
+PEOPLE = ("person", "file")
+"""Kinds of labellers that are people; the others are models. Imported labels are people's unless they say otherwise."""
 
 CHOICE_OF: dict[float | None, str] = {1.0: "first", 0.0: "second"}
 """Choice of a label with probability 0 or 1; `soft` for others."""
@@ -136,7 +140,15 @@ class Vote:
     adjudicated: bool
     created: float
     counts: bool = field(default=True)
-    """Whether it is the last vote of its assignment, and a label: not a skip, a report or an undo."""
+    """Whether it is the last vote of its labeller on its task, and a label: not a skip, a report or an undo."""
+    last: bool = field(default=True)
+    """Whether it is the last vote of its labeller on its task, of any kind."""
+
+
+def cannot_be_judged(votes: Sequence[Vote]) -> bool:
+    """Whether the votes of people on one task say so: the adjudication, where there is one, or more than half."""
+    votes = [vote for vote in votes if vote.adjudicated] or votes
+    return 2 * sum(vote.choice == "cannot" for vote in votes) > len(votes)
 
 
 class Store:
@@ -250,7 +262,8 @@ class Store:
     def record(self, groups: Sequence[Group], results: Sequence[LabelResult], *, kind: str = "judge") -> int:
         """Store a labeller's results on groups of two responses; adds tasks that do not exist yet.
 
-        The same result on the same pair, from the same labeller under the same principle, is stored once.
+        A result that the same labeller gave already on the same pair under the same principle is not stored again; a
+        different one replaces it.
 
         Args:
             groups, results: one of each, in order.
@@ -347,7 +360,7 @@ class Store:
             query = query.where(VoteRow.id <= until)
         with self.reading() as session:
             rows = session.execute(query).all()
-        last = {_slot(row[0]): row[0].id for row in rows}
+        last = {_slot(row[0], row.round): row[0].id for row in rows}
         return [
             Vote(
                 id=vote.id, key=vote.key, task=vote.task, annotator=vote.annotator, alias=alias, kind=kind,
@@ -355,7 +368,8 @@ class Store:
                 strength=vote.strength, reason=vote.reason, tags=list(vote.tags), principle=vote.principle,
                 order_effect=vote.order_effect, seconds=vote.seconds, guideline=vote.guideline, swapped=swapped,
                 repeat=bool(repeat), adjudicated=vote.adjudicated, created=vote.created,
-                counts=last[_slot(vote)] == vote.id and vote.choice not in ("undo", "skip", "report"),
+                counts=last[_slot(vote, repeat)] == vote.id and vote.choice not in ("undo", "skip", "report"),
+                last=last[_slot(vote, repeat)] == vote.id,
             )
             for vote, alias, kind, swapped, repeat in rows
         ]  # fmt: skip
@@ -474,16 +488,19 @@ def _record(session: Session, group: Group, result: LabelResult, kind: str) -> b
     probability = result.probability
     if probability is not None and stored.first != task.first:
         probability = 1 - probability
-    state = "verdict" if result.outcome == "preference" else result.outcome  # the word of keys in older stores
-    key = _hash(["record", task.key, result.labeller, kind, result.principle, state, result.probability])
-    if session.scalar(select(VoteRow.id).where(VoteRow.key == key)) is not None:
+    choice = CHOICE_OF.get(probability, "soft") if result.outcome == "preference" else result.outcome
+    annotator = _annotator(session, result.labeller, kind)
+    earlier = _earlier_votes(session, stored.id, annotator, result.principle)
+    if any(vote.choice == choice and _same(vote.probability, probability) for vote in earlier):
         return False
+    before = earlier[0].id if earlier else 0
+    key = _hash(["record", task.key, result.labeller, kind, result.principle, choice, probability, before])
     session.add(
         VoteRow(
             key=key,
             task=stored.id,
-            annotator=_annotator(session, result.labeller, kind),
-            choice=CHOICE_OF.get(probability, "soft") if result.outcome == "preference" else result.outcome,
+            annotator=annotator,
+            choice=choice,
             probability=probability,
             reason=(result.reason or "").replace("\0", ""),
             principle=result.principle,
@@ -499,13 +516,39 @@ def _person(row: AnnotatorRow) -> Annotator:
     )  # fmt: skip
 
 
-def _slot(vote: VoteRow) -> tuple[Any, ...]:
-    """A later vote in the same slot replaces it: of one assignment; of a judge by one principle; an adjudication."""
-    if vote.assignment is not None:
-        return ("assignment", vote.assignment)
-    return (
-        ("task", vote.task, "adjudicated") if vote.adjudicated else ("task", vote.task, vote.annotator, vote.principle)
+def _earlier_votes(session: Session, task: int, annotator: int, principle: str | None) -> list[VoteRow]:
+    """What a labeller said of a task, newest first, back to the last vote that was recorded and not made on the page.
+
+    A file may be older than a person's latest vote on the page: what they said since the last import is known.
+    """
+    query = (
+        select(VoteRow)
+        .outerjoin(AssignmentRow, AssignmentRow.id == VoteRow.assignment)
+        .where(VoteRow.task == task, VoteRow.annotator == annotator)
+        .where(VoteRow.principle.is_(None) if principle is None else VoteRow.principle == principle)
+        .where(func.coalesce(AssignmentRow.round, 0) == 0)
+        .order_by(VoteRow.id.desc())
     )
+    votes: list[VoteRow] = []
+    for vote in session.scalars(query):
+        votes.append(vote)
+        if vote.assignment is None:
+            break
+    return votes
+
+
+def _same(one: float | None, other: float | None) -> bool:
+    """Equal but for the rounding of 1 − (1 − p), which a file with the responses in the other order makes of p."""
+    return one == other or (one is not None and other is not None and math.isclose(one, other, abs_tol=1e-9))
+
+
+def _slot(vote: VoteRow, repeat: int | None) -> tuple[Any, ...]:
+    """A later vote in the same slot replaces it: of one labeller on one task, by one principle; a hidden repeat; an
+    adjudication.
+    """
+    if vote.adjudicated:
+        return ("adjudication", vote.task)
+    return ("repeat", vote.assignment) if repeat else ("vote", vote.task, vote.annotator, vote.principle)
 
 
 def _hash(value: Any) -> str:

@@ -4,7 +4,7 @@
 
 With people it puts the pairs into the store and ends with exit code 75 until they have answered. The same command (or
 recipe) run again continues there, so that training in rounds (sample, ask, train) does not occupy a machine while
-people vote.
+people vote. Pairs that were reported or skipped are not waited for; the summary counts them.
 """
 
 from __future__ import annotations
@@ -51,12 +51,16 @@ def run(config: AskConfig) -> Path:
         for group, result in zip(groups, results, strict=True)
         if result is not None and result.probability is not None
     ]
-    if not rows:
-        raise DataError(f"{config.data}: no pair has a label; raise --budget, or label some of the pairs")
-    write_groups(map(chosen_first, rows), config.out)
     outcomes = Counter("beyond the budget" if result is None else result.outcome for result in results)
+    counts = ", ".join(f"{number} {outcome.replace('_', ' ')}" for outcome, number in outcomes.items())
+    if not rows:
+        raise DataError(
+            f"{config.data}: no pair has a label ({counts or 'no pairs'}); raise --budget, or decide some "
+            "of the pairs on the admin's page of `kleash label`"
+        )
+    write_groups(map(chosen_first, rows), config.out)
     finish(config.out, identity, {"pairs": len(groups), "labels": len(rows), "states": dict(outcomes)})
-    logger.info("%d of %d pairs have a label of %s", len(rows), len(groups), collector.name)
+    logger.info("%d of %d pairs have a label of %s (%s)", len(rows), len(groups), collector.name, counts)
     return config.out
 
 

@@ -249,7 +249,12 @@ class ExportConfig(Config):
     test_share: float = Field(0.0, ge=0, lt=1)
     """Share of the prompts to write to `test.jsonl`, by hash of the prompt, so that they stay there as labels come
     in."""
-    until: int | None = Field(None, ge=1)
+    annotators: tuple[str, ...] = ()
+    """Export only the votes of these annotators, by alias or name; none named: of all."""
+    kind: tuple[Literal["person", "judge", "simulated", "file"], ...] = ()
+    """Export only the votes of labellers of these kinds: people of the page, judges and other models, imported files;
+    none named: of all."""
+    until: int | None = Field(None, ge=1, lt=2**31)
     """Ignore votes after this one, an earlier export's `until`; null: all votes so far."""
     seed: int = 0
     """Seed of the split."""

@@ -3,38 +3,35 @@
     kleash export --store labels.db --out labels
 
 Writes `train.jsonl`; with `--test-share` also `test.jsonl`; `both-bad.jsonl` with pairs of which both responses are
-bad; and `labels.json`, which describes them. An existing export is frozen: later votes go into another folder.
+bad; and `labels.json`, which describes them. An existing export is frozen: later votes, and votes of another store, go
+into another folder.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from kleash.content import file_hash
 from kleash.errors import DataError, InputError
 from kleash.labels.open_store import open_store
 from kleash.stages.data_configs import ExportConfig
+
+if TYPE_CHECKING:
+    from kleash.labels.store import Store
+
+logger = logging.getLogger("kleash")
 
 
 def run(config: ExportConfig) -> Path:
     """Write the labels, unless they exist already.
 
     Raises:
-        DataError: there is nothing to write, or the folder holds an export with other settings.
+        DataError: there is nothing to write, or the folder holds an export of another store or with other settings.
+        InputError: there is no such store or annotator.
     """
-    settings = {
-        "ties": config.ties,
-        "each": config.each,
-        "test_share": config.test_share,
-        "seed": config.seed,
-    }
-    manifest = config.out / "labels.json"
-    if manifest.exists():
-        existing = json.loads(manifest.read_text())
-        same = {name: existing.get(name) for name in settings} == settings
-        if not same or config.until not in (None, existing.get("until")):
-            raise DataError(f"{config.out} holds an export with other settings; delete it or choose another --out")
-        return config.out
     if "://" not in config.store and not Path(config.store).exists():
         raise InputError(
             f"{config.store}: there is no such label store; give the file that `kleash label --store` names"
@@ -42,8 +39,32 @@ def run(config: ExportConfig) -> Path:
     with open_store(config.store) as store:
         from kleash.labels.import_export import export_labels
 
-        export_labels(
+        if (config.out / "labels.json").exists():
+            _refuse_other(config, store)
+            return config.out
+        manifest = export_labels(
             store, config.out, until=config.until, ties=config.ties, each=config.each, test_share=config.test_share,
-            seed=config.seed,
+            seed=config.seed, annotators=config.annotators, kinds=config.kind,
         )  # fmt: skip
+    if manifest.left_out:
+        reasons = ", ".join(f"{number} ({reason})" for reason, number in manifest.left_out.items())
+        logger.info("%s: pairs left out: %s", config.out, reasons)
     return config.out
+
+
+def _refuse_other(config: ExportConfig, store: Store) -> None:
+    """Refuse a folder with an export of other settings or of another store, or whose files were changed."""
+    from kleash.labels.import_export import store_hash
+
+    manifest = json.loads((config.out / "labels.json").read_text())
+    settings = config.model_dump(mode="json", include={"ties", "each", "test_share", "seed"})
+    settings |= {"of_annotators": list(config.annotators), "of_kinds": list(config.kind)}
+    until = manifest.get("until")
+    remedy = "delete it or choose another --out"
+    if {name: manifest.get(name) for name in settings} != settings or config.until not in (None, until):
+        raise DataError(f"{config.out} holds an export with other settings; {remedy}")
+    if manifest.get("store") != store_hash(store, until):
+        raise DataError(f"{config.out} holds an export of another store than {config.store}; {remedy}")
+    for name, file in manifest["files"].items():
+        if not (config.out / name).is_file() or file_hash(config.out / name) != file["sha256"]:
+            raise DataError(f"{config.out / name} was changed since it was exported; {remedy}")

@@ -225,7 +225,7 @@ class Pages:
         return {"annotator": identity}
 
     def adjudicate(self, person: Annotator, body: Json) -> Json:
-        """Decide a pair that people disagree about."""
+        """Decide a pair that people disagree about, reported or skipped."""
         task, choice = whole_number(body, "task"), str(body.get("choice"))
         return vars(self.queue.adjudicate(person.id, task, choice, text(body, "key", 80)))
 
@@ -252,8 +252,9 @@ class Pages:
     def _disagreements(self) -> str:
         from kleash.labels.agreement import disagreements
 
+        rows = disagreements(self.store)
         template = self._templates.get_template("disagreements.html.jinja")
-        return template.render(disagreements=disagreements(self.store)[:SHOWN_DISAGREEMENTS])
+        return template.render(disagreements=rows[:SHOWN_DISAGREEMENTS], hidden=max(0, len(rows) - SHOWN_DISAGREEMENTS))
 
 
 def _details(body: Json) -> tuple[int, str, str]:
