@@ -238,15 +238,15 @@ def annotator_report(
     answers = [vote for vote in votes if vote.counts and answer_of(vote) is not None]
     first_answers = [vote for vote in answers if not vote.repeat]
     decided = [vote for vote in first_answers if vote.choice in ("first", "second") and vote.swapped is not None]
-    left = [(vote.choice == "first") != vote.swapped for vote in decided]
+    on_left = [(vote.choice == "first") != vote.swapped for vote in decided]
     before = {vote.task: answer_of(vote) for vote in first_answers}
     repeats = [answer_of(vote) == before.get(vote.task) for vote in answers if vote.repeat]
     times = [(vote.seconds, _words(tasks[vote.task])) for vote in first_answers if vote.seconds is not None]
     ties = [vote.choice in ("tie", "both_bad") for vote in first_answers]
     return AnnotatorReport(
         votes=len(first_answers),
-        left=share(left),
-        left_p=float(stats.binomtest(sum(left), len(left)).pvalue) if left else None,
+        left=share(on_left),
+        left_p=float(stats.binomtest(sum(on_left), len(on_left)).pvalue) if on_left else None,
         longer=length_slope(decided, tasks),
         ties=_mean(ties),
         repeats=len(repeats),

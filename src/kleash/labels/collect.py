@@ -134,5 +134,5 @@ class LabelCollector:
         choices = {vote.choice for vote in votes}
         if "report" in choices:
             return "reported"
-        left = people - {vote.annotator for vote in votes if vote.choice != "undo"}
-        return "skipped" if "skip" in choices and not left else None
+        others = people - {vote.annotator for vote in votes if vote.choice != "undo"}
+        return "skipped" if "skip" in choices and not others else None
