@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kleash.chat import client
+from kleash.chat.answer_text import without_announcement, without_thoughts
+from kleash.chat.messages import ChatReply, ChatRequest
 from kleash.cli import _run
 from kleash.data.formats import read_groups
 from kleash.errors import MachineError
 from kleash.labels.store import Store
 from kleash.outputs import results_of
 from kleash.stages.revise import ReviseConfig, run
+from kleash.testing import FakeChat
 from tests.chat.loopback import Reply, Server
 
 Write = Callable[[str, list[dict[str, Any]]], Path]
@@ -133,6 +137,83 @@ def test_an_answer_without_words_is_not_a_demonstration(prompts: Path) -> None:
     report = results_of(out)
     assert report is not None and report["demonstrations"] == 15 and report["failures"]["rows"] == 1
     assert report["failures"]["reasons"] == ["a reply without words"]
+
+
+def critic_says(critique: str, **answers: str) -> Callable[[Mapping[str, Any]], Reply]:
+    """A model whose critique, answer and revision are these."""
+
+    def reply(body: Mapping[str, Any]) -> Reply:
+        last = body["messages"][-1]["content"]
+        if last.startswith("Critique request"):
+            return critique, {}
+        return answers.get("revision", "A kind answer.") if last.startswith("Revision") else answers["answer"], {}
+
+    return reply
+
+
+@pytest.mark.parametrize("critique", ["", "  \n", "<think>I wonder", "<think>Nothing is wrong.</think>\n"])
+def test_a_critique_without_words_makes_no_demonstration_and_asks_for_no_revision(prompts: Path, critique: str) -> None:
+    with Server(critic_says(critique, answer="An answer.")) as server:
+        run(config(server, prompts, max_failures=1))
+    report = results_of(prompts.parent / "demonstrations.jsonl")
+    assert report is not None and report["demonstrations"] == 0 and report["critiques"]["without_words"] == 16
+    assert report["failures"]["reasons"] == ["critique: a reply without words"]
+    assert not any("Revision request" in str(request["messages"][-1]) for request in server.requests)
+
+
+def test_critiques_that_refuse_are_counted(prompts: Path) -> None:
+    with Server(critic_says("I'm sorry, but I can't help with that.", answer="An answer.")) as server:
+        report = results_of(run(config(server, prompts)))
+    assert report is not None and report["demonstrations"] == 16
+    assert report["critiques"] == {"without_words": 0, "cut": 0, "refusals": 16}
+
+
+def test_critiques_that_were_cut_are_counted(prompts: Path) -> None:
+    def chat(request: ChatRequest) -> str:
+        return "The response is har" if "Critique request" in str(request.messages[-1]) else "An answer."
+
+    class Cut(FakeChat):
+        def ask(self, questions: Sequence[ChatRequest]) -> list[ChatReply]:
+            return [replace(reply, finished=not reply.text.endswith("har")) for reply in super().ask(questions)]
+
+    with Server(assistant) as server:
+        settings = config(server, prompts)
+    report = results_of(run(settings, chat=Cut(chat)))
+    assert report is not None and report["critiques"]["cut"] == 16 and report["cut"] == 0
+
+
+def test_thoughts_and_announcements_are_taken_off_and_counted(prompts: Path) -> None:
+    model = critic_says(
+        "<think>Hm.</think>\nIt is rude.",
+        answer="They may have been opened by the template.</think>\n\nAn answer.",
+        revision="<think>The user wants a rewrite.</think>\n\nHere is the revised response:\n\nA kind answer.",
+    )
+    with Server(model) as server:
+        out = run(config(server, prompts))
+    assert {(row.columns["original"], row.responses[0].text) for row in read_groups(out)} == {
+        ("An answer.", "A kind answer.")
+    }
+    sent = [turn["content"] for request in server.requests for turn in request["messages"]]
+    assert not any("think>" in text for text in sent), "the next step does not see thoughts"
+    report = results_of(out)
+    assert report is not None and report["taken_off"] == {"thoughts": 48, "announcements": 16}
+
+
+@pytest.mark.parametrize(
+    ("revision", "text"),
+    [
+        ("Sure! Here's a revised version of my response that is kinder:\nHello.", "Hello."),
+        ("**Revised response:**\n\nHello.", "Hello."),
+        ("Revision: Hello.", "Hello."),
+        ("I've rewritten the answer to be more helpful:\n\nHello.", "Hello."),
+        ("Here is how to bake bread:\n1. Knead.", "Here is how to bake bread:\n1. Knead."),
+        ("Here is a new recipe: stir.", "Here is a new recipe: stir."),
+        ("This is my view of the corrected budget: none.", "This is my view of the corrected budget: none."),
+        ("In HTML, <think>x</think> means nothing.", "In HTML, <think>x</think> means nothing."),
+    ],
+)
+def test_only_the_line_that_announces_a_revision_is_taken_off(revision: str, text: str) -> None:
+    assert without_announcement(without_thoughts(revision)) == text
 
 
 def test_a_model_in_this_process_revises_and_sft_learns_from_it(

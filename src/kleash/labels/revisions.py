@@ -6,18 +6,22 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from kleash.chat.answer_text import without_announcement, without_thoughts
 from kleash.chat.client import ChatClient, Usage
 from kleash.chat.judge_prompts import Principle, critique_request, revision_request, turns_of
 from kleash.chat.messages import ChatReply, ChatRequest
 from kleash.chat.quoting import conversation
 from kleash.data.group import Group, Message, Response
 from kleash.evals.estimates import Share, share, share_json
-from kleash.evals.refusals import RefusalReport, refusal_report
+from kleash.evals.refusals import RefusalReport, refusal_report, refuses
 from kleash.labels.constitution import Constitution
 from kleash.run import derive_seed
 
 if TYPE_CHECKING:
     from kleash.labels.store import Store
+
+
+WITHOUT_WORDS = "a reply without words"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Step:
     original: str
     critique: str
     revised: str
+    critique_finished: bool = True
+    """False where the critique was cut off at the longest length."""
 
     @property
     def unchanged(self) -> bool:
@@ -58,6 +64,28 @@ class Draft:
 
 
 @dataclass(frozen=True)
+class CritiqueReport:
+    """Critiques that a revision can do little with."""
+
+    without_words: int
+    """Rows left out, since a critique had no words."""
+    cut: int
+    """Critiques of demonstrations that were cut off at the longest length."""
+    refusals: int
+    """Critiques of demonstrations that refuse, see `kleash.evals.refusals`."""
+
+
+@dataclass(frozen=True)
+class TakenOff:
+    """Replies that held more than the answer."""
+
+    thoughts: int
+    """Replies that began with the thoughts of a reasoning model."""
+    announcements: int
+    """Revisions that began with a line like "Here is the revised response:"."""
+
+
+@dataclass(frozen=True)
 class RevisionSummary:
     """The results of `kleash revise`, as written to its summary file."""
 
@@ -68,6 +96,8 @@ class RevisionSummary:
     """Why other rows have none: the first five different reasons."""
     cut: int
     """Demonstrations that were cut off at the longest length."""
+    critiques: CritiqueReport
+    taken_off: TakenOff
     unchanged: Share | None
     """Share of demonstrations equal to the first response."""
     unchanged_by_round: list[Share | None]
@@ -89,6 +119,8 @@ class RevisionSummary:
             "demonstrations": self.demonstrations,
             "failures": {"rows": self.rows - self.demonstrations, "reasons": self.reasons},
             "cut": self.cut,
+            "critiques": asdict(self.critiques),
+            "taken_off": asdict(self.taken_off),
             "unchanged": share_json(self.unchanged),
             "unchanged_by_round": [share_json(value) for value in self.unchanged_by_round],
             "principles": {name: share_json(value) for name, value in self.principles.items()},
@@ -123,6 +155,7 @@ class Reviser:
     ) -> None:
         self.client, self.constitution, self.rounds = client, constitution, rounds
         self.temperature, self.max_tokens, self.seed = temperature, max_tokens, seed
+        self.taken_off = TakenOff(0, 0)
 
     def revise(self, drafts: Sequence[Draft]) -> list[Draft]:
         """Sample and revise a response to the prompt of each draft; failures are part of the draft."""
@@ -138,19 +171,28 @@ class Reviser:
         principles = [self.constitution.draw((self.seed, draft.row, n)) for draft in drafts]
         threads = [_critique_thread(draft, principle) for draft, principle in zip(drafts, principles, strict=True)]
         critiques = self._ask(drafts, threads, f"critique/{n}")
-        threads = [
-            (*turns, _turn("assistant", critique.text), _turn("user", revision_request(principle)))
-            for turns, critique, principle in zip(threads, critiques, principles, strict=True)
-        ]
-        revisions = self._ask(drafts, threads, f"revise/{n}")
-        return [
+        criticised = [
+            (draft, principle, critique, (*turns, _turn("assistant", critique.text),
+                                          _turn("user", revision_request(principle))))
+            for draft, principle, turns, critique in zip(drafts, principles, threads, critiques, strict=True)
+            if not _failure(critique)
+        ]  # fmt: skip
+        revisions = self._ask([draft for draft, *_ in criticised], [turns for *_, turns in criticised], f"revise/{n}")
+        revised = [
             _with_reply(
                 draft,
                 revision,
-                failure=f"critique: {critique.error}" if critique.error else "",
-                history=(*draft.history, Step(principle.name, n, draft.text, critique.text, revision.text)),
+                history=(
+                    *draft.history,
+                    Step(principle.name, n, draft.text, critique.text, revision.text, critique.finished),
+                ),
             )
-            for draft, principle, critique, revision in zip(drafts, principles, critiques, revisions, strict=True)
+            for (draft, principle, critique, _), revision in zip(criticised, revisions, strict=True)
+        ]
+        return revised + [
+            replace(draft, failure=f"critique: {_failure(critique)}")
+            for draft, critique in zip(drafts, critiques, strict=True)
+            if _failure(critique)
         ]
 
     def _ask(self, drafts: Sequence[Draft], threads: Sequence[Sequence[Message]], step: str) -> list[ChatReply]:
@@ -161,7 +203,17 @@ class Reviser:
             )
             for draft, turns in zip(drafts, threads, strict=True)
         ]  # fmt: skip
-        return self.client(requests, step.split("/")[0])
+        name = step.split("/")[0]
+        return [self._answer(reply, name == "revise") for reply in self.client(requests, name)]
+
+    def _answer(self, reply: ChatReply, is_revision: bool) -> ChatReply:
+        """The reply without thoughts, and a revision without the line that announces it."""
+        answer = without_thoughts(reply.text)
+        text = without_announcement(answer) if is_revision else answer
+        self.taken_off = TakenOff(
+            self.taken_off.thoughts + (answer != reply.text), self.taken_off.announcements + (text != answer)
+        )
+        return replace(reply, text=text)
 
 
 def save_revisions(store: Store, model: str, drafts: Sequence[Draft]) -> None:
@@ -194,7 +246,13 @@ def demonstration_of(draft: Draft) -> Group:
 
 
 def summarise(
-    drafts: Sequence[Draft], constitution: Constitution, *, rounds: int, usage: Usage, mixed_in: int
+    drafts: Sequence[Draft],
+    constitution: Constitution,
+    *,
+    rounds: int,
+    taken_off: TakenOff,
+    usage: Usage,
+    mixed_in: int,
 ) -> RevisionSummary:
     """Measure revisions.
 
@@ -202,6 +260,7 @@ def summarise(
         drafts: of all rows.
         constitution: whose principles they were revised by.
         rounds: of critiques and revisions.
+        taken_off: of the reviser.
         usage: of the chat client.
         mixed_in: rows of `mix_in`.
     """
@@ -224,6 +283,12 @@ def summarise(
         demonstrations=len(complete),
         reasons=list(dict.fromkeys(draft.failure for draft in drafts if draft.failure))[:5],
         cut=sum(not draft.finished for draft in complete),
+        critiques=CritiqueReport(
+            without_words=sum(draft.failure == f"critique: {WITHOUT_WORDS}" for draft in drafts),
+            cut=sum(not step.critique_finished for step in steps),
+            refusals=sum(refuses(step.critique) for step in steps),
+        ),
+        taken_off=taken_off,
         unchanged=share([draft.unchanged for draft in complete]),
         unchanged_by_round=[unchanged([step for step in steps if step.round == n]) for n in range(1, rounds + 1)],
         principles={
@@ -242,10 +307,14 @@ def _critique_thread(draft: Draft, principle: Principle) -> tuple[Message, ...]:
     return (*prompt, _turn("assistant", draft.text), _turn("user", request))
 
 
-def _with_reply(draft: Draft, reply: ChatReply, *, failure: str = "", **changes: Any) -> Draft:
+def _with_reply(draft: Draft, reply: ChatReply, **changes: Any) -> Draft:
     """The draft with a new text; a reply without words is a failure, not a revision."""
-    failure = failure or reply.error or ("" if reply.text.strip() else "a reply without words")
-    return replace(draft, text=reply.text, finished=reply.finished, failure=failure, **changes)
+    return replace(draft, text=reply.text, finished=reply.finished, failure=_failure(reply), **changes)
+
+
+def _failure(reply: ChatReply) -> str:
+    """Why a reply cannot be used; empty where it can."""
+    return reply.error or ("" if reply.text.strip() else WITHOUT_WORDS)
 
 
 def _turn(role: str, text: str) -> Message:

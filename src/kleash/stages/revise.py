@@ -69,7 +69,10 @@ def run(config: ReviseConfig, *, chat: Chat | None = None) -> Path:
             stop_above(config.max_failures, len(failures), len(drafts), len(prompts), failures[-1] if failures else "")
         complete = [draft for draft in drafts if not draft.failure]
         save_revisions(store, client.chat.name, complete)
-        summary = summarise(drafts, constitution, rounds=config.rounds, usage=client.usage, mixed_in=len(mixed_in))
+        summary = summarise(
+            drafts, constitution, rounds=config.rounds, taken_off=reviser.taken_off, usage=client.usage,
+            mixed_in=len(mixed_in),
+        )  # fmt: skip
     write_groups(chain(map(demonstration_of, complete), mixed_in), config.out)
     finish(config.out, identity, summary.to_json())
     return config.out
