@@ -6,6 +6,7 @@ import re
 
 _TAGS = r"(?:think|thinking|thought|thoughts|reasoning|reflection)"
 _OPENED = re.compile(rf"\s*<{_TAGS}>", re.IGNORECASE)
+_TAG = re.compile(rf"<{_TAGS}>", re.IGNORECASE)
 _CLOSED = re.compile(rf".*</{_TAGS}>", re.IGNORECASE | re.DOTALL)
 
 _POLITE = r"(?:(?:sure|certainly|of course|absolutely|okay|ok|understood|you[’']re right)\b[^\n:]{0,80}?[.,!:] )?"
@@ -26,11 +27,10 @@ def without_thoughts(text: str) -> str:
 
     A template may have opened the tag in the prompt, so that the reply only closes it.
     """
-    opened = _OPENED.match(text)
-    if opened is None and not (_CLOSED.match(text) and not re.search(rf"<{_TAGS}>", text, re.IGNORECASE)):
+    begins, end = _OPENED.match(text), _CLOSED.match(text)
+    if not begins and (end is None or _TAG.search(text)):
         return text
-    closed = _CLOSED.match(text)
-    return text[closed.end() :].lstrip() if closed else ""
+    return text[end.end() :].lstrip() if end else ""
 
 
 def without_announcement(text: str) -> str:
