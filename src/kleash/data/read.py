@@ -21,8 +21,8 @@ logger = logging.getLogger("kleash")
 
 RowCounts = dict[str, int]
 """Of a part: the rows `read` and `used`; `cut` (a response was cut, and so lost its end token); and those left out:
-`prompt_too_long` (no room for a response), `equal_scores` (no response is the better one), `equal_responses` (in the data
-or after the cut).
+`prompt_too_long` (no room for a response), `equal_scores` (no response is the better one), `equal_responses` (in the
+data or after the cut).
 """
 
 
