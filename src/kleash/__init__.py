@@ -16,6 +16,7 @@ _HOMES = {
     "kleash.data.formats": ("read_groups", "write_groups"),
     "kleash.data.chat": ("encode", "encode_prompt"),
     "kleash.models.load": ("load_policy", "load_reward_model"),
+    "kleash.models.place": ("trust_remote_code",),
     "kleash.models.forward": ("response_logprobs", "response_scores"),
     "kleash.sampling.local": ("LocalSampler",),
     "kleash.rewards.build": ("build_reward",),

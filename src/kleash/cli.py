@@ -25,8 +25,8 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 import kleash
 from kleash.config import DATA, MODEL, REWARD, Config, read_yaml
-from kleash.content import refuse_missing
-from kleash.errors import ConfigError, GateError, InputError, KleashError
+from kleash.content import refuse_missing, refuse_missing_artifact
+from kleash.errors import ConfigError, GateError, KleashError
 from kleash.option_names import COMMANDS as COMMANDS_ELSEWHERE
 from kleash.option_names import names_elsewhere, option, renamed
 from kleash.outputs import results_of
@@ -112,13 +112,15 @@ def _demo(command: argparse.Namespace) -> None:
 def _recipe_options(parser: _Parser) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="stages and their settings")
     parser.add_argument("--out", type=Path, help="folder to write to, in place of the recipe's")
+    _add_trust(parser)
 
 
 def _recipe(command: argparse.Namespace) -> None:
     from kleash.recipe import run_recipe
 
-    for path in run_recipe(command.recipe, out=command.out):
-        print(path)
+    with _trusting(command):
+        for path in run_recipe(command.recipe, out=command.out):
+            print(path)
 
 
 def _label_options(parser: _Parser) -> None:
@@ -166,6 +168,7 @@ def _inspect_options(parser: _Parser) -> None:
     )
     parser.add_argument("--rows", type=int, default=3, metavar="N", help="how many rows (default: %(default)s)")
     parser.add_argument("--max-length", type=int, metavar="N", help="cut as training with this --max-length would")
+    _add_trust(parser)
 
 
 def _inspect(command: argparse.Namespace) -> None:
@@ -180,7 +183,8 @@ def _inspect(command: argparse.Namespace) -> None:
     from kleash.models.load import load_tokenizer
     from kleash.report.rows import show_rows
 
-    tokenizer = load_tokenizer(command.model)
+    with _trusting(command):
+        tokenizer = load_tokenizer(command.model)
     groups = list(islice(read_groups(command.data), command.rows))
     encoded, truncation = encode_all(groups, tokenizer, max_length=command.max_length)
     show_rows(encoded, tokenizer, Console(), limit=command.rows)
@@ -207,14 +211,12 @@ def _check_options(parser: _Parser) -> None:
         metavar="N",
         help="most rows of --data to read (default: %(default)s)",
     )
+    _add_trust(parser)
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
 def _check(command: argparse.Namespace) -> None:
-    if not command.path.exists():
-        raise InputError(
-            f"{command.path}: there is no such file or folder; give a run, a model folder or a file of rows"
-        )
+    refuse_missing_artifact(command.path)
     for name, kind in ((command.data, DATA), (command.labeller, REWARD)):
         if name is not None:
             refuse_missing(name, kind)
@@ -225,7 +227,8 @@ def _check(command: argparse.Namespace) -> None:
     from kleash.checks.artifact import check
     from kleash.report.check_tables import show_checks
 
-    findings = check(command.path, data=command.data, labeller=command.labeller, rows=command.rows)
+    with _trusting(command):
+        findings = check(command.path, data=command.data, labeller=command.labeller, rows=command.rows)
     if command.json:
         print(json.dumps(asdict(findings)))
     else:
@@ -235,9 +238,27 @@ def _check(command: argparse.Namespace) -> None:
         raise GateError(f"{command.path}: gate {name} failed: {entry['finding']}; {entry.get('advice') or 'see above'}")
 
 
+def _add_trust(parser: _Parser) -> None:
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python code that a model's folder or repository brings; without it such a model is refused",
+    )
+
+
+def _trusting(command: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """Run the code of models where `--trust-remote-code` asks for it."""
+    if not command.trust_remote_code:
+        return contextlib.nullcontext()
+    from kleash.models.place import trust_remote_code
+
+    return trust_remote_code()
+
+
 def _stage_command(stage: Stage) -> Command:
     def options(parser: _Parser) -> None:
         _add_fields(parser, stage.config)
+        _add_trust(parser)
         parser.add_argument("--json", action="store_true", help="print the run's results as JSON")
 
     def run(command: argparse.Namespace) -> None:
@@ -247,7 +268,8 @@ def _stage_command(stage: Stage) -> Command:
         from kleash.recipe import run_stage
 
         try:
-            output = run_stage(stage.name, config)
+            with _trusting(command):
+                output = run_stage(stage.name, config)
         finally:
             if stage.name in ("judge", "revise"):  # a failed check of the labels has to be shown
                 from kleash.report.label_tables import show

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from kleash.errors import ConfigError
 from kleash.option_names import renamed
@@ -42,17 +42,25 @@ DATA = Kind("data", "DATA")
 RUN = Kind("run", "RUN")
 CONSTITUTION = Kind("constitution", "FILE")
 
-ModelRef = Annotated[str, MODEL]
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+_NAME = BeforeValidator(_as_text)
+"""From Python a path may be given as a `Path`."""
+
+ModelRef = Annotated[str, _NAME, MODEL]
 """A model's folder or hub name."""
-RewardRef = Annotated[str, REWARD]
-"""A reward: a model's folder, `module:function`, a verifier, a .yaml composition."""
-MeasureRef = Annotated[str, MEASURE]
+RewardRef = Annotated[str, _NAME, REWARD]
+"""A reward: a model's folder or hub name, `module:function`, a verifier, a .yaml composition."""
+MeasureRef = Annotated[str, _NAME, MEASURE]
 """A reward that only measures and is never trained against, named like a `RewardRef`."""
-DataRef = Annotated[str, DATA]
+DataRef = Annotated[str, _NAME, DATA]
 """Rows: a file, a saved `datasets` folder or a hub name."""
 RunRef = Annotated[Path, RUN]
 """The folder of a run."""
-ConstitutionRef = Annotated[str, CONSTITUTION]
+ConstitutionRef = Annotated[str, _NAME, CONSTITUTION]
 """A constitution's YAML file, or the name of one that kleash ships."""
 
 LEAST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.machinery
 import importlib.util
+import json
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -30,10 +31,14 @@ Fingerprints = Mapping[str, Mapping[str, str]]
 
 MODEL_FILES = (
     "config.json", "generation_config.json", "adapter_config.json", "ensemble.json", "*.safetensors",
-    "*.safetensors.index.json", "pytorch_model*.bin", "*.bin.index.json", "tokenizer*", "special_tokens_map.json",
-    "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "chat_template*", "*.py",
+    "*.safetensors.index.json", "pytorch_model*.bin", "adapter_model.bin", "*.bin.index.json", "tokenizer*",
+    "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "chat_template*",
+    "*.py",
 )  # fmt: skip
 """The files of a model's folder that belong to its identity."""
+
+ADAPTER = "adapter_config.json"
+"""The file that makes a folder that of an adapter, by the convention of `peft`."""
 
 HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(:[\w.-]+)?")
 
@@ -51,7 +56,13 @@ def fingerprints(config: Config, *, instead: Fingerprints | None = None) -> dict
 
 
 def fingerprint(name: str | Path, kind: Kind) -> Fingerprint:
-    """Path and content hash of what a name refers to."""
+    """Path and content hash of what a name refers to.
+
+    Raises:
+        ModelError: the name of a model can only be a path, and there is no such folder.
+    """
+    if kind.name == "model":
+        refuse_missing(name, kind)  # before the hub is asked for a folder's name
     return {"path": str(name), "sha256": content_hash(name, kind)}
 
 
@@ -80,10 +91,38 @@ def content_hash(name: str | Path, kind: Kind) -> str:
 def folder_hash(path: Path) -> str:
     """Hash of the model in a folder: weights, config and tokenizer; other files of the run are not included.
 
-    For an ensemble: the hash of its ensemble.json, which names its members by hash.
+    For an ensemble: the hash of its ensemble.json, which names its members by hash. For an adapter: that of its files
+    and of its base.
     """
     files = (file for file in path.iterdir() if any(fnmatch(file.name, pattern) for pattern in MODEL_FILES))
-    return _files_hash(path, files)
+    sha256 = _files_hash(path, files)
+    return text_hash(sha256, content_hash(adapter_base(path), MODEL)) if (path / ADAPTER).is_file() else sha256
+
+
+def adapter_base(folder: Path) -> str:
+    """The base of an adapter, as its adapter_config.json names it: a folder, seen from here or from the adapter, or a
+    hub name.
+
+    Raises:
+        ModelError: adapter_config.json names no base, or one that is not there.
+    """
+    file = folder / ADAPTER
+    try:
+        values = json.loads(file.read_text())
+        name = values.get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{file}: cannot be read ({' '.join(str(error).split())}); restore the file") from None
+    if not isinstance(name, str) or not name:
+        raise ModelError(f"{file} names no base model; set base_model_name_or_path in it")
+    for place in (Path(name).expanduser(), folder / name, folder.parent / name):
+        if place.is_dir() and place.resolve() != folder.resolve():
+            return str(place)
+    if _only_a_path(name, MODEL):
+        raise ModelError(
+            f"{folder} is an adapter whose base {name} is not there; correct base_model_name_or_path in {ADAPTER}, or "
+            "merge the adapter where its base is"
+        )
+    return name
 
 
 def file_hash(path: Path) -> str:
@@ -111,7 +150,10 @@ def reward_hash(name: str) -> str:
     if path.is_file():
         return file_hash(path)
     module = module_file(name)
-    return text_hash(name) if module is None else file_hash(module)
+    if module is not None:
+        return file_hash(module)
+    commit = hub_commit(name) if "/" in name else None  # a reward model on the hub
+    return text_hash(name if commit is None else f"{name}@{commit}")
 
 
 def module_file(name: str) -> Path | None:
@@ -186,11 +228,21 @@ def refuse_missing(name: str | Path, kind: Kind) -> None:
     if kind.name == "reward":
         what = "file" if text.endswith((".yaml", ".yml")) else "folder"
         raise ConfigError(
-            f"reward {text}: no such {what}; give a reward model's folder, module:function, a .yaml composition or a "
-            "verifier"
+            f"reward {text}: no such {what}; give a reward model's folder, module:function, a .yaml composition, a hub "
+            "name or a verifier"
         )
     error, message = _MISSING[kind.name]
     raise error(message.format(text))
+
+
+def refuse_missing_artifact(path: Path) -> None:
+    """Refuse what is to be checked and is not there: a run, a model by its folder or hub name, a file of rows.
+
+    Raises:
+        InputError: it can only be a path, and does not exist.
+    """
+    if not path.exists() and _only_a_path(str(path), MODEL):
+        raise InputError(f"{path}: there is no such file or folder; give a run, a model folder or a file of rows")
 
 
 _MISSING: dict[str, tuple[type[InputError], str]] = {
@@ -206,15 +258,23 @@ def _only_a_path(text: str, kind: Kind) -> bool:
     if kind.name == "constitution":
         return not constitution_file(text).exists()
     if kind.name == "reward":
-        return text.endswith((".yaml", ".yml")) or (_separated(text) and not re.fullmatch(r"[\w.]+:\w+", text))
+        if text.endswith((".yaml", ".yml")):
+            return True
+        on_hub = "/" in text and HUB_NAME.fullmatch(text) is not None and not _beside_a_folder(text)
+        return _separated(text) and not on_hub and not re.fullmatch(r"[\w.]+:\w+", text)
     if kind.name == "run" or text.endswith((*ROW_ENDINGS, ".csv", ".txt", ".gz")):
         return True
     if kind.name == "data" and "/" not in text:
         return True
     if not HUB_NAME.fullmatch(text):
         return True
-    here = "/" in text and Path(text).parent.is_dir()  # `runs/sft` is not a hub name where a folder `runs` exists
-    return here and cached_commit(text.partition(":")[0], dataset=kind.name == "data") is None
+    return _beside_a_folder(text, dataset=kind.name == "data")
+
+
+def _beside_a_folder(text: str, *, dataset: bool = False) -> bool:
+    """Whether a name is that of a missing file or folder: `runs/sft` is not a hub name where a folder `runs` exists."""
+    here = "/" in text and Path(text).parent.is_dir()
+    return here and cached_commit(text.partition(":")[0], dataset=dataset) is None
 
 
 def _refuse_missing_module(name: str) -> None:

@@ -58,6 +58,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         fill(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(temporary.stat().st_mode & 0o666)  # by the umask; safetensors writes for the owner only
                 with file.open("rb") as content:
                     os.fsync(content.fileno())
         shutil.rmtree(path, ignore_errors=True)

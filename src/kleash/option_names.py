@@ -63,7 +63,7 @@ PEERS: tuple[Peer, ...] = (
     Peer((VERL,), "actor_rollout_ref.ref.model.path", ("reference",)),
     Peer((TRL, FACTORY), "resume_from_checkpoint", (), "the same command with the same --out continues the run"),
     Peer((FACTORY,), "overwrite_output_dir", (), "nothing is overwritten; delete the folder or choose another --out"),
-    Peer((FACTORY,), "adapter_name_or_path", ("model",), "merge the adapters first; every run ends in a merged model"),
+    Peer((FACTORY,), "adapter_name_or_path", ("model",), "merged into its base, or --adapter continue trains it on"),
     Peer((FACTORY,), "template", (), "the chat template is the tokenizer's own; `kleash inspect` shows it at work"),
     Peer((TRL,), "dataset_text_field", ("response_column",)),
     Peer((TRL,), "completion_only_loss", (), "the loss is always on the response only"),

@@ -17,7 +17,7 @@ from kleash.io import read_jsonl
 from kleash.models import reference
 from kleash.models.forward import response_logprobs
 from kleash.models.load import load_policy, load_reward_model
-from kleash.models.lora import add_lora, lora_off, merge_lora
+from kleash.models.lora import add_lora, as_it_came, merge_lora
 from kleash.rollout.rollout_log import read_rollout
 from kleash.run import read_record
 from kleash.stages import dpo, grpo, ppo, reward_model, sft
@@ -56,7 +56,7 @@ def test_switched_off_they_leave_the_model_that_training_began_with(tiny_model: 
     train_adapters(tiny_model)
     after = logprobs(tiny_model, batch)
     assert (after - before).abs().max() > 1e-2
-    with lora_off(tiny_model):
+    with as_it_came(tiny_model):
         assert torch.equal(logprobs(tiny_model, batch), before)
     assert torch.equal(logprobs(tiny_model, batch), after)
 

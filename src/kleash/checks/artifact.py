@@ -24,6 +24,7 @@ from kleash.checks.check import LOOK, Check, Verdict, answer, changed, verdict
 from kleash.checks.probe_prompts import prompts
 from kleash.checks.sample_stats import describe, prompt_effect, responses_of, sample, usual_length
 from kleash.checks.sft_checks import Agreement
+from kleash.content import refuse_missing_artifact
 from kleash.data.chat import encode, encode_all, encode_prompt, end_ids
 from kleash.data.formats import read_groups
 from kleash.data.group import EncodedGroup, Group, Preference, Response, prompt_key
@@ -34,7 +35,8 @@ from kleash.evals.preference_report import preference_report, wilson
 from kleash.io import Json
 from kleash.models.compute import Compute
 from kleash.models.finite import is_finite
-from kleash.models.load import context_length, load_policy, load_reward_model
+from kleash.models.load import context_length, load_policy, load_reward_model, outputs_of
+from kleash.models.place import adapter_folder, model_file
 from kleash.rewards.build import build_reward
 from kleash.rewards.learned import score_encoded
 from kleash.rewards.reward import Reward
@@ -90,8 +92,7 @@ def check(
     Raises:
         InputError: the path holds nothing that can be checked, or the data do not fit the model.
     """
-    if not path.exists():
-        raise InputError(f"{path}: there is no such file or folder; give a run, a model folder or a file of rows")
+    refuse_missing_artifact(path)
     record = read_record(path) if path.is_dir() else None
     gates: dict[str, Verdict] = dict(record["gates"]) if record is not None else {}
     if record is not None and record["status"] != "finished":
@@ -157,15 +158,18 @@ def measure(
 
 
 def kind_of(path: Path) -> Kind | None:
-    """The kind of artifact at a path, or None where it cannot be measured."""
-    try:
-        config = json.loads((path / "config.json").read_text())
-    except NotADirectoryError:
+    """The kind of artifact at a path (or hub name), or None where it cannot be measured."""
+    if path.is_file():
         return "rows"
-    except FileNotFoundError:
+    if adapter_folder(path) is not None:
+        return "language model" if outputs_of(path) is None else "reward model"
+    file = model_file(path, "config.json")
+    if file is None:
         return "rows" if path.is_dir() and any(path.rglob("*.arrow")) else None
+    try:
+        config = json.loads(file.read_text())
     except json.JSONDecodeError as error:
-        raise ModelError(f"{path / 'config.json'} is not JSON ({error}); restore the file") from None
+        raise ModelError(f"{file} is not JSON ({error}); restore the file") from None
     classifier = any("SequenceClassification" in name for name in config.get("architectures") or ())
     return "reward model" if classifier else "language model"
 

@@ -6,10 +6,13 @@ with a mark in place of each; the text around the marks is the template's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 from jinja2.exceptions import TemplateError
@@ -21,6 +24,9 @@ from kleash.errors import DataError, ModelError
 
 MARK = "\ue000{}\ue001"
 """Placeholder for a text: private-use characters, which no template trims and no text contains."""
+
+SECONDS = 10.0
+"""Longest time for one conversation; the longest ones take some milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ def render(
         add_generation_prompt: whether to ask for an answer.
 
     Raises:
-        ModelError: the tokenizer has no template.
+        ModelError: the tokenizer has no template, or one that does not end within `SECONDS`.
         DataError: the template refuses the turns.
     """
     if tokenizer.chat_template is None:
@@ -121,15 +127,36 @@ def render(
         )
     plain = [dict(turn) for turn in turns]
     try:
-        return str(
-            tokenizer.apply_chat_template(
+        with _time_limit(tokenizer):
+            text = tokenizer.apply_chat_template(
                 plain, tokenize=False, add_generation_prompt=add_generation_prompt, **dict(variables or {})
             )
-        )
+        return str(text)
     except (TemplateError, TypeError, KeyError, ValueError) as error:  # raised by templates on unexpected turns
         reason = " ".join(str(error).split())
         roles = ", ".join(str(turn["role"]) for turn in turns)
         raise DataError(f"the chat template refuses turns by {roles} ({reason}); correct the row") from None
+
+
+@contextmanager
+def _time_limit(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Stop a template that loops for ever, in the main thread of a system with alarms; elsewhere nothing is limited."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise ModelError(
+            f"the chat template of {name_of(tokenizer)} did not end within {SECONDS:g} seconds; correct the template"
+        )
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def name_of(tokenizer: PreTrainedTokenizerBase) -> str:

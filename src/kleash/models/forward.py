@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
-from transformers import DynamicCache
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from kleash.data.batch import GroupBatch
@@ -31,6 +31,9 @@ from kleash.objectives.logprobs import token_logprobs
 
 Model = Any
 """A `transformers` model (language model, sequence classifier or bare decoder), one inside PEFT, or a `ValueModel`."""
+
+Live = tuple[nn.Module, PreTrainedTokenizerBase]
+"""A model in memory, plain or with adapters (a `PeftModel` too), and its tokenizer."""
 
 
 def response_states(

@@ -1,49 +1,67 @@
 """Load and save models and tokenizers in the formats of `transformers`.
 
-A path is only read from the disk; only a name that is not an existing path contacts the hub (F17).
+A model is loaded whole or not at all: weights that are missing, of another shape or of another model are an error that
+names them. The folder of an adapter (`peft`) stands for its base with the adapter merged.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator
+import json
+import logging
+import math
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
-from kleash.content import cached_commit
+from kleash.content import adapter_base
 from kleash.errors import ModelError
 from kleash.io import write_folder
+from kleash.models.forward import Live
+from kleash.models.place import adapter_folder, config_of, loading, model_file, name_of, quiet, settings_of
 from kleash.run import derive_seed
+
+logger = logging.getLogger("kleash")
 
 PAD_TOKEN = "<|pad|>"
 
+AdapterUse = Literal["merge", "continue"]
+"""What to do with the adapter that a model comes with: merge it into its base, or train it on."""
 
-def load_policy(model: str | Path, *, device: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+
+def load_policy(
+    model: str | Path | Live, *, device: str = "auto", adapter: AdapterUse = "merge"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in float32 and its tokenizer.
 
     Args:
-        model: a folder, or a hub name.
+        model: a folder or a hub name, of a model or of an adapter; or a live model, which is changed in place and stays
+            on its device.
         device: `auto` uses a GPU if there is one.
+        adapter: what to do with the adapter that the model comes with.
 
     Raises:
-        ModelError: there is no such model, or it has no end token.
+        ModelError: there is no such model, its weights are not complete, or it has no end token.
     """
+    if isinstance(model, tuple):
+        return _live(*model, adapter=adapter)
     tokenizer = load_tokenizer(model)
-    with _loading(model):
-        policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, **_where(model))
+    policy = _read(AutoModelForCausalLM, model, adapter=adapter)
+    _refuse_tokens_without_row(policy, tokenizer, model)
     disable_dropout(policy)
     return move(policy, device), tokenizer
 
@@ -52,68 +70,95 @@ def load_reward_model(model: str | Path, *, device: str = "auto") -> tuple[PreTr
     """A trained reward model (one output) and its tokenizer.
 
     Raises:
-        ModelError: there is no such model, or it is not a reward model.
+        ModelError: there is no such model, its weights are not complete, or it is not a reward model.
     """
     tokenizer = load_tokenizer(model)
-    with _loading(model):
-        config = AutoConfig.from_pretrained(model, **_where(model))
-        if not any("SequenceClassification" in name for name in config.architectures or ()):
-            raise ModelError(
-                f"{model} is a {', '.join(config.architectures or ['model'])} and not a reward model; "
-                "give a folder made by `kleash reward` or a sequence classifier with one output"
-            )
-        reward = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32, **_where(model))
+    outputs = outputs_of(model)
+    if outputs is None:
+        raise ModelError(
+            f"{model} is {_described(model)} and not a reward model; "
+            "give a folder made by `kleash reward` or a sequence classifier with one output"
+        )
+    reward = _read(AutoModelForSequenceClassification, model, num_labels=outputs)
     heads = getattr(reward.config, "kleash_heads", None)  # several on one trunk, made by `kleash reward --heads`
-    if (reward.config.num_labels != 1 and heads is None) or not hasattr(reward, "score"):
-        raise ModelError(f"{model} has {reward.config.num_labels} outputs; a reward model has one, named `score`")
+    if (outputs != 1 and heads is None) or not hasattr(reward, "score"):
+        raise ModelError(f"{model} has {outputs} outputs; a reward model has one, named `score`")
+    _refuse_tokens_without_row(reward, tokenizer, model)
     return move(reward, device).eval(), tokenizer
 
 
 def new_reward_model(
-    model: str | Path, *, seed: int, heads: int = 1, device: str = "auto"
+    model: str | Path | Live, *, seed: int, heads: int = 1, device: str = "auto", adapter: AdapterUse = "merge"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A language model with fresh scalar heads in place of its output, and a tokenizer whose pad is not its end.
+    """A model with scalar heads in place of its output, and a tokenizer whose pad is not its end.
 
-    A head is N(0, 1/√(D+1)) (N+, arXiv:2403.17031, detail 12). `transformers` finds the last token of a row by
-    looking for padding, so a pad token that equals the end token would score the wrong position: such a tokenizer gets
-    a separate pad token, and the embedding a row for it.
+    A reward model with as many heads keeps them, and its centring offset. Otherwise the heads are fresh: N(0, 1/√(D+1))
+    (N+, arXiv:2403.17031, detail 12). `transformers` finds the last token of a row by looking for padding, so a pad
+    token that equals the end token would score the wrong position: such a tokenizer gets a separate pad token, and the
+    embedding a row for it.
+
+    Args:
+        model: a folder or a hub name, of a language model, a reward model or an adapter; or a live classifier, which is
+            taken as it is.
+        seed: of fresh heads.
+        heads: how many.
+        device: `auto` uses a GPU if there is one.
+        adapter: what to do with the adapter that the model comes with.
 
     Raises:
-        ModelError: there is no such model, or `transformers` has no classifier of its kind.
+        ModelError: there is no such model, its weights are not complete, or `transformers` has no classifier of its
+            kind.
     """
+    if isinstance(model, tuple):
+        return _live(*model, adapter=adapter)
     tokenizer = load_tokenizer(model)
-    with _loading(model):
-        reward = AutoModelForSequenceClassification.from_pretrained(
-            model, num_labels=heads, dtype=torch.float32, **_where(model)
-        )
+    outputs = outputs_of(model)
+    trained = outputs == heads and (heads == 1 or hasattr(config_of(model), "kleash_heads"))
+    reward = _read(AutoModelForSequenceClassification, model, new_head=not trained, adapter=adapter, num_labels=heads)
     if not isinstance(getattr(reward, "score", None), nn.Linear):
         raise ModelError(f"{model}: {type(reward).__name__} has no linear `score` head; use a decoder-only model")
-    generator = torch.Generator().manual_seed(derive_seed(seed, "reward head"))
-    with torch.no_grad():
-        scale = (reward.score.in_features + 1) ** -0.5
-        reward.score.weight.copy_(torch.randn(reward.score.weight.shape, generator=generator) * scale)
+    _refuse_tokens_without_row(reward, tokenizer, model)
+    if outputs is not None:
+        logger.info("%s: %s", model, _what_becomes_of_heads(trained, outputs, heads))
+    if not trained:
+        _draw_heads(reward, seed)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
         if tokenizer.pad_token_id >= reward.get_input_embeddings().num_embeddings:
             reward.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     reward.config.pad_token_id = tokenizer.pad_token_id
-    reward.config.kleash_offset = 0.0
     disable_dropout(reward)
     return move(reward, device), tokenizer
 
 
 def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub name."""
-    with _loading(model):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, **_where(model))
+    """The tokenizer of a model folder or hub name; an adapter without its own has that of its base."""
+    folder = adapter_folder(model)
+    if folder is not None and not any(folder.glob("tokenizer*")):
+        return load_tokenizer(adapter_base(folder))
+    with loading(model):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_of(model), **settings_of(model))
     return tokenizer
+
+
+def outputs_of(model: str | Path) -> int | None:
+    """How many outputs a sequence classifier has; None for any other model."""
+    folder = adapter_folder(model)
+    if folder is not None:
+        from kleash.models.adapter import head_rows  # here: `peft` takes seconds to import
+
+        rows = head_rows(folder)
+        return outputs_of(adapter_base(folder)) if rows is None else rows
+    config = config_of(model)
+    classifier = any("SequenceClassification" in name for name in config.architectures or ())
+    return len(config.id2label or ()) if classifier else None
 
 
 def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str) -> None:
     """Write a model, its tokenizer and a model card into a folder; other files in it are kept."""
 
     def fill(path: Path) -> None:
-        with _quiet():
+        with quiet():
             model.save_pretrained(path)
             tokenizer.save_pretrained(path)
         (path / "README.md").write_text(card)
@@ -147,10 +192,10 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def autocast(dtype: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def autocast(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
     """Compute in `dtype`; weights and optimiser stay in float32."""
     if dtype == "float32":
-        return contextlib.nullcontext()
+        return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, dtype))
 
 
@@ -177,35 +222,165 @@ def context_length(model: PreTrainedModel) -> int | None:
     return int(length) if length else None
 
 
-def _where(model: str | Path) -> dict[str, Any]:
-    if Path(model).is_dir():
-        return {"local_files_only": True}
-    if str(model).startswith((".", "/", "~")) or str(model).count("/") > 1:
-        raise ModelError(f"{model}: there is no such folder; give a folder with config.json or a hub name")
-    commit = cached_commit(str(model))  # the commit in the run's identity, even if the hub has a newer one
-    return {} if commit is None else {"revision": commit}
+def _read(
+    kind: Any, model: str | Path, *, new_head: bool = False, adapter: AdapterUse = "merge", **settings: Any
+) -> PreTrainedModel:
+    """All weights of a model, in float32; those of an adapter on top of those of its base.
 
+    Args:
+        kind: the class of `transformers` that loads it.
+        model: a folder or a hub name.
+        new_head: whether the output head is replaced: then the weights need not have one, and another one is left out.
+        adapter: what to do with an adapter.
+        settings: of the model's config.
+    """
+    folder = adapter_folder(model)
+    if folder is None:
+        if adapter == "continue":
+            raise ModelError(f"{model} is not an adapter that could be trained on; leave --adapter at merge")
+        return _read_weights(kind, model, new_head, settings)
+    from kleash.models.adapter import attach, head_rows  # here: `peft` takes seconds to import
+    from kleash.models.lora import take_adapter
 
-@contextlib.contextmanager
-def _loading(model: str | Path) -> Iterator[None]:
+    base = adapter_base(folder)
+    new_head = new_head or (kind is AutoModelForSequenceClassification and head_rows(folder) is not None)
     try:
-        with _quiet():
-            yield
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ModelError(f"{model}: cannot be loaded ({reason}); give a folder with a model or a hub name") from None
+        live = _read(kind, base, new_head=new_head, **settings)
+    except ModelError as error:
+        raise ModelError(f"{model} is an adapter, and its base cannot be used: {error}") from None
+    attach(live, folder)
+    take_adapter(live, train_on=adapter == "continue")
+    return live
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the progress bars and warnings of `transformers` about intended changes (a new head, say)."""
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+def _read_weights(kind: Any, model: str | Path, new_head: bool, settings: Mapping[str, Any]) -> PreTrainedModel:
+    with loading(model):
+        live, report = kind.from_pretrained(
+            name_of(model), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,
+            **settings_of(model), **settings,
+        )  # fmt: skip
+    _refuse_incomplete(live, report, model, new_head)
+    live.kleash_dtype = _stored_dtype(model)
+    loaded: PreTrainedModel = live
+    return loaded
+
+
+def _refuse_incomplete(live: PreTrainedModel, report: Mapping[str, Any], model: str | Path, new_head: bool) -> None:
+    """Refuse a model some of whose weights were not in its files, or the other way round."""
+    decoder = f"{live.base_model_prefix}."
+    faults = []
+    for fault in ("missing", "unexpected", "mismatched"):
+        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report[f"{fault}_keys"])
+        names = [name for name in names if name.startswith(decoder) or not new_head]
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            faults.append(f"{fault} {', '.join(names[:3])}{more}")
+    faults += [" ".join(str(message).split()) for message in report.get("error_msgs", ())]
+    if faults:
+        raise ModelError(
+            f"{model}: its weights are not those of a {type(live).__name__}: {'; '.join(faults)} (its config.json says "
+            f"{_described(model)}); give a complete model of this kind"
+        )
+
+
+def _described(model: str | Path) -> str:
+    """What a model is, by its config."""
+    if adapter_folder(model) is not None:
+        return "an adapter of a language model"
+    return f"a {', '.join(config_of(model).architectures or ['model without a head'])}"
+
+
+def _live(
+    model: Any, tokenizer: PreTrainedTokenizerBase, *, adapter: AdapterUse
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A live model as a stage trains it: adapters merged or trained on, half precision as float32, no dropout."""
+    if hasattr(model, "get_base_model"):  # a `PeftModel`
+        if model.active_peft_config.is_prompt_learning:
+            raise ModelError(
+                f"{type(model).__name__} has an adapter without weights to merge into a model (prompt learning); "
+                "give a LoRA or a whole model"
+            )
+        model = model.get_base_model()
+    adapted = False
+    if "peft" in sys.modules:  # otherwise it has none
+        from kleash.models.lora import has_adapters, take_adapter
+
+        adapted = has_adapters(model)
+        if adapted:
+            take_adapter(model, train_on=adapter == "continue")
+    if adapter == "continue" and not adapted:
+        raise ModelError("the live model has no adapter that could be trained on; leave --adapter at merge")
+    dtype = next(model.parameters()).dtype
+    if not hasattr(model, "kleash_dtype"):
+        model.kleash_dtype = dtype
+    if dtype in (torch.bfloat16, torch.float16):
+        model.float()  # a small step would be rounded away
+    _refuse_tokens_without_row(model, tokenizer, f"the live {type(model).__name__}")
+    disable_dropout(model)
+    return model, tokenizer
+
+
+def _draw_heads(reward: PreTrainedModel, seed: int) -> None:
+    """Fresh scalar heads."""
+    head: Any = reward.score
+    generator = torch.Generator().manual_seed(derive_seed(seed, "reward head"))
+    with torch.no_grad():
+        scale = (head.in_features + 1) ** -0.5
+        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * scale)
+    reward.config.kleash_offset = 0.0
+    if hasattr(reward.config, "kleash_heads"):
+        del reward.config.kleash_heads
+
+
+def _what_becomes_of_heads(trained: bool, outputs: int, heads: int) -> str:
+    if trained:
+        return "is a reward model; its head and its centring offset are kept and trained on"
+    return f"is a classifier with {outputs} output{'s' * (outputs != 1)}; training starts from {heads} fresh one" + (
+        "s" * (heads != 1)
+    )
+
+
+def _refuse_tokens_without_row(model: Any, tokenizer: PreTrainedTokenizerBase, name: str | Path) -> None:
+    """Refuse a tokenizer whose special tokens have no row in the embedding, and later any other such token."""
+    embedding = model.get_input_embeddings()
+    rows = embedding.num_embeddings
+    if len(tokenizer) <= rows and max(tokenizer.added_tokens_decoder, default=0) < rows:
+        return
+    tokens = {index: token for token, index in tokenizer.get_vocab().items() if index >= rows}
+
+    def refuse(index: int) -> None:
+        raise ModelError(
+            f"{name}: its embedding has {rows} rows, and its tokenizer's {tokens.get(index, 'token')!r} is number "
+            f"{index}; resize the embedding (`resize_token_embeddings`) and save the model, or use the tokenizer that "
+            "it was trained with"
+        )
+
+    def check(module: Any, inputs: tuple[Any, ...]) -> None:
+        largest = int(inputs[0].max()) if inputs[0].numel() else 0
+        if largest >= module.num_embeddings:
+            refuse(largest)
+
+    special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+    for index in special:
+        if index is not None and index >= rows:
+            refuse(index)
+    embedding.register_forward_pre_hook(check)  # the others may never occur (Gemma 3's image token does not)
+
+
+def _stored_dtype(model: str | Path) -> torch.dtype:
+    """The type in which a model's files hold most weights; float32 where it is not a float of 16 bits or more."""
+    index = model_file(model, "model.safetensors.index.json")
+    name = "model.safetensors" if index is None else next(iter(json.loads(index.read_text())["weight_map"].values()))
+    file = model_file(model, name)
+    if file is None:
+        return next((dtype for dtype in _FLOATS.values() if dtype == config_of(model).dtype), torch.float32)
+    with safe_open(file, "pt") as tensors:
+        slices = [tensors.get_slice(key) for key in tensors.keys()]  # noqa: SIM118  (not a dict)
+        sizes: Counter[str] = Counter()
+        for part in slices:
+            sizes[part.get_dtype()] += math.prod(part.get_shape())
+    return _FLOATS.get(sizes.most_common(1)[0][0], torch.float32) if sizes else torch.float32
+
+
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""The names of types in safetensors."""

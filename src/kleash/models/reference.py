@@ -20,18 +20,18 @@ from kleash.io import write_folder
 from kleash.models.compute import Compute
 from kleash.models.inference import batch_logprobs, summed_logprobs
 from kleash.models.load import freeze, frozen_copy, load_policy
-from kleash.models.lora import lora_off
+from kleash.models.lora import as_it_came, has_adapters, keep_reference
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A frozen model, or a policy evaluated with its adapters disabled."""
+    """A frozen model, or a policy evaluated with its adapters as they came: new ones disabled."""
 
     model: PreTrainedModel
 
     def logprobs(self, batch: GroupBatch, *, temperature: float = 1.0, compute: Compute) -> Float[Tensor, "P K T"]:
         """Log π_ref of each token, 0 where masked."""
-        with lora_off(self.model):
+        with as_it_came(self.model):
             return batch_logprobs(self.model, batch, temperature=temperature, compute=compute)
 
 
@@ -46,6 +46,9 @@ def reference_of(policy: PreTrainedModel, name: str | None, *, device: str, adap
     """
     if name is not None:
         return Reference(freeze(load_policy(name, device=device)[0]))
+    if has_adapters(policy):  # of one that is trained on, a frozen copy is enough
+        keep_reference(policy)
+        return Reference(policy)
     return Reference(policy if adapters else frozen_copy(policy))
 
 

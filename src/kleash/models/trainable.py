@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 from kleash.models.forward import Model
-from kleash.models.lora import add_lora
+from kleash.models.lora import adapted_experts, add_lora
+
+logger = logging.getLogger("kleash")
 
 
 def make_trainable(model: Model, *, rank: int | None, alpha: float, seed: int, gradient_checkpointing: bool) -> None:
@@ -18,6 +22,8 @@ def make_trainable(model: Model, *, rank: int | None, alpha: float, seed: int, g
     """
     if rank is not None:
         add_lora(model, rank=rank, alpha=alpha, seed=seed)
+        if mixtures := adapted_experts(model):
+            logger.info("the experts of %d layers carry adapters too, each expert its own", mixtures)
     if gradient_checkpointing:
         # transformers 5.24 gave it this name, and warns of the old one
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

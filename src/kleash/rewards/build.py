@@ -7,7 +7,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from kleash.config import read_yaml
+from kleash.config import REWARD, read_yaml
+from kleash.content import HUB_NAME, refuse_missing
 from kleash.errors import ConfigError
 from kleash.models.compute import Compute
 from kleash.rewards.composition import ComposedReward, read_parts
@@ -27,9 +28,10 @@ NAMED: dict[str, Callable[[], Reward]] = {
 
 
 def build_reward(
-    name: str, *, policy_tokenizer: PreTrainedTokenizerBase | None = None, compute: Compute | None = None
+    name: str | Path, *, policy_tokenizer: PreTrainedTokenizerBase | None = None, compute: Compute | None = None
 ) -> Reward:
-    """The reward of a name: a verifier, a YAML file, the folder of a reward model or an ensemble, or a function.
+    """The reward of a name: a verifier, a YAML file, the folder of a reward model or an ensemble, a reward
+    model's hub name, or a function.
 
     Args:
         name: as given to `--reward`.
@@ -40,7 +42,7 @@ def build_reward(
     Raises:
         ConfigError: the name is none of these.
     """
-    compute = compute or Compute()
+    compute, name = compute or Compute(), str(name)
     if name in verifiers():
         return VerifierReward(verifiers()[name])
     if name in NAMED:
@@ -50,14 +52,21 @@ def build_reward(
         return _from_yaml(path, policy_tokenizer, compute)
     if (path / ENSEMBLE).exists():
         return EnsembleReward.load(path, policy_tokenizer=policy_tokenizer, compute=compute)
-    if path.is_dir():
+    if path.is_dir() or _is_on_hub(name):
         return LearnedReward.load(path, policy_tokenizer=policy_tokenizer, compute=compute)
     if ":" in name and not name.startswith((".", "/")):
         return FunctionReward(name)
     raise ConfigError(
-        f"reward {name}: no such folder; give a reward model's folder, module:function, a .yaml composition or a "
-        f"verifier ({', '.join(verifiers())}; or {', '.join(NAMED)})"
+        f"reward {name}: no such folder; give a reward model's folder, module:function, a .yaml composition, a hub "
+        f"name or a verifier ({', '.join(verifiers())}; or {', '.join(NAMED)})"
     )
+
+
+def _is_on_hub(name: str) -> bool:
+    if "/" not in name or not HUB_NAME.fullmatch(name) or ":" in name:
+        return False
+    refuse_missing(name, REWARD)  # beside a folder it is a missing one
+    return True
 
 
 def _is_yaml(name: str) -> bool:

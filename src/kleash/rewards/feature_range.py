@@ -63,6 +63,7 @@ class FeatureRange:
         }
         temporary = folder / f".{FILE}.tmp"
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        temporary.chmod(folder.stat().st_mode & 0o666)  # safetensors writes for the owner only, whatever the umask
         temporary.replace(folder / FILE)
 
     @classmethod

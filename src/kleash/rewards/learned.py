@@ -22,8 +22,10 @@ from kleash.data.group import EncodedGroup, Group, Response
 from kleash.models.compute import Compute
 from kleash.models.forward import centring_offset, combination, head_scores, read_heads, response_features
 from kleash.models.load import autocast, load_reward_model
+from kleash.models.place import model_file
 from kleash.objectives.combine import combine_scores
 from kleash.progress import Progress
+from kleash.rewards.feature_range import FILE as FEATURES
 from kleash.rewards.feature_range import FeatureRange
 from kleash.rewards.reward import Parts
 
@@ -62,10 +64,11 @@ class LearnedReward:
         policy_tokenizer: PreTrainedTokenizerBase | None = None,
         compute: Compute | None = None,
     ) -> LearnedReward:
-        """From a reward model's folder, onto `compute.device`; for the arguments see the class."""
+        """From a reward model's folder or hub name, onto `compute.device`; for the arguments see the class."""
         compute = compute or Compute()
         model, tokenizer = load_reward_model(folder, device=compute.device)
-        feature_range = FeatureRange.load(Path(folder))
+        features = model_file(folder, FEATURES)
+        feature_range = None if features is None else FeatureRange.load(features.parent)
         return cls(model, tokenizer, policy_tokenizer=policy_tokenizer, compute=compute, range=feature_range)
 
     def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:

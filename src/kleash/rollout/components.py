@@ -6,15 +6,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from kleash.data.group import EncodedGroup, Group
 from kleash.data.read import read_encoded
 from kleash.data.split import prompt_only
 from kleash.errors import ConfigError
 from kleash.models.compute import Compute
+from kleash.models.forward import Live
 from kleash.models.heads import ValueModel
-from kleash.models.load import context_length, load_policy
+from kleash.models.load import AdapterUse, context_length, load_policy
+from kleash.models.lora import merged_copy
 from kleash.models.reference import reference_of
 from kleash.models.trainable import make_trainable
 from kleash.rewards.build import build_reward
@@ -27,7 +29,7 @@ from kleash.sampling.sampler import build_sampler
 
 
 def build_components(
-    policy: str | tuple[PreTrainedModel, PreTrainedTokenizerBase],
+    policy: str | Live,
     reward: str | Reward,
     *,
     reference: str | None = None,
@@ -37,6 +39,7 @@ def build_components(
     temperature: float,
     value_init: Literal["reward", "policy"] | None = None,
     needs_validation: bool = False,
+    adapter: AdapterUse = "merge",
     lora_rank: int | None = None,
     lora_alpha: float = 32.0,
     gradient_checkpointing: bool = False,
@@ -57,6 +60,7 @@ def build_components(
         value_init: initial weights of the value network: the reward model (of several the first) where it reads the
             policy's ids, otherwise the policy; None: the method has no value network.
         needs_validation: whether the criterion is the validation reward, so that there has to be one.
+        adapter: what to do with the adapter that the policy comes with.
         lora_rank, lora_alpha, gradient_checkpointing: which weights of policy and value network are trained, see
             `make_trainable`.
         seed: of new weights: adapters and a value head.
@@ -65,7 +69,7 @@ def build_components(
     Raises:
         ConfigError: there is no validation reward where one is needed.
     """
-    model, tokenizer = load_policy(policy, device=compute.device) if isinstance(policy, str) else policy
+    model, tokenizer = load_policy(policy, device=compute.device, adapter=adapter)
     validation_folder = Path(reward) / VALIDATION if isinstance(reward, str) else None
     if validation_reward is None and validation_folder is not None and validation_folder.is_dir():
         validation_reward = str(validation_folder)
@@ -106,7 +110,7 @@ def build_critic(
     learned = reward.members[0] if isinstance(reward, EnsembleReward) else reward
     if start == "reward" and isinstance(learned, LearnedReward) and learned.reads_ids:
         return ValueModel.from_reward_model(learned.model)
-    return ValueModel.from_policy(policy, seed=derive_seed(seed, "value head"))
+    return ValueModel.from_policy(merged_copy(policy), seed=derive_seed(seed, "value head"))
 
 
 def read_prompts(

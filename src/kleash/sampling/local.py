@@ -47,7 +47,8 @@ class LocalSampler:
         tokenizer: gives the end token and the padding.
         max_new_tokens: longest response, end token included.
         temperature: divides the logits; 0 takes the likeliest token.
-        end_ids: tokens that end a response; None: those of `kleash.data.chat.end_ids`.
+        end_ids: tokens that end a response; None: those of `kleash.data.chat.end_ids` and of the model's generation
+            config.
         max_rows: responses sampled at once.
         dtype: of the computation.
 
@@ -71,7 +72,7 @@ class LocalSampler:
         max_rows: int = 256,
         dtype: DType = "float32",
     ) -> None:
-        self.end_ids = tuple(chat.end_ids(tokenizer) if end_ids is None else end_ids)
+        self.end_ids = all_end_ids(model, tokenizer) if end_ids is None else tuple(end_ids)
         if not self.end_ids:
             raise ModelError("no token may end a response, so none could ever end; give end_ids")
         self.model = model
@@ -221,6 +222,19 @@ class LocalSampler:
         block.write(active, step, chunk)
         block.end(ends, self.pad_id)
         return block
+
+
+def all_end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids that end a response: the tokenizer's and its template's, and those of the model's generation_config.json
+    that the model can write.
+
+    Raises:
+        ModelError: there is none.
+    """
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    configured = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    rows = model.get_input_embeddings().num_embeddings if configured else 0
+    return tuple(dict.fromkeys((*chat.end_ids(tokenizer), *(end for end in configured if 0 <= end < rows))))
 
 
 def draw(

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Scores
 from kleash.evals.best_of_n_report import best_of_n_curve
 from kleash.evals.report_values import as_json
 from kleash.models.compute import Compute
+from kleash.models.forward import Live
 from kleash.outputs import beside, finish, identity_of, is_done
 from kleash.rewards.build import build_reward
 from kleash.rewards.reward import Reward
@@ -30,7 +29,7 @@ from kleash.stages.score import log_outcomes, score_groups, score_report
 def run(
     config: BestOfNConfig,
     *,
-    policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
+    policy: Live | None = None,
     reward: Reward | None = None,
     gold: Reward | None = None,
 ) -> Path:
@@ -71,7 +70,7 @@ def best_of(group: Group, scores: Sequence[float]) -> Group:
     return replace(group, responses=(group.responses[best],), label=Scores((scores[best],)))
 
 
-def _sample_pool(config: BestOfNConfig, policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None) -> Path:
+def _sample_pool(config: BestOfNConfig, policy: Live | None) -> Path:
     """The file of n responses a prompt.
 
     `generate` recognises its file by the settings, not by the content: after an interruption it accepts the file with

@@ -34,10 +34,10 @@ from kleash.evals.policy_stats import MeanSE, mean_se
 from kleash.evals.preference_report import PreferenceReport
 from kleash.evals.report_values import as_json
 from kleash.io import write_text
-from kleash.models.forward import check_forward, response_logprobs
+from kleash.models.forward import Live, check_forward, response_logprobs
 from kleash.models.inference import summed_logprobs
-from kleash.models.load import context_length, freeze, frozen_copy, load_policy, save_model
-from kleash.models.lora import merged_copy
+from kleash.models.load import context_length, freeze, frozen_copy, load_policy
+from kleash.models.lora import has_adapters, keep_reference, merged_copy
 from kleash.models.reference import Reference, kept_logprobs
 from kleash.models.trainable import make_trainable
 from kleash.objectives import LOSSES, implicit_rewards, kl, masked_sum, plackett_luce_loss
@@ -50,7 +50,7 @@ from kleash.stages.training_configs import DPOConfig
 from kleash.training.after_training import after_training
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop, State
-from kleash.training.model_folder import model_card, parameters_held, save_snapshot
+from kleash.training.model_folder import model_card, parameters_held, save_snapshot, write_model
 from kleash.training.optim import Optimizer
 
 logger = logging.getLogger("kleash")
@@ -66,7 +66,7 @@ DISPLACED = 0.1
 each of their tokens is then a tenth less likely."""
 
 
-def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> RunFolder:
+def run(config: DPOConfig, *, policy: Live | None = None) -> RunFolder:
     """Train a policy on comparisons and write a folder that `transformers` loads.
 
     Args:
@@ -79,7 +79,7 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     folder = open_run("dpo", config, model=policy)
     if folder.finished:
         return folder
-    model, tokenizer = policy or load_policy(config.model, device=config.device)
+    model, tokenizer = load_policy(policy or config.model, device=config.device, adapter=config.adapter)
     train, held_out = read_comparisons(config, model, tokenizer, folder.note)
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
     references = reference_logprobs(folder, config, model, [*train, *held_out])
@@ -107,7 +107,7 @@ def run(config: DPOConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
         save_snapshot(folder, step, model, tokenizer, every=config.snapshot_every)
         loop.log(step, metrics)
     last = best.take(model, loop.step)
-    save_model(folder.path, merged_copy(model), tokenizer, model_card(folder, ""))
+    write_model(folder, merged_copy(model), tokenizer, "")
     results = after_training(folder, "report", lambda: report(folder, model, last, pairs, kl_meter)) or {}
     return folder.finish(step=last, rows=len(train), **results)
 
@@ -314,8 +314,10 @@ def reference_logprobs(
 
 def reference_loader(config: DPOConfig, model: PreTrainedModel, *, live: bool) -> Callable[[], Reference]:
     """A function that loads the reference for each measurement of the KL, so that it takes no memory in between."""
-    if config.reference is None and config.lora_rank is not None:
-        return lambda: Reference(model)  # evaluated with its adapters disabled
+    if config.reference is None and has_adapters(model):  # one that is trained on
+        keep_reference(model)
+    if config.reference is None and (has_adapters(model) or config.lora_rank is not None):
+        return lambda: Reference(model)  # evaluated with its adapters as they came: new ones disabled
     if live and config.reference is None and config.kl_due(1, 1):
         frozen = frozen_copy(model)  # the initial weights of a live model are stored nowhere else
         return lambda: Reference(frozen)

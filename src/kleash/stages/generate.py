@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from kleash.data.chat import encode_prompt
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.split import prompt_only, read_usable
 from kleash.errors import DataError
 from kleash.io import write_json
+from kleash.models.forward import Live
 from kleash.models.load import context_length, load_policy
 from kleash.outputs import finish, identity_of, is_done
 from kleash.progress import Progress
@@ -33,7 +32,7 @@ logger = logging.getLogger("kleash")
 Identity = dict[str, object]
 
 
-def run(config: GenerateConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> Path:
+def run(config: GenerateConfig, *, policy: Live | None = None) -> Path:
     """Sample responses and write them.
 
     Args:
@@ -49,7 +48,7 @@ def run(config: GenerateConfig, *, policy: tuple[PreTrainedModel, PreTrainedToke
     identity = identity_of("generate", config)
     if is_done(config.out, identity):
         return config.out
-    model, tokenizer = policy or load_policy(config.model, device=config.device)
+    model, tokenizer = load_policy(policy or config.model, device=config.device)
     prompts = [replace(row, responses=(), label=None) for row in read_usable(config.data, prompt_only, config.max_rows)]
     ids = [encode_prompt(prompt.prompt, tokenizer, prompt.columns) for prompt in prompts]
     _refuse_too_long(ids, config.max_new_tokens, context_length(model), data=config.data)

@@ -18,14 +18,13 @@ from dataclasses import replace
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks.finish import finish_policy
 from kleash.checks.first_ratio import check_first
 from kleash.checks.open_run import open_run
 from kleash.checks.rollout_monitor import RolloutMonitor
 from kleash.data.batch import GroupBatch
-from kleash.models.forward import response_logprobs
+from kleash.models.forward import Live, response_logprobs
 from kleash.models.inference import each_micro_batch
 from kleash.objectives import (
     clipped_surrogate,
@@ -112,7 +111,7 @@ def formulas(config: GRPOConfig) -> dict[str, str]:
 def run(
     config: GRPOConfig,
     *,
-    policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
+    policy: Live | None = None,
     reward: Reward | None = None,
 ) -> RunFolder:
     """Train a policy against a reward and write a folder that `transformers` loads.

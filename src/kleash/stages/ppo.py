@@ -15,13 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks.finish import finish_policy
 from kleash.checks.first_ratio import check_first
 from kleash.checks.open_run import open_run
 from kleash.checks.rollout_monitor import RolloutMonitor
-from kleash.models.forward import response_logprobs
+from kleash.models.forward import Live, response_logprobs
 from kleash.models.heads import values
 from kleash.models.inference import each_micro_batch, in_micro_batches
 from kleash.objectives import (
@@ -75,7 +74,7 @@ FORMULA = {
 def run(
     config: PPOConfig,
     *,
-    policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
+    policy: Live | None = None,
     reward: Reward | None = None,
 ) -> RunFolder:
     """Train a policy against a reward and write a folder that `transformers` loads.

@@ -19,7 +19,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from kleash.checks import reward_checks
 from kleash.checks.gates import record_checks
@@ -36,6 +36,7 @@ from kleash.evals.report_values import as_json
 from kleash.io import Json, write_text
 from kleash.models.average import average_weights
 from kleash.models.compute import Compute
+from kleash.models.forward import Live
 from kleash.models.load import load_reward_model, load_tokenizer, new_reward_model, save_model
 from kleash.rewards.ensemble import VALIDATION, EnsembleReward, write_ensemble
 from kleash.rewards.learned import LearnedReward
@@ -53,7 +54,7 @@ OWN = ("members", "average_weights", "validation_share")
 """Fields that the run of a single model does not have."""
 
 
-def run(config: EnsembleConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> RunFolder:
+def run(config: EnsembleConfig, *, reward: Live | None = None) -> RunFolder:
     """Train a reward model, or several, as the settings say.
 
     Args:
@@ -126,7 +127,7 @@ def _split(config: EnsembleConfig, folder: RunFolder) -> dict[str, Path]:
 
 def _centred_on(config: EnsembleConfig, train: Sequence[Group]) -> Sequence[Group]:
     """One set of samples for all members, so that their levels are comparable."""
-    if config.centre_data is not None or not config.centre_samples:
+    if config.centre_data is not None or not config.centre_samples or not reward_model.can_respond(config.model):
         return ()
     tokenizer = load_tokenizer(config.model)
     encoded = encode_all(train, tokenizer, max_length=config.max_length)[0]
@@ -144,7 +145,9 @@ def _member(config: EnsembleConfig, out: Path, files: Files, *, data: str = "rew
     if config.centre_data is None and files["centre"].stat().st_size:
         changes["centre_data"] = str(files["centre"])
     # Weights can be averaged only if training started from the same head and trunk.
-    live = new_reward_model(config.model, seed=config.seed, device=config.device) if config.average_weights else None
+    live = None
+    if config.average_weights:
+        live = new_reward_model(config.model, seed=config.seed, device=config.device, adapter=config.adapter)
     logger.info("reward model %s", out)
     return reward_model.run(_single(config, **changes), reward=live if data == "reward" else None)
 

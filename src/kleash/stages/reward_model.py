@@ -52,8 +52,8 @@ from kleash.evals.report_values import as_json
 from kleash.evals.skipped import Skipped, or_skip
 from kleash.io import Json, write_text
 from kleash.models.compute import Compute
-from kleash.models.forward import check_forward, head_scores
-from kleash.models.load import context_length, load_reward_model, new_reward_model
+from kleash.models.forward import Live, centring_offset, check_forward, head_scores
+from kleash.models.load import context_length, load_reward_model, new_reward_model, outputs_of
 from kleash.models.trainable import make_trainable
 from kleash.objectives.bradley_terry import pair_loss, ranking_loss
 from kleash.rewards.build import build_reward
@@ -84,7 +84,7 @@ WITHOUT_REPORT: Mapping[str, Any] = {
 """Settings of a run for a point of the learning curve: only its training."""
 
 
-def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> RunFolder:
+def run(config: RewardConfig, *, reward: Live | None = None) -> RunFolder:
     """Train a reward model and write a folder that `transformers` loads as a sequence classifier.
 
     Args:
@@ -97,8 +97,8 @@ def run(config: RewardConfig, *, reward: tuple[PreTrainedModel, PreTrainedTokeni
     folder = open_run("reward", config, model=reward)
     if folder.finished:
         return folder
-    model, tokenizer = reward or new_reward_model(
-        config.model, seed=config.seed, heads=config.heads, device=config.device
+    model, tokenizer = new_reward_model(
+        reward or config.model, seed=config.seed, heads=config.heads, device=config.device, adapter=config.adapter
     )
     if config.heads > 1:
         model.config.kleash_heads = {"combine": config.combine, "variance_penalty": config.variance_penalty}
@@ -282,7 +282,7 @@ def update(
         chosen = [groups[row] for row in part]
         batch: GroupBatch = collate(chosen, device=model.device)
         with config.compute.autocast(model.device):
-            scores = head_scores(model, batch).float()  # while training the centring offset is 0
+            scores = head_scores(model, batch).float() - centring_offset(model)  # of the start; 0 for fresh heads
         losses = [group_loss(head, chosen, config) for head in scores.unbind(-1)]
         loss = torch.stack([loss for loss, _ in losses], -1) * weights[part].to(model.device)
         optimizer.backward(loss.mean(-1).sum() / len(groups))
@@ -315,9 +315,14 @@ def centre_model(
 
 def centre(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: Compute) -> bool:
     """Shift the scores so that their mean over the responses of some groups is zero; True when that is done."""
-    model.config.kleash_offset = 0.0
+    before, model.config.kleash_offset = centring_offset(model), 0.0
     sizes = {len(group.responses) for group in groups}
-    scores = [score_encoded(model, [g for g in groups if len(g.responses) == size], compute=compute) for size in sizes]
+    try:
+        rows = [[group for group in groups if len(group.responses) == size] for size in sizes]
+        scores = [score_encoded(model, part, compute=compute) for part in rows]
+    except BaseException:
+        model.config.kleash_offset = before
+        raise
     model.config.kleash_offset = float(torch.cat([score.flatten() for score in scores]).double().mean())
     return True
 
@@ -333,13 +338,23 @@ def centring_samples(
     if config.centre_data is not None:
         rows = [imitated(row) for row in read_usable(config.centre_data, demonstration)]
         return encode_all(rows, tokenizer, max_length=config.max_length)[0]
-    samples = start_samples(tokenizer, train, config) if config.centre_samples else []
-    if config.centre_samples and not samples:
+    if not config.centre_samples or not can_respond(config.model):
+        return []
+    samples = start_samples(tokenizer, train, config)
+    if not samples:
         raise DataError(
             f"no training prompt leaves room for a response in the context of {config.model}; centred on the training "
             "responses instead"
         )
     return samples
+
+
+def can_respond(model: str) -> bool:
+    """Whether the start of the training is a language model, whose samples the scores can be centred on."""
+    if outputs_of(model) is None:
+        return True
+    logger.info("%s is a reward model and gives no samples; the scores are centred on the training responses", model)
+    return False
 
 
 def start_samples(

@@ -26,7 +26,7 @@ from kleash.data.group import EncodedGroup
 from kleash.data.read import read_encoded
 from kleash.data.split import demonstration, imitated
 from kleash.models.compute import Compute
-from kleash.models.forward import check_forward, response_logprobs
+from kleash.models.forward import Live, check_forward, response_logprobs
 from kleash.models.load import context_length, load_policy
 from kleash.models.trainable import make_trainable
 from kleash.objectives import masked_sum
@@ -51,7 +51,7 @@ EFFECT_ROWS = 128
 FORMULA = "loss = − Σ log π(y_t | x, y_<t) / (trained tokens of the step)"
 
 
-def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> RunFolder:
+def run(config: SFTConfig, *, policy: Live | None = None) -> RunFolder:
     """Train on demonstrations and write a folder that `transformers` loads.
 
     Args:
@@ -64,7 +64,7 @@ def run(config: SFTConfig, *, policy: tuple[PreTrainedModel, PreTrainedTokenizer
     folder = open_run("sft", config, model=policy)
     if folder.finished:
         return folder
-    model, tokenizer = policy or load_policy(config.model, device=config.device)
+    model, tokenizer = load_policy(policy or config.model, device=config.device, adapter=config.adapter)
     make_trainable(model, **config.adapter_settings())
     train, held_out = read_demonstrations(config, model, tokenizer, folder.note)
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))

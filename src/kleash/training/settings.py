@@ -71,6 +71,10 @@ class TrainingConfig(StageConfig):
     merged at the end: `out` holds a plain model. Null trains all weights."""
     lora_alpha: float = Field(32.0, gt=0)
     """LoRA's α: the adapters' output is scaled by α/rank, so that the learning rate need not change with the rank."""
+    adapter: Literal["merge", "continue"] = "merge"
+    """What to do with the adapter that `model` is or has (a LoRA folder, a `PeftModel`). merge: merge it into its base
+    and train as `lora_rank` says. continue: train the adapter on and freeze the other weights. The reference is the
+    base with the adapter as it came in both cases, and `out` holds a plain model."""
     gradient_checkpointing: bool = False
     """Compute each layer's activations again in the backward pass. Takes less memory and about a third more time, and
     the prompt is computed once for each response. Does not change the gradient."""
@@ -93,6 +97,12 @@ class TrainingConfig(StageConfig):
     """Where to log metrics besides metrics.jsonl. Each needs its extra: pip install 'kleash[tensorboard]'."""
     force: bool = False
     """Continue although a check of this stage's inputs failed."""
+
+    @model_validator(mode="after")
+    def _one_adapter(self) -> TrainingConfig:
+        if self.adapter == "continue" and self.lora_rank is not None:
+            raise ValueError("adapter continue trains the adapter that the model has; leave 'lora_rank' out")
+        return self
 
     def steps(self, rows: int) -> int:
         """Total optimiser steps for a number of training rows."""
@@ -180,6 +190,7 @@ class RolloutConfig(TrainingConfig):
             "max_new_tokens": self.max_new_tokens,
             "temperature": self.temperature,
             "needs_validation": self.criterion == "validation",
+            "adapter": self.adapter,
             "lora_rank": self.lora_rank,
             "lora_alpha": self.lora_alpha,
             "gradient_checkpointing": self.gradient_checkpointing,
