@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kleash.errors import ConfigError
+from kleash.data.formats import read_groups
+from kleash.errors import ChangedError, ConfigError
+from kleash.outputs import is_done
 from kleash.recipe import read_recipe, run_recipe
 
 
@@ -42,6 +44,41 @@ def test_the_chain_runs_as_one_recipe_and_is_not_run_twice(
     stamps = {output: (output / "run.json").stat().st_mtime_ns for output in outputs[:3]}
     assert run_recipe(path) == outputs
     assert stamps == {output: (output / "run.json").stat().st_mtime_ns for output in outputs[:3]}
+
+
+def test_from_a_stage_on_what_changed_is_done_again_with_what_follows_and_nothing_is_lost(
+    tmp_path: Path, base: Path, demonstrations: Path, comparisons: Path, prompts: Path
+) -> None:
+    path, runs = recipe(tmp_path, CHAIN.format(folder=tmp_path)), tmp_path / "runs"
+    run_recipe(path)
+    before = {name: json.loads((runs / name / "run.json").read_text()) for name in ("sft", "rm", "ppo")}
+    path.write_text(path.read_text().replace("centre_samples: 4", "centre_samples: 6"))
+    with pytest.raises(ChangedError, match=r"rm exists and was written with other settings .*--from rm to do it"):
+        run_recipe(path)
+    with pytest.raises(ChangedError, match="--from rm to do it"):
+        run_recipe(path, redo_from="ppo")
+    for _ in range(2):  # a second time nothing has changed
+        run_recipe(path, redo_from="rm")
+        after = {name: json.loads((runs / name / "run.json").read_text()) for name in ("sft", "rm", "ppo")}
+        assert after["sft"] == before["sft"]
+        assert (after["rm"]["config"]["centre_samples"], before["rm"]["config"]["centre_samples"]) == (6, 4)
+        assert after["ppo"]["inputs"]["reward"]["sha256"] != before["ppo"]["inputs"]["reward"]["sha256"]
+        assert json.loads((runs / "rm.old-1" / "run.json").read_text()) == before["rm"]
+        assert json.loads((runs / "ppo.old-1" / "run.json").read_text()) == before["ppo"]
+        assert not (runs / "rm.old-2").exists() and not (runs / "sft.old-1").exists()
+    old = (runs / "samples.jsonl").read_bytes()
+    path.write_text(path.read_text().replace("n: 2", "n: 3"))
+    run_recipe(path, redo_from="sft")
+    aside = sorted(file for file in runs.glob("samples.old-*.jsonl"))
+    assert aside and aside[-1].read_bytes() == old
+    assert is_done(aside[-1], json.loads((runs / f".{aside[-1].name}.json").read_text())["identity"])
+    assert all(len(group.responses) == 3 for group in read_groups(runs / "samples.jsonl"))
+
+
+def test_a_stage_that_is_not_in_the_recipe_cannot_be_started_from(tmp_path: Path) -> None:
+    path = recipe(tmp_path, CHAIN.format(folder=tmp_path))
+    with pytest.raises(ConfigError, match="--from is reward, but should be one of sft, rm, ppo, samples"):
+        run_recipe(path, redo_from="reward")
 
 
 def test_settings_beside_the_stages_reach_every_stage_that_has_them(tmp_path: Path) -> None:

@@ -112,6 +112,10 @@ def _demo(command: argparse.Namespace) -> None:
 def _recipe_options(parser: _Parser) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="stages and their settings")
     parser.add_argument("--out", type=Path, help="folder to write to, in place of the recipe's")
+    parser.add_argument(
+        "--from", dest="redo_from", metavar="STAGE",
+        help="do again what changed from this stage on, and what follows from it; earlier outputs are renamed",
+    )  # fmt: skip
     _add_trust(parser)
 
 
@@ -119,7 +123,7 @@ def _recipe(command: argparse.Namespace) -> None:
     from kleash.recipe import run_recipe
 
     with _trusting(command):
-        for path in run_recipe(command.recipe, out=command.out):
+        for path in run_recipe(command.recipe, out=command.out, redo_from=command.redo_from):
             print(path)
 
 

@@ -4,6 +4,7 @@
     ├── InputError                 2      the user's input is wrong
     │   ├── ConfigError                   a key, a type or a combination
     │   ├── DataError                     a file, a row or a column
+    │   │   └── ChangedError                  an output exists that other settings or inputs made
     │   └── ModelError                    a model folder, a tokenizer, a template
     ├── GateError                  1      a precondition of a stage does not hold
     ├── TrainingError              1      the numbers went wrong while training (F7, F13)
@@ -35,6 +36,10 @@ class ConfigError(InputError):
 
 class DataError(InputError):
     """A file, a row or a column that cannot be used; the message names it."""
+
+
+class ChangedError(DataError):
+    """An output exists that other settings or inputs made; the message names what differs."""
 
 
 class ModelError(InputError):

@@ -14,7 +14,7 @@ from typing import Any
 
 from kleash.config import Config
 from kleash.content import Fingerprints, fingerprints
-from kleash.errors import DataError
+from kleash.errors import ChangedError, DataError
 from kleash.io import ROW_ENDINGS, Json, write_json
 
 SCHEMA = 1
@@ -49,7 +49,7 @@ def refuse_other(out: Path, old: Mapping[str, Any], new: Mapping[str, Any], path
         paths: where the inputs are now, by role, for the message.
 
     Raises:
-        DataError: naming what differs.
+        ChangedError: naming what differs.
     """
     differences = [
         _difference(key, old.get(key), new.get(key), paths)
@@ -59,7 +59,7 @@ def refuse_other(out: Path, old: Mapping[str, Any], new: Mapping[str, Any], path
     if not differences:
         return
     more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-    raise DataError(
+    raise ChangedError(
         f"{out} exists and was written with other settings ({', '.join(differences[:3])}{more}); delete it or choose "
         "another --out"
     )
@@ -89,7 +89,8 @@ def is_done(out: Path, identity: Identity, *, paths: Mapping[str, str] | None = 
         paths: where the inputs are, by role, for the message.
 
     Raises:
-        DataError: it exists with another identity; it is not overwritten.
+        ChangedError: it exists with another identity; it is not overwritten.
+        DataError: no stage finished it.
     """
     if not out.exists():
         return False
@@ -126,6 +127,26 @@ def beside(out: Path, part: str, *, ending: str | None = None) -> Path:
         (row_ending for row_ending in sorted(ROW_ENDINGS, key=len, reverse=True) if out.name.endswith(row_ending)), ""
     )
     return out.with_name(f"{out.name.removesuffix(suffix)}.{part}{suffix if ending is None else ending}")
+
+
+def set_aside(out: Path) -> Path:
+    """Rename an output and its record, `ppo` to `ppo.old-1`, to make place for a new one; returns the new name.
+
+    A cache of replies beside it stays: it is of use to the new one.
+    """
+    number = 1
+    while _aside(out, number).exists():
+        number += 1
+    aside = _aside(out, number)
+    if summary_of(out).exists():
+        summary_of(out).replace(summary_of(aside))
+    if _hidden(out).exists():
+        _hidden(out).replace(_hidden(aside))
+    return out.replace(aside)
+
+
+def _aside(out: Path, number: int) -> Path:
+    return out.with_name(f"{out.name}.old-{number}") if out.is_dir() else beside(out, f"old-{number}")
 
 
 def summary_of(out: Path) -> Path:

@@ -10,7 +10,8 @@
 `@name` is the output of an earlier stage, `@name/part` a file in it. Each stage writes to `out/name`, or to
 `out/name.jsonl` where it writes rows. Top-level keys other than `stages` are settings of every stage that has them. A
 stage that is done, with unchanged settings, data and parents, is not run again; an interrupted one continues where it
-stopped.
+stopped. A stage that is done with other settings stops the recipe; `--from STAGE` does again what changed from that
+stage on, and what follows from it. Earlier outputs are renamed (`ppo.old-1`), never deleted.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from typing import Any
 
 from kleash.config import Config, read_yaml
 from kleash.content import refuse_missing
-from kleash.errors import ConfigError
+from kleash.errors import ChangedError, ConfigError
 from kleash.option_names import COMMANDS, renamed
+from kleash.outputs import set_aside
 from kleash.run import RunFolder
 from kleash.stages import STAGES
 
@@ -98,21 +100,39 @@ def read_recipe(path: Path, *, out: Path | None = None) -> list[Step]:
     return steps
 
 
-def run_recipe(path: Path, *, out: Path | None = None) -> list[Path]:
+def run_recipe(path: Path, *, out: Path | None = None, redo_from: str | None = None) -> list[Path]:
     """Run the unfinished stages of a recipe.
+
+    Args:
+        path: the YAML file.
+        out: folder to write to in place of the recipe's.
+        redo_from: from this stage on, a stage whose settings or inputs changed since it was done is done again; its
+            earlier output is renamed.
 
     Returns:
         The output of each stage.
 
     Raises:
-        ConfigError: the recipe is wrong; raised before anything is run.
+        ConfigError: the recipe is wrong, or has no such stage; raised before anything is run.
+        ChangedError: a stage before `redo_from` changed since it was done.
         InputError: a file or folder that no earlier stage writes is missing; raised before anything is run.
     """
     steps = read_recipe(path, out=out)
+    names = [step.name for step in steps]
+    if redo_from is not None and redo_from not in names:
+        raise ConfigError(f"{path}: --from is {redo_from}, but should be one of {', '.join(names)}")
     _refuse_missing(steps)
-    for number, step in enumerate(steps, start=1):
-        logger.info("%d/%d %s → %s", number, len(steps), step.name, getattr(step.config, "out", ""))
-        run_stage(step.stage, step.config)
+    first = len(steps) if redo_from is None else names.index(redo_from)
+    for number, step in enumerate(steps):
+        logger.info("%d/%d %s → %s", number + 1, len(steps), step.name, getattr(step.config, "out", ""))
+        try:
+            run_stage(step.stage, step.config)
+        except ChangedError as error:
+            if number < first:
+                raise ChangedError(f"{error}, or run with --from {step.name} to do it and what follows again") from None
+            aside = set_aside(Path(getattr(step.config, "out", "")))
+            logger.info("%s: changed (%s); the earlier output is in %s", step.name, error, aside)
+            run_stage(step.stage, step.config)
     return [Path(getattr(step.config, "out", "")) for step in steps]
 
 

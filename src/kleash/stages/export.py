@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kleash.content import file_hash
-from kleash.errors import DataError, InputError
+from kleash.errors import ChangedError, DataError, InputError
 from kleash.labels.open_store import open_store
 from kleash.stages.data_configs import ExportConfig
 
@@ -29,7 +29,8 @@ def run(config: ExportConfig) -> Path:
     """Write the labels, unless they exist already.
 
     Raises:
-        DataError: there is nothing to write, or the folder holds an export of another store or with other settings.
+        DataError: there is nothing to write, or a file of the folder was changed.
+        ChangedError: the folder holds an export of another store or with other settings.
         InputError: there is no such store or annotator.
     """
     if "://" not in config.store and not Path(config.store).exists():
@@ -62,9 +63,9 @@ def _refuse_other(config: ExportConfig, store: Store) -> None:
     until = manifest.get("until")
     remedy = "delete it or choose another --out"
     if {name: manifest.get(name) for name in settings} != settings or config.until not in (None, until):
-        raise DataError(f"{config.out} holds an export with other settings; {remedy}")
+        raise ChangedError(f"{config.out} holds an export with other settings; {remedy}")
     if manifest.get("store") != store_hash(store, until):
-        raise DataError(f"{config.out} holds an export of another store than {config.store}; {remedy}")
+        raise ChangedError(f"{config.out} holds an export of another store than {config.store}; {remedy}")
     for name, file in manifest["files"].items():
         if not (config.out / name).is_file() or file_hash(config.out / name) != file["sha256"]:
             raise DataError(f"{config.out / name} was changed since it was exported; {remedy}")
