@@ -114,7 +114,7 @@ def test_every_field_of_every_stage_has_a_help_text() -> None:
 
 REWARD_MODULE = "kleash.stages.reward_ensemble"
 
-TEXT = {"annotators", "device", "endpoint", "store", "response_column"}
+TEXT = {"accept_changed", "annotators", "device", "endpoint", "store", "response_column"}
 """Fields of stage configs that are text and name no file: a device, an address, a label store, a column, names."""
 
 

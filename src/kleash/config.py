@@ -79,6 +79,8 @@ class Config(BaseModel):
 
     NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"out", "device", "force"})
     """Fields that do not change the result: a run may continue with other values."""
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset()
+    """Fields that do, and with whose other value or content a run may go on if asked to (`--accept-changed`)."""
 
     @classmethod
     def make(cls: type[C], values: Mapping[str, Any], *, source: str = "config") -> C:
@@ -116,6 +118,11 @@ class Config(BaseModel):
             if key not in cls.model_fields and renamed(str(key), cls.model_fields) is not None:
                 raise ConfigError(f"unknown key '{key}'; {cls._remedy(str(key))}")
         return values
+
+    @property
+    def accepted(self) -> frozenset[str]:
+        """Fields of `MAY_CHANGE` with whose other value or content this run may go on."""
+        return frozenset()
 
     @classmethod
     def kinds(cls) -> dict[str, Kind]:

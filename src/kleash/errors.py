@@ -8,6 +8,7 @@
     │   └── ModelError                    a model folder, a tokenizer, a template
     ├── GateError                  1      a precondition of a stage does not hold
     ├── TrainingError              1      the numbers went wrong while training (F7, F13)
+    │   └── NotFiniteError                loss, gradient, weights or outputs overflow
     ├── RewardError                1      a reward raised an exception, or gave what is not a finite number
     ├── MachineError               3      disk or memory
     └── WaitingError              75      nothing is wrong: labels by people are still missing
@@ -52,6 +53,10 @@ class GateError(KleashError):
 
 class TrainingError(KleashError):
     """Training produced impossible numbers; the message names the cause."""
+
+
+class NotFiniteError(TrainingError):
+    """Loss, gradient, weights or outputs of a model overflow; the message names the cause."""
 
 
 class RewardError(KleashError):

@@ -39,7 +39,9 @@ def identity_of(stage: str, config: Config, inputs: Fingerprints | None = None) 
     return {"stage": stage, **config.identity(), **hashes}
 
 
-def refuse_other(out: Path, old: Mapping[str, Any], new: Mapping[str, Any], paths: Mapping[str, str]) -> None:
+def refuse_other(
+    out: Path, old: Mapping[str, Any], new: Mapping[str, Any], paths: Mapping[str, str], *, hint: str = ""
+) -> None:
     """Refuse to continue an output of another identity (F11).
 
     Args:
@@ -47,6 +49,7 @@ def refuse_other(out: Path, old: Mapping[str, Any], new: Mapping[str, Any], path
         old: its identity.
         new: the requested identity.
         paths: where the inputs are now, by role, for the message.
+        hint: what else can be done, for the message.
 
     Raises:
         ChangedError: naming what differs.
@@ -61,7 +64,7 @@ def refuse_other(out: Path, old: Mapping[str, Any], new: Mapping[str, Any], path
     more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
     raise ChangedError(
         f"{out} exists and was written with other settings ({', '.join(differences[:3])}{more}); delete it or choose "
-        "another --out"
+        f"another --out{hint}"
     )
 
 

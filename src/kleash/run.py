@@ -15,20 +15,23 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import kleash
+from kleash.changes import changes_of
 from kleash.config import Config
 from kleash.content import Fingerprints, fingerprints, folder_hash
-from kleash.errors import InputError
+from kleash.errors import InputError, MachineError, NotFiniteError
 from kleash.io import Json, machine_errors, read_jsonl, write_json, write_text
 from kleash.memory import peak_memory, reset_peak
-from kleash.outputs import SCHEMA, identity_of, refuse_other, refuse_other_schema
+from kleash.outputs import SCHEMA, identity_of, refuse_other_schema
 
 StepMetrics = dict[str, Any]
 """Figures of a step by name: numbers, or tensors of one number until they are logged."""
@@ -40,6 +43,7 @@ class RunFolder:
     def __init__(self, path: Path, record: Json) -> None:
         self.path = path
         self.record = record
+        self.changes: list[Json] = []
         self._started = time.monotonic()
         reset_peak()
 
@@ -51,7 +55,7 @@ class RunFolder:
             path: the folder; made if missing.
             stage: name of the stage.
             config: the run's config; the fields that its result depends on must agree with an earlier run's in the
-                same folder.
+                same folder, but for changes that are accepted (`changes.py`), which are recorded.
             inputs: fingerprints of objects passed in place of what the config names (a live model, say) or in addition,
                 by role. The content of all inputs must agree with the earlier run's; their paths need not, since a
                 parent may have been moved.
@@ -67,8 +71,9 @@ class RunFolder:
         if record is not None and record["identity"] != identity and not _has_work(path, record):
             record = None  # an earlier attempt ended before it had done anything: there is nothing to protect
         elif record is not None:
-            refuse_other(path, record["identity"], identity, {role: value["path"] for role, value in inputs.items()})
-            folder = cls(path, record | {"config": settings, "inputs": inputs})
+            changes = changes_of(path, record, config, identity, inputs)
+            folder = cls(path, record | {"config": settings, "inputs": inputs, "identity": identity})
+            folder._continue(changes)
             if folder.record != record:
                 folder.save()
             return folder
@@ -94,10 +99,37 @@ class RunFolder:
             folder.save()
         return folder
 
+    def _continue(self, changes: list[Json]) -> None:
+        """Record the changes with which the run goes on; with some, a finished run begins to run again."""
+        self.changes = changes
+        if changes:
+            self.record["changes"] = [*self.record.get("changes", []), *changes]
+        if self.record["status"] == "stopped" or (self.finished and changes):
+            self.record["status"] = "running"
+            self.record["gates"] = {name: gate for name, gate in self.record["gates"].items() if name != "out"}
+            self.record.pop("stopped", None)
+            self.record.pop("skipped", None)
+
+    def stop(self, error: BaseException) -> None:
+        """Note in run.json that the run stopped, and why; the same command continues it."""
+        reason = " ".join(str(error).split()) or ("interrupted" if isinstance(error, KeyboardInterrupt) else "")
+        self.record |= {"status": "stopped", "stopped": {"error": type(error).__name__, "reason": reason}}
+        with suppress(MachineError):  # the error itself is what is to be told
+            self.save()
+        states = sorted(self.checkpoints.glob("step-*"))
+        if isinstance(error, NotFiniteError) and len(states) > 1:
+            shutil.rmtree(states[-1], ignore_errors=True)  # its outputs are finite, but no step can be taken from it
+
     @property
     def finished(self) -> bool:
         """Whether the stage is complete."""
         return bool(self.record["status"] == "finished")
+
+    def _keep_states(self, count: int) -> None:
+        """Keep the newest training states of a finished run; without any the best weights go, too."""
+        states = sorted(self.checkpoints.glob("step-*"))
+        for path in states[: len(states) - count] if count else [self.checkpoints]:
+            shutil.rmtree(path, ignore_errors=True)
 
     @property
     def checkpoints(self) -> Path:
@@ -152,6 +184,7 @@ class RunFolder:
         if "out" in self.record["gates"]:  # the content that was checked, see checks/gates.py
             self.record["gates"]["out"]["sha256"] = folder_hash(self.path)
         self.note("results", **results)
+        self._keep_states(self.record["config"].get("keep_states", 1))
         return self
 
 

@@ -35,6 +35,7 @@ HOLDS = {
     "models": "loading, the forward pass over groups, heads, adapters",
     "data": "rows, groups, chat templates, batches",
     "objectives": "losses and estimators: tensors in, tensors out",
+    "changes": "what may differ where a run goes on, and the record of it",
     "outputs": "is this done already, with these settings?",
     "content": "hashes of what a file, a folder, a model is",
     "option_names": "what other libraries call an option",

@@ -128,7 +128,7 @@ def test_a_reward_that_is_not_finite_is_named_with_its_row(
     with pytest.raises(KleashError, match=message) as caught:
         run(stage, settings(stage, base, reward="rewards:late"))
     assert caught.value.exit_code == 1
-    assert [state.name for state in (base.parent / stage / "checkpoints").glob("step-*")] == ["step-00000002"]
+    assert (base.parent / stage / "checkpoints" / "step-00000002").exists()
     saved(base.parent / stage)
 
 

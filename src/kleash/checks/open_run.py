@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec
 
 from torch import nn
 
@@ -11,6 +13,29 @@ from kleash.run import RunFolder
 from kleash.training.model_folder import weights_hash
 from kleash.training.settings import TrainingConfig
 from kleash.training.trackers import require
+
+P = ParamSpec("P")
+
+_OPEN: list[RunFolder] = []
+"""The runs that are going on in this process, the innermost last."""
+
+
+def records_stop(run: Callable[P, RunFolder]) -> Callable[P, RunFolder]:
+    """A stage whose run.json says why it stopped, whatever stops it."""
+
+    @wraps(run)
+    def recorded(*arguments: P.args, **live: P.kwargs) -> RunFolder:
+        outer = len(_OPEN)
+        try:
+            return run(*arguments, **live)
+        except BaseException as error:
+            for folder in _OPEN[outer:]:
+                folder.stop(error)
+            raise
+        finally:
+            del _OPEN[outer:]
+
+    return recorded
 
 
 def open_run(stage: str, config: TrainingConfig, **live: tuple[nn.Module, Any] | object | None) -> RunFolder:
@@ -35,6 +60,7 @@ def open_run(stage: str, config: TrainingConfig, **live: tuple[nn.Module, Any] |
     }
     folder = RunFolder.open(config.out, stage=stage, config=config, inputs=inputs)
     if not folder.finished:
+        _OPEN.append(folder)
         for role, (kind, name) in config.references().items():
             if kind.parent:
                 check_parents(folder, role=role, parent=name, force=config.force)

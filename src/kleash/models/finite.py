@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kleash.errors import TrainingError
+from kleash.errors import NotFiniteError
 
 PROBE_TOKENS = 16
 """Length of the text on which a forward pass is tried."""
@@ -42,7 +42,7 @@ def refuse_overflow(model: nn.Module, when: str) -> None:
         when: beginning of the message: "after step 4".
 
     Raises:
-        TrainingError: names the cause.
+        NotFiniteError: names the cause.
     """
     if faulty_weights(model):
         raise not_finite(f"{when} weights are", model, trained=True)
@@ -58,7 +58,7 @@ def refuse_overflow(model: nn.Module, when: str) -> None:
         raise not_finite(f"{when} the model's outputs are", model, trained=True)
 
 
-def not_finite(what: str, model: nn.Module | None, *, trained: bool, detail: str = "") -> TrainingError:
+def not_finite(what: str, model: nn.Module | None, *, trained: bool, detail: str = "") -> NotFiniteError:
     """The error for a quantity that is not finite.
 
     Args:
@@ -67,7 +67,7 @@ def not_finite(what: str, model: nn.Module | None, *, trained: bool, detail: str
         trained: whether it was updated before, so that the learning rate is the likeliest cause.
         detail: what else is known, e.g. the learning rate.
     """
-    return TrainingError(f"{what} not finite: {_cause(model, trained=trained)}{detail}")
+    return NotFiniteError(f"{what} not finite: {_cause(model, trained=trained)}{detail}")
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from torch import Tensor
 from kleash.config import Config, read_yaml
 from kleash.data.group import Group
 from kleash.errors import ConfigError
-from kleash.rewards.reward import Parts, Reward, explain
+from kleash.rewards.reward import Parts, Reward, check_rows, explain
 
 
 class Part(Config):
@@ -93,6 +93,11 @@ class ComposedReward:
     def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
         """See `Reward`."""
         return self.explain(groups)[0]
+
+    def check_rows(self, groups: Sequence[Group]) -> None:
+        """See `reward.check_rows`."""
+        for _, reward in self.parts:
+            check_rows(reward, groups)
 
     def explain(self, groups: Sequence[Group]) -> tuple[Float[Tensor, "P K"], Parts]:
         """Scores, and those of each part; see `reward.explain`. The components of a part are named `part/…`."""

@@ -27,6 +27,19 @@ class Reward(Protocol):
         ...
 
 
+def check_rows(reward: Reward, groups: Sequence[Group]) -> None:
+    """Let a reward check the columns of all rows that it is going to read, before anything is sampled.
+
+    A reward that reads columns has a method `check_rows`; others have none.
+
+    Raises:
+        DataError: a row lacks a column, or its value cannot be read.
+    """
+    method = getattr(reward, "check_rows", None)
+    if method is not None:
+        method(groups)
+
+
 def explain(reward: Reward, groups: Sequence[Group]) -> tuple[Float[Tensor, "P K"], Parts]:
     """Scores of groups of one K, and their components, which are logged separately.
 

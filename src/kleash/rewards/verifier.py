@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kleash.data.group import Group, Response
 from kleash.errors import DataError
+from kleash.progress import Progress
 from kleash.rewards.non_answers import is_loop
 from kleash.rewards.reward import Parts
 from kleash.rewards.verifiers import OUTCOMES, BadRowError, Outcome, Verifier
@@ -18,6 +19,9 @@ from kleash.sandbox.runner import Completed, LimitExceeded, Limits, Runner
 
 LIMITS = Limits(seconds=5.0, memory=4 << 30)
 """Limits of one check: processor time (math-verify's own limit) and memory (9^(9^9) has more digits than fit)."""
+
+PROBE = "0"
+"""The response with which a row's value is tried before there is any."""
 
 _runner = Runner()
 
@@ -45,12 +49,38 @@ class VerifierReward:
         }
         return parts["right"], parts
 
+    def check_rows(self, groups: Sequence[Group]) -> None:
+        """Read the answer, pattern or schema of every row, each once; see `reward.check_rows`.
+
+        Raises:
+            DataError: names the first row whose value cannot be read, and how many there are.
+        """
+        readable: set[str] = set()
+        faults: list[DataError] = []
+        with Progress(len(groups), f"read each row's {self.verifier.column}") as progress:
+            for row, group in enumerate(groups, start=1):
+                try:
+                    value = repr(self._expected(group))
+                    if value not in readable:
+                        self._checked(group, PROBE)
+                        readable.add(value)
+                except DataError as error:
+                    faults.append(error)
+                progress.update(row)
+        if faults:
+            more = f" ({len(faults)} of {len(groups)} rows cannot be read)" if len(faults) > 1 else ""
+            raise DataError(f"{faults[0]}{more}")
+
     def outcome(self, group: Group, response: Response) -> Outcome:
         """The outcome of a response. An empty response or a loop is unparsable in any case."""
-        expected = self._expected(group)
+        self._expected(group)
         text = response.text
         if not text.strip() or (not self.verifier.loops_count and is_loop(text, finished=response.finished)):
             return "unparsable"
+        return self._checked(group, text)
+
+    def _checked(self, group: Group, text: str) -> Outcome:
+        expected = self._expected(group)
         try:
             return self._guarded(text, expected) if self.verifier.guarded else self.verifier.check(text, expected)
         except BadRowError as error:

@@ -22,7 +22,7 @@ from kleash.models.trainable import make_trainable
 from kleash.rewards.build import build_reward
 from kleash.rewards.ensemble import VALIDATION, EnsembleReward
 from kleash.rewards.learned import LearnedReward
-from kleash.rewards.reward import Reward
+from kleash.rewards.reward import Reward, check_rows
 from kleash.rollout.rollout import Components
 from kleash.run import derive_seed
 from kleash.sampling.sampler import build_sampler
@@ -128,6 +128,7 @@ def read_prompts(
 
     Raises:
         ConfigError: the responses leave no room for a prompt.
+        DataError: a row's answer, pattern or schema cannot be read by a reward.
     """
     context = context_length(parts.policy)
     room = max_length or (context - max_new_tokens if context else None)
@@ -135,10 +136,17 @@ def read_prompts(
         raise ConfigError(
             f"max_new_tokens {max_new_tokens} leaves no room for a prompt in a context of {context}; lower it"
         )
-    return read_encoded(
+    prompts, held_out = read_encoded(
         data, eval_data, parts.tokenizer, usable=prompt_only, prepare=_without_responses, max_length=room,
         max_eval_rows=max_eval_rows, seed=seed, note=note,
     )  # fmt: skip
+    rows = [prompt.source for prompt in (*prompts, *held_out)]
+    for reward in (parts.reward, parts.validation_reward):
+        if reward is not None:
+            check_rows(reward, rows)
+    if parts.gold is not None:
+        check_rows(parts.gold, rows[len(prompts) :])
+    return prompts, held_out
 
 
 def _without_responses(groups: Sequence[Group], source: str) -> list[Group]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 from kleash.data.formats import read_groups, write_groups
@@ -20,7 +21,7 @@ from kleash.models.compute import Compute
 from kleash.models.forward import Live
 from kleash.outputs import beside, finish, identity_of, is_done
 from kleash.rewards.build import build_reward
-from kleash.rewards.reward import Reward
+from kleash.rewards.reward import Reward, check_rows
 from kleash.stages import generate
 from kleash.stages.data_configs import BestOfNConfig, GenerateConfig
 from kleash.stages.score import log_outcomes, score_groups, score_report
@@ -51,6 +52,10 @@ def run(
     reward = reward or build_reward(config.reward, compute=compute)
     if gold is None and config.gold is not None:
         gold = build_reward(config.gold, compute=compute)
+    rows = list(islice(read_groups(config.data), config.max_rows))
+    for each in (reward, gold):
+        if each is not None:
+            check_rows(each, rows)  # before anything is sampled
     pool_file = _sample_pool(config, policy)
     pool = list(read_groups(pool_file))
     scores, parts = score_groups(reward, pool)

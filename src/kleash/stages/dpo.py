@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import monitors, policy_checks
 from kleash.checks.gates import record_checks
-from kleash.checks.open_run import open_run
+from kleash.checks.open_run import open_run, records_stop
 from kleash.checks.reward_report import pairs_of, preference_figures
 from kleash.data.batch import collate
 from kleash.data.batching import batches, microbatches
@@ -66,6 +66,7 @@ DISPLACED = 0.1
 each of their tokens is then a tenth less likely."""
 
 
+@records_stop
 def run(config: DPOConfig, *, policy: Live | None = None) -> RunFolder:
     """Train a policy on comparisons and write a folder that `transformers` loads.
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kleash.checks.finish import finish_policy
 from kleash.checks.first_ratio import check_first
-from kleash.checks.open_run import open_run
+from kleash.checks.open_run import open_run, records_stop
 from kleash.checks.rollout_monitor import RolloutMonitor
 from kleash.data.batch import GroupBatch
 from kleash.models.forward import Live, response_logprobs
@@ -108,6 +108,7 @@ def formulas(config: GRPOConfig) -> dict[str, str]:
     return formula
 
 
+@records_stop
 def run(
     config: GRPOConfig,
     *,

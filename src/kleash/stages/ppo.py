@@ -18,7 +18,7 @@ import torch
 
 from kleash.checks.finish import finish_policy
 from kleash.checks.first_ratio import check_first
-from kleash.checks.open_run import open_run
+from kleash.checks.open_run import open_run, records_stop
 from kleash.checks.rollout_monitor import RolloutMonitor
 from kleash.models.forward import Live, response_logprobs
 from kleash.models.heads import values
@@ -71,6 +71,7 @@ FORMULA = {
 }
 
 
+@records_stop
 def run(
     config: PPOConfig,
     *,

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kleash.checks import reward_checks
 from kleash.checks.gates import record_checks
-from kleash.checks.open_run import open_run
+from kleash.checks.open_run import open_run, records_stop
 from kleash.checks.reward_report import RewardReport, held_out_rewards, preference_figures
 from kleash.data.chat import encode_all
 from kleash.data.formats import read_groups, write_groups
@@ -40,7 +40,7 @@ from kleash.models.forward import Live
 from kleash.models.load import load_reward_model, load_tokenizer, new_reward_model, save_model
 from kleash.rewards.ensemble import VALIDATION, EnsembleReward, write_ensemble
 from kleash.rewards.learned import LearnedReward
-from kleash.run import RunFolder, derive_seed
+from kleash.run import RunFolder, derive_seed, read_record
 from kleash.stages import reward_model
 from kleash.stages.training_configs import EnsembleConfig, RewardConfig
 from kleash.training.after_training import after_training
@@ -54,6 +54,7 @@ OWN = ("members", "average_weights", "validation_share")
 """Fields that the run of a single model does not have."""
 
 
+@records_stop
 def run(config: EnsembleConfig, *, reward: Live | None = None) -> RunFolder:
     """Train a reward model, or several, as the settings say.
 
@@ -108,7 +109,7 @@ def _split(config: EnsembleConfig, folder: RunFolder) -> dict[str, Path]:
     """
     names = ("reward", "held-out", "centre", *(["validation"] if config.validation_share else []))
     files = {name: folder.path / "comparisons" / f"{name}.jsonl" for name in names}
-    if all(file.exists() for file in files.values()):
+    if all(file.exists() for file in files.values()) and not any(change["what"] == "data" for change in folder.changes):
         return files
     train, held_out = read_split(
         config.data, config.eval_data, seed=config.seed, usable=comparison, max_eval_rows=config.max_eval_rows
@@ -137,7 +138,10 @@ def _centred_on(config: EnsembleConfig, train: Sequence[Group]) -> Sequence[Grou
 
 
 def _member(config: EnsembleConfig, out: Path, files: Files, *, data: str = "reward") -> RunFolder:
-    """Train one model, unless it exists."""
+    """Train one model, unless it is finished; what was accepted as changed since then concerns the others."""
+    record = read_record(out)
+    if record is not None and record["status"] == "finished":
+        return RunFolder(out, record)
     changes: Json = {
         "out": out, "data": str(files[data]), "eval_data": str(files["held-out"]), "max_eval_rows": None, "force": True,
         "seed": derive_seed(config.seed, "member", out.name) % 2**31,

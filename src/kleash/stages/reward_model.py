@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import data_checks, reward_checks
 from kleash.checks.gates import record_checks
-from kleash.checks.open_run import open_run
+from kleash.checks.open_run import open_run, records_stop
 from kleash.checks.reward_checks import OnPolicyExcess
 from kleash.checks.reward_report import (
     RewardReport,
@@ -84,6 +84,7 @@ WITHOUT_REPORT: Mapping[str, Any] = {
 """Settings of a run for a point of the learning curve: only its training."""
 
 
+@records_stop
 def run(config: RewardConfig, *, reward: Live | None = None) -> RunFolder:
     """Train a reward model and write a folder that `transformers` loads as a sequence classifier.
 

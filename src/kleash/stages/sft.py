@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import sft_checks
 from kleash.checks.gates import Check, record_checks
-from kleash.checks.open_run import open_run
+from kleash.checks.open_run import open_run, records_stop
 from kleash.checks.sample_stats import describe, prompt_effect, responses_of, sample, usual_length
 from kleash.data.batch import collate
 from kleash.data.batching import batches, microbatches
@@ -51,6 +51,7 @@ EFFECT_ROWS = 128
 FORMULA = "loss = − Σ log π(y_t | x, y_<t) / (trained tokens of the step)"
 
 
+@records_stop
 def run(config: SFTConfig, *, policy: Live | None = None) -> RunFolder:
     """Train on demonstrations and write a folder that `transformers` loads.
 

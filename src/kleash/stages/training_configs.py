@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,6 +32,8 @@ class RewardConfig(TrainingConfig):
     """Train a Bradley–Terry reward model on comparisons. Defaults: Ouyang et al. 2022 (arXiv:2203.02155), C.2, unless a
     field says otherwise.
     """
+
+    MAY_CHANGE: ClassVar[frozenset[str]] = TrainingConfig.MAY_CHANGE | {"centre_data", "gold"}
 
     batch_size: int = Field(64, ge=1)
     """Prompts in one optimiser step, each with all pairs of its K responses."""
@@ -119,6 +121,8 @@ class PPOConfig(RolloutConfig):
     """PPO with a value network. Defaults: N+ (Huang et al. 2024, arXiv:2403.17031), except that everything that changes
     the objective is off.
     """
+
+    MAY_CHANGE: ClassVar[frozenset[str]] = RolloutConfig.MAY_CHANGE | {"value_learning_rate", "pretraining_data"}
 
     preset: Literal["instructgpt", "n-plus"] | None = None
     """Published values for every option that is not given: `instructgpt` or `n-plus`."""
@@ -289,6 +293,8 @@ class DPOConfig(TrainingConfig):
     """DPO and its variants: see `loss`. Defaults: Rafailov et al. 2023 (arXiv:2305.18290), B, and its code, unless a
     field says otherwise.
     """
+
+    MAY_CHANGE: ClassVar[frozenset[str]] = TrainingConfig.MAY_CHANGE | {"hold_out", "gold"}
 
     loss: Literal["sigmoid", "smoothed", "robust", "ipo", "simpo", "length-normalised"] = "sigmoid"
     """Loss of a comparison. sigmoid: DPO. smoothed: conservative DPO, for noisy labels. robust: corrected for noisy

@@ -63,6 +63,12 @@ def save(folder: RunFolder, step: int, state: State, *, keep: int, **numbers: An
         shutil.rmtree(old)
 
 
+def drop_old(folder: RunFolder, *, keep: int) -> None:
+    """Drop all but the newest states."""
+    for old in saved(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
 def restore(folder: RunFolder, state: State) -> Json:
     """Load the newest state into the parts, and rewind the logs to it.
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from kleash.errors import MachineError, TrainingError
+from kleash.errors import ConfigError, MachineError, TrainingError
 from kleash.models.finite import refuse_overflow
 from kleash.progress import Progress
 from kleash.run import RunFolder, StepMetrics
@@ -40,7 +40,7 @@ class Loop:
         state: the parts with a state, by name.
         shown: metrics that the progress bar shows.
         save_every: steps between saved states; None: a tenth of the run.
-        keep_states: how many of those states to keep.
+        keep_states: how many of those states to keep at the end; before, at least one.
         eval_every: steps between measurements on held-out rows; None: only at the end.
         trackers: destinations of metrics besides metrics.jsonl.
 
@@ -57,16 +57,22 @@ class Loop:
         state: State,
         shown: Sequence[str] = (),
         save_every: int | None = None,
-        keep_states: int = 1,
+        keep_states: int = 0,
         eval_every: int | None = None,
         trackers: Sequence[str] = (),
     ) -> None:
         self.folder, self.total, self.shown, self.eval_every = folder, total, shown, eval_every
-        self.save_every, self.keep_states = save_every or max(1, total // 10), keep_states
+        self.save_every, self.keep_states = save_every or max(1, total // 10), max(1, keep_states)
         self.state = state
         numbers = checkpoint.restore(folder, state)
         self.step: int = numbers["step"]
+        if self.step > total:
+            raise ConfigError(
+                f"{folder.path} has done {self.step} steps, more than the {total} that these settings ask for; give "
+                f"--max-steps {self.step} or more"
+            )
         self.stop: str | None = numbers.get("stop")
+        self._saved: int | None = None
         self._progress = Progress(total, folder.record["stage"], start=self.step)
         self._trackers = Trackers(trackers, folder)
 
@@ -76,6 +82,8 @@ class Loop:
             while self.step < self.total and self.stop is None:
                 yield self.step + 1
                 self.step += 1
+                if self._saved == self.step - 1:  # a step could be taken from that state, so it is good
+                    checkpoint.drop_old(self.folder, keep=self.keep_states)
                 if self.step % self.save_every == 0 and self.step < self.total and self.stop is None:
                     self.save()
         self.save()
@@ -112,7 +120,7 @@ class Loop:
         return row
 
     def save(self) -> None:
-        """Write the state to resume from.
+        """Write the state to resume from; the one before it is kept until a step was taken from this one.
 
         Raises:
             TrainingError: a model's weights or outputs are not finite; the state before is kept.
@@ -120,4 +128,5 @@ class Loop:
         for model in self.state.values():
             if isinstance(model, nn.Module):
                 refuse_overflow(model, f"after step {self.step}")
-        checkpoint.save(self.folder, self.step, self.state, keep=self.keep_states, stop=self.stop)
+        checkpoint.save(self.folder, self.step, self.state, keep=self.keep_states + 1, stop=self.stop)
+        self._saved = self.step

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kleash.config import Config, DataRef, MeasureRef, ModelRef, RewardRef, Settings
 from kleash.models.compute import Compute, DType
@@ -40,7 +40,12 @@ class StageConfig(Config):
 class TrainingConfig(StageConfig):
     """Settings of every stage that trains."""
 
-    NOT_IDENTITY: ClassVar[frozenset[str]] = Config.NOT_IDENTITY | {"trackers", "save_every", "keep_states"}
+    NOT_IDENTITY: ClassVar[frozenset[str]] = Config.NOT_IDENTITY | {
+        "trackers", "save_every", "keep_states", "accept_changed", "micro_batch_tokens",
+    }  # fmt: skip
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset(
+        {"data", "eval_data", "learning_rate", "warmup_steps", "max_grad_norm", "dtype", "max_steps", "epochs"}
+    )
 
     max_steps: int | None = Field(None, ge=1)
     """Optimiser steps to take (rollouts for ppo and grpo), repeating the data as needed; overrides `epochs`."""
@@ -91,12 +96,29 @@ class TrainingConfig(StageConfig):
     """Which weights to save: the last ones, or the best ones on the held-out rows."""
     save_every: int | None = Field(None, ge=1)
     """Steps between two training states, from which an interrupted run continues; null: a tenth of the run."""
-    keep_states: int = Field(1, ge=1)
-    """How many training states to keep."""
+    keep_states: int = Field(0, ge=0)
+    """How many training states to keep when the run is finished, from which it can be lengthened (`max_steps`). While
+    it runs at least the newest is kept."""
+    accept_changed: tuple[str, ...] = ()
+    """What may differ from the run in `out`, which goes on from its last state: reward, data, learning_rate, … Each
+    change is recorded in run.json. More steps and other `micro_batch_tokens` need no leave."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where to log metrics besides metrics.jsonl. Each needs its extra: pip install 'kleash[tensorboard]'."""
     force: bool = False
     """Continue although a check of this stage's inputs failed."""
+
+    @property
+    def accepted(self) -> frozenset[str]:
+        """See `Config`."""
+        return frozenset(self.accept_changed)
+
+    @field_validator("accept_changed")
+    @classmethod
+    def _may_change(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        names = tuple(name.replace("-", "_") for name in names)
+        if unknown := [name for name in names if name not in cls.MAY_CHANGE]:
+            raise ValueError(f"of {', '.join(sorted(cls.MAY_CHANGE))}; a run cannot go on with another '{unknown[0]}'")
+        return names
 
     @model_validator(mode="after")
     def _one_adapter(self) -> TrainingConfig:
@@ -142,6 +164,7 @@ class RolloutConfig(TrainingConfig):
     """Settings of every stage that trains on its own samples."""
 
     NOT_IDENTITY: ClassVar[frozenset[str]] = TrainingConfig.NOT_IDENTITY | {"log_rollouts"}
+    MAY_CHANGE: ClassVar[frozenset[str]] = TrainingConfig.MAY_CHANGE | {"reward", "hold_out", "gold", "beta"}
 
     reward: RewardRef
     """Reward to train against: a reward model's folder, `module:function` with TRL's signature, a

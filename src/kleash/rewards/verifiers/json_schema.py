@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import unquote
 
 from kleash.rewards.verifiers import BadRowError, Outcome
 
@@ -35,6 +36,8 @@ def check(text: str, schema: str | dict[str, Any] | bool) -> Outcome:
     except (jsonschema.SchemaError, ValueError) as error:
         reason = str(getattr(error, "message", error))[:100]
         raise BadRowError(f"invalid JSON Schema: {reason}; correct the schema") from None
+    if (missing := _missing_reference(schema_object)) is not None:
+        raise BadRowError(f"the schema refers to {missing!r}, which is not in it; put it under $defs")
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
     except ValueError:
@@ -44,6 +47,40 @@ def check(text: str, schema: str | dict[str, Any] | bool) -> Outcome:
         return "right" if validator(schema_object, registry=referencing.Registry()).is_valid(value) else "wrong"
     except referencing.exceptions.Unresolvable as error:
         raise BadRowError(f"the schema refers to {error.ref!r}, which is not in it; put it under $defs") from None
+
+
+def _missing_reference(schema: Any) -> str | None:
+    """A `$ref` that leads to nothing in a schema without names of its own (`$id`, `$anchor`); None where there is none.
+
+    A response meets a reference only where the schema sends it there, so that a missing one could be met late.
+    """
+    references, names = [], False
+    rest = [schema]
+    while rest:
+        part = rest.pop()
+        if isinstance(part, dict):
+            names = names or any(key in part for key in ("$id", "id", "$anchor", "$dynamicAnchor"))
+            references += [part["$ref"]] if isinstance(part.get("$ref"), str) else []
+            rest += [value for key, value in part.items() if key not in ("const", "enum", "default", "examples")]
+        elif isinstance(part, list):
+            rest += part
+    return None if names else next((ref for ref in references if not _leads_somewhere(ref, schema)), None)
+
+
+def _leads_somewhere(reference: str, schema: Any) -> bool:
+    """Whether a reference is a JSON pointer (RFC 6901) to a part of a schema."""
+    if not reference.startswith("#"):
+        return False
+    place: Any = schema
+    for step in unquote(reference.removeprefix("#")).split("/")[1:]:
+        key = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(place, dict) and key in place:
+            place = place[key]
+        elif isinstance(place, list) and key.isdecimal() and int(key) < len(place):
+            place = place[int(key)]
+        else:
+            return False
+    return True
 
 
 def _refuse_constant(name: str) -> None:
