@@ -184,6 +184,7 @@ def _inspect(command: argparse.Namespace) -> None:
 
     from kleash.data.chat import encode_all
     from kleash.data.formats import read_groups
+    from kleash.data.unread_columns import unread_columns
     from kleash.models.load import load_tokenizer
     from kleash.report.rows import show_rows
 
@@ -194,6 +195,8 @@ def _inspect(command: argparse.Namespace) -> None:
     show_rows(encoded, tokenizer, Console(), limit=command.rows)
     if truncation.message():
         print(truncation.message(), file=sys.stderr)
+    if unread := unread_columns(groups, tokenizer):
+        print(f"columns that sft does not use: {', '.join(unread)}", file=sys.stderr)
 
 
 def _check_options(parser: _Parser) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kleash.data.chat import encode, encode_prompt
-from kleash.data.group import Group
+from kleash.data.group import Group, Preference
 from kleash.data.schemas import parse_row, to_row
+from kleash.data.split import comparison, demonstration, prompt_only, read_usable
+from kleash.data.unread_columns import unread_columns
 from kleash.errors import DataError
 from tests.data.test_chat import STOCK, assistant, bytes_tokenizer, roles, stock_tokenizer, user
 from tests.data.test_letters import TOOLS, call
@@ -192,3 +195,78 @@ def test_a_column_of_a_group_is_not_lost_in_a_prompt():
     group = Group((user("Q"),), columns={"tools": json.dumps(TOOLS)})
     tokenizer = stock_tokenizer("qwen2_5")
     assert encode(group, tokenizer).prompt_ids == template_ids(tokenizer, user("Q"), tools=TOOLS)
+
+
+# --- columns that nothing reads --------------------------------------------------------------------------------------
+
+
+def test_columns_that_nothing_reads_are_named():
+    groups = [
+        parse_row({"prompt": [user("Q")], "response": "A", "id": 3, "tools": TOOLS, "enable_thinking": True}),
+        parse_row({"prompt": [user("Q")], "response": "A", "source": "web", "label": True}),
+    ]
+    assert unread_columns(groups, stock_tokenizer("qwen3")) == ["id", "source"]
+    assert unread_columns(groups, stock_tokenizer("qwen3"), reads_columns=True) == []
+    assert unread_columns(groups, stock_tokenizer("smollm2"), reads_columns=True) == [
+        "enable_thinking (the chat template does not read it)",
+        "tools (the chat template does not read it)",
+    ]
+    text = [parse_row({"prompt": "Q", "response": "A", "system": "Be brief.", "tools": "hammer"})]
+    assert unread_columns(text, stock_tokenizer("qwen3")) == [
+        "system (plain text has no place for it; give the prompt as turns)",
+        "tools",
+    ]
+    keywords = [parse_row({"prompt": [user("Q")], "chat_template_kwargs": {"enable_thinking": True, "mood": "calm"}})]
+    assert "chat_template_kwargs" in unread_columns(keywords, stock_tokenizer("qwen3"))[0]
+
+
+# --- unpaired rows ---------------------------------------------------------------------------------------------------
+
+
+def unpaired(*labels: Any, column: str = "label") -> list[dict[str, Any]]:
+    return [{"prompt": [user("Q")], "completion": [assistant(f"A{i}")], column: x} for i, x in enumerate(labels)]
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(("yes", "no"), [(True, False), (1, 0), ("True", "False")])
+@pytest.mark.parametrize("column", ["label", "kto_tag"])
+def test_a_response_labelled_false_is_not_a_demonstration(tmp_path, caplog, yes, no, column):
+    data = written(tmp_path / "rows.jsonl", unpaired(yes, no, yes, no, no, column=column))
+    groups = read_usable(data, demonstration)
+    assert [group.responses[0].text for group in groups] == ["A0", "A2"]
+    assert caplog.messages == [f"{data}: 3 responses labelled false are left out"]
+
+
+def test_rows_without_a_good_response_are_no_demonstrations(tmp_path):
+    with pytest.raises(DataError, match="2 responses labelled false are left out; no row is left"):
+        read_usable(written(tmp_path / "rows.jsonl", unpaired(False, False)), demonstration)
+
+
+def test_unpaired_responses_to_one_prompt_are_compared(tmp_path, caplog):
+    rows = unpaired(True, False, False, True, True)
+    rows += [{"prompt": [user("other")], "completion": "B", "label": True}]
+    rows += [{"prompt": [user("third")], "chosen": "C", "rejected": "D"}]
+    data = written(tmp_path / "rows.jsonl", rows)
+    groups = read_usable(data, comparison)
+    texts = [[response.text for response in group.responses] for group in groups]
+    assert texts == [["C", "D"], ["A0", "A1"], ["A3", "A2"]]
+    assert all(group.label == Preference() for group in groups)
+    assert "2 comparisons" in caplog.messages[0]
+    assert "2 rows are left out" in caplog.messages[0]
+    with pytest.raises(DataError, match="no row is left"):
+        read_usable(written(tmp_path / "rows.jsonl", unpaired(True, True)), comparison)
+
+
+def test_a_prompt_may_have_any_label(tmp_path):
+    data = written(tmp_path / "rows.jsonl", unpaired(True, False))
+    assert len(read_usable(data, prompt_only)) == 2
+
+
+@pytest.mark.parametrize("label", ["positive", 3, [True], 0.5])
+def test_another_label_says_nothing_of_a_demonstration(tmp_path, label):
+    data = written(tmp_path / "rows.jsonl", unpaired(label))
+    assert len(read_usable(data, demonstration)) == 1

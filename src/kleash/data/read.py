@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Group, Preference, Ranking
 from kleash.data.split import read_split
+from kleash.data.unread_columns import unread_columns
 from kleash.errors import DataError
 
 logger = logging.getLogger("kleash")
@@ -38,6 +39,7 @@ def read_encoded(
     response_column: str | None = None,
     seed: int,
     note: Callable[..., None],
+    reads_columns: bool = False,
 ) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
     """The rows to train on and the rows to measure on.
 
@@ -53,6 +55,8 @@ def read_encoded(
         response_column: column of the response, if the schemas do not know its name.
         seed: which rows are held out.
         note: takes the counts of both parts, as `RunFolder.note` does.
+        reads_columns: whether the stage reads the other columns of a row, or hands them on to a reward. Those that
+            nothing reads are named in one line.
 
     Raises:
         DataError: naming the first row that the stage cannot use, or no row is left.
@@ -60,6 +64,8 @@ def read_encoded(
     rows = read_split(
         data, eval_data, seed=seed, usable=usable, max_eval_rows=max_eval_rows, response_column=response_column
     )
+    if unread := unread_columns(rows[0], tokenizer, reads_columns=reads_columns):
+        logger.warning("%s: columns that are not used: %s", data, ", ".join(unread))
     parts: list[list[EncodedGroup]] = []
     counts: list[RowCounts] = []
     sources = (data, eval_data or f"{data}, held out")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kleash.data.formats import read_groups
 from kleash.data.group import Content, Group, Preference, Response, Scores, prompt_key
+from kleash.data.unpaired import is_good, pair_by_label
 from kleash.errors import DataError
 from kleash.run import derive_seed
 
@@ -65,15 +66,39 @@ def read_usable(
     *,
     response_column: str | None = None,
 ) -> list[Group]:
-    """Read the rows of a file; raises at the first row that a stage cannot use."""
+    """Read the rows of a file; raises at the first row that a stage cannot use.
+
+    Of unpaired rows, those that the stage cannot use as they are become comparisons if it wants these, and are left out
+    otherwise; one line says how many.
+    """
     groups = []
+    unpaired = []
     for row, read in enumerate(islice(read_groups(data), limit), start=1):
         group = read if response_column is None else answered_by(read, response_column)
         problem = usable(group)
-        if problem:
+        if problem and is_good(group) is not None:
+            unpaired.append(group)
+        elif problem:
             raise DataError(f"{data} row {row}: {problem}")
-        groups.append(group)
-    return groups
+        else:
+            groups.append(group)
+    pairs = [pair for pair in pair_by_label(unpaired) if usable(pair) is None]
+    if unpaired:
+        message = _count_unpaired(unpaired, pairs)
+        if not groups and not pairs:
+            raise DataError(f"{data}: {message}; no row is left")
+        logger.warning("%s: %s", data, message)
+    return groups + pairs
+
+
+def _count_unpaired(unpaired: Sequence[Group], pairs: Sequence[Group]) -> str:
+    rest = len(unpaired) - 2 * len(pairs)
+    if not any(map(is_good, unpaired)):
+        return f"{rest} responses labelled false are left out"
+    return (
+        f"{len(pairs)} comparisons of responses labelled true and false to one prompt; {rest} rows are left out, whose "
+        "prompt has no response of the other label"
+    )
 
 
 def hold_out(groups: Sequence[Group], *, seed: int, share: float = HELD_OUT) -> tuple[list[Group], list[Group]]:
@@ -96,6 +121,8 @@ def demonstration(group: Group) -> str | None:
             f"has {len(group.responses)} responses; a demonstration has one: `prompt` and `response`, `messages`, "
             "or a column named by --response-column"
         )
+    if is_good(group) is False:
+        return "is labelled false, and so is not a demonstration"
     return None
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kleash.data.chat import end_ids
 from kleash.data.group import EncodedGroup, EncodedResponse, Group, Preference, Ranking, Scores
+from kleash.data.unpaired import is_good
 from kleash.errors import ModelError
 
 ROLES = {
@@ -17,8 +18,12 @@ ROLES = {
     "trained": "bold green",
     "forced": "yellow",
     "end token": "bold black on green",
+    "control token": "bold magenta",
 }
 """Style of each role. Never only colour: the counts below each row and the brackets of forced text say it again."""
+
+PARTS = ("prompt", "forced")
+"""Roles of the tokens that are not trained, in which control tokens are shown as such."""
 
 
 def show_rows(
@@ -34,16 +39,21 @@ def show_rows(
     """
     console.print(_legend())
     ends = _ends(tokenizer)
+    controls = frozenset(tokenizer.all_special_ids) | ends
     for number, group in enumerate(encoded[:limit], start=1):
         console.print()
         console.rule(Text(f"row {number}{_label(group.source)}"), align="left", style="dim")
-        console.print(_tokens(group.prompt_ids, ["prompt"] * len(group.prompt_ids), tokenizer))
-        console.print(Text(f"prompt: {len(group.prompt_ids)} tokens, none trained", style="italic"))
+        text = isinstance(group.source.prompt, str)
+        console.print(_tokens(group.prompt_ids, ["prompt"] * len(group.prompt_ids), tokenizer, controls))
+        count = f"{len(group.prompt_ids)} tokens, none trained"
+        count += _control_count(group.prompt_ids, controls) if text else ""
+        console.print(Text(f"prompt: {count}", style="italic"))
         for k, response in enumerate(group.responses):
-            roles = _roles(response, ends)
+            roles = _roles(response, ends, demonstration=is_good(group.source) is not False)
             console.print()
-            console.print(_tokens(response.ids, roles, tokenizer))
-            console.print(Text(f"{_title(group.source, k)}: {_counts(roles)}", style="italic"))
+            console.print(_tokens(response.ids, roles, tokenizer, controls))
+            count = _counts(roles) + (_control_count(response.ids, controls - ends) if text else "")
+            console.print(Text(f"{_title(group.source, k)}: {count}", style="italic"))
     if len(encoded) > limit:
         console.print(f"\n… and {len(encoded) - limit} more")
 
@@ -63,16 +73,24 @@ def _ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
         return frozenset()
 
 
-def _roles(response: EncodedResponse, ends: frozenset[int]) -> list[str]:
+def _roles(response: EncodedResponse, ends: frozenset[int], *, demonstration: bool) -> list[str]:
     def role(token: int, trained: bool) -> str:
-        if not trained:
+        if not trained or not demonstration:
             return "forced"
         return "end token" if token in ends else "trained"
 
     return [role(token, trained) for token, trained in zip(response.ids, response.mask, strict=True)]
 
 
-def _tokens(ids: Sequence[int], roles: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Text:
+def _control_count(ids: Sequence[int], controls: frozenset[int]) -> str:
+    """How many control tokens a plain text has: those that the tokenizer adds, and those that the text spells."""
+    count = sum(token in controls for token in ids)
+    return f", {count} control token{'s' * (count != 1)}" if count else ""
+
+
+def _tokens(
+    ids: Sequence[int], roles: Sequence[str], tokenizer: PreTrainedTokenizerBase, controls: frozenset[int]
+) -> Text:
     text = Text()
     for place, (token, role) in enumerate(zip(ids, roles, strict=True)):
         first = place == 0 or roles[place - 1] != role
@@ -84,7 +102,7 @@ def _tokens(ids: Sequence[int], roles: Sequence[str], tokenizer: PreTrainedToken
         visible = _visible(token, tokenizer)
         if role == "forced" and last:
             visible = f"{visible[:-1]}⟩\n" if visible.endswith("\n") else f"{visible}⟩"
-        text.append(visible, style=ROLES[role])
+        text.append(visible, style=ROLES["control token" if token in controls and role in PARTS else role])
     if text.plain.endswith("\n"):
         text.right_crop()
     return text
@@ -109,6 +127,8 @@ def _counts(roles: Sequence[str]) -> str:
 
 def _label(group: Group) -> str:
     label = group.label
+    if is_good(group) is False:
+        return " · labelled false: not a demonstration, not trained by sft"
     if isinstance(label, Preference):
         by = f" by {label.annotator}" if label.annotator else ""
         return f" · preference{by}, P(chosen is better) = {label.probability:g}"

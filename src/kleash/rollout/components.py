@@ -138,7 +138,7 @@ def read_prompts(
         )
     prompts, held_out = read_encoded(
         data, eval_data, parts.tokenizer, usable=prompt_only, prepare=_without_responses, max_length=room,
-        max_eval_rows=max_eval_rows, seed=seed, note=note,
+        max_eval_rows=max_eval_rows, seed=seed, note=note, reads_columns=True,
     )  # fmt: skip
     rows = [prompt.source for prompt in (*prompts, *held_out)]
     for reward in (parts.reward, parts.validation_reward):

@@ -390,5 +390,5 @@ def read_comparisons(
     return read_encoded(
         config.data, config.eval_data, tokenizer, usable=comparison,
         max_length=config.max_length or context_length(model), max_eval_rows=config.max_eval_rows, seed=config.seed,
-        note=note,
+        note=note, reads_columns=True,
     )  # fmt: skip

@@ -1,0 +1,37 @@
+"""Columns of a row that no stage reads, so that they can be named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from kleash.data.group import Group
+from kleash.data.template_columns import TEMPLATE_COLUMNS, template_variables
+from kleash.data.unpaired import LABELS
+
+
+def unread_columns(
+    groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, *, reads_columns: bool = False
+) -> list[str]:
+    """The columns of rows that nothing reads; of a chat template's own, those that this one does not mention.
+
+    Args:
+        groups: as they were read.
+        tokenizer: whose template.
+        reads_columns: whether the stage reads the other columns.
+    """
+    template = str(tokenizer.chat_template)
+    chat = any(not isinstance(group.prompt, str) for group in groups)
+    unread: dict[str, str] = {}
+    for group in groups:
+        for name in group.columns.keys() - unread.keys():
+            if name in TEMPLATE_COLUMNS:
+                variables = template_variables({name: group.columns[name]}) if chat else {}
+                if not chat or any(variable not in template for variable in variables):
+                    unread[name] = f"{name} (the chat template does not read it)" if chat else name
+            elif name == "system":
+                unread[name] = "system (plain text has no place for it; give the prompt as turns)"
+            elif not reads_columns and name not in LABELS:
+                unread[name] = name
+    return sorted(unread.values())
