@@ -134,6 +134,54 @@ def test_arguments_that_are_not_json_are_refused():
         parse_row({"messages": [user("Q"), turn]})
 
 
+CALLS = {
+    "qwen2_5": (
+        ["<tool_call>\n{call}\n</tool_call><|im_end|>"] * 2,
+        "\n<|im_start|>user\n<tool_response>\nbooked\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
+        "At seven.<|im_end|>",
+    ),
+    "qwen3": (
+        [f"{think}<tool_call>\n{{call}}\n</tool_call><|im_end|>" for think in ("", "")],
+        "\n<|im_start|>user\n<tool_response>\nbooked\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
+        "<think>\n\n</think>\n\nAt seven.<|im_end|>",
+    ),
+    "mistral_nemo": (
+        ["[TOOL_CALLS][{call_with_id}]</s>"] * 2,
+        '[TOOL_RESULTS]{"content": booked, "call_id": "a1b2c3d4e"}[/TOOL_RESULTS]',
+        "At seven.</s>",
+    ),
+    "gpt_oss": (  # <|call|> would not stop the sampler
+        [' to=functions.book<|channel|>commentary json<|message|>{"people": 2}'] * 2,
+        '<|call|><|start|>functions.book to=assistant<|channel|>commentary<|message|>"booked"<|end|><|start|>assistant',
+        "<|channel|>final<|message|>At seven.<|return|>",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_tool_calls_are_trained_and_their_results_forced(name):
+    tokenizer = stock_tokenizer(name)
+    turn = {"role": "assistant", "content": "", "tool_calls": [call("book", {"people": 2})]}
+    result = {"role": "tool", "content": "booked", "tool_call_id": "a1b2c3d4e"}
+    turns = [user("Q"), turn, result, turn, result, assistant("At seven.")]
+    (response,) = encode(parse_row({"messages": turns, "tools": TOOLS}), tokenizer).responses
+    calls, forced, answer = CALLS[name]
+    written = '{"name": "book", "arguments": {"people": 2}'
+    calls = [text.replace("{call_with_id}", f'{written}, "id": "a1b2c3d4e"}}') for text in calls]
+    calls = [text.replace("{call}", f"{written}}}") for text in calls]
+    assert roles(response, tokenizer) == [
+        ("trained", calls[0]), ("forced", forced), ("trained", calls[1]), ("forced", forced), ("trained", answer)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["smollm2", "llama3_imitation", "gemma3_imitation"])
+def test_a_template_that_leaves_out_tool_calls_is_named(name):
+    turn = {"role": "assistant", "content": "", "tool_calls": [call("book", {"people": 2})]}
+    for row in ({"messages": [user("Q"), turn]}, {"prompt": [user("Q"), turn, user("And?")]}):
+        with pytest.raises(DataError, match="leaves out tool calls"):
+            encode(parse_row(row), stock_tokenizer(name))
+
+
 # --- system ----------------------------------------------------------------------------------------------------------
 
 

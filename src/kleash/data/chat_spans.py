@@ -16,15 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from kleash.data.chat_template import MARK, ChatTemplate, name_of, render, template_of
 from kleash.data.group import Message
-from kleash.data.message_fields import is_trained
+from kleash.data.message_fields import is_trained, with_marked_arguments
+from kleash.data.turns import call_end
 from kleash.errors import DataError, ModelError
+
+CALL = MARK.format("call {}")
+"""Placeholder for the arguments of a tool call."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,18 @@ class _Answer:
     """The text of the template and of others up to the next answer."""
 
 
-Skeletons = dict[str, list[str]]
-"""The texts between the marks of a conversation, by its turns: the responses of a group mostly share them."""
+@dataclass(frozen=True)
+class Skeleton:
+    """A conversation without its answers."""
+
+    pieces: tuple[str, ...]
+    """The text before each answer and, last, the text after all of them: the template's and that of others."""
+    openings: tuple[_Opening, ...]
+    """Where the model begins to write, in the text before each answer."""
+
+
+Skeletons = dict[str, Skeleton]
+"""By the turns of others: the responses of a group mostly share them."""
 
 
 def turn_spans(
@@ -86,95 +99,111 @@ def turn_spans(
     """
     template = template_of(tokenizer, variables)
     answers = [turn for turn in turns if turn["role"] == "assistant"]
-    pieces = _between_answers(prompt, turns, tokenizer, variables, skeletons)
-    openings = _openings([*prompt, *turns], pieces, template, tokenizer)
+    marked = _marked(turns)
+    key = repr(marked)
+    if key not in skeletons:
+        skeletons[key] = _skeleton([*prompt, *marked], len(prompt), template, tokenizer, variables)
     text = render([*prompt, *turns], tokenizer, variables, add_generation_prompt=False)
-    places = _locate(text, [_words_of(answer) for answer in answers], pieces, openings, tokenizer)
-    places[-1] = _with_opened_reasoning(places[-1], str(answers[-1]["content"]), openings[-1])
+    places = _locate(text, [_words_of(answer) for answer in answers], skeletons[key], tokenizer)
+    opening = skeletons[key].openings[-1]
+    places[-1] = _with_opened_reasoning(places[-1], str(answers[-1]["content"]), opening)
     trained = [is_trained(answer) for answer in answers]
-    return tuple(_spans(places, trained, template, missing=openings[-1].missing, finished=finished))
+    return tuple(_spans(places, trained, template, missing=opening.missing, finished=finished))
 
 
 # --- render ----------------------------------------------------------------------------------------------------------
 
 
 def _words_of(answer: Message) -> str:
-    """The words of an answer that every template shows: its reasoning may be left out or moved."""
-    return str(answer["content"]).rpartition("</think>")[2].strip()
+    """The words of an answer that every template shows: its reasoning may be left out or moved, and so may what stands
+    beside a tool call.
+    """
+    return "" if "tool_calls" in answer else str(answer["content"]).rpartition("</think>")[2].strip()
 
 
-def _between_answers(
-    prompt: Sequence[Message],
-    turns: Sequence[Message],
+def _marked(turns: Sequence[Message]) -> list[Message]:
+    """The turns with a mark in place of each answer, and one in the arguments of each of its tool calls."""
+    marked: list[Message] = []
+    for i, turn in enumerate(turns):
+        if turn["role"] != "assistant":
+            marked.append(turn)
+            continue
+        calls = [with_marked_arguments(call, CALL.format(i)) for call in turn.get("tool_calls", ())]
+        answer = {"role": "assistant", "content": MARK.format(i)}
+        marked.append(answer | {"tool_calls": calls} if calls else answer)
+    return marked
+
+
+def _skeleton(
+    conversation: Sequence[Message],
+    start: int,
+    template: ChatTemplate,
     tokenizer: PreTrainedTokenizerBase,
     variables: Mapping[str, Any],
-    skeletons: Skeletons,
-) -> list[str]:
-    """The text before each answer and, last, the text after all of them: the template's and that of others."""
-    count = 0
-    marked: list[Message] = []
-    for turn in turns:
-        answer = turn["role"] == "assistant"
-        marked.append({"role": "assistant", "content": MARK.format(count)} if answer else turn)
-        count += answer
-    key = repr(marked)
-    if key not in skeletons:
-        text = render([*prompt, *marked], tokenizer, variables, add_generation_prompt=False)
-        skeletons[key] = _split_at_marks(text, count, tokenizer)
-    return skeletons[key]
+) -> Skeleton:
+    """What stands between the marks of a conversation whose response begins with turn `start`."""
+    text = render(conversation, tokenizer, variables, add_generation_prompt=False)
+    pieces, openings, end = [], [], 0
+    for turn in range(start, len(conversation)):
+        if conversation[turn]["role"] != "assistant":
+            continue
+        begin, stop = _answer_at(text, turn - start, "tool_calls" in conversation[turn], tokenizer)
+        pieces.append(text[end:begin])
+        before = conversation[:turn]
+        opening = _opening(pieces[-1], before[-1], template)
+        if opening is None:  # no generation prompt after a tool's turn (Mistral)
+            asked = render(before, tokenizer, variables)
+            if not text[:begin].startswith(asked) or len(asked) < end:
+                raise _unclear(tokenizer, pieces[-1])
+            opening = _Opening(len(asked) - end)
+        openings.append(opening)
+        end = stop
+    return Skeleton((*pieces, text[end:]), tuple(openings))
 
 
-def _split_at_marks(text: str, count: int, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    pieces = []
-    for i in range(count):
-        piece, mark, text = text.partition(MARK.format(i))
-        if not mark:
+def _answer_at(text: str, i: int, calls: bool, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Where the marks of an answer begin and where it ends: with tool calls, at the token that ends its turn."""
+    mark, call = MARK.format(i), CALL.format(i)
+    begin = text.find(mark)
+    if not calls:
+        if begin < 0:
             raise ModelError(f"the chat template of {name_of(tokenizer)} leaves out an answer; correct the template")
-        pieces.append(piece)
-    return [*pieces, text]
+        return begin, begin + len(mark)
+    last, end = text.rfind(call), call_end(tokenizer)
+    stop = text.find(end, last) if end else -1
+    if min(last, stop) < 0:
+        raise _unclear(tokenizer, text)
+    return text.find(call) if begin < 0 else begin, stop
 
 
 # --- locate ----------------------------------------------------------------------------------------------------------
 
 
-def _openings(
-    conversation: Sequence[Message],
-    pieces: Sequence[str],
-    template: ChatTemplate,
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[_Opening]:
-    """Where the model begins to write, in the text before each answer."""
-    questions = [before for before, turn in pairwise(conversation) if turn["role"] == "assistant"][1 - len(pieces) :]
-    return [
-        _opening(piece, "" if turn["role"] == "assistant" else str(turn["content"]).strip(), template, tokenizer)
-        for piece, turn in zip(pieces[:-1], questions, strict=True)
-    ]
-
-
-def _opening(piece: str, question: str, template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> _Opening:
-    """Where the generation prompt ends in the text before an answer.
+def _opening(piece: str, question: Message, template: ChatTemplate) -> _Opening | None:
+    """Where the generation prompt ends in the text before an answer; None where it is not in it.
 
     Never before the end of the words of the prompt, which is not trained (F6). A finished conversation may show only
     the beginning of the generation prompt; the rest is missing.
     """
+    words = "" if question["role"] == "assistant" else str(question["content"]).strip()
     opening = template.opening or template.closing
     start = piece.rfind(opening)
-    if start >= 0 and question in piece[: start + len(opening)]:
+    if start >= 0 and words in piece[: start + len(opening)]:
         return _Opening(start + len(opening))
     for size in range(len(opening) - 1, 0, -1):
         if piece.endswith(opening[:size]):
             return _Opening(len(piece), missing=opening[size:])
-    raise _unclear(tokenizer, piece)
+    return None
 
 
 def _locate(
     text: str,
     words: Sequence[str],
-    pieces: Sequence[str],
-    openings: Sequence[_Opening],
+    skeleton: Skeleton,
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[_Answer]:
     """Each answer in the conversation as it is rendered, found by its words and by the text around it."""
+    pieces, openings = skeleton.pieces, skeleton.openings
     position = openings[0].end
     if not text.startswith(pieces[0][:position]) or not text.endswith(pieces[-1]):
         raise _unclear(tokenizer, text)

@@ -74,6 +74,15 @@ def with_arguments(turn: Message, *, as_text: bool) -> Message:
     return {**rest, "tool_calls": calls} if calls else rest
 
 
+def with_marked_arguments(call: Mapping[str, Any], mark: str) -> Mapping[str, Any]:
+    """A tool call with a mark for its arguments, which stay text where they were."""
+    if isinstance(call.get("function"), Mapping):
+        return {**call, "function": with_marked_arguments(call["function"], mark)}
+    value = {"argument": mark}
+    as_text = isinstance(call.get("arguments"), str)
+    return {**call, "arguments": json.dumps(value, ensure_ascii=False) if as_text else value}
+
+
 def _json(text: str, what: str) -> Any:
     try:
         return json.loads(text) if text.strip() else {}

@@ -8,17 +8,24 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from kleash.data.chat_template import MARK, per_tokenizer, render, template_of
+from kleash.data.chat_template import MARK, last_control_token, name_of, per_tokenizer, render, template_of
 from kleash.data.group import Message, Response
 from kleash.data.letters import cut_turns
-from kleash.data.message_fields import with_arguments
+from kleash.data.message_fields import tool_calls, with_arguments
 from kleash.errors import DataError, ModelError
 
 
 def prompt_turns(turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> tuple[Message, ...]:
     """Turns as the template reads them: no text in them spells a control token (see `letters`)."""
-    as_text = any("tool_calls" in turn for turn in turns) and _prints_text(tokenizer)
-    return cut_turns([with_arguments(turn, as_text=as_text) for turn in turns], tokenizer)
+    if any(tool_calls(turn) for turn in turns):
+        kind, _ = _measure(tokenizer)
+        if kind is None:
+            raise DataError(
+                f"the chat template of {name_of(tokenizer)} leaves out tool calls; use one that shows them, or leave "
+                "the row out"
+            )
+        turns = [with_arguments(turn, as_text=kind is str) for turn in turns]
+    return cut_turns(turns, tokenizer)
 
 
 def response_turns(response: Response, tokenizer: PreTrainedTokenizerBase) -> tuple[Message, ...]:
@@ -47,21 +54,35 @@ def response_turns(response: Response, tokenizer: PreTrainedTokenizerBase) -> tu
     return prompt_turns(turns, tokenizer)
 
 
+def call_end(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The token, or other text, that ends a turn with tool calls; None where the template puts none there."""
+    return _measure(tokenizer)[1]
+
+
 @per_tokenizer
-def _prints_text(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the template prints the arguments of a tool call as they are, so that they have to be text."""
+def _measure(tokenizer: PreTrainedTokenizerBase) -> tuple[type | None, str | None]:
+    """The kind of arguments that the template prints as JSON, text or objects (None: it leaves tool calls out), and the
+    token that ends a turn with tool calls.
+    """
+    value = {"argument": MARK.format(1)}
+    text = json.dumps(value, ensure_ascii=False)
+    as_object, as_text = _printed(value, tokenizer), _printed(text, tokenizer)
+    if as_object is None and as_text is None:
+        return dict, None  # it refuses this call, and may show those of the data
+    kind = str if text in (as_text or "") and text not in (as_object or "") else dict
+    _, mark, tail = ((as_text if kind is str else as_object) or "").rpartition(MARK.format(1))
+    end = last_control_token(tail, tokenizer) or tail.removeprefix('"}').strip()
+    return (kind, end or None) if mark else (None, None)
 
-    def printed(arguments: Any) -> str:
-        call = {"id": "a1b2c3d4e", "type": "function", "function": {"name": "f", "arguments": arguments}}
-        turns: list[Message] = [
-            {"role": "user", "content": MARK.format(0)},
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-        ]
-        try:
-            return render(turns, tokenizer, add_generation_prompt=False)
-        except (DataError, ModelError):
-            return ""
 
-    value = {"argument": "its value"}
-    text = json.dumps(value)
-    return text in printed(text) and text not in printed(value)
+def _printed(arguments: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A tool call as the template prints it; None where it refuses it."""
+    call = {"id": "a1b2c3d4e", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    turns: list[Message] = [
+        {"role": "user", "content": MARK.format(0)},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+    try:
+        return render(turns, tokenizer, add_generation_prompt=False)
+    except (DataError, ModelError):
+        return None
