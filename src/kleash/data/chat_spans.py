@@ -152,10 +152,10 @@ def _skeleton(
         before = conversation[:turn]
         opening = _opening(pieces[-1], before[-1], template)
         if opening is None:  # no generation prompt after a tool's turn (Mistral)
-            asked = render(before, tokenizer, variables)
-            if not text[:begin].startswith(asked) or len(asked) < end:
+            prefix = render(before, tokenizer, variables)
+            if not text[:begin].startswith(prefix) or len(prefix) < end:
                 raise _unclear(tokenizer, pieces[-1])
-            opening = _Opening(len(asked) - end)
+            opening = _Opening(len(prefix) - end)
         openings.append(opening)
         end = stop
     return Skeleton((*pieces, text[end:]), tuple(openings))

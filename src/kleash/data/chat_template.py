@@ -79,8 +79,8 @@ def template_of(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]
     Raises:
         ModelError: there is no template, or it cannot be used; the message says why.
     """
-    asked = {name: value for name, value in (variables or {}).items() if name not in LISTS}
-    return _measure(tokenizer, asked)
+    settings = {name: value for name, value in (variables or {}).items() if name not in LISTS}
+    return _measure(tokenizer, settings)
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
