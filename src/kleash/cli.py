@@ -27,6 +27,7 @@ import kleash
 from kleash.config import DATA, MODEL, REWARD, Config, read_yaml
 from kleash.content import refuse_missing, refuse_missing_artifact
 from kleash.errors import ConfigError, GateError, KleashError
+from kleash.io import machine_failure
 from kleash.option_names import COMMANDS as COMMANDS_ELSEWHERE
 from kleash.option_names import names_elsewhere, option, renamed
 from kleash.outputs import results_of
@@ -60,7 +61,7 @@ def _run(arguments: list[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (MemoryError, OSError, RuntimeError) as error:
-        message = _machine_failure(error)
+        message = _machine_message(error)
         if message is None:
             raise
         print(f"kleash: {message}", file=sys.stderr)
@@ -68,13 +69,11 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def _machine_failure(error: BaseException) -> str | None:
+def _machine_message(error: BaseException) -> str | None:
     text = str(error)
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return "out of memory; lower --micro-batch-tokens (it changes no figure), or take a smaller model"
-    if isinstance(error, OSError) and error.errno in (28, 122, 5, 30):
-        return f"{error.filename or 'the disk'}: {error.strerror}; free space, then run the same command again to go on"
-    return None
+    return machine_failure(error) if isinstance(error, OSError) and error.errno is not None else None
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------

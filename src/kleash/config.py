@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from kleash.errors import ConfigError
 from kleash.option_names import renamed
+from kleash.parse import UnreadableError, parse_yaml
 
 C = TypeVar("C", bound="Config")
 
@@ -187,42 +187,16 @@ def read_yaml(path: Path) -> Settings:
         ConfigError: the file is missing, is not YAML, is not a mapping, or has a key twice, at any depth.
     """
     try:
-        values = yaml.load(path.read_text(), Loader=_UniqueKeys)
+        values = parse_yaml(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}; give the path of a YAML file") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not text; give the path of a YAML file") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: invalid YAML: {getattr(error, 'problem', None) or error}") from None
+    except UnreadableError as error:
+        line = f" line {error.line}" if error.line else ""
+        raise ConfigError(f"{path}{line}: invalid YAML: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path}: holds {type(values).__name__}, but should be a mapping of 'key: value' lines")
     # 1e-5 has no dot, so YAML 1.1 reads it as text; pydantic turns it into the number that was meant.
     return values
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML lets the last of equal keys win; YAML 1.2.2, 3.2.1.3 forbids them. Keys that `<<` merges in may repeat."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """A mapping, checked before merges are resolved.
-
-        Raises:
-            yaml.constructor.ConstructorError: a key is there twice.
-        """
-        node = super().compose_mapping_node(anchor)
-        lines: dict[Any, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            is_merge = key.tag == "tag:yaml.org,2002:merge"
-            value = key.value if is_merge else self.construct_object(key)  # `yes` and `on` are one key
-            if value in lines:
-                problem = f"'{key.value}' is there twice (first in line {lines[value]}); give each its own name"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            lines[value] = key.start_mark.line + 1
-        return node
 
 
 def _kind(annotation: Any, metadata: Any = ()) -> Kind | None:

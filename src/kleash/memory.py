@@ -32,7 +32,7 @@ def peak_memory() -> dict[str, int]:
 
 def _resident() -> int:
     if sys.platform == "linux":
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text().split("\n"):
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) * 1024
     maximum = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -7,15 +7,16 @@ was made from. Paths are not part of it. The identity of a folder is in its run.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from kleash.config import Config
 from kleash.content import Fingerprints, fingerprints
 from kleash.errors import ChangedError, DataError
-from kleash.io import ROW_ENDINGS, Json, write_json
+from kleash.io import ROW_ENDINGS, Json, clear_copies, machine_errors, read_json, write_json
+from kleash.lock import lock
 
 SCHEMA = 1
 """Schema version of run.json and of summary files. It rises with every change that makes older ones misleading."""
@@ -83,6 +84,36 @@ def refuse_other_schema(file: Path, record: Mapping[str, Any]) -> None:
         )
 
 
+C = TypeVar("C", bound=Config)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def only_writer(run: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C, P], T]:
+    """Make a stage without a run folder the only writer of `config.out` while it goes on.
+
+    Raises:
+        InputError: another process does.
+    """
+
+    @wraps(run)
+    def run_alone(config: C, /, *arguments: P.args, **live: P.kwargs) -> T:
+        out: Path = getattr(config, "out")  # noqa: B009
+        with machine_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            writer = lock(out.with_name(f".{out.name}.lock"), out)
+        except OSError:  # nothing can be written there, which does not matter where all is done
+            return run(config, *arguments, **live)
+        try:
+            clear_copies(out)
+            return run(config, *arguments, **live)
+        finally:
+            writer.release()
+
+    return run_alone
+
+
 def is_done(out: Path, identity: Identity, *, paths: Mapping[str, str] | None = None) -> bool:
     """Whether a file exists and was written with these settings and inputs.
 
@@ -111,6 +142,8 @@ def finish(out: Path, identity: Identity, results: Mapping[str, Any] | None) -> 
         out: the file.
         identity: of `identity_of`.
         results: figures; None where the stage has none; the record is then a hidden file.
+
+    It is written before the file itself, so that a kill between the two leaves nothing that cannot be continued.
     """
     file = _hidden(out) if results is None else summary_of(out)
     write_json(file, {"schema": SCHEMA, "identity": identity, "results": results})
@@ -119,7 +152,7 @@ def finish(out: Path, identity: Identity, results: Mapping[str, Any] | None) -> 
 def results_of(out: Path) -> Json | None:
     """The figures written next to a file, or None where its stage writes none."""
     summary = summary_of(out)
-    return dict(json.loads(summary.read_text())["results"]) if summary.exists() else None
+    return _read(summary)["results"] if summary.exists() else None
 
 
 def beside(out: Path, part: str, *, ending: str | None = None) -> Path:
@@ -160,10 +193,17 @@ def summary_of(out: Path) -> Path:
 def _summary(out: Path) -> Json | None:
     for file in (summary_of(out), _hidden(out)):
         if file.exists():
-            record: Json = json.loads(file.read_text())
-            refuse_other_schema(file, record)
-            return record
+            return _read(file)
     return None
+
+
+def _read(file: Path) -> Json:
+    remedy = "delete it and its output, or restore it"
+    record = read_json(file, remedy)
+    refuse_other_schema(file, record)
+    if not isinstance(record.get("identity"), dict) or not isinstance(record.get("results"), dict | None):
+        raise DataError(f"{file} is damaged: it should hold 'identity' and 'results'; {remedy}")
+    return record
 
 
 def _hidden(out: Path) -> Path:

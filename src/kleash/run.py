@@ -3,6 +3,7 @@
     out/
       run.json          schema version, config, seed, versions, hashes of data and parents, gates, results, status
       metrics.jsonl     one object a step
+      .lock             while a process writes: which one (see `lock.py`)
       checkpoints/      the state to resume from
         …                 the artifact itself, in the ecosystem's formats
 
@@ -15,7 +16,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -24,14 +24,28 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, FiniteFloat, StrictBool, StrictStr
+
 import kleash
 from kleash.changes import changes_of
 from kleash.config import Config
 from kleash.content import Fingerprints, fingerprints, folder_hash
 from kleash.errors import InputError, MachineError, NotFiniteError
-from kleash.io import Json, machine_errors, read_jsonl, write_json, write_text
+from kleash.io import (
+    Json,
+    clear_leftovers,
+    machine_errors,
+    read_json,
+    read_jsonl,
+    refuse_damaged,
+    remove,
+    replacing,
+    write_json,
+)
+from kleash.lock import Lock, lock
 from kleash.memory import peak_memory, reset_peak
 from kleash.outputs import SCHEMA, identity_of, refuse_other_schema
+from kleash.parse import UnreadableError, parse_json
 
 StepMetrics = dict[str, Any]
 """Figures of a step by name: numbers, or tensors of one number until they are logged."""
@@ -44,12 +58,13 @@ class RunFolder:
         self.path = path
         self.record = record
         self.changes: list[Json] = []
+        self._lock: Lock | None = None
         self._started = time.monotonic()
         reset_peak()
 
     @classmethod
     def open(cls, path: Path, *, stage: str, config: Config, inputs: Fingerprints | None = None) -> RunFolder:
-        """Open the folder of a new run or of one to resume.
+        """Open the folder of a new run or of one to resume; until it is finished no other process can open it.
 
         Args:
             path: the folder; made if missing.
@@ -62,22 +77,31 @@ class RunFolder:
 
         Raises:
             DataError: the folder holds another run, or one of another version; the message names what differs (F11).
+            InputError: another process writes the folder.
             MachineError: the folder cannot be written.
         """
         inputs = fingerprints(config, instead=inputs or {})
         identity = identity_of(stage, config, inputs)
         settings = config.model_dump(mode="json")
         record = read_record(path)
+        if record is not None and record["status"] != "finished":
+            with machine_errors(path):
+                writer = lock(path / ".lock", path)  # noqa: F841  (held: what follows is about what nobody writes)
+            record = read_record(path)
         if record is not None and record["identity"] != identity and not _has_work(path, record):
             record = None  # an earlier attempt ended before it had done anything: there is nothing to protect
         elif record is not None:
             changes = changes_of(path, record, config, identity, inputs)
             folder = cls(path, record | {"config": settings, "inputs": inputs, "identity": identity})
             folder._continue(changes)
+            if not folder.finished:
+                folder._take_over()
             if folder.record != record:
                 folder.save()
             return folder
-        if path.is_dir() and any(path.iterdir()) and not (path / "run.json").exists():
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file; choose another --out, for a folder")
+        if _holds_other_files(path):
             raise InputError(f"{path} holds files that are not a kleash run; choose another --out or empty it")
         record = {
             "kleash": kleash.__version__,
@@ -96,8 +120,25 @@ class RunFolder:
         folder = cls(path, record)
         with machine_errors(path):
             path.mkdir(parents=True, exist_ok=True)
+            folder._take_over()
             folder.save()
         return folder
+
+    def _take_over(self) -> None:
+        """Become the only writer, and put in order what a killed one has left."""
+        with machine_errors(self.path):
+            self._lock = lock(self.path / ".lock", self.path)
+        self.record["seconds"] = round(self.record["seconds"] + self._lock.seconds, 3)
+        self._lock.note(0.0)
+        clear_leftovers(self.path)
+        for file in self.path.glob("*.jsonl"):
+            _cut_incomplete_line(file)
+
+    def _let_go(self) -> None:
+        """Let others write."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _continue(self, changes: list[Json]) -> None:
         """Record the changes with which the run goes on; with some, a finished run begins to run again."""
@@ -114,11 +155,13 @@ class RunFolder:
         """Note in run.json that the run stopped, and why; the same command continues it."""
         reason = " ".join(str(error).split()) or ("interrupted" if isinstance(error, KeyboardInterrupt) else "")
         self.record |= {"status": "stopped", "stopped": {"error": type(error).__name__, "reason": reason}}
+        self._count_seconds()
         with suppress(MachineError):  # the error itself is what is to be told
             self.save()
         states = sorted(self.checkpoints.glob("step-*"))
         if isinstance(error, NotFiniteError) and len(states) > 1:
-            shutil.rmtree(states[-1], ignore_errors=True)  # its outputs are finite, but no step can be taken from it
+            remove(states[-1])  # its outputs are finite, but no step can be taken from it
+        self._let_go()
 
     @property
     def finished(self) -> bool:
@@ -129,7 +172,7 @@ class RunFolder:
         """Keep the newest training states of a finished run; without any the best weights go, too."""
         states = sorted(self.checkpoints.glob("step-*"))
         for path in states[: len(states) - count] if count else [self.checkpoints]:
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
 
     @property
     def checkpoints(self) -> Path:
@@ -139,6 +182,18 @@ class RunFolder:
     def save(self) -> None:
         """Write run.json."""
         write_json(self.path / "run.json", self.record)
+        self._note_seconds()
+
+    def _count_seconds(self) -> None:
+        """Add this process's time so far to the run's."""
+        self.record["seconds"] = round(self.record["seconds"] + time.monotonic() - self._started, 3)
+        self._started = time.monotonic()
+
+    def _note_seconds(self) -> None:
+        """Note for how long this process has been at it, for the one that continues the run if it is interrupted."""
+        if self._lock is not None:
+            with machine_errors(self.path):
+                self._lock.note(time.monotonic() - self._started)
 
     def note(self, section: str, **values: Any) -> None:
         """Add values to a section of run.json (`results`, `gates`, `formulas`, …) and write it."""
@@ -157,6 +212,7 @@ class RunFolder:
         row = {"step": step, **{key: _plain(value) for key, value in metrics.items()}}
         with machine_errors(self.path), (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
+        self._note_seconds()
         return row
 
     def append(self, name: str, rows: list[Json]) -> None:
@@ -167,8 +223,8 @@ class RunFolder:
     def rewind(self, step: int) -> None:
         """Delete the rows of JSONL files after `step`: those steps are about to be repeated."""
         for file in self.path.glob("*.jsonl"):
-            rows = [line for line in file.read_text().splitlines() if _step_of(line) <= step]
-            write_text(file, "".join(line + "\n" for line in rows))
+            with machine_errors(file), file.open("rb") as lines, replacing(file) as rest:
+                rest.write_bytes(b"".join(line for line in lines if _step_of(line) <= step))
 
     def metrics(self) -> list[Json]:
         """All of metrics.jsonl."""
@@ -180,29 +236,60 @@ class RunFolder:
         """
         self.record["status"] = "finished"
         self.record["peak_memory"] = peak_memory()
-        self.record["seconds"] += round(time.monotonic() - self._started, 3)
+        self._count_seconds()
         if "out" in self.record["gates"]:  # the content that was checked, see checks/gates.py
             self.record["gates"]["out"]["sha256"] = folder_hash(self.path)
         self.note("results", **results)
         self._keep_states(self.record["config"].get("keep_states", 1))
+        self._let_go()
         return self
+
+
+class _Input(BaseModel):
+    """A fingerprint in run.json."""
+
+    path: StrictStr
+    sha256: StrictStr
+
+
+class _Gate(BaseModel):
+    """A summary of checks in run.json."""
+
+    passed: StrictBool | None
+    finding: StrictStr
+    advice: StrictStr = ""
+    sha256: StrictStr | None = None
+
+
+class _Record(BaseModel):
+    """What every reader of run.json relies on."""
+
+    model_config = ConfigDict(extra="allow")
+
+    stage: StrictStr
+    status: StrictStr
+    config: Json
+    inputs: dict[str, _Input]
+    identity: Json
+    gates: dict[str, _Gate]
+    results: Json
+    skipped: dict[str, StrictStr] = {}
+    seconds: FiniteFloat
 
 
 def read_record(path: Path) -> Json | None:
     """The run.json of a folder, or None where there is none.
 
     Raises:
-        InputError: it is not JSON.
-        DataError: another version of kleash wrote it.
+        DataError: it is damaged, or another version of kleash wrote it.
     """
     file = path / "run.json"
-    try:
-        record: Json = json.loads(file.read_text())
-    except (FileNotFoundError, NotADirectoryError):
+    if not file.is_file():
         return None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file} is not JSON ({error}); remove the folder or restore the file") from None
+    remedy = "delete the folder or restore the file"
+    record = read_json(file, remedy)
     refuse_other_schema(file, record)
+    refuse_damaged(file, record, _Record, remedy)
     return record
 
 
@@ -261,8 +348,24 @@ def _plain(value: Any) -> Any:
     return number
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+        return float(parse_json(line)["step"])
+    except (UnreadableError, LookupError, TypeError, ValueError, OverflowError):
         return float("inf")
+
+
+def _holds_other_files(path: Path) -> bool:
+    """Whether a folder that no run has begun in holds something of the user's."""
+    if not path.is_dir() or (path / "run.json").exists():
+        return False
+    with machine_errors(path):
+        return any(not (file.name == ".lock" or file.name.endswith(".tmp")) for file in path.iterdir())
+
+
+def _cut_incomplete_line(file: Path) -> None:
+    """Cut a last line that a kill has left incomplete, so that the next row does not continue it."""
+    with machine_errors(file), file.open("rb+") as rows:
+        content = rows.read()
+        if content and not content.endswith(b"\n"):
+            rows.truncate(content.rfind(b"\n") + 1)

@@ -13,9 +13,9 @@ from kleash.checks.check import changed
 from kleash.data.group import Group, Response
 from kleash.errors import GateError, InputError
 from kleash.models.load import new_reward_model, save_model
-from kleash.outputs import SCHEMA
 from kleash.run import read_record
 from kleash.stages import reward_model, sft
+from tests.records import run_record
 
 
 def verdicts(path: Path, **settings: Any) -> dict[str, bool | None]:
@@ -158,8 +158,7 @@ def test_an_artifact_that_cannot_be_checked_is_an_error_of_one_line(
 
 
 def test_a_run_that_has_not_finished_fails(tmp_path: Path) -> None:
-    record = {"schema": SCHEMA, "stage": "reward", "status": "running", "gates": {}, "config": {}}
-    (tmp_path / "run.json").write_text(json.dumps(record))
+    (tmp_path / "run.json").write_text(json.dumps(run_record(stage="reward", status="running")))
     report = check(tmp_path)
     assert report.failed == ["finished"]
     assert "has not finished (status running)" in report.gates["finished"]["finding"]

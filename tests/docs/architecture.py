@@ -41,6 +41,8 @@ HOLDS = {
     "option_names": "what other libraries call an option",
     "run": "a run's folder: run.json, metrics.jsonl",
     "io": "files written whole or not at all",
+    "lock": "one process at a time writes an output",
+    "parse": "JSON and YAML: a value, or why not in one line",
     "config": "typed, frozen settings",
     "progress": "the progress bar",
     "memory": "peak memory of a process",

@@ -12,9 +12,9 @@ import pytest
 from markupsafe import Markup
 
 from kleash.errors import InputError
-from kleash.outputs import SCHEMA
 from kleash.report import html
 from kleash.report.html import findings, story, write_report
+from tests.records import run_record
 from tests.report import synthetic
 
 RUNS = ("sft", "reward", "ppo", "ppo-no-leash")
@@ -199,8 +199,7 @@ def test_losses_come_from_the_run_folders(demo: Path, no_pictures: None):
 
 def test_gates_and_settings_come_from_run_folders_too(demo: Path, summary: dict[str, Any], no_pictures: None):
     gates = {"out": {"passed": False, "finding": "it got worse"}}
-    record = {"schema": SCHEMA, "config": {"learning_rate": 0.00123}, "gates": gates}
-    (demo / "sft" / "run.json").write_text(json.dumps(record))
+    (demo / "sft" / "run.json").write_text(json.dumps(run_record(config={"learning_rate": 0.00123}, gates=gates)))
     del summary["gates"]
     text = Page(render(demo, summary)).text
     assert "it got worse" in text and "0.00123" in text

@@ -20,8 +20,8 @@ from kleash.evals.overoptimization import (
     law_gain,
 )
 from kleash.evals.report_values import as_json
-from kleash.outputs import SCHEMA
 from kleash.report.overoptimization_report import story, write_page
+from tests.records import run_record
 from tests.report.test_figures import is_affine, points
 from tests.report.test_html import HOSTILE, Page
 
@@ -53,12 +53,12 @@ def record(
         "prompts": [{"prompt": text, "by": "rule", "before": answer, "after": {**answer, "pieces": []}}],
     }  # fmt: skip
     words = {name: in_words(analysis) for name, analysis in analyses.items()}
-    return {
-        "schema": SCHEMA, "stage": "overopt", "status": "finished", "config": {"gold": text, "seed": 0},
-        "versions": {"python": "3"},
-        "gates": {"in (proxy)": {"passed": False, "finding": text, "forced": True}},
-        "results": {"roads": curves, "words": words},
-    }, shown  # fmt: skip
+    gates = {"in (proxy)": {"passed": False, "finding": text, "forced": True}}
+    run = run_record(
+        stage="overopt", config={"gold": text, "seed": 0}, versions={"python": "3"}, gates=gates,
+        results={"roads": curves, "words": words},
+    )  # fmt: skip
+    return run, shown
 
 
 def written(folder: Path, made: tuple[dict[str, Any], Any]) -> str:

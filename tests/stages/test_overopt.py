@@ -16,8 +16,8 @@ from kleash.evals.report_values import as_json
 from kleash.io import read_jsonl
 from kleash.lab.world import World, gold
 from kleash.models.load import load_policy
-from kleash.outputs import SCHEMA
 from kleash.stages import overopt, ppo
+from tests.records import run_record
 
 
 def count(letter: str) -> Any:
@@ -44,8 +44,7 @@ def trained(base: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrained
         "model": str(base), "reference": None, "reward": "count:z", "eval_data": str(prompts), "temperature": 0.9,
         "max_new_tokens": 8,
     }  # fmt: skip
-    record = {"stage": "ppo", "status": "finished", "config": config, "gates": {}, "results": {"step": 8}}
-    (run / "run.json").write_text(json.dumps({"schema": SCHEMA, **record}))
+    (run / "run.json").write_text(json.dumps(run_record(stage="ppo", config=config, results={"step": 8})))
     return run
 
 
@@ -188,7 +187,7 @@ def test_a_reward_that_failed_its_checks_is_refused_unless_forced(trained: Path,
     failed = tmp_path / "failed"
     failed.mkdir()
     gates = {"out": {"passed": False, "finding": "no better than a coin", "advice": "get more data"}}
-    (failed / "run.json").write_text(json.dumps({"schema": SCHEMA, "gates": gates}))
+    (failed / "run.json").write_text(json.dumps(run_record(gates=gates)))
     with pytest.raises(GateError, match=r"gold .* failed its own checks: no better than a coin"):
         overopt.run(config(trained, gold=str(failed)), proxy=count("z"))
     forced = config(trained, proxy=str(failed), force=True, out=tmp_path / "forced")

@@ -6,7 +6,6 @@ run's own checks are trusted while their hash agrees with its content; a changed
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -30,9 +29,9 @@ from kleash.data.formats import read_groups
 from kleash.data.group import EncodedGroup, Group, Preference, Response, prompt_key
 from kleash.data.read import without_equal
 from kleash.data.split import comparison, demonstration, hold_out, imitated
-from kleash.errors import InputError, ModelError
+from kleash.errors import InputError
 from kleash.evals.preference_report import preference_report, wilson
-from kleash.io import Json
+from kleash.io import Json, read_json
 from kleash.models.compute import Compute
 from kleash.models.finite import is_finite
 from kleash.models.load import context_length, load_policy, load_reward_model, outputs_of
@@ -166,11 +165,7 @@ def kind_of(path: Path) -> Kind | None:
     file = model_file(path, "config.json")
     if file is None:
         return "rows" if path.is_dir() and any(path.rglob("*.arrow")) else None
-    try:
-        config = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{file} is not JSON ({error}); restore the file") from None
-    classifier = any("SequenceClassification" in name for name in config.get("architectures") or ())
+    classifier = "SequenceClassification" in str(read_json(file, "restore the file").get("architectures"))
     return "reward model" if classifier else "language model"
 
 

@@ -13,7 +13,8 @@ from kleash.rewards.reward import Reward
 LONGEST = 16
 """Longest piece in words; a longer sentence is cut into pieces of at most this length."""
 
-_SENTENCE = re.compile(r".+?(?:[.!?…。！？]+[\"'”’)\]]*(?=\s|$)\s*|\n\s*|$)", re.DOTALL)
+# A run of stops is tried at its first one and never given back, so that the time is linear in the length of any text.
+_SENTENCE = re.compile(r".+?(?:(?<![.!?…。！？])[.!?…。！？]++[\"'”’)\]]*+(?=\s|$)\s*+|\n\s*+|$)", re.DOTALL)
 _WORD = re.compile(r"\S+\s*|\s+")
 
 

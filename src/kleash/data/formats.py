@@ -9,12 +9,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import re
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,10 @@ import pyarrow.parquet as pq
 
 from kleash.data.group import Group
 from kleash.data.schemas import Row, parse_row, to_row
-from kleash.errors import DataError
+from kleash.errors import DataError, MachineError
 from kleash.io import ROW_ENDINGS as ENDINGS
+from kleash.io import machine_errors, machine_failure, replacing, write_folder
+from kleash.parse import UnreadableError, parse_json
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -105,15 +104,13 @@ def _file_rows(path: Path) -> NumberedRows:
             yield from _line_rows(path)
         else:
             with _open_bytes(path) as file:
-                yield from enumerate(json.load(file), start=1)
-    except json.JSONDecodeError as error:
+                yield from enumerate(parse_json(file.read()), start=1)
+    except UnreadableError as error:
         raise DataError(f"{path.name} is not JSON ({error}); give a list of objects, or one object a line") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path.name} is a broken gzip file ({error}); compress it again") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path.name} is not UTF-8; save it as UTF-8") from None
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path.name} is not a Parquet file ({str(error).splitlines()[0]}); write it again") from None
+    except OSError as error:
+        raise MachineError(machine_failure(error, path)) from None
 
 
 def _open_bytes(path: Path) -> io.BufferedIOBase:
@@ -131,19 +128,28 @@ def _line_rows(path: Path) -> NumberedRows:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except ValueError as error:
+                row = parse_json(line)
+            except UnreadableError as error:
                 raise DataError(f"{path.name} row {number}: not JSON ({error}); one object a line") from None
             yield number, row
 
 
 def _parquet_rows(path: Path) -> NumberedRows:
     number = 0
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1000):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, _without_nulls(row)
+    for rows in _parquet_batches(path):
+        for row in rows:
+            number += 1
+            yield number, _without_nulls(row)
+
+
+def _parquet_batches(path: Path) -> Iterator[list[Row]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                yield batch.to_pylist()
+    except Exception as error:  # Arrow raises many types, and Python's own where a value has no equal in Python
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        raise DataError(f"{path.name} is not a Parquet file, or is damaged ({reason}); write it again") from None
 
 
 # --- datasets --------------------------------------------------------------------------------------------------------
@@ -210,17 +216,19 @@ def write_groups(groups: Iterable[Group], path: str | Path) -> int:
 def write_rows(rows: Iterable[Row], path: str | Path) -> int:
     """Write rows unchanged; see `write_groups`."""
     path = Path(path)
+    with machine_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if path.name.endswith((".jsonl", ".jsonl.gz")):
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             return _write_lines(rows, temporary, compress=path.name.endswith(".gz"))
     if path.name.endswith(".json"):
         items = list(rows)
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             temporary.write_text(json.dumps(items, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         return len(items)
     if path.name.endswith(".parquet"):
         table = _table(list(rows), path.name)
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             pq.write_table(table, temporary)
         return table.num_rows
     if path.suffix:
@@ -259,35 +267,7 @@ def _table(rows: list[Row], name: str) -> pa.Table:
 def _write_folder(table: pa.Table, path: Path) -> int:
     import datasets
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        datasets.Dataset(table).save_to_disk(str(Path(folder, "data")))
-        if path.exists():
-            if not (path / "dataset_info.json").exists():
-                raise DataError(f"{path} exists and is not a `datasets` folder; choose another path")
-            path.replace(Path(folder, "old"))
-        Path(folder, "data").replace(path)
+    if path.exists() and not (path / "dataset_info.json").exists():
+        raise DataError(f"{path} exists and is not a `datasets` folder; choose another path")
+    write_folder(path, lambda folder: datasets.Dataset(table).save_to_disk(str(folder)))
     return table.num_rows
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file in the folder of `path` that replaces it on success, and is deleted otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only the owner may read
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -7,7 +7,6 @@ that an experiment that is started again measures only what is missing.
 
 from __future__ import annotations
 
-import json
 import re
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from kleash.evals.policy_stats import mean_se
-from kleash.io import write_json
+from kleash.io import read_json, write_json
 
 A = TypeVar("A")
 
@@ -114,7 +113,7 @@ def measure_arm(experiment: Experiment[A], folder: Path, seed: int, name: str) -
     file = folder / f"{experiment.name}-{re.sub(r'[^a-z0-9.]+', '-', name.lower())}.json"
     if not file.exists():
         write_json(file, experiment.measure(folder, seed, experiment.arms[name]))
-    figures: Figures = json.loads(file.read_text())
+    figures: Figures = read_json(file)
     return figures
 
 

@@ -19,6 +19,7 @@ from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Scores
 from kleash.evals.best_of_n_curve import best_of_k, kl_of_best_of_k
 from kleash.evals.policy_stats import mean_se
+from kleash.io import read_jsonl
 from kleash.lab.chain import gold_of, with_labels
 from kleash.lab.curves import CurvePoint, Estimates, curve, read_samples
 from kleash.lab.world import World
@@ -80,7 +81,7 @@ def run_grpo(setup: DemoSetup) -> MethodResult:
 
 def run_dpo(setup: DemoSetup, *, beta: float | None = None, name: str = "dpo") -> MethodResult:
     """DPO on the reward model's comparisons, at PPO's β or another."""
-    pairs = len(setup.comparisons.read_text().splitlines())
+    pairs = len(read_jsonl(setup.comparisons))
     run = dpo.run(
         dpo.DPOConfig(
             model=setup.ppo.model, data=str(setup.comparisons), out=setup.out / name, seed=setup.ppo.seed,

@@ -8,7 +8,6 @@ response is better the label is one half, and a reply that cannot be read or did
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from kleash.data.group import Group, Message
 from kleash.errors import GateError
 from kleash.labels.constitution import Constitution
 from kleash.labels.labeller import LabelResult, Outcome
+from kleash.parse import UnreadableError, parse_json
 from kleash.run import derive_seed
 
 CLAMP = (0.4, 0.6)
@@ -374,10 +374,11 @@ def parse_vote(text: str) -> float | None:
 
     The JSON must be the whole text (in a code fence or not): a judge that quotes a response may quote JSON in it.
     """
-    fence = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
+    text = text.strip()
+    fence = re.fullmatch(r"```(?:json)?(.*)```", text, re.DOTALL)
     try:
-        vote = json.loads(fence[1] if fence else text)
-    except ValueError:
+        vote = parse_json(fence[1] if fence else text)
+    except UnreadableError:
         return None
     if not isinstance(vote, dict) or set(vote) != {"better"}:
         return None

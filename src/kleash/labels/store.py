@@ -180,7 +180,7 @@ class Store:
             with engine.connect() as connection:
                 _migrate(connection)
         except (ArgumentError, ModuleNotFoundError, DatabaseError, sqlite3.DatabaseError) as error:
-            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            reason = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
             raise InputError(
                 f"{_without_password(where)}: cannot be opened as a label store ({reason}); give the path of an "
                 "SQLite file, or a PostgreSQL URL with the extra `postgres` installed"

@@ -212,7 +212,7 @@ def pick_device(device: str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).split("\n")[0]
         raise ModelError(f"device '{device}' cannot be used ({reason}); leave --device at auto") from None
 
 

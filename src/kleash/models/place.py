@@ -95,7 +95,7 @@ def loading(model: str | Path) -> Iterator[None]:
     except (KleashError, MemoryError):
         raise
     except Exception as error:  # of many kinds: from the reader of a file, the hub's client, the model's own code
-        lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+        lines = [line.strip() for line in str(error).strip().split("\n") if line.strip()] or [type(error).__name__]
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"{model} brings Python code that would have to run to load it (auto_map in its config.json); read the "

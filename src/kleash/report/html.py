@@ -6,7 +6,6 @@ Texts by models are escaped, never markup.
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -18,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 from markupsafe import Markup
 
 from kleash.errors import InputError
-from kleash.io import Json, read_jsonl, write_text
+from kleash.io import Json, read_json, read_jsonl, write_text
 from kleash.report import figures
 from kleash.report.reward_section import reward_pieces
 from kleash.rollout.rollout_log import logged_steps, read_rollout
@@ -58,12 +57,9 @@ def write_report(folder: Path) -> Path:
         InputError: there is no summary.json, or it is not JSON.
     """
     path = folder / "summary.json"
-    try:
-        summary = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give the folder of a finished `kleash demo`") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON ({error}); run `kleash demo` again") from None
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give the folder of a finished `kleash demo`")
+    summary = read_json(path, "run `kleash demo` again")
     runs = {name: folder / name for name in ("sft", "reward", *ARMS)}
     page = environment().get_template("report.html.jinja")
     report = folder / "report.html"

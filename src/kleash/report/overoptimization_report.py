@@ -5,7 +5,6 @@ Like the demo's report the page is self-contained, and texts by models are escap
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from markupsafe import Markup
 
 from kleash.errors import InputError
 from kleash.evals.overoptimization import point_name
-from kleash.io import Json, write_text
+from kleash.io import Json, read_json, write_text
 from kleash.report import figures
 from kleash.report.html import environment
 from kleash.run import read_record
@@ -36,7 +35,7 @@ def write_page(folder: Path) -> Path:
     if record is None or record["stage"] != "overopt" or record["status"] != "finished":
         raise InputError(f"{folder} is not a finished run of `kleash overopt`; run it to its end first")
     svg = figures.kl_curves(record["results"]["roads"], LABELS)
-    samples = json.loads((folder / "shown.json").read_text())
+    samples = read_json(folder / "shown.json")
     write_text(folder / "curve.svg", _standalone(svg))
     page = folder / "report.html"
     write_text(page, environment().get_template("overoptimization.html.jinja").render(_context(record, samples, svg)))

@@ -8,20 +8,20 @@ validation/       a reward model on separate labels, which is not part of the sc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import TypedDict
 
 from kleash.content import folder_hash
 from kleash.data.group import Group
 from kleash.errors import ModelError
-from kleash.io import write_json
+from kleash.io import read_json, refuse_damaged, write_json
 from kleash.models.compute import Compute
 from kleash.objectives.combine import Combine, combine_scores
 from kleash.rewards.learned import LearnedReward
@@ -29,6 +29,7 @@ from kleash.rewards.reward import Parts
 
 FILE = "ensemble.json"
 VALIDATION = "validation"
+REMEDY = "run `kleash reward` again"
 
 
 class EnsembleFile(TypedDict):
@@ -64,10 +65,11 @@ class EnsembleReward:
         Raises:
             ModelError: a member is missing, or its files are not those that ensemble.json names.
         """
-        record = cast(EnsembleFile, json.loads((folder / FILE).read_text()))
+        record = cast(EnsembleFile, read_json(folder / FILE, REMEDY))
+        refuse_damaged(folder / FILE, dict(record), EnsembleFile, REMEDY)
         for name, sha256 in record["members"].items():
             if not (folder / name).is_dir() or folder_hash(folder / name) != sha256:
-                raise ModelError(f"{folder / name} is not the member that {FILE} names; run `kleash reward` again")
+                raise ModelError(f"{folder / name} is not the member that {FILE} names; {REMEDY}")
         members = [
             LearnedReward.load(folder / name, policy_tokenizer=policy_tokenizer, compute=compute)
             for name in record["members"]

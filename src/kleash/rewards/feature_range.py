@@ -17,6 +17,8 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kleash.io import replacing
+
 FILE = "features.safetensors"
 QUANTILE = 0.99
 """Share of responses of the training distribution that lie within the threshold."""
@@ -61,10 +63,8 @@ class FeatureRange:
             "whiten": self.whiten,
             "threshold": torch.tensor(self.threshold, dtype=torch.float64),
         }
-        temporary = folder / f".{FILE}.tmp"
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        temporary.chmod(folder.stat().st_mode & 0o666)  # safetensors writes for the owner only, whatever the umask
-        temporary.replace(folder / FILE)
+        with replacing(folder / FILE) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
     @classmethod
     def load(cls, folder: Path) -> FeatureRange | None:

@@ -37,7 +37,7 @@ def is_loop(text: str, *, finished: bool = True) -> bool:
 
 
 _NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-_MARK = r"\\boxed\s*\{|####|\banswer(?:\s+is\s*[:=]?|\s*[:=])|^A\s*[:=]"
+_MARK = r"\\boxed\s*+\{|####|\banswer(?:\s++is(?:\s*+[:=])?|\s*+[:=])|^A\s*+[:=]"
 _MARKED_ANSWER = re.compile(rf"(?:{_MARK})[\s$]*([-−]?[$€£]?(?:{_NUMBER}))", re.IGNORECASE | re.MULTILINE)
 _SEPARATOR = re.compile(r"%?(?:[,;|\s]|\bor\b|\band\b)+[-−$€£]*", re.IGNORECASE)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kleash.io import Json, machine_errors
+from kleash.io import Json, machine_errors, replacing
 from kleash.rollout.rollout import Rollout
 from kleash.run import RunFolder
 
@@ -41,9 +41,8 @@ def log_rollout(folder: RunFolder, step: int, rollout: Rollout, *, responses: in
     path = folder.path / FOLDER / f"step-{step:08d}.parquet"
     with machine_errors(path):
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(".tmp")
+    with replacing(path) as temporary:
         pq.write_table(pa.Table.from_pylist(_rows(step, rollout, responses)), temporary)
-        temporary.replace(path)
 
 
 def logged_steps(run: Path) -> list[int]:

@@ -20,12 +20,13 @@ from kleash.data.group import Group, Preference, chosen_first
 from kleash.errors import DataError
 from kleash.labels.labeller import Labeller
 from kleash.labels.open_store import open_store
-from kleash.outputs import finish, identity_of, is_done
+from kleash.outputs import finish, identity_of, is_done, only_writer
 from kleash.stages.data_configs import AskConfig
 
 logger = logging.getLogger("kleash")
 
 
+@only_writer
 def run(config: AskConfig) -> Path:
     """Collect labels and write them.
 
@@ -58,8 +59,8 @@ def run(config: AskConfig) -> Path:
             f"{config.data}: no pair has a label ({counts or 'no pairs'}); raise --budget, or decide some "
             "of the pairs on the admin's page of `kleash label`"
         )
-    write_groups(map(chosen_first, rows), config.out)
     finish(config.out, identity, {"pairs": len(groups), "labels": len(rows), "states": dict(outcomes)})
+    write_groups(map(chosen_first, rows), config.out)
     logger.info("%d of %d pairs have a label of %s (%s)", len(rows), len(groups), collector.name, counts)
     return config.out
 

@@ -19,7 +19,7 @@ from kleash.evals.best_of_n_report import best_of_n_curve
 from kleash.evals.report_values import as_json
 from kleash.models.compute import Compute
 from kleash.models.forward import Live
-from kleash.outputs import beside, finish, identity_of, is_done
+from kleash.outputs import beside, finish, identity_of, is_done, only_writer
 from kleash.rewards.build import build_reward
 from kleash.rewards.reward import Reward, check_rows
 from kleash.stages import generate
@@ -27,6 +27,7 @@ from kleash.stages.data_configs import BestOfNConfig, GenerateConfig
 from kleash.stages.score import log_outcomes, score_groups, score_report
 
 
+@only_writer
 def run(
     config: BestOfNConfig,
     *,
@@ -61,11 +62,11 @@ def run(
     scores, parts = score_groups(reward, pool)
     gold_scores = score_groups(gold, pool)[0] if gold is not None else None
     write_groups((replace(group, label=Scores(tuple(row))) for group, row in zip(pool, scores, strict=True)), pool_file)
-    write_groups((best_of(group, row) for group, row in zip(pool, scores, strict=True)), config.out)
     report = score_report(scores, parts)
     log_outcomes(report)
     points = [as_json(point) for point in best_of_n_curve(pool, scores, gold_scores)]
     finish(config.out, identity, {**asdict(report), "best_of": points})
+    write_groups((best_of(group, row) for group, row in zip(pool, scores, strict=True)), config.out)
     return config.out
 
 

@@ -9,14 +9,15 @@ into another folder.
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kleash.content import file_hash
 from kleash.errors import ChangedError, DataError, InputError
+from kleash.io import read_json, refuse_damaged
 from kleash.labels.open_store import open_store
+from kleash.outputs import only_writer
 from kleash.stages.data_configs import ExportConfig
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("kleash")
 
 
+@only_writer
 def run(config: ExportConfig) -> Path:
     """Write the labels, unless they exist already.
 
@@ -55,13 +57,14 @@ def run(config: ExportConfig) -> Path:
 
 def _refuse_other(config: ExportConfig, store: Store) -> None:
     """Refuse a folder with an export of other settings or of another store, or whose files were changed."""
-    from kleash.labels.import_export import store_hash
+    from kleash.labels.import_export import Manifest, store_hash
 
-    manifest = json.loads((config.out / "labels.json").read_text())
+    remedy = "delete it or choose another --out"
+    manifest = read_json(config.out / "labels.json", remedy)
+    refuse_damaged(config.out / "labels.json", manifest, Manifest, remedy)
     settings = config.model_dump(mode="json", include={"ties", "each", "test_share", "seed"})
     settings |= {"of_annotators": list(config.annotators), "of_kinds": list(config.kind)}
-    until = manifest.get("until")
-    remedy = "delete it or choose another --out"
+    until: int = manifest["until"]
     if {name: manifest.get(name) for name in settings} != settings or config.until not in (None, until):
         raise ChangedError(f"{config.out} holds an export with other settings; {remedy}")
     if manifest.get("store") != store_hash(store, until):

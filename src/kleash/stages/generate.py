@@ -8,7 +8,6 @@ block.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,10 +17,10 @@ from kleash.data.chat import encode_prompt
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.split import prompt_only, read_usable
 from kleash.errors import DataError
-from kleash.io import write_json
+from kleash.io import read_json, remove, write_json
 from kleash.models.forward import Live
 from kleash.models.load import context_length, load_policy
-from kleash.outputs import finish, identity_of, is_done
+from kleash.outputs import finish, identity_of, is_done, only_writer
 from kleash.progress import Progress
 from kleash.run import derive_seed
 from kleash.sampling.sampler import Sampler, build_sampler, decode_groups
@@ -32,6 +31,7 @@ logger = logging.getLogger("kleash")
 Identity = dict[str, object]
 
 
+@only_writer
 def run(config: GenerateConfig, *, policy: Live | None = None) -> Path:
     """Sample responses and write them.
 
@@ -47,6 +47,7 @@ def run(config: GenerateConfig, *, policy: Live | None = None) -> Path:
     """
     identity = identity_of("generate", config)
     if is_done(config.out, identity):
+        remove(_blocks_of(config.out))
         return config.out
     model, tokenizer = load_policy(policy or config.model, device=config.device)
     prompts = [replace(row, responses=(), label=None) for row in read_usable(config.data, prompt_only, config.max_rows)]
@@ -74,26 +75,30 @@ def run(config: GenerateConfig, *, policy: Live | None = None) -> Path:
 
 def _open_blocks(out: Path, identity: Identity) -> Path:
     """The folder of the blocks: those of an interrupted run with these settings stay, those of another are deleted."""
-    blocks = out.with_name(f".{out.name}.blocks")
+    blocks = _blocks_of(out)
     if not _is_stamped(blocks / "identity.json", identity):
-        for old in blocks.glob("*"):
-            old.unlink()
-        blocks.mkdir(parents=True, exist_ok=True)
+        remove(blocks)
+        blocks.mkdir(parents=True)
         write_json(blocks / "identity.json", identity)
     return blocks
 
 
+def _blocks_of(out: Path) -> Path:
+    return out.with_name(f".{out.name}.blocks")
+
+
 def _join_blocks(blocks: Path, out: Path, identity: Identity) -> None:
     """Write the file from its blocks, mark it as finished, and delete them."""
+    finish(out, identity, None)  # first: a file without its settings could not be told from another's
     write_groups((group for block in sorted(blocks.glob("*.jsonl")) for group in read_groups(block)), out)
-    finish(out, identity, None)
-    for block in blocks.iterdir():
-        block.unlink()
-    blocks.rmdir()
+    remove(blocks)
 
 
 def _is_stamped(stamp: Path, identity: Identity) -> bool:
-    return stamp.exists() and json.loads(stamp.read_text()) == identity
+    try:
+        return stamp.exists() and read_json(stamp) == identity
+    except DataError:  # damaged: the blocks are sampled again
+        return False
 
 
 def _refuse_too_long(prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int | None, *, data: str) -> None:

@@ -27,7 +27,7 @@ from kleash.labels.constitution import Constitution
 from kleash.labels.judge_summary import labelled_groups, summarise
 from kleash.labels.llm_judge import Judge, Judgement
 from kleash.labels.prompt_injection import probe
-from kleash.outputs import beside, finish, identity_of, is_done
+from kleash.outputs import beside, finish, identity_of, is_done, only_writer
 from kleash.progress import Progress
 from kleash.stages.data_configs import JudgeConfig
 
@@ -37,6 +37,7 @@ PAIRS_AT_ONCE = 64
 """Pairs between two checks of the number of failures."""
 
 
+@only_writer
 def run(config: JudgeConfig, *, chat: Chat | None = None) -> Path:
     """Label pairs, measure the labels, write them.
 
@@ -72,8 +73,8 @@ def run(config: JudgeConfig, *, chat: Chat | None = None) -> Path:
     gate = verdict(judge_checks(summary.report, summary.failures, max_failures=config.max_failures))
     refused = not gate["passed"] and not config.force
     out = beside(config.out, "refused") if refused else config.out
-    write_groups(chain(labelled_groups(groups, judgements), mixed_in), out)
     finish(config.out, identity, summary.to_json() | {"gate": gate})
+    write_groups(chain(labelled_groups(groups, judgements), mixed_in), out)
     if refused:
         raise GateError(
             f"{config.out}: the labels are refused: {gate['finding']}; {gate['advice']}, or --force to use them (they "

@@ -20,7 +20,7 @@ from kleash.data.split import demonstration, read_usable
 from kleash.labels.cached_chat import ChatSettings, cached_chat
 from kleash.labels.constitution import Constitution
 from kleash.labels.revisions import Draft, Reviser, demonstration_of, save_revisions, summarise
-from kleash.outputs import beside, finish, identity_of, is_done
+from kleash.outputs import beside, finish, identity_of, is_done, only_writer
 from kleash.progress import Progress
 from kleash.stages.data_configs import ReviseConfig
 
@@ -28,6 +28,7 @@ ROWS_AT_ONCE = 64
 """Rows between two checks of the number of failures."""
 
 
+@only_writer
 def run(config: ReviseConfig, *, chat: Chat | None = None) -> Path:
     """Sample, criticise, revise, and write the last revisions.
 
@@ -73,6 +74,6 @@ def run(config: ReviseConfig, *, chat: Chat | None = None) -> Path:
             drafts, constitution, rounds=config.rounds, taken_off=reviser.taken_off, usage=client.usage,
             mixed_in=len(mixed_in),
         )  # fmt: skip
-    write_groups(chain(map(demonstration_of, complete), mixed_in), config.out)
     finish(config.out, identity, summary.to_json())
+    write_groups(chain(map(demonstration_of, complete), mixed_in), config.out)
     return config.out

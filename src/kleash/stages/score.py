@@ -22,7 +22,7 @@ from kleash.data.group import Group, Preference, Ranking
 from kleash.errors import DataError
 from kleash.evals.policy_stats import MeanSE, mean_se
 from kleash.models.compute import Compute
-from kleash.outputs import finish, identity_of, is_done
+from kleash.outputs import finish, identity_of, is_done, only_writer
 from kleash.progress import Progress
 from kleash.rewards.build import build_reward
 from kleash.rewards.reward import Reward, explain
@@ -51,6 +51,7 @@ class ScoreReport:
     """Number of responses with each outcome of a verifier (right, wrong, …); empty without a verifier."""
 
 
+@only_writer
 def run(config: ScoreConfig, *, reward: Reward | None = None) -> Path:
     """Score responses and write them.
 
@@ -70,10 +71,10 @@ def run(config: ScoreConfig, *, reward: Reward | None = None) -> Path:
     reward = reward or build_reward(config.reward, compute=Compute(config.device, config.dtype))
     rows, groups = _read_scorable(config.data)
     scores, parts = score_groups(reward, groups)
-    write_rows(map(_with_score, rows, scores), config.out)
     report = score_report(scores, parts)
     log_outcomes(report)
     finish(config.out, identity, asdict(report))
+    write_rows(map(_with_score, rows, scores), config.out)
     return config.out
 
 

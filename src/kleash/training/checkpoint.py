@@ -2,22 +2,27 @@
 
 Randomness needs no state here: it is derived from (seed, step), so a resumed run draws the same numbers. Parts with a
 state follow torch's protocol (`state_dict`, `load_state_dict`). Tensors are stored as safetensors, the rest as JSON;
-nothing is pickled.
+nothing is pickled. A state is written once and never replaced; one that is not whole is passed over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kleash.io import Json, write_folder
+from kleash.errors import DataError
+from kleash.io import Json, read_json, remove, write_folder
 from kleash.run import RunFolder
+
+logger = logging.getLogger("kleash")
 
 
 @runtime_checkable
@@ -38,7 +43,7 @@ State = dict[str, Stateful]
 
 
 def save(folder: RunFolder, step: int, state: State, *, keep: int, **numbers: Any) -> None:
-    """Write the state after `step` steps and drop older states.
+    """Write the state after `step` steps, unless it is there, and drop older states.
 
     Args:
         folder: the run.
@@ -50,23 +55,26 @@ def save(folder: RunFolder, step: int, state: State, *, keep: int, **numbers: An
 
     def fill(path: Path) -> None:
         values: Json = {}
+        sizes: dict[str, int] = {}
         for name, part in state.items():
             entries = trained_weights(part) if isinstance(part, nn.Module) else part.state_dict()
             tensors = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
             values[name] = {key: value for key, value in entries.items() if key not in tensors}
             if tensors:
-                save_file(tensors, path / f"{name}.safetensors")
-        (path / "state.json").write_text(json.dumps({"step": step, "values": values, **numbers}))
+                save_file(tensors, file := path / f"{name}.safetensors")
+                sizes[name] = file.stat().st_size
+        (path / "state.json").write_text(json.dumps({"step": step, "values": values, "bytes": sizes, **numbers}))
 
-    write_folder(folder.checkpoints / f"step-{step:08d}", fill)
-    for old in saved(folder)[:-keep]:
-        shutil.rmtree(old)
+    path = folder.checkpoints / f"step-{step:08d}"
+    if _read(path) is None:
+        write_folder(path, fill)
+    drop_old(folder, keep=keep)
 
 
 def drop_old(folder: RunFolder, *, keep: int) -> None:
     """Drop all but the newest states."""
     for old in saved(folder)[:-keep]:
-        shutil.rmtree(old)
+        remove(old)
 
 
 def restore(folder: RunFolder, state: State) -> Json:
@@ -75,21 +83,48 @@ def restore(folder: RunFolder, state: State) -> Json:
     Returns:
         `step`, and the numbers saved with it; `{"step": 0}` for a new run.
     """
-    states = saved(folder)
-    if not states:
+    newest = _newest(folder)
+    if newest is None:
         folder.rewind(-1)  # rows of step 0 are measured again, too
         return {"step": 0}
-    numbers: Json = json.loads((states[-1] / "state.json").read_text())
+    path, numbers, tensors = newest
     values = numbers.pop("values")
-    for name, part in state.items():
-        file = states[-1] / f"{name}.safetensors"
-        tensors = load_file(file) if file.exists() else {}
-        if isinstance(part, nn.Module):
-            load_weights(part, tensors)
-        else:
-            part.load_state_dict({**values[name], **tensors})
+    try:
+        for name, part in state.items():
+            if isinstance(part, nn.Module):
+                load_weights(part, tensors.get(name, {}))
+            else:
+                part.load_state_dict({**values[name], **tensors.get(name, {})})
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} is not a state of this run ({reason}); delete it to continue before it") from None
     folder.rewind(numbers["step"])
     return numbers
+
+
+def _newest(folder: RunFolder) -> tuple[Path, Json, dict[str, dict[str, Tensor]]] | None:
+    """Folder, numbers and tensors of the newest state that is whole, None where there is none; others are deleted."""
+    for path in reversed(saved(folder)):
+        numbers = _read(path)
+        if numbers is not None:
+            with contextlib.suppress(SafetensorError):
+                files = {name: path / f"{name}.safetensors" for name in numbers.pop("bytes")}
+                return path, numbers, {name: load_file(file) for name, file in files.items()}
+        logger.warning("%s is not whole, so the run continues before it", path)
+        remove(path)
+    return None
+
+
+def _read(path: Path) -> Json | None:
+    """The state.json of a state, None where it is damaged or a file of tensors is missing or cut."""
+    try:
+        numbers = read_json(path / "state.json") if (path / "state.json").exists() else {}
+        sizes = {path / f"{name}.safetensors": size for name, size in numbers["bytes"].items()}
+        whole = isinstance(numbers["step"], int) and isinstance(numbers["values"], dict)
+        whole = whole and all(file.exists() and file.stat().st_size == size for file, size in sizes.items())
+    except (DataError, LookupError, AttributeError):
+        return None
+    return numbers if whole else None
 
 
 def saved(folder: RunFolder) -> list[Path]:

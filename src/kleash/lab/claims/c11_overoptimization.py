@@ -24,6 +24,7 @@ from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group
 from kleash.evals.overoptimization import KLCurve, analyse, checkpoints_curve
 from kleash.evals.report_values import as_json
+from kleash.io import replacing
 from kleash.lab import chain, curves, experiment
 from kleash.lab.experiment import Experiment, Figures, Results
 from kleash.lab.world import World
@@ -158,11 +159,10 @@ def curve_of(folder: Path, seed: int, arm: Arm) -> Path:
     curve = checkpoints_curve([{**row, "gold": curves.gold(world, row)} for row in rows])
     chooses = {row["prompt"]: row["split"] == "choose" for row in rows}
     numbers = {name: getattr(curve, name).astype(np.float32) for name in ("gold", "proxy", "kl")}
-    with file.with_suffix(".tmp").open("wb") as temporary:
+    with replacing(file) as temporary, temporary.open("wb") as content:
         np.savez_compressed(
-            temporary, points=curve.points, prompts=curve.prompts, choose=[chooses[p] for p in curve.prompts], **numbers
+            content, points=curve.points, prompts=curve.prompts, choose=[chooses[p] for p in curve.prompts], **numbers
         )
-    file.with_suffix(".tmp").replace(file)
     return file
 
 

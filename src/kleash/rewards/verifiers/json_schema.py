@@ -6,6 +6,7 @@ import json
 from typing import Any
 from urllib.parse import unquote
 
+from kleash.parse import parse_json
 from kleash.rewards.verifiers import BadRowError, Outcome
 
 NAME = "json-schema"
@@ -30,7 +31,7 @@ def check(text: str, schema: str | dict[str, Any] | bool) -> Outcome:
     import referencing.exceptions
 
     try:
-        schema_object: Any = json.loads(schema) if isinstance(schema, str) else schema
+        schema_object: Any = parse_json(schema) if isinstance(schema, str) else schema
         validator = jsonschema.validators.validator_for(schema_object, default=jsonschema.Draft202012Validator)
         validator.check_schema(schema_object)
     except (jsonschema.SchemaError, ValueError) as error:
