@@ -18,6 +18,7 @@ from kleash.data.group import Group, Response
 from kleash.labels.queue import Queue, QueueSettings
 from kleash.labels.store import Store
 from kleash.web.common.listen import listen
+from kleash.web.common.server import Limits, server_of
 from kleash.web.label.app import Site, build_app
 from tests.programs import needs
 
@@ -107,6 +108,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         practice: Sequence[Group] = (),
         guidelines: str = "",
         goal: int = 0,
+        limits: Limits = Limits(),  # noqa: B008
         **settings: Any,
     ) -> Running:
         store = Store.open(tmp_path / f"labels{len(running)}.db")
@@ -119,7 +121,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         site = Site(url=url, hosts=frozenset({"127.0.0.1"}), secret="secret", tags=("correct", "clear"), goal=goal)
         app = build_app(queue, site)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", ws="none"))
+        server = server_of(app, limits)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         running.append((server, thread, store))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from kleash.errors import InputError
@@ -25,6 +26,8 @@ def json_route(handle: Handler) -> Callable[[Request], Any]:
     async def route(request: Request) -> Response:
         try:
             body = json.loads(await request.body())
+        except ClientDisconnect:  # in the middle of its body: nobody reads the answer
+            return Response(status_code=400)
         except (ValueError, RecursionError):
             body = None
         if not isinstance(body, dict):
@@ -45,6 +48,14 @@ def whole_number(body: Json, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
         raise InputError(f"'{name}' is missing or is not a whole number; reload the page and try again")
     return value
+
+
+def query_number(request: Request, name: str, *, default: int, most: int) -> int:
+    """A whole number of the query from 0 to `most`, which is also taken for a larger one; `default` for what is none
+    of at most four digits.
+    """
+    value = request.query_params.get(name, "")
+    return min(int(value), most) if re.fullmatch("[0-9]{1,4}", value) else default
 
 
 def text(body: Json, name: str, limit: int) -> str:

@@ -32,7 +32,7 @@ from starlette.staticfiles import StaticFiles
 from kleash.errors import InputError
 from kleash.labels.queue import Assignment, Queue, VoteRequest
 from kleash.labels.store import Annotator
-from kleash.web.common.json_requests import Json, input_refused, json_route, text, whole_number
+from kleash.web.common.json_requests import Json, input_refused, json_route, query_number, text, whole_number
 from kleash.web.common.render import render, turns, visible
 from kleash.web.common.security import Guard, Sessions
 
@@ -137,8 +137,7 @@ class Pages:
     def pairs(self, request: Request) -> Response:
         """The next pairs."""
         person: Annotator = request.state.person
-        number = request.query_params.get("count", "1")
-        count = min(int(number), MOST_PAIRS) if number.isdecimal() else 1
+        count = query_number(request, "count", default=1, most=MOST_PAIRS)
         pairs = [self._pair(assignment) for assignment in self.queue.next(person.id, count)]
         return JSONResponse({"pairs": pairs, "progress": vars(self.queue.progress(person.id))})
 

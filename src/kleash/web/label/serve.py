@@ -14,14 +14,15 @@ import os
 import secrets
 import sys
 import webbrowser
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kleash.config import Config
-from kleash.errors import DataError
+from kleash.errors import DataError, InputError
 from kleash.labels.open_store import extra_installed, open_store
 from kleash.web.common.listen import in_url, is_loopback, listen
 
@@ -64,6 +65,9 @@ class LabelConfig(Config):
     public_url: str | None = None
     """Address at which people open the page from elsewhere, `https://…` behind a proxy that encrypts. Without it the
     server answers only this machine."""
+    proxy: str | None = None
+    """Address or network of the proxy in front, such as `127.0.0.1`: its `X-Forwarded-For` says who asks, so that one
+    person who tries many links slows down only themselves. Null: forwarded addresses are not believed."""
     open: bool = False
     """Open the annotator's link in a browser."""
     seed: int = 0
@@ -81,18 +85,27 @@ class LabelConfig(Config):
             raise ValueError(f"public_url is {self.public_url}, but should be like https://label.example.org")
         return self
 
+    @field_validator("proxy")
+    @classmethod
+    def _is_network(cls, proxy: str | None) -> str | None:
+        try:
+            ip_network(proxy or "127.0.0.1")
+        except ValueError:
+            raise ValueError("an address or a network, as 127.0.0.1 or 10.0.0.0/8") from None
+        return proxy
+
 
 def run(config: LabelConfig) -> None:
     """Serve until Ctrl-C.
 
     Raises:
         DataError: a file of rows or guidelines cannot be read.
-        InputError: the store cannot be opened, or the port is taken.
+        InputError: the store cannot be opened, its file of links is damaged, or the port is taken.
         ConfigError: the extra `feedback` is not installed.
     """
     with extra_installed("kleash label"):
         from kleash.labels.queue import Queue, QueueSettings
-        from kleash.web.common.server import serve
+        from kleash.web.common.server import Limits, serve
         from kleash.web.label.app import Site, build_app
     with listen(config.host, config.port) as listener, open_store(config.store) as store:
         add_rows(store, config.data, practice=config.practice, guidelines=config.guidelines)
@@ -114,7 +127,7 @@ def run(config: LabelConfig) -> None:
         print("whoever has a link is that person; Ctrl-C stops, votes are saved as they come", file=sys.stderr)
         if config.open:
             webbrowser.open(f"{url}/join/{links['annotator']}")
-        serve(build_app(Queue(store, settings), site), listener)
+        serve(build_app(Queue(store, settings), site), listener, Limits(proxy=config.proxy))
     print(f"stopped; the labels are in {config.store.rpartition('@')[2]}", file=sys.stderr)
 
 
@@ -151,15 +164,39 @@ def load_links(store: Store, where: str) -> dict[str, str]:
     path = Path(f"{where}.links")
     if "://" in where:
         path = Path(f"labels-{hashlib.sha256(where.encode()).hexdigest()[:8]}.links")
-    links: dict[str, str] = json.loads(path.read_text()) if path.exists() else {"secret": secrets.token_urlsafe(32)}
+    links = _read_links(path) if path.exists() else {"secret": secrets.token_urlsafe(32)}
     before = dict(links)
     for role in ("annotator", "admin"):
         if store.annotator_of(links.get(role, "")) is None:
             links[role] = store.invite(role=role).token
     if links != before:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(links, file)
+        _write_private(path, json.dumps(links))
     return links
+
+
+def _read_links(path: Path) -> dict[str, str]:
+    try:
+        links = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        links = None
+    if (
+        not isinstance(links, dict)
+        or not {"secret"} <= links.keys()
+        or not all(isinstance(v, str) for v in links.values())
+    ):
+        raise InputError(f"{path}: is damaged; delete it, then people need new links, which the admin's page makes")
+    return links
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Replace a file that only its owner can read, so that a kill leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def _add_pairs(store: Store, source: str) -> None:
