@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import random
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -101,6 +102,37 @@ def test_a_prompt_is_on_one_side_of_the_split_and_stays_there(labels: Store, tmp
     }
     assert not sides["late", "train"] & sides["late", "test"]
     assert sides["early", "test"] <= sides["late", "test"] and 3 <= len(sides["late", "test"]) <= 18
+
+
+def test_a_prompt_is_on_one_side_however_it_is_written(labels: Store, tmp_path: Path) -> None:
+    call = {"name": "f", "arguments": {"a": 1, "b": 2}}
+    turned = {"arguments": {"b": 2, "a": 1}, "name": "f"}
+    groups = []
+    for i in range(40):
+        text = f"Question {i}?"
+        for way, prompt in enumerate(
+            [
+                text,
+                ({"role": "user", "content": text},),
+                ({"content": text, "role": "user"},),
+                ({"role": "user", "content": f"And {i}?"}, {"role": "assistant", "content": "", "tool_calls": [call]}),
+                (
+                    {"content": f"And {i}?", "role": "user"},
+                    {"tool_calls": [turned], "content": "", "role": "assistant"},
+                ),
+            ]
+        ):
+            groups.append(Group(prompt, (Response(f"good {way}"), Response(f"bad {way}"))))
+    say(labels, groups, 1.0)
+    export_labels(labels, tmp_path / "out", test_share=0.4)
+    train, test = (
+        {json.dumps(row.prompt) for row in read(tmp_path / "out" / f"{name}.jsonl")} for name in ("train", "test")
+    )
+
+    def numbers(rows: set[str]) -> set[tuple[str, str]]:
+        return {(("And" if "And" in row else "Question"), re.findall(r"(\d+)\?", row)[0]) for row in rows}
+
+    assert numbers(train) and numbers(test) and not numbers(train) & numbers(test)
 
 
 def test_an_adjudication_replaces_the_votes_and_an_undone_vote_does_not_count(

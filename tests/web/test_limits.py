@@ -66,7 +66,7 @@ def test_a_client_that_never_ends_its_request_is_disconnected(
         answer = read_all(connection)
     assert (b"401" in answer) == (half in ("a second head", "a body of a stranger"))
     assert person.get("/api/pairs").status == 200 and site.store.votes() == []
-    assert caplog.messages == []
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_those_who_hold_too_many_connections_make_room_for_others(serve: Serve) -> None:

@@ -10,6 +10,7 @@ V vocabulary, D hidden.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -106,7 +107,8 @@ def canonical_prompt(prompt: str | Sequence[Message]) -> Any:
 
 def prompt_key(prompt: str | Sequence[Message]) -> str:
     """The key of a prompt wherever rows are grouped or split by prompt; see `canonical_prompt`."""
-    return str(canonical_prompt(prompt))
+    canonical = canonical_prompt(prompt)
+    return canonical if isinstance(canonical, str) else json.dumps(canonical, sort_keys=True, default=str)
 
 
 def chosen_first(group: Group) -> Group:

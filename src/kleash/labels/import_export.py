@@ -24,7 +24,7 @@ from scipy.special import expit, logsumexp, roots_hermitenorm
 
 from kleash.content import file_hash
 from kleash.data.formats import read_groups, write_groups
-from kleash.data.group import Group, Preference, Scores, chosen_first
+from kleash.data.group import Group, Preference, Scores, chosen_first, prompt_key
 from kleash.errors import DataError, InputError
 from kleash.io import write_json
 from kleash.labels.labeller import LabelResult
@@ -426,7 +426,7 @@ def _row(task: Group, probability: float, annotator: str | None, more: Mapping[s
 
 
 def _is_test(task: Group, share: float, seed: int) -> bool:
-    digest = hashlib.sha256(f"{seed}/{task.prompt!r}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{seed}/{prompt_key(task.prompt)!r}".encode()).hexdigest()
     return int(digest[:12], 16) / 16**12 < share
 
 
