@@ -127,12 +127,15 @@ def run_recipe(path: Path, *, out: Path | None = None, redo_from: str | None = N
         logger.info("%d/%d %s → %s", number + 1, len(steps), step.name, getattr(step.config, "out", ""))
         try:
             run_stage(step.stage, step.config)
+            continue
         except ChangedError as error:
             if number < first:
                 raise ChangedError(f"{error}, or run with --from {step.name} to do it and what follows again") from None
-            aside = set_aside(Path(getattr(step.config, "out", "")))
-            logger.info("%s: changed (%s); the earlier output is in %s", step.name, error, aside)
-            run_stage(step.stage, step.config)
+            reason = str(error)
+        # outside of `except`: the error holds the lock of the output that is about to be renamed
+        aside = set_aside(Path(getattr(step.config, "out", "")))
+        logger.info("%s: changed (%s); the earlier output is in %s", step.name, reason, aside)
+        run_stage(step.stage, step.config)
     return [Path(getattr(step.config, "out", "")) for step in steps]
 
 

@@ -310,7 +310,12 @@ def labelled_by_all_kinds(store: Store, pairs: Pairs) -> None:
     for task, choice in ((1, "first"), (2, "tie"), (3, "cannot")):
         queue.adjudicate(admin, task, choice, f"adjudication-{task}")
     for principle in ("kind", "brief"):
-        results = [LabelResult.of(rng.choice([0.2, 0.5, 0.93]), "judge:m", principle=principle) for _ in groups]
+        results = [
+            LabelResult.of(
+                rng.choice([0.2, 0.5, 0.93]), "judge:m", principle=principle, reason=rng.choice([None, "a", "b"])
+            )
+            for _ in groups
+        ]
         store.record(groups, results)
     say(store, groups[:5], 1.0)
 
@@ -358,6 +363,16 @@ def test_labels_of_people_and_of_judges_keep_their_kind_in_another_store(
     assert {one.alias: one.kind == "judge" for one in other.annotators()} == {
         one.alias: one.kind == "judge" for one in store.annotators() if one.alias in {v.alias for v in other.votes()}
     }
+    export_labels(other, tmp_path / "again", each="vote")
+    rows, again = read(tmp_path / "out" / "train.jsonl"), read(tmp_path / "again" / "train.jsonl")
+
+    def content(group: Group) -> tuple[object, ...]:
+        label = group.label
+        assert isinstance(label, Preference)
+        columns = {name: group.columns.get(name) for name in ("principle", "reason")}
+        return str(group.prompt), str(label.annotator), str(columns), round(label.probability, 9)
+
+    assert sorted(map(content, again)) == sorted(map(content, rows))
     ours, theirs = summary(store), summary(other)
     assert theirs.judges == ours.judges and theirs.judges.tasks == 0
     other.close()

@@ -44,11 +44,33 @@ def test_figures_are_live_and_disagreements_are_ruled_on(serve: Serve, browse: B
     assert "75 %" in page.inner_text(".figures")
     page.click(".disagreement summary")
     assert "good answer" in page.inner_text(".disagreement") and one.cookie not in page.content()
-    page.click(".disagreement [data-adjudicate=first]")
+    page.click(".disagreement [data-adjudicate=cannot]")
     page.wait_for_selector("text=None that is not adjudicated")
     adjudication = site.store.votes()[-1]
-    assert adjudication.adjudicated and adjudication.choice == "first"
+    assert adjudication.adjudicated and adjudication.choice == "cannot"
     assert page.seen.errors == [] and page.seen.dialogs == []
+
+
+def test_the_admin_sees_who_passed_over_a_pair_and_why_and_rules_on_it(serve: Serve) -> None:
+    site = serve(pairs_of(25), overlap=2)
+    person, admin = site.person(), site.person("admin")
+    reports = person.get("/api/pairs?count=25").json()["pairs"]
+    for number, pair in enumerate(reports[:22]):
+        body = {"assignment": pair["id"], "key": uuid.uuid4().hex, "reason": f"<b>broken</b> {number}"}
+        assert person.post("/api/report", body).status == 200
+    skip = {"assignment": reports[22]["id"], "key": uuid.uuid4().hex}
+    assert person.post("/api/skip", skip).status == 200
+
+    def shown() -> str:
+        return str(admin.get("/admin/live").json()["disagreements"])
+
+    assert shown().count("1 × report") == 20 and "1 × skip" not in shown() and "And 3 more" in shown()
+    assert "&lt;b&gt;broken&lt;/b&gt; 0" in shown() and "<b>" not in shown()
+    for _ in range(23):
+        task = int(shown().split('data-task="')[1].partition('"')[0])
+        ruling = {"task": task, "choice": "cannot", "key": uuid.uuid4().hex}
+        assert admin.post("/admin/adjudicate", ruling).status == 200
+    assert "None that is not adjudicated" in shown()
 
 
 @pytest.mark.slow

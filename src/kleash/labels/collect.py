@@ -91,10 +91,12 @@ class LabelCollector:
 
     def _stored(self, groups: Sequence[Group]) -> list[LabelResult | None]:
         votes: dict[int, list[Vote]] = defaultdict(list)
+        people: set[int] = set()  # who have begun; nobody waits for a link that was never opened
         for vote in self.store.votes():
+            people.add(vote.annotator)
             if self._is_answer(vote) and vote.last and not vote.repeat:
                 votes[vote.task].append(vote)
-        people = {
+        people &= {
             person.id
             for person in self.store.annotators()
             if (person.kind, person.role) == ("person", "annotator") and not person.revoked
@@ -128,7 +130,7 @@ class LabelCollector:
         return LabelResult.of(1 - p if swapped else p, self.name, principle=valid[-1].principle)
 
     def _passed(self, votes: Sequence[Vote], people: Set[int]) -> Outcome | None:
-        """Why a pair with too few votes will get no more of them; None where somebody may still vote."""
+        """Why a pair with too few votes will get no more of them; None where one of the people may still vote."""
         if self.labeller is not None:
             return None
         choices = {vote.choice for vote in votes}

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -33,6 +33,11 @@ from kleash.labels.store import PEOPLE, Store, Vote, cannot_be_judged
 Ties = Literal["half", "davidson", "drop"]
 Each = Literal["pair", "vote"]
 Kind = Literal["person", "judge", "simulated", "file"]
+
+VOTE_COLUMNS = frozenset(
+    "annotators votes adjudications principle reason tags strength guidelines kind".split()
+)  # fmt: skip
+"""Columns of an export that describe votes."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ def import_labels(store: Store, source: str | Path, *, annotator: str | None = N
         if len(group.responses) < 2:
             raise DataError(f"{source} row {row}: has {len(group.responses)} responses; give two or more to compare")
         pairs += [(_pair(group, i, j), _label(group, i, j)) for i, j in combinations(range(len(group.responses)), 2)]
-    tasks = store.add_tasks(replace(pair, label=None) for pair, _ in pairs)
+    tasks = store.add_tasks(_as_task(pair) for pair, _ in pairs)
     before = [vote for vote in store.votes() if vote.counts]
     answers, summaries = _answers(store, pairs, annotator or Path(str(source)).name, before)
     by_voter: dict[tuple[int, str, str | None], list[_Answer]] = defaultdict(list)
@@ -199,6 +204,14 @@ def _by_voters(answers: Sequence[_Answer], voted: Mapping[tuple[int, str, str | 
             free.remove(name)
             renamed.append(replace(answer, name=name))
     return renamed + [replace(answer, name=name) for answer, name in zip(others, free, strict=True)]
+
+
+def _as_task(pair: Group) -> Group:
+    """A pair without what a row of an export says of votes, which is not of the pair."""
+    columns = pair.columns
+    if isinstance(columns.get("annotators"), list) or columns.get("kind") in get_args(Kind):
+        columns = {name: value for name, value in columns.items() if name not in VOTE_COLUMNS}
+    return replace(pair, label=None, columns=columns)
 
 
 def _kind_of(pair: Group) -> str:
