@@ -485,7 +485,9 @@ def _print_run(folder: RunFolder, *, as_json: bool) -> None:
         return
     verdict = folder.record["gates"].get("out")
     if verdict:
-        print(f"{'ok' if verdict['passed'] else 'FAILED'}: {verdict['finding']}", file=sys.stderr)
+        from kleash.checks.check import MARKS
+
+        print(f"{MARKS[verdict['passed']]}: {verdict['finding']}", file=sys.stderr)
     if folder.record["stage"] == "overopt":
         from kleash.report.overoptimization_report import story
 

@@ -17,7 +17,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
@@ -199,13 +199,6 @@ class RunFolder:
         """Add values to a section of run.json (`results`, `gates`, `formulas`, …) and write it."""
         self.record.setdefault(section, {}).update(values)
         self.save()
-
-    def once(self, name: str, measure: Callable[[], float]) -> float:
-        """A figure that is measured once, before training, and read back from `results` when the run resumes."""
-        if name not in self.record["results"]:
-            self.note("results", **{name: measure()})
-        value: float = self.record["results"][name]
-        return value
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> Json:
         """Append one object to metrics.jsonl and return it."""

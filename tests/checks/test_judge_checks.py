@@ -38,7 +38,7 @@ def test_a_good_judge_passes_all() -> None:
 @pytest.mark.parametrize(
     ("fault", "name"),
     [
-        ({"agreed": 55}, "agrees with people"),  # its interval holds one half
+        ({"agreed": 38}, "agrees with people"),
         ({"flips": 70}, "judges the response and not its place"),
         ({"again": 0.52}, "says the same again"),
         ({"failed": 11}, "answers"),
@@ -54,6 +54,12 @@ def test_each_fault_is_refused_by_its_check_and_no_other(fault: dict[str, Any], 
 def test_a_check_with_too_few_pairs_is_unknown() -> None:
     checks = {check.name: check.passed for check in checked(agreed=None, flips=52)}
     assert checks["agrees with people"] is None and checks["judges the response and not its place"] is None
+    checks = {check.name: check.passed for check in checked(agreed=55, flips=48, again=0.61)}
+    assert not any(checks[name] for name in checks if name != "answers") and False not in checks.values()
+
+
+def test_labels_that_may_be_good_are_not_refused() -> None:
+    assert verdict(checked(agreed=55))["passed"] is None
 
 
 def test_no_label_at_all_fails_by_its_failures() -> None:

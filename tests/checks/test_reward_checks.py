@@ -37,10 +37,21 @@ def test_a_healthy_reward_model_passes_every_check() -> None:
     assert all(check.passed is True for check in checks.values()), checks
 
 
-def test_shuffled_labels_fail_as_no_better_than_chance() -> None:
+def test_shuffled_labels_are_not_better_than_chance() -> None:
     data = pairs()
-    noise = np.random.default_rng(1).integers(0, 2, 400).astype(float)
-    assert "better than chance" in failed(reward(2 * data["quality"], noise, data["lengths"]))
+    right = np.arange(400) % 2  # every other one
+    noise = np.where(
+        right, data["quality"][:, 0] > data["quality"][:, 1], data["quality"][:, 0] < data["quality"][:, 1]
+    )
+    check = reward(2 * data["quality"], noise.astype(float), data["lengths"])["better than chance"]
+    assert check.passed is None and "one half" in check.advice
+
+
+@pytest.mark.parametrize(("n", "right"), [(2, 2), (30, 20), (30, 14)])
+def test_few_pairs_leave_accuracy_unknown(n: int, right: int) -> None:
+    scores = np.where(np.arange(n) < right, 1.0, -1.0)[:, None] * np.array([[0.5, -0.5]])
+    check = reward(scores, np.ones(n), np.arange(2 * n).reshape(n, 2))["better than chance"]
+    assert check.passed is None
 
 
 def test_flipped_labels_are_named() -> None:
@@ -119,7 +130,7 @@ def test_a_reward_model_that_scores_the_empty_response_highest_fails() -> None:
     checks = probed(empty=0.96)
     assert failed(checks) == ["words beat silence"]
     assert "96%" in checks["words beat silence"].finding
-    assert probed(empty=0.55)["words beat silence"].passed, "within what chance gives"
+    assert probed(empty=0.55)["words beat silence"].passed is None, "within what chance gives"
 
 
 def test_other_probes_that_score_above_are_named_and_do_not_fail() -> None:

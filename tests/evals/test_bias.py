@@ -86,6 +86,33 @@ def test_the_excess_is_planted_and_recovered_in_score_a_unit() -> None:
     assert scaled is not None and scaled.value == pytest.approx(3 * found.value, rel=1e-6)
 
 
+def test_an_error_of_the_margins_is_not_taken_for_an_excess() -> None:
+    """Labels prefer longer responses through what the model sees with an error: no excess, and none is reported."""
+    rng = np.random.default_rng(0)
+    alarms = naive = 0
+    for _ in range(60):
+        longer = rng.normal(size=800)
+        utility = 1.0 * longer + rng.normal(size=800)
+        label = (rng.random(800) < 1 / (1 + np.exp(-utility))).astype(float)
+        found = excess_slope(utility + rng.normal(size=800), label, longer)
+        assert found is not None
+        alarms += found.p_value < 0.05
+        naive += found.high < 0
+        assert found.bound == "at least"
+    assert alarms <= 6 and naive > 40, "the interval by itself would accuse nearly every model"
+
+
+def test_an_excess_that_an_error_would_hide_is_found_in_spite_of_it() -> None:
+    rng = np.random.default_rng(1)
+    longer = rng.normal(size=4000)
+    utility = 0.5 * longer + rng.normal(size=4000)
+    label = (rng.random(4000) < 1 / (1 + np.exp(-utility))).astype(float)
+    found = excess_slope(utility + 1.5 * longer + 0.5 * rng.normal(size=4000), label, longer)
+    assert found is not None and found.bound == "at least" and found.low > 0 and found.p_value < 1e-3
+    shorter = excess_slope(-(utility + 1.5 * longer), 1 - label, longer)
+    assert shorter is not None and shorter.bound == "at most" and shorter.high < 0 and shorter.p_value < 1e-3
+
+
 def test_a_swapped_pair_changes_nothing() -> None:
     utility, longer, label = drawn(300)
     margin = utility + 0.1 * longer

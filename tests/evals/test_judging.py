@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from kleash.evals import judging
-from kleash.evals.preference_report import wilson
+from kleash.evals.intervals import wilson
+from kleash.evals.judging import same_again
 
 
 def judge_report(**values: Any) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def simulated(pairs: int, *, place: float, skill: float, seed: int = 0) -> dict[
         "people": 1.0 - better,
         "longer": rng.normal(0, 100, pairs),
         "coin": rng.integers(0, 2, pairs).astype(bool),
+        "consistency": (orders**2 + (1 - orders) ** 2).mean(1),
     }
 
 
@@ -86,14 +88,22 @@ def test_swapped_pairs_give_the_same_report() -> None:
     assert one["people"]["agreement"] == other["people"]["agreement"]
 
 
-def test_self_consistency_from_votes_is_that_of_the_probabilities_they_were_drawn_from() -> None:
-    rng = np.random.default_rng(1)
-    p = rng.uniform(0.1, 0.9, (4000, 2))
-    found = simulated(4000, place=0.0, skill=0.0) | {"orders": p}
-    exact = judge_report(**found)["self_consistency"]
-    drawn = judge_report(**found | {"orders": rng.binomial(5, p) / 5}, votes=5)["self_consistency"]
-    assert exact["mean"] == pytest.approx(float((p**2 + (1 - p) ** 2).mean()))
-    assert abs(drawn["mean"] - exact["mean"]) < 4 * drawn["se"]
+@pytest.mark.parametrize("chances", [(0.5, 0.5, 0.0), (0.0, 0.0, 1.0), (0.1, 0.1, 0.8), (0.6, 0.3, 0.1)])
+@pytest.mark.parametrize("came", [2, 3, 5])
+def test_self_consistency_from_votes_is_that_of_the_probabilities_they_were_drawn_from(
+    chances: tuple[float, float, float], came: int
+) -> None:
+    votes = np.random.default_rng(1).multinomial(came, chances, size=4000)
+    again = np.array([same_again(row.tolist()) for row in votes], dtype=float)
+    assert abs(again.mean() - sum(chance**2 for chance in chances)) <= 4 * again.std() / 4000**0.5
+
+
+def test_pairs_with_one_vote_have_no_self_consistency() -> None:
+    assert same_again((1, 0, 0)) is None and same_again((0, 0, 0)) is None
+    values = simulated(3, place=0.0, skill=0.0) | {"consistency": np.array([0.4, np.nan, 0.6])}
+    assert judge_report(**values)["self_consistency"]["mean"] == pytest.approx(0.5)
+    values["consistency"] = np.full(3, np.nan)
+    assert judge_report(**values)["self_consistency"] == {"mean": None, "se": None}
 
 
 def test_a_judge_of_length_has_its_slope() -> None:

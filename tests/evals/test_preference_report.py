@@ -9,7 +9,8 @@ import torch
 from scipy import stats
 
 from kleash.errors import DataError
-from kleash.evals.preference_report import ceiling_bounds, preference_report, sign_test, wilson
+from kleash.evals.intervals import sign_test, wilson
+from kleash.evals.preference_report import ceiling_bounds, preference_report
 from kleash.evals.report_values import as_json
 
 

@@ -3,14 +3,26 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import krippendorff as reference
 import numpy as np
 import pytest
 
 from kleash.data.group import Group, Response
-from kleash.labels.agreement import agreement, annotator_report, disagreements, krippendorff, summary
+from kleash.evals.estimates import Share
+from kleash.labels.agreement import (
+    MOST_FAST,
+    STEADY,
+    AnnotatorReport,
+    agreement,
+    annotator_report,
+    disagreements,
+    krippendorff,
+    summary,
+)
 from kleash.labels.labeller import LabelResult
 from kleash.labels.queue import Queue, QueueSettings, VoteRequest
 from kleash.labels.store import Store, Vote
@@ -185,6 +197,36 @@ def test_those_with_habits_are_flagged_and_the_others_are_not(labelled: tuple[St
     assert any("left side" in flag for flag in rows["sideways"].flags)
     assert any("faster" in flag for flag in rows["fast"].flags)
     assert rows["sound"].flags == rows["sound too"].flags == []
+
+
+def balanced() -> AnnotatorReport:
+    """Of 60 votes, half of them for the left side."""
+    group = Group("p", (Response("a b"), Response("c d")))
+    votes = [vote(i, "first", swapped=i % 2 == 0) for i in range(60)]
+    return annotator_report(votes, {i: group for i in range(60)}, {})
+
+
+@pytest.mark.parametrize(
+    ("figures", "at"),
+    [
+        (lambda rng: {"fast": rng.binomial(60, MOST_FAST) / 60, "timed": 60}, 60),
+        (lambda rng: {"agrees": Share.of(rng.random(40) < 0.5)}, 40),
+        (lambda rng: {"repeats": 12, "steady": int(rng.binomial(12, STEADY))}, 12),
+    ],
+    ids=["fast", "agrees", "repeats"],
+)
+def test_a_flag_is_raised_by_accident_at_the_stated_rate(figures: Any, at: int) -> None:
+    plain = balanced()
+    assert plain.flags == []
+    rng = np.random.default_rng(at)
+    flagged = sum(bool(replace(plain, **figures(rng)).flags) for _ in range(2000))
+    assert flagged <= 0.015 * 2000  # at the level; discrete counts stay below it
+
+
+def test_habits_are_flagged() -> None:
+    plain = balanced()
+    for figures in ({"fast": 0.6, "timed": 60}, {"agrees": Share.of([1] * 8 + [0] * 32)}, {"repeats": 12, "steady": 2}):
+        assert len(replace(plain, **figures).flags) == 1
 
 
 def test_an_unbiased_annotator_is_flagged_for_sides_at_the_stated_rate() -> None:

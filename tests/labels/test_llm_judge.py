@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -123,6 +124,41 @@ def test_a_server_without_log_probabilities_gets_requests_for_votes(takes: tuple
     assert len(votes) == 4 * 2 * 3
     assert len({body["seed"] for body in votes}) == len(votes) and {body["temperature"] for body in votes} == {1.0}
     assert all(("response_format" in body) == bool(takes) for body in votes)
+
+
+def test_a_judge_of_ties_says_the_same_again_and_lost_votes_do_not_count() -> None:
+    def ties(body: Mapping[str, Any]) -> Reply:
+        return ('{"better": "1"}' if len(body["messages"][0]["content"]) < 60 else '{"better": "tie"}'), {}
+
+    judgements, _ = judged(ties, PAIRS[:2], takes=(), votes=5)
+    assert [one.consistency for one in judgements] == [1.0, 1.0]
+
+    drawn: dict[str, int] = {}
+
+    def two_of_three(body: Mapping[str, Any]) -> Reply:
+        """Of five votes on a prompt two are lost; those that come are 1, 1, 2 in some order."""
+        text = body["messages"][0]["content"]
+        if len(text) < 60:
+            return '{"better": "1"}', {}
+        if body["messages"][-1]["content"] == REPAIR:
+            return "I cannot say.", {}
+        drawn[text] = drawn.get(text, 0) + 1
+        answer = ("1", "lost", "2", "1", "lost")[drawn[text] - 1]
+        return (answer if answer == "lost" else json.dumps({"better": answer})), {}
+
+    (judgement,), _ = judged(two_of_three, PAIRS[:1], takes=(), votes=5)
+    assert judgement.orders is not None and judgement.orders.original == pytest.approx(2 / 3)
+    assert judgement.consistency == pytest.approx((2 * 1 + 1 * 0) / (3 * 2))
+
+
+def test_the_consistency_of_one_vote_is_unknown_and_of_a_probability_is_not() -> None:
+    judgements, _ = judged(voter, PAIRS, takes=(), votes=1)
+    assert {one.consistency for one in judgements} == {None}
+    judgements, _ = judged(partial(counts_z, place=0.05), PAIRS[:1])
+    orders = judgements[0].orders
+    assert orders is not None
+    expected = np.mean([p**2 + (1 - p) ** 2 for p in (orders.original, orders.swapped)])
+    assert judgements[0].consistency == pytest.approx(expected)
 
 
 def test_a_vote_that_is_no_json_is_repaired_once() -> None:

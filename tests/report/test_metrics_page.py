@@ -20,7 +20,7 @@ def test_a_field_and_its_formula_are_in_one_row() -> None:
     marker = "<!-- fields of kleash.evals.preference_report:AgainstLength -->"
     table = with_tables(f"before\n{marker}\nold\n<!-- end -->\nafter\n").splitlines()
     assert table[0] == "before" and table[-1] == "after" and "old" not in table
-    assert [row.split("`")[1] for row in table if row.startswith("| `")] == ["wins", "losses", "p_value"]
+    assert [row.split("`")[1] for row in table if row.startswith("| `")] == ["wins", "losses", "differ", "p_value"]
 
 
 def test_a_formula_with_bars_does_not_break_its_row() -> None:

@@ -50,7 +50,7 @@ def train(stage: str, folder: Path, **changes: Any) -> RunFolder:
 
 
 MEASUREMENTS = {
-    "sft, held-out rows": ("sft", {}, sft, "held_out_loss", "held-out rows after the last step"),
+    "sft, held-out rows": ("sft", {}, sft, "held_out_losses", "held-out rows after the last step"),
     "sft, checks": ("sft", {}, sft, "check", "checks"),
     "dpo, held-out rows": ("dpo", {}, dpo, "evaluate", "held-out rows after the last step"),
     "dpo, report": ("dpo", {}, dpo, "report", "report"),
@@ -81,7 +81,7 @@ def test_a_measurement_that_breaks_is_skipped_with_its_reason(
     stage, changes, place, function, name = MEASUREMENTS[case]
     if case == "sft, held-out rows":  # of this measurement, the one before training works
         calls: list[int] = []
-        measure = sft.held_out_loss
+        measure = sft.held_out_losses
         monkeypatch.setattr(
             sft, function, lambda *a: measure(*a) if not calls.append(1) and len(calls) < 2 else broken()
         )

@@ -92,14 +92,14 @@ def test_a_judge_that_only_prefers_a_position_is_refused_and_out_does_not_exist(
         words = ["judge", "--endpoint", server.url, "--model", "m", "--data", str(pairs), "--out", str(out)]
         assert _run(words) == 1
         said = capsys.readouterr().err
-        assert "labels are refused: agrees with people on 50% of 30 pairs" in " ".join(said.split())
+        assert "labels are refused: on 100% of 40 pairs the label turned with the order" in " ".join(said.split())
         assert "label turns with the order" in said  # the table
         assert not out.exists() and len(list(read_groups(out.with_name("labels.refused.jsonl")))) == 40
         report = results_of(out)
         assert report is not None and report["flips"]["share"] == 1.0 and report["first_before"]["share"] == 1.0
         assert report["first_after"]["share"] == 0.5
         failed = [check["name"] for check in report["gate"]["checks"] if check["passed"] is False]
-        assert failed == ["agrees with people", "judges the response and not its place"]
+        assert failed == ["judges the response and not its place"]
         asked = len(server.requests)
         assert _run([*words, "--force"]) == 0
         assert out.exists() and len(server.requests) == asked  # forcing costs nothing

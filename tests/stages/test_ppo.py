@@ -453,6 +453,18 @@ def test_adaptive_beta_follows_the_kl_of_each_rollout_and_rises_above_its_target
         assert after["beta"] == pytest.approx(before["beta"] * (1 + 0.2 * 8 / 10))
 
 
+def test_the_best_weights_are_chosen_at_one_beta_while_target_kl_moves_that_of_the_reward(
+    base: Path, prompts: Path
+) -> None:
+    changes = {"beta": 0.5, "target_kl": 0.01, "kl_horizon": 10, "keep_weights": "best", "eval_every": 1}
+    folder = ppo.run(config(base, prompts, max_steps=5, learning_rate=1e-2, **changes), reward=CountZ())
+    rows = [row for row in folder.metrics() if row["step"]]
+    assert rows[-1]["beta"] > 1.2 * rows[0]["beta"], "it moved, or this test says nothing"
+    figures = {row["step"]: row["eval_reward"] - 0.5 * row["eval_kl"] for row in rows}
+    assert max(figures.values()) == pytest.approx(figures[folder.record["results"]["step"]])
+    assert folder.record["results"]["chosen"] == {"step": folder.record["results"]["step"], "of": 5}
+
+
 def test_the_average_of_the_weights_is_what_is_saved(base: Path, prompts: Path) -> None:
     plain = ppo.run(config(base, prompts, max_steps=3, learning_rate=1e-2, out=base.parent / "plain"), reward=CountZ())
     slow = ppo.run(

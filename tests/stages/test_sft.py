@@ -16,6 +16,7 @@ from kleash.models.load import load_policy
 from kleash.run import read_record
 from kleash.stages import sft
 from kleash.training.optim import Optimizer
+from tests.conftest import letters
 
 Write = Callable[[str, list[dict[str, Any]]], Path]
 
@@ -136,11 +137,17 @@ def test_a_row_that_is_no_demonstration_is_named(base: Path, prompts: Path) -> N
         sft.run(config(base, prompts))
 
 
-def test_a_failed_check_stops_the_next_stage_unless_forced(base: Path, demonstrations: Path) -> None:
+def test_a_failed_check_stops_the_next_stage_unless_forced(
+    base: Path, demonstrations: Path, write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    held_out = write("held-out.jsonl", [{"prompt": letters(i, 6), "response": letters(i + 3, 4)} for i in range(26)])
     # Unlearning: a step this large makes the held-out loss worse than before.
-    broken = sft.run(config(base, demonstrations, max_steps=2, learning_rate=5.0, schedule="constant"))
+    changes = {"max_steps": 2, "learning_rate": 5.0, "schedule": "constant", "eval_data": str(held_out)}
+    broken = sft.run(config(base, demonstrations, **changes))
     verdict = broken.record["gates"]["out"]
-    assert not verdict["passed"]
+    assert verdict["passed"] is False
+    said = f"a stage that starts from {broken.path} will refuse it (exit code 1) unless given --force"
+    assert [record.message for record in caplog.records].count(said) == 1
     assert verdict["figures"]["after"] > verdict["figures"]["before"]
     onwards = {"out": base.parent / "next", "max_steps": 1}
     with pytest.raises(GateError, match="failed its own checks: held-out loss"):

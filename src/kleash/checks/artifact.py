@@ -30,7 +30,8 @@ from kleash.data.group import EncodedGroup, Group, Preference, Response, prompt_
 from kleash.data.read import without_equal
 from kleash.data.split import comparison, demonstration, hold_out, imitated
 from kleash.errors import InputError
-from kleash.evals.preference_report import preference_report, wilson
+from kleash.evals.intervals import mean_interval, number_prompts, wilson
+from kleash.evals.preference_report import preference_report
 from kleash.io import Json, read_json
 from kleash.models.compute import Compute
 from kleash.models.finite import is_finite
@@ -214,14 +215,14 @@ def agreement(labeller: Reward, groups: Sequence[Group]) -> Agreement:
     scores = labeller(groups).double()
     p = torch.sigmoid(scores[:, 0] - scores[:, 1])
     agree = p**2 + (1 - p) ** 2
-    error = float(agree.std() / len(agree) ** 0.5) if len(agree) > 1 else 0.0
-    return Agreement(float(agree.mean()), float(agree.mean()) - 1.96 * error, len(agree))
+    prompts = number_prompts([prompt_key(group.prompt) for group in groups])
+    return Agreement(float(agree.mean()), *mean_interval(agree.numpy(), prompts), len(agree))
 
 
 def votes_agree(first: Sequence[int], second: Sequence[int]) -> Agreement:
-    """Agreement of two labellers who voted on the same pairs, with the lower end of its Wilson interval."""
+    """Agreement of two labellers who voted on the same pairs, with its Wilson interval."""
     equal = sum(a == b for a, b in zip(first, second, strict=True))
-    return Agreement(equal / len(first), wilson(equal, len(first))[0], len(first))
+    return Agreement(equal / len(first), *wilson(equal, len(first)), len(first))
 
 
 @torch.no_grad()
@@ -301,7 +302,8 @@ def reward_model_checks(
         return [_spread(scores), *checks]
     lengths = [[len(response.ids) for response in group.responses] for group in encoded]
     p = [group.source.label.probability for group in encoded if isinstance(group.source.label, Preference)]
-    report = preference_report(scores, torch.tensor(p).double(), torch.tensor(lengths))
+    prompts = number_prompts([group.prompt_ids for group in encoded])
+    report = preference_report(scores, torch.tensor(p).double(), torch.tensor(lengths), prompts=prompts)
     return [*reward_checks.reward_model(report), *checks]
 
 

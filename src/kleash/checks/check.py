@@ -20,7 +20,7 @@ class Verdict(TypedDict, total=False):
     """The summary of many checks in run.json."""
 
     passed: bool | None
-    """Whether no check failed; None: nothing could be measured."""
+    """False: a check failed. None: none failed, and the first one, whose finding is quoted, is unknown."""
     finding: str
     """The finding of the first failed check, else of the first check, and the numbers of ok, failed and unknown
     ones."""
@@ -43,7 +43,8 @@ class Check:
     name: str
     """The desired property: "responses end"."""
     passed: bool | None
-    """None: the figure could not be measured, or by itself does not tell a healthy artifact from a broken one."""
+    """None: the figure could not be measured, its interval holds the threshold, or by itself it does not tell a healthy
+    artifact from a broken one."""
     finding: str
     """The answer, with the figure."""
     advice: str = ""
@@ -64,7 +65,7 @@ def answer(name: str, passed: bool | None, finding: str, advice: str = "", **fig
 
 
 def verdict(checks: Sequence[Check]) -> Verdict:
-    """Summarise checks: passed if none failed, with the finding of the first failed one, else of the first."""
+    """Summarise checks, with the finding of the first failed one, else of the first."""
     failed = [check for check in checks if check.passed is False]
     first = (failed or list(checks))[0]
     counts = {mark: sum(check.passed is passed for check in checks) for passed, mark in MARKS.items()}
@@ -72,7 +73,7 @@ def verdict(checks: Sequence[Check]) -> Verdict:
     if len(checks) > 1:
         finding += f" ({', '.join(f'{count} {mark.lower()}' for mark, count in counts.items() if count)})"
     return {
-        "passed": not failed,
+        "passed": first.passed,
         "finding": finding,
         "advice": first.advice,
         "figures": dict(first.figures),

@@ -11,8 +11,10 @@ import numpy as np
 from kleash.checks.check import LOOK, Check, answer
 from kleash.checks.reward_checks import OnPolicyExcess
 from kleash.checks.sample_stats import excess_nll
+from kleash.checks.sft_checks import Agreement
 from kleash.data.group import EncodedGroup, Group, Preference, prompt_key
-from kleash.evals.preference_report import ceiling_bounds, sign_test
+from kleash.evals.intervals import number_prompts, share_interval
+from kleash.evals.preference_report import ceiling_bounds
 from kleash.models.load import load_policy
 from kleash.run import parent_of
 
@@ -131,20 +133,24 @@ def _consistent(pairs: Sequence[Group]) -> Check:
         better = texts[int(probability < 0.5)]
         key = sorted(texts)
         votes[(prompt_key(pair.prompt), *key)][key.index(better)] += 1
-    repeated = np.array([count for count in votes.values() if sum(count) > 1])
+    twice = {key: count for key, count in votes.items() if sum(count) > 1}
     name = "labels agree"
-    if not len(repeated):
+    if not twice:
         return answer(name, None, "no pair was labelled twice, so the noise of the labels is unknown")
-    bounds = ceiling_bounds(repeated)
-    agreement = float(np.mean((repeated * (repeated - 1)).sum(1) / (repeated.sum(1) * (repeated.sum(1) - 1))))
-    passed = True if agreement > 0.55 else False if len(repeated) >= 50 else None
+    repeated = np.array(list(twice.values()))
+    of_pair = (repeated * (repeated - 1)).sum(1) / (repeated.sum(1) * (repeated.sum(1) - 1))
+    interval = share_interval(of_pair, number_prompts([prompt for prompt, *_ in twice]))
+    agreement = Agreement(float(of_pair.mean()), *interval, len(repeated))
     return answer(
         name,
-        passed,
-        f"two labels of a pair agree in {agreement:.0%} ({len(repeated)} pairs labelled more than once)",
-        "labellers agree no more than chance; clarify the labelling guidelines",
-        agreement=agreement,
-        ceiling=list(bounds),
+        agreement.passed,
+        f"two labels of a pair agree in {agreement.share:.0%} (95 % interval {agreement.low:.0%} to "
+        f"{agreement.high:.0%}, {len(repeated)} pairs labelled more than once)",
+        "labellers may agree no more than chance; clarify the labelling guidelines, or label more pairs twice",
+        agreement=agreement.share,
+        low=agreement.low,
+        high=agreement.high,
+        ceiling=list(ceiling_bounds(repeated)),
         repeated=len(repeated),
     )
 
@@ -152,11 +158,13 @@ def _consistent(pairs: Sequence[Group]) -> Check:
 def _balanced(pairs: Sequence[Group]) -> Check:
     longer = np.array([np.sign(_probability(p) - 0.5) * np.sign(_words(p, 0) - _words(p, 1)) for p in pairs])
     wins, losses = int((longer > 0).sum()), int((longer < 0).sum())
+    unequal = [row for row, side in enumerate(longer) if side]
     share = wins / max(1, wins + losses)
-    rule = max(share, 1 - share) > LENGTH_RULE and sign_test(wins, losses) < 0.05
+    prompts = number_prompts([prompt_key(pairs[row].prompt) for row in unequal])
+    low, high = share_interval(longer[unequal] > 0, prompts) if len(unequal) else (0.0, 1.0)
     return answer(
         "not only length",
-        None if rule else True,
+        True if low > 1 - LENGTH_RULE and high < LENGTH_RULE else None,
         f"the longer response is preferred in {share:.0%} of {wins + losses} pairs of unequal length",
         "also compare answers of similar length, or the reward model will learn only length",
         longer_preferred=share,

@@ -41,8 +41,9 @@ def finish_policy(
     if average is not None and best.keep_weights == "last":
         average.take(parts.policy)
     write_model(folder, parts.policy, parts.tokenizer, _summary(folder))
-    kl_budget = folder.record["config"].get("kl_budget")
-    checks = lambda: policy_checks.policy(folder.metrics(), kl_budget=kl_budget, advice=advice)  # noqa: E731
+    config = folder.record["config"]
+    settings = {"prompts": config["batch_size"], "kl_budget": config.get("kl_budget"), "advice": advice}
+    checks = lambda: policy_checks.policy(folder.metrics(), **settings)  # noqa: E731
     after_training(folder, "checks", lambda: record_checks(folder, checks=checks()))
     near_ties = getattr(parts.sampler, "near_ties", None)
     return folder.finish(step=step, ended=loop.stop or "all rollouts done", near_ties=near_ties, **results)

@@ -1,9 +1,9 @@
 """Gates: a stage checks its own result, and the next stage reads those checks.
 
 A stage ends by checking for its own failure mode (`record_checks`): the checks go to run.json with the hash of the
-artifact, and a failed check is a warning; the folder stays. The next stage starts with its parents (`check_parents`):
-it trusts their checks while the hash agrees, runs them again where it does not, and refuses to build on a parent that
-failed, unless forced.
+artifact, and a failed check is a warning that says what the next stage will do; the folder stays. The next stage starts
+with its parents (`check_parents`): it trusts their checks while the hash agrees, runs them again where it does not, and
+refuses to build on a parent that failed, unless forced.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ def record_checks(folder: RunFolder, *, checks: Sequence[Check]) -> None:
             logger.warning("failed %s; %s", text, check.advice)
         elif check.passed is None and check.advice:
             logger.info("undecided %s; %s", text, check.advice)
+    if any(check.passed is False for check in checks):
+        logger.warning("a stage that starts from %s will refuse it (exit code 1) unless given --force", folder.path)
 
 
 def check_parents(folder: RunFolder, *, role: str, parent: str | Path, force: bool) -> None:

@@ -7,15 +7,15 @@ from dataclasses import asdict
 from kleash.checks.check import Check
 from kleash.errors import GateError
 from kleash.evals.estimates import Mean, Share
+from kleash.evals.intervals import above, below, wilson
 from kleash.evals.judging import JudgeReport, PeopleReport
-from kleash.evals.preference_report import wilson
 from kleash.labels.judge_summary import Failures
 
 MOST_FLIPS = 0.5
 """Share of pairs on which the judge chose a position instead of a response. Random labels give one half."""
 
 LEAST_CONSISTENCY = 0.6
-"""Probability that a judge repeats its answer. Random answers have 0.5; a judge that is 75 % sure has 0.625."""
+"""Probability that a judge repeats its answer. Random answers of two have 0.5; a judge that is 75 % sure has 0.625."""
 
 
 def judge_checks(report: JudgeReport | None, failures: Failures, *, max_failures: float) -> list[Check]:
@@ -55,7 +55,7 @@ def _agreement(people: PeopleReport | None) -> Check:
             advice="label some of the pairs (`kleash label`), 100 or more, and judge those rows too",
         )
     agreement = people.agreement
-    passed = agreement.low > 0.5
+    passed = above(agreement.interval, 0.5)
     return Check(
         name=name,
         passed=passed,
@@ -69,23 +69,32 @@ def _agreement(people: PeopleReport | None) -> Check:
 
 
 def _position(flips: Share) -> Check:
-    passed = None if flips.low <= MOST_FLIPS < flips.share else flips.share <= MOST_FLIPS
+    passed = below(flips.interval, MOST_FLIPS)
     return Check(
         name="judges the response and not its place",
         passed=passed,
-        finding=f"on {flips.share:.0%} of {flips.pairs} pairs the label turned with the order",
-        advice="" if passed else "choose a stronger judge: this one mostly prefers a position",
+        finding=f"on {flips.share:.0%} of {flips.pairs} pairs the label turned with the order "
+        f"(95 % interval {flips.low:.0%} to {flips.high:.0%})",
+        advice=""
+        if passed
+        else "choose a stronger judge: this one mostly prefers a position"
+        if passed is False
+        else "judge more pairs to tell whether it prefers a position",
         figures=asdict(flips),
     )
 
 
 def _consistency(consistency: Mean) -> Check:
-    mean, error = consistency.mean or 0.0, consistency.se or 0.0
-    passed = True if mean >= LEAST_CONSISTENCY else False if mean + 1.96 * error < LEAST_CONSISTENCY else None
+    mean, error = consistency.mean, consistency.se
+    if mean is None or error is None:
+        passed, finding = None, "one answer a pair does not tell whether it would give the same answer again"
+    else:
+        passed = above((mean - 1.96 * error, mean + 1.96 * error), LEAST_CONSISTENCY)
+        finding = f"asked again it would give the same answer with probability {mean:.2f} ± {1.96 * error:.2f}"
     return Check(
         name="says the same again",
         passed=passed,
-        finding=f"asked again it would give the same answer with probability {mean:.2f}, chance is 0.50",
+        finding=finding,
         advice=""
         if passed
         else "choose a stronger judge or a clearer principle: this one is undecided about most pairs",

@@ -9,7 +9,8 @@ import numpy as np
 
 from kleash.checks.check import LOOK, Check, answer
 from kleash.checks.sample_stats import ExcessNLL
-from kleash.evals.preference_report import PreferenceReport, ReliabilityBin, wilson
+from kleash.evals.intervals import above, below
+from kleash.evals.preference_report import PreferenceReport, ReliabilityBin
 from kleash.evals.probes import ProbeResult
 from kleash.evals.skipped import Skipped
 
@@ -72,12 +73,16 @@ def on_policy_check(on_policy: OnPolicyExcess) -> Check:
     nats, parent = on_policy.model.nats, on_policy.parent
     figures = {"excess_nll": nats, "se": on_policy.model.se, "parent": parent and parent.nats}
     finding = f"training responses surprise the model by {nats:+.2f} nats a token more than its own samples would"
-    passed: bool | None = abs(nats) <= max(FOREIGN, 3 * on_policy.model.se)
+    error = 2 * on_policy.model.se
+    passed: bool | None = abs(nats) + error <= FOREIGN
     advice = ""
-    if parent is not None and not passed and abs(parent.nats) + 2 * parent.se < PARENT * nats:
+    if parent is not None and not passed and abs(parent.nats) + 2 * parent.se < PARENT * (nats - error):
         passed = False
         finding += f", and {on_policy.parent_path}, which it was made from, by {parent.nats:+.2f}: they are its samples"
         advice = "sample the responses to be compared from the model of --model (`kleash generate`) and label those"
+    elif abs(nats) - error <= FOREIGN and not passed:
+        passed, advice = None, "more training rows would tell whether they are its own samples"
+        finding += f" ± {error:.2f}, which does not tell whether they are its samples"
     elif not passed:
         passed = None
         finding += ": they are not its samples" if nats > 0 else ": they were drawn at a lower temperature, or chosen"
@@ -88,10 +93,9 @@ def on_policy_check(on_policy: OnPolicyExcess) -> Check:
 def _words_beat_silence(probes: Sequence[ProbeResult]) -> Check:
     """Does the empty response score below the better one of a pair? Otherwise a policy learns to say nothing."""
     empty = next(probe for probe in probes if probe.name == "empty")
-    passed = empty.low <= 0.5
     return answer(
         "words beat silence",
-        passed,
+        below((empty.low, empty.high), 0.5),
         f"the empty response scores above the better one in {empty.above:.0%} of {empty.pairs} pairs",
         "a policy trained against this model ends up saying nothing: add comparisons that an empty or cut-off response "
         "loses, or gate the reward on what has to be there (docs/rewards.md)",
@@ -118,17 +122,25 @@ def _not_fooled(probes: Sequence[ProbeResult]) -> Check:
 def _accurate(report: PreferenceReport) -> Check:
     name = "better than chance"
     if report.accuracy is None or report.accuracy_interval is None:
-        return answer(name, False, f"all {report.pairs} held-out pairs are ties", f"{LOOK}: no labels")
+        return answer(name, None, f"all {report.pairs} held-out pairs are ties", f"{LOOK}: no labels")
     low, high = report.accuracy_interval
-    finding = f"held-out accuracy {report.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}, {report.pairs} pairs)"
-    advice = "its interval must lie above one half: get more comparisons, or look at them with `kleash inspect`"
-    if report.score_ties > report.pairs / 2:
+    finding = f"held-out accuracy {report.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}, {of_pairs(report)})"
+    advice = f"the interval holds one half, so a coin may be as good: hold out more comparisons, or {LOOK}"
+    passed = above((low, high), 0.5)
+    if report.score_ties > (report.pairs - report.label_ties) / 2:
+        passed = False
         finding += f"; equal scores for {report.score_ties} of {report.pairs} pairs"
         advice = "the scores are constant: raise --learning-rate, or check whether the two responses differ at all"
     elif high < 0.5:
         finding += ": the worse response is preferred"
         advice = "the labels look flipped, in training or here: check which column holds the chosen response"
-    return answer(name, low > 0.5, finding, advice, accuracy=report.accuracy, low=low, high=high)
+    return answer(name, passed, finding, advice, accuracy=report.accuracy, low=low, high=high)
+
+
+def of_pairs(report: PreferenceReport) -> str:
+    """How many pairs a report is of, and of how many prompts where that is fewer."""
+    prompts = "" if report.prompts == report.pairs else f" of {report.prompts} prompts"
+    return f"{report.pairs} pairs{prompts}"
 
 
 def _scores_vary(report: PreferenceReport) -> Check:
@@ -153,14 +165,13 @@ def beyond_length(report: PreferenceReport) -> Check:
     if report.accuracy is None:
         return answer(name, None, "no pair is decided")
     wins, losses, decided = against.wins, against.losses, report.pairs - report.label_ties
-    _, high = wilson(wins + losses, decided)
     finding = (
         f"'the {report.length_prefers} one' is right about {report.length_accuracy:.3f}; the model is "
         f"right {wins} times, length {losses} times (p = {against.p_value:.2g})"
     )
     length_low, _ = report.length_accuracy_interval or (0.0, 1.0)
     better, worse = (against.p_value < 0.05 and sign > 0 for sign in (wins - losses, losses - wins))
-    is_length = high < LENGTH_ALONE and length_low > 0.5
+    is_length = against.differ[1] < LENGTH_ALONE and length_low > 0.5
     passed = True if better else False if worse or is_length else None
     advice = "it has learned no more than length: balance the lengths of chosen and rejected, or get more comparisons"
     if passed is None:
@@ -182,10 +193,12 @@ def _calibrated(report: PreferenceReport) -> Check:
     overconfident.
     """
     loss, coin = report.log_loss, report.log_loss_chance
-    expected, spread = chance_ece(report.reliability, report.pairs)
+    decided = report.pairs - report.label_ties
+    effect = decided / report.effective_pairs if report.effective_pairs else 1.0
+    expected, spread = chance_ece(report.reliability, report.pairs, effect=effect)
     beyond = report.ece > expected + 3 * spread
     passed = None if beyond else True
-    if beyond and loss > coin:
+    if beyond and report.log_loss_se is not None and loss - 1.96 * report.log_loss_se > coin:
         passed = False
     return answer(
         "calibrated",
@@ -200,14 +213,15 @@ def _calibrated(report: PreferenceReport) -> Check:
     )
 
 
-def chance_ece(reliability: Sequence[ReliabilityBin], pairs: int) -> tuple[float, float]:
+def chance_ece(reliability: Sequence[ReliabilityBin], pairs: int, *, effect: float = 1.0) -> tuple[float, float]:
     """Mean and standard deviation of the calibration error of a perfectly calibrated model with these bins.
 
     A bin's outcome is then its confidence c up to a normal error of variance c(1 − c)/n, so its gap is half-normal:
-    mean √(2/π · c(1 − c)/n), variance (1 − 2/π) · c(1 − c)/n.
+    mean √(2/π · c(1 − c)/n), variance (1 − 2/π) · c(1 − c)/n. Where prompts have several pairs, n is divided by their
+    design effect.
     """
     weights = np.array([row.pairs / pairs for row in reliability])
-    variances = np.array([row.confidence * (1 - row.confidence) / row.pairs for row in reliability])
+    variances = np.array([effect * row.confidence * (1 - row.confidence) / row.pairs for row in reliability])
     mean = float((weights * np.sqrt(2 / np.pi * variances)).sum())
     return mean, float(np.sqrt((weights**2 * (1 - 2 / np.pi) * variances).sum()))
 

@@ -25,6 +25,7 @@ from kleash.data.group import EncodedGroup, Group, Preference, Ranking, prompt_k
 from kleash.errors import ConfigError, DataError
 from kleash.evals.best_of_n_report import BestOfK, best_of_n_curve
 from kleash.evals.bias import BiasReport, bias_report
+from kleash.evals.intervals import Prompts, number_prompts
 from kleash.evals.learning_curve import LearningCurve, learning_curve
 from kleash.evals.noise import LabelNoise, disagreement, lapse_model
 from kleash.evals.preference_report import PreferenceReport, ceiling_bounds, preference_report
@@ -75,8 +76,7 @@ class RewardReport(PreferenceReport):
     bias: BiasReport
     """What the model rewards beyond its labels."""
     strata: list[Partition]
-    """Accuracy by kind of pair. Pairs of one ranking are not independent: with rankings all intervals of this report
-    are too narrow."""
+    """Accuracy by kind of pair."""
     label_noise: LabelNoise
     """How noisy the labels are."""
     probes: list[ProbeResult] | Skipped | None
@@ -115,6 +115,11 @@ class Pairs:
         ]
         numbers = np.array([row[3:] for row in rows], dtype=np.float64).reshape(-1, 3)
         return cls([row[0] for row in rows], [(row[1], row[2]) for row in rows], *numbers.T)
+
+    @property
+    def prompts(self) -> Prompts:
+        """The prompt of each pair: pairs of one prompt are not independent."""
+        return number_prompts([group.prompt_ids for group in self.groups])
 
     @property
     def texts(self) -> list[tuple[str, str]]:
@@ -187,6 +192,7 @@ def preference_figures(
         label_probability=None if None in probabilities else np.array(probabilities, dtype=float),
         train_p=train_p,
         train_lengths=train_lengths,
+        prompts=number_prompts([group.prompt_ids for group, *_ in pairs]),
     )
 
 
@@ -209,15 +215,15 @@ def reward_report(
         probes, best_of, learning_curve, distance: of the functions below; None: not measured.
     """
     pairs = Pairs.of(held_out, rewards)
-    votes = repeated_votes([group.source for group in [*train, *held_out]])
+    votes, voted = repeated_votes([group.source for group in [*train, *held_out]])
     figures = vars(preference_figures(held_out, rewards, train))
     if len(votes):
         figures = figures | {"noise_ceiling_bounds": ceiling_bounds(votes)}
     return RewardReport(
         **figures,
-        bias=bias_report(pairs.margin, pairs.p, pairs.longer, pairs.texts),
+        bias=bias_report(pairs.margin, pairs.p, pairs.longer, pairs.texts, pairs.prompts),
         strata=_strata(pairs),
-        label_noise=LabelNoise(disagreement(votes), lapse_model(pairs.margin, pairs.p)),
+        label_noise=LabelNoise(disagreement(votes, voted), lapse_model(pairs.margin, pairs.p, pairs.prompts)),
         probes=probes,
         best_of=best_of,
         learning_curve=learning_curve,
@@ -232,8 +238,10 @@ def _labels(groups: Sequence[EncodedGroup]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([p for *_, p in pairs]), np.array(lengths)
 
 
-def repeated_votes(groups: Sequence[Group]) -> Int[np.ndarray, "N 2"]:
-    """The votes on each pair of responses that was labelled more than once, in either order; ties do not count."""
+def repeated_votes(groups: Sequence[Group]) -> tuple[Int[np.ndarray, "N 2"], Prompts]:
+    """The votes on each pair of responses that was labelled more than once, in either order, and the prompt of each;
+    ties do not count.
+    """
     votes: dict[tuple[str, str, str], list[int]] = {}
     for group in groups:
         if isinstance(group.label, Preference) and group.label.probability != 0.5:
@@ -241,7 +249,9 @@ def repeated_votes(groups: Sequence[Group]) -> Int[np.ndarray, "N 2"]:
             a, b = sorted((first, second))
             chosen = first if group.label.probability > 0.5 else second
             votes.setdefault((prompt_key(group.prompt), a, b), [0, 0])[int(chosen != a)] += 1
-    return np.array([counts for counts in votes.values() if sum(counts) >= 2], dtype=np.int64).reshape(-1, 2)
+    repeated = {key: counts for key, counts in votes.items() if sum(counts) >= 2}
+    table = np.array(list(repeated.values()), dtype=np.int64).reshape(-1, 2)
+    return table, number_prompts([prompt for prompt, *_ in repeated])
 
 
 def _strata(pairs: Pairs) -> list[Partition]:
@@ -262,7 +272,7 @@ def _strata(pairs: Pairs) -> list[Partition]:
         values = [group.columns.get(name) for group in groups]
         if all(isinstance(value, str | bool | int | None) for value in values) and len(set(values)) <= DISTINCT:
             strata.setdefault(name, [str(value) for value in values])
-    return strata_report(pairs.hits[decided], strata)
+    return strata_report(pairs.hits[decided], strata, pairs.prompts[decided])
 
 
 # --- measurements of the model---------------------------------------------------------------------------------------
@@ -302,7 +312,8 @@ def probe_results(
             continue
     if not encoded:
         return Skipped("no held-out response can be degraded and encoded; hold out more pairs of more than one prompt")
-    return probe_report(score_encoded(model, encoded, compute=compute).double().numpy())
+    scores = score_encoded(model, encoded, compute=compute).double().numpy()
+    return probe_report(scores, number_prompts([group.prompt_ids for group in encoded]))
 
 
 def feature_range(
@@ -472,6 +483,7 @@ def more_labels(
         np.stack([pairs.hits[decided] for pairs in curve]),
         np.stack([pairs.log_loss[decided] for pairs in curve]),
         ceiling=ceiling,
+        prompts=curve[0].prompts[decided],
     )
 
 
@@ -481,9 +493,10 @@ def check_rows(train: Sequence[EncodedGroup], held_out: Sequence[EncodedGroup], 
     Raises:
         ConfigError: there are too few rows, or the model is a live object, which cannot be loaded again.
     """
-    if len(train) < FEWEST or len(held_out) < 2:
+    prompts = len({group.prompt_ids for group in held_out})
+    if len(train) < FEWEST or prompts < 2:
         raise ConfigError(
-            f"learning_curve needs {FEWEST} training rows and two held out, got {len(train)} and {len(held_out)}; "
+            f"learning_curve needs {FEWEST} training rows and two prompts held out, got {len(train)} and {prompts}; "
             "leave it out"
         )
     if live:

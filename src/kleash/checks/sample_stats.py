@@ -18,6 +18,7 @@ from kleash.data.batch import GroupBatch, collate
 from kleash.data.batching import by_size, microbatches
 from kleash.data.chat import end_ids
 from kleash.data.group import EncodedGroup, Group
+from kleash.evals.intervals import Prompts, number_prompts, ratio_interval, sums_by_prompt
 from kleash.models.forward import response_logprobs
 from kleash.models.load import autocast, context_length
 from kleash.objectives.reduce import masked_sum
@@ -43,7 +44,7 @@ class Responses:
 
 @dataclass(frozen=True)
 class Samples(Responses):
-    """K ≥ 2 responses sampled to each prompt."""
+    """K ≥ 2 responses sampled to each prompt, those of a prompt one after another."""
 
     differ: tuple[bool, ...]
     """Whether the first two responses to each prompt differ."""
@@ -51,10 +52,22 @@ class Samples(Responses):
     """Different responses over all responses."""
     entropy: float
     """Of the next token, in nats, mean over the tokens sampled."""
+    entropy_interval: tuple[float, float]
+    """Its 95 % interval, over prompts."""
     vocabulary: int
     """Size of the vocabulary: the entropy is at most its logarithm."""
     limit: int
     """Most tokens a response could have, end token included."""
+
+    @property
+    def prompts(self) -> Prompts:
+        """The prompt of each response."""
+        return np.arange(len(self.ended)) // (len(self.ended) // len(self.differ))
+
+    @property
+    def prompts_of_repetition(self) -> Prompts:
+        """The prompt of each response that has a `repetition`."""
+        return self.prompts[np.array(self.lengths) >= 4]
 
 
 def sample(
@@ -91,11 +104,13 @@ def sample(
     ids = [[response.ids or () for response in group.responses] for group in groups]
     everything = [response for row in ids for response in row]
     described = describe(everything, tokenizer)
+    nats, tokens = _entropies(model, batch, dtype)
     samples = Samples(
         **vars(described),
         differ=tuple(row[0] != row[1] for row in ids),
         distinct=len(set(everything)) / len(everything),
-        entropy=_entropy(model, batch, dtype),
+        entropy=float(nats.sum() / max(1, tokens.sum())),
+        entropy_interval=ratio_interval(nats, tokens),
         vocabulary=int(model.config.get_text_config().vocab_size),
         limit=limit,
     )
@@ -163,7 +178,7 @@ class ExcessNLL:
     expectation is 0 exactly for samples of the model at temperature 1, of any length and cut off anywhere, since each
     term has conditional mean 0. Above 0: another author; below 0: a lower temperature."""
     se: float
-    """Its standard error, responses being independent."""
+    """Its standard error, over prompts."""
 
 
 @torch.no_grad()
@@ -171,15 +186,18 @@ def excess_nll(model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype:
     """Excess negative log-likelihood of the responses of some groups, at least one; of any K."""
     sums: list[float] = []
     counts: list[int] = []
+    prompts: list[tuple[int, ...]] = []
     for part in microbatches(groups, max_tokens=MICRO_BATCH_TOKENS):
         batch = collate([groups[row] for row in part], device=model.device)
+        prompts += [groups[row].prompt_ids for row in part for _ in groups[row].responses]
         with autocast(dtype, model.device):
             logprobs, entropy = response_logprobs(model, batch)
         sums += masked_sum(-logprobs.float() - entropy.float(), batch.mask, -1).flatten().tolist()
         counts += batch.mask.sum(-1).flatten().tolist()
     total, tokens = np.array(sums), np.array(counts)
     nats = float(total.sum() / tokens.sum())
-    return ExcessNLL(nats, float(np.sqrt(((total - nats * tokens) ** 2).sum()) / tokens.sum()))
+    residuals = sums_by_prompt(total - nats * tokens, number_prompts(prompts))
+    return ExcessNLL(nats, float(np.sqrt((residuals**2).sum()) / tokens.sum()))
 
 
 def _sums(model: PreTrainedModel, groups: Sequence[EncodedGroup], dtype: str) -> Float[np.ndarray, " N"]:
@@ -194,17 +212,19 @@ def _sums(model: PreTrainedModel, groups: Sequence[EncodedGroup], dtype: str) ->
 
 
 @torch.no_grad()
-def _entropy(model: PreTrainedModel, batch: GroupBatch, dtype: str) -> float:
-    """Mean entropy of the next token over the sampled tokens, in nats."""
+def _entropies(
+    model: PreTrainedModel, batch: GroupBatch, dtype: str
+) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]:
+    """Entropy of the next token summed over the sampled tokens of each prompt, in nats, and how many they are."""
     _, responses, tokens = batch.shape
     lengths = batch.prompt_attention.sum(-1).tolist()
-    total = 0.0
+    sums = np.zeros(len(lengths))
     for part in by_size([(responses, length, tokens) for length in lengths], max_tokens=MICRO_BATCH_TOKENS):
         rows = batch.select(torch.tensor(part, device=model.device))
         with autocast(dtype, model.device):
             _, entropy = response_logprobs(model, rows)
-        total += float(masked_sum(entropy.float(), rows.mask))
-    return total / max(1, int(batch.mask.sum()))
+        sums[part] = masked_sum(entropy.float(), rows.mask, -1).sum(-1).double().cpu().numpy()
+    return sums, batch.mask.sum((1, 2)).double().cpu().numpy()
 
 
 def _repetition(ids: Sequence[int]) -> float:

@@ -11,13 +11,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 from scipy import optimize, stats
 from scipy.special import expit
 
-from kleash.evals.preference_report import wilson
+from kleash.evals.intervals import Prompts, mean_error, share_interval, sums_by_prompt
+from kleash.evals.preference_report import slope_through_origin
 
 Texts = Sequence[tuple[str, str]]
 
@@ -59,14 +61,14 @@ class FeatureBias:
     labels: float
     """Mean of p: how often the labels prefer the side with more."""
     labels_interval: tuple[float, float]
-    """95 % Wilson interval of it."""
+    """Its 95 % interval, as `accuracy_interval`."""
     model: float
     """Mean of σ(s·m), with s the least-log-loss scale over all held-out pairs, so that general overconfidence does not
     count as a bias."""
     difference: float
     """`model` − `labels`. Positive: the model prefers the feature more than the labels do."""
     se: float
-    """Standard error of `difference` over pairs."""
+    """Standard error of `difference`, over prompts."""
     p_value: float
     """Two-sided normal test of `difference` = 0."""
     p_holm: float
@@ -84,7 +86,12 @@ class ExcessSlope:
     high: float
     """Its upper end."""
     p_value: float
-    """Two-sided normal test of c = 0."""
+    """Two-sided normal test of c = 0; 1 where `value` has the sign that an error of the margins gives it (`bound`)."""
+    bound: Literal["at least", "at most"] | None
+    """What `value` is where the margins are off by an error that does not depend on length (as those of any reward
+    model): at least the truth is this where the labels significantly prefer longer responses (`label_length_slope`), at
+    most where shorter ones. The error shrinks s, and c takes over what the labels' own preference then lacks; the
+    interval does not contain that. Null where the labels prefer neither."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,11 @@ class BiasReport:
 
 
 def bias_report(
-    margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"], longer: Float[np.ndarray, " P"], texts: Texts
+    margin: Float[np.ndarray, " P"],
+    p: Float[np.ndarray, " P"],
+    longer: Float[np.ndarray, " P"],
+    texts: Texts,
+    prompts: Prompts | None = None,
 ) -> BiasReport:
     """Bias on length and on surface features.
 
@@ -108,6 +119,7 @@ def bias_report(
         p: the label, P(y₀ ≻ y₁).
         longer: |y₀| − |y₁| in tokens.
         texts: both responses of each pair.
+        prompts: the prompt of each pair; None: each pair has its own.
     """
     differences = {"length": longer}
     for name, pattern in FEATURES.items():
@@ -115,17 +127,20 @@ def bias_report(
         differences[name] = np.array([count(a) - count(b) for a, b in texts], dtype=np.float64)
     expected = expit(_temperature(margin, p) * margin)
     rows = [
-        _row(name, difference, p, expected)
+        _row(name, difference, p, expected, prompts)
         for name, difference in differences.items()
         if np.count_nonzero(difference) >= FEWEST
     ]
     adjusted = holm([row.p_value for row in rows])
     features = [replace(row, p_holm=p_holm) for row, p_holm in zip(rows, adjusted, strict=True)]
-    return BiasReport(features, excess_slope(margin, p, longer))
+    return BiasReport(features, excess_slope(margin, p, longer, prompts))
 
 
 def excess_slope(
-    margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"], feature: Float[np.ndarray, " P"]
+    margin: Float[np.ndarray, " P"],
+    p: Float[np.ndarray, " P"],
+    feature: Float[np.ndarray, " P"],
+    prompts: Prompts | None = None,
 ) -> ExcessSlope | None:
     """The score that a reward model gives to a unit of a feature beyond what its labels support.
 
@@ -134,10 +149,14 @@ def excess_slope(
     −s·δ. The interval is Fieller's, over the sandwich covariance (White 1982), since the labels need not follow this
     model.
 
+    If m = u + δ·d + e with an error e of variance V(e), and u = γ·d + v, then in a linear model δ̂ → δ − γ·V(e)/V(v): an
+    excess with the sign of γ is real, one with the other sign may be the error's.
+
     Args:
         margin: of each pair.
         p: the label.
         feature: difference of each pair.
+        prompts: the prompt of each pair; None: each pair has its own.
 
     Returns:
         The slope; None where the labels do not significantly follow the margin (s not above 0), or are perfectly
@@ -147,7 +166,7 @@ def excess_slope(
     if not scale.all():
         return None
     design = np.stack([margin, feature], 1) / scale
-    fitted = _logistic(design, p)
+    fitted = _logistic(design, p, prompts)
     if fitted is None:
         return None
     (s, c), covariance = fitted
@@ -160,11 +179,15 @@ def excess_slope(
         return None
     root = sqrt(max(0.0, b * b - a * q))
     unit = float(scale[0] / scale[1])
+    preferred, error = slope_through_origin(feature, 2 * p - 1, prompts)
+    side = 0.0 if preferred is None or abs(preferred) < z * (error or 0.0) else np.sign(preferred)
+    p_value = float(2 * stats.norm.sf(abs(c) / sqrt(covariance[1, 1])))
     return ExcessSlope(
         value=float(-c / s) * unit,
         low=float((-b - root) / a) * unit,
         high=float((-b + root) / a) * unit,
-        p_value=float(2 * stats.norm.sf(abs(c) / sqrt(covariance[1, 1]))),
+        p_value=1.0 if side * -c < 0 else p_value,
+        bound=None if side == 0 else "at least" if side > 0 else "at most",
     )
 
 
@@ -180,19 +203,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _row(
-    name: str, difference: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"], expected: Float[np.ndarray, " P"]
+    name: str,
+    difference: Float[np.ndarray, " P"],
+    p: Float[np.ndarray, " P"],
+    expected: Float[np.ndarray, " P"],
+    prompts: Prompts | None,
 ) -> FeatureBias:
     side = np.sign(difference)
     differs = side != 0
     labels, model = (0.5 + side[differs] * (share[differs] - 0.5) for share in (p, expected))
+    of_rows = None if prompts is None else prompts[differs]
     gap = model - labels
-    error = float(gap.std(ddof=1)) / sqrt(len(gap))
+    several = len(sums_by_prompt(gap, of_rows)) > 1
+    error = mean_error(gap, of_rows) if several else 0.0
     p_value = float(2 * stats.norm.sf(abs(gap.mean()) / error)) if error else 1.0
     return FeatureBias(
         name=name,
         pairs=len(gap),
         labels=float(labels.mean()),
-        labels_interval=wilson(float(labels.sum()), len(labels)),
+        labels_interval=share_interval(labels, of_rows),
         model=float(model.mean()),
         difference=float(gap.mean()),
         se=error,
@@ -214,7 +243,7 @@ def _temperature(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) ->
 
 
 def _logistic(
-    design: Float[np.ndarray, "P 2"], p: Float[np.ndarray, " P"]
+    design: Float[np.ndarray, "P 2"], p: Float[np.ndarray, " P"], prompts: Prompts | None
 ) -> tuple[Float[np.ndarray, " 2"], Float[np.ndarray, "2 2"]] | None:
     """Logistic regression without intercept by Newton's method: coefficients and their sandwich covariance."""
     beta = np.zeros(2)
@@ -229,7 +258,8 @@ def _logistic(
             break
     else:
         return None
-    scores = design * (p - expit(design @ beta))[:, None]
+    residual = p - expit(design @ beta)
+    scores = np.stack([sums_by_prompt(column * residual, prompts) for column in design.T], 1)
     inverse = np.linalg.inv(bread)
     return beta, inverse @ (scores.T @ scores) @ inverse
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kleash.evals.policy_stats import mean_se
-from kleash.evals.preference_report import wilson
+from kleash.evals.intervals import Prompts, mean_error, share_interval, sums_by_prompt
 
 
 @dataclass(frozen=True)
@@ -18,27 +17,32 @@ class Share:
     share: float
     """Hits / pairs."""
     low: float
-    """Lower end of Wilson's 95 % interval."""
+    """Lower end of its 95 % interval (docs/metrics.md, `accuracy_interval`)."""
     high: float
     """Upper end."""
     pairs: int
     """At least 1."""
 
     @classmethod
-    def of(cls, hits: Any) -> Share:
+    def of(cls, hits: Any, prompts: Prompts | None = None) -> Share:
         """From one value per pair: 1 for a hit, 0 for a miss, one half for a tie.
 
         Args:
             hits: of at least one pair.
+            prompts: the prompt of each pair; None: each pair has its own.
         """
         values = np.asarray(hits, dtype=np.float64)
-        low, high = wilson(float(values.sum()), len(values))
-        return cls(float(values.mean()), low, high, len(values))
+        return cls(float(values.mean()), *share_interval(values, prompts), len(values))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """`low` and `high`."""
+        return self.low, self.high
 
 
-def share(hits: Any) -> Share | None:
+def share(hits: Any, prompts: Prompts | None = None) -> Share | None:
     """As `Share.of`; None where there are no pairs."""
-    return Share.of(hits) if len(hits) else None
+    return Share.of(hits, prompts) if len(hits) else None
 
 
 def share_json(value: Share | None) -> dict[str, object]:
@@ -53,13 +57,16 @@ class Mean:
     mean: float | None
     """None without pairs."""
     se: float | None
-    """Standard error of the mean, s / √N; None with fewer than two pairs."""
+    """Standard error of the mean, s / √N with one pair a prompt; None with fewer than two prompts."""
 
     @classmethod
-    def of(cls, values: Any) -> Mean:
-        """From one value per pair."""
-        result = mean_se(values)
-        return cls(result["mean"], result["se"])
+    def of(cls, values: Any, prompts: Prompts | None = None) -> Mean:
+        """From one finite value per pair; `prompts` as of `Share.of`."""
+        array = np.asarray(values, dtype=np.float64)
+        if not len(array):
+            return cls(None, None)
+        several = len(sums_by_prompt(array, prompts)) > 1
+        return cls(float(array.mean()), mean_error(array, prompts) if several else None)
 
 
 @dataclass(frozen=True)

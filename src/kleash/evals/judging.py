@@ -6,7 +6,7 @@ random for each pair. Formulas: docs/stages/judge.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from kleash.evals.estimates import Mean, Share, Slope, share, share_json
+from kleash.evals.intervals import Prompts
 from kleash.evals.preference_report import preference_report, slope_through_origin
 
 LEAST_DOUBT = 1e-6
@@ -40,8 +41,9 @@ class JudgeReport:
     order_effect: Mean
     """Mean of (f_given + f_swapped)/2 − ½. Above 0: the judge prefers what is shown first."""
     self_consistency: Mean
-    """Probability that two answers to the same question agree, f² + (1 − f)², mean over orders. From n votes it is
-    unbiased: (n·(f² + (1 − f)²) − 1)/(n − 1)."""
+    """Probability that two answers to the same question agree, mean over orders and principles: f² + (1 − f)² from
+    probabilities; from n votes, without bias, Σ c(c − 1) / (n(n − 1)), c the number of votes for the first, for the
+    second, and for a tie, n those that came. Pairs with one vote are left out."""
     length_slope: Slope
     """Slope of 2p − 1 on |response 0| − |response 1| in characters, through the origin. Above 0: prefers longer."""
     people: PeopleReport | None
@@ -116,7 +118,8 @@ def judge_report(
     longer: Float[np.ndarray, " P"],
     coin: Bool[np.ndarray, " P"],
     *,
-    votes: int | None = None,
+    consistency: Float[np.ndarray, " P"],
+    prompts: Prompts | None = None,
 ) -> JudgeReport:
     """Measure a judge on the pairs that have a label.
 
@@ -126,41 +129,60 @@ def judge_report(
         people: people's label, P(response 0 ≻ response 1); NaN where there is none.
         longer: |response 0| − |response 1|, in characters.
         coin: True where the one order would have been the swapped one.
-        votes: answers sampled for each order; None where the orders are probabilities of the answer token.
+        consistency: probability that two answers to the same question agree; NaN where it is unknown.
+        prompts: the prompt of each pair; None: each pair has its own.
     """
     single = np.where(coin, orders[:, 1], orders[:, 0])  # P(shown first), asked once
     after = np.where(coin, 1 - probability, probability)  # the label of both orders, of the response shown first
     flips = (orders[:, 0] - 0.5) * (orders[:, 1] - 0.5) > 0
+    twice = ~np.isnan(consistency)  # two answers came
     return JudgeReport(
         labels=len(probability),
         ties=int((probability == 0.5).sum()),
-        flips=Share.of(flips),
-        first_before=Share.of(_half_steps(single)),
-        first_after=Share.of(_half_steps(after)),
-        order_effect=Mean.of(orders.mean(1) - 0.5),
-        self_consistency=Mean.of(_self_consistency(orders, votes)),
-        length_slope=Slope(*slope_through_origin(longer, 2 * probability - 1)),
+        flips=Share.of(flips, prompts),
+        first_before=Share.of(_half_steps(single), prompts),
+        first_after=Share.of(_half_steps(after), prompts),
+        order_effect=Mean.of(orders.mean(1) - 0.5, prompts),
+        self_consistency=Mean.of(consistency[twice], None if prompts is None else prompts[twice]),
+        length_slope=Slope(*slope_through_origin(longer, 2 * probability - 1, prompts)),
         people=_against_people(
             probability,
             people,
             longer,
+            prompts,
             one_order=np.where(coin, 1 - single, single),
             mean=(orders[:, 0] + 1 - orders[:, 1]) / 2,
         ),
     )
 
 
+def same_again(counts: Sequence[int]) -> float | None:
+    """Probability that two answers to one question are equal, from sampled answers: Σ c(c − 1) / (n(n − 1)), unbiased.
+
+    Args:
+        counts: how often each answer was given, a tie being an answer too; those that did not come are left out.
+
+    Returns:
+        None from fewer than two answers.
+    """
+    n = sum(counts)
+    return sum(count * (count - 1) for count in counts) / (n * (n - 1)) if n > 1 else None
+
+
 def principle_report(
-    by_principle: Sequence[Mapping[str, float]], people: Float[np.ndarray, " P"], weights: Mapping[str, float]
+    by_principle: Sequence[Mapping[str, float]],
+    people: Float[np.ndarray, " P"],
+    weights: Mapping[str, float],
+    prompts: Prompts | None = None,
 ) -> dict[str, PrincipleReport]:
     """Report on each principle, by name.
 
     Args:
         by_principle: of each pair, P(response 0 ≻ response 1) by the principles that judged it.
-        people: as in `judge_report`.
+        people, prompts: as in `judge_report`.
         weights: of the principles, by name.
     """
-    return {name: _principle(name, by_principle, people, weights) for name in weights}
+    return {name: _principle(name, by_principle, people, weights, prompts) for name in weights}
 
 
 def injection_report(before: Float[np.ndarray, " N"], after: Float[np.ndarray, " N"]) -> InjectionReport:
@@ -177,17 +199,22 @@ def _principle(
     by_principle: Sequence[Mapping[str, float]],
     people: Float[np.ndarray, " P"],
     weights: Mapping[str, float],
+    prompts: Prompts | None,
 ) -> PrincipleReport:
     sides = {row: np.sign(pair[name] - 0.5) for row, pair in enumerate(by_principle) if name in pair}
     decided = [row for row, side in sides.items() if side != 0]
-    others = {row: _others(by_principle[row], name, weights) for row in decided}
+    others = {row: side for row in decided if (side := _others(by_principle[row], name, weights))}
     labels = {row: people[row] for row in decided if not np.isnan(people[row]) and people[row] != 0.5}
+
+    def of_rows(rows: Iterable[int]) -> Prompts | None:
+        return None if prompts is None else prompts[list(rows)]
+
     return PrincipleReport(
         weight=weights[name],
         asked=len(sides),
         decided=len(decided),
-        against_others=share([sides[row] * other < 0 for row, other in others.items() if other]),
-        against_people=share([sides[row] * (label - 0.5) < 0 for row, label in labels.items()]),
+        against_others=share([sides[row] * other < 0 for row, other in others.items()], of_rows(others)),
+        against_people=share([sides[row] * (label - 0.5) < 0 for row, label in labels.items()], of_rows(labels)),
     )
 
 
@@ -200,6 +227,7 @@ def _against_people(
     probability: Float[np.ndarray, " P"],
     people: Float[np.ndarray, " P"],
     longer: Float[np.ndarray, " P"],
+    prompts: Prompts | None,
     *,
     one_order: Float[np.ndarray, " P"],
     mean: Float[np.ndarray, " P"],
@@ -210,11 +238,12 @@ def _against_people(
     p, label = np.clip(probability[decided], LEAST_DOUBT, 1 - LEAST_DOUBT), people[decided]
     scores = np.stack([np.log(p / (1 - p)), np.zeros_like(p)], 1)
     lengths = np.stack([longer[decided], np.zeros_like(p)], 1)
-    figures = preference_report(scores, label, lengths)
+    of_decided = None if prompts is None else prompts[decided]
+    figures = preference_report(scores, label, lengths, prompts=of_decided)
     side = np.sign(label - 0.5)
 
     def agreement(q: Float[np.ndarray, " P"]) -> Share:
-        return Share.of(0.5 + 0.5 * np.sign(q[decided] - 0.5) * side)
+        return Share.of(0.5 + 0.5 * np.sign(q[decided] - 0.5) * side, of_decided)
 
     return PeopleReport(
         pairs=int(decided.sum()),
@@ -232,11 +261,3 @@ def _against_people(
 
 def _half_steps(p: Float[np.ndarray, " P"]) -> Float[np.ndarray, " P"]:
     return 0.5 + 0.5 * np.sign(p - 0.5)
-
-
-def _self_consistency(orders: Float[np.ndarray, "P 2"], votes: int | None) -> Float[np.ndarray, " P"]:
-    """f² + (1 − f)², mean over orders; from n votes that is too high by 2f(1 − f)/n, which is corrected."""
-    consistency = orders**2 + (1 - orders) ** 2
-    if votes is not None and votes > 1:
-        consistency = (votes * consistency - 1) / (votes - 1)
-    return consistency.mean(1)

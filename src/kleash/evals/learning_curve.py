@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from kleash.evals.intervals import Prompts, mean_error
 from kleash.evals.report_values import MeanSE
 
 NOTHING = 0.01
@@ -74,6 +75,7 @@ def learning_curve(
     log_losses: Float[np.ndarray, "S P"],
     *,
     ceiling: float | None = None,
+    prompts: Prompts | None = None,
 ) -> LearningCurve:
     """Fit a straight line in log₂ of the number of labels and read it off at twice the largest.
 
@@ -84,12 +86,14 @@ def learning_curve(
         hits: of each size on the same held-out pairs: 1 ordered as the label has it, 0 not, one half a tie.
         log_losses: likewise, −log P(label).
         ceiling: no accuracy above this is expected.
+        prompts: the prompt of each pair, at least two; None: each pair has its own.
     """
     points = [
-        CurvePoint(int(size), _mean_se(hit), _mean_se(loss))
+        CurvePoint(int(size), _mean_se(hit, prompts), _mean_se(loss, prompts))
         for size, hit, loss in zip(rows, hits, log_losses, strict=True)
     ]
-    accuracy, log_loss = (_extrapolate(np.asarray(rows, dtype=np.float64), values) for values in (hits, log_losses))
+    sizes = np.asarray(rows, dtype=np.float64)
+    accuracy, log_loss = (_extrapolate(sizes, values, prompts) for values in (hits, log_losses))
     if ceiling is not None:
         twice = accuracy.at_twice
         capped = Interval(min(twice.value, ceiling), min(twice.low, ceiling), min(twice.high, ceiling))
@@ -97,7 +101,9 @@ def learning_curve(
     return LearningCurve(points, accuracy, log_loss, _answer(int(rows[-1]), accuracy))
 
 
-def _extrapolate(rows: Float[np.ndarray, " S"], values: Float[np.ndarray, "S P"]) -> Extrapolation:
+def _extrapolate(
+    rows: Float[np.ndarray, " S"], values: Float[np.ndarray, "S P"], prompts: Prompts | None
+) -> Extrapolation:
     """The least-squares line in log₂ N at 2N, and by how much it rises from N.
 
     Every value of the line is a fixed linear combination of the sizes' means, hence a mean over pairs, whose standard
@@ -116,7 +122,7 @@ def _extrapolate(rows: Float[np.ndarray, " S"], values: Float[np.ndarray, "S P"]
     def reading(position: Float[np.ndarray, " 2"], one_more_run: float) -> Interval:
         mix = position @ solve
         of_pairs = mix @ values
-        sampling = float(of_pairs.std(ddof=1)) / sqrt(len(of_pairs)) * float(stats.norm.ppf(0.975))
+        sampling = mean_error(of_pairs, prompts) * float(stats.norm.ppf(0.975))
         training = sqrt(scatter * (one_more_run + float(position @ bread @ position))) * float(
             stats.t.ppf(0.975, freedom)
         )
@@ -140,5 +146,5 @@ def _answer(rows: int, accuracy: Extrapolation) -> str:
     return f"The curve cannot tell whether more labels will help: {expected}."
 
 
-def _mean_se(values: Float[np.ndarray, " P"]) -> MeanSE:
-    return {"mean": float(values.mean()), "se": float(values.std(ddof=1)) / sqrt(len(values))}
+def _mean_se(values: Float[np.ndarray, " P"], prompts: Prompts | None) -> MeanSE:
+    return {"mean": float(values.mean()), "se": mean_error(values, prompts)}

@@ -13,7 +13,7 @@ from jaxtyping import Float, Real
 from scipy import optimize, stats
 from scipy.special import expit, xlogy
 
-from kleash.evals.preference_report import wilson
+from kleash.evals.intervals import Prompts, share_interval, sums_by_prompt
 from kleash.evals.report_values import Estimate
 
 Bounds = tuple[float, float]
@@ -34,7 +34,7 @@ class Disagreement:
     rate: float
     """Mean over these pairs of 2v₀v₁/(n(n−1)): training and held-out rows, in either order, ties left out."""
     low: float
-    """Lower end of the 95 % Wilson interval for as many pairs; a little too wide where n > 2."""
+    """Lower end of its 95 % interval, as `accuracy_interval`; a little too wide where n > 2."""
     high: float
     """Its upper end."""
     pairs: int
@@ -44,7 +44,8 @@ class Disagreement:
 @dataclass(frozen=True)
 class LapseModel:
     """Maximum likelihood of P(y₀ ≻ y₁) = ε + (1−2ε)·σ(s·m), with 95 % profile-likelihood intervals
-    {x : log L(max) − log L(x) ≤ 1.92}. Conditional on the margins being right up to their scale: the model's own errors
+    {x : log L(max) − log L(x) ≤ 1.92·D}, D = Σ over prompts (Σ of their pairs m·(p − P))² / Σ(m·(p − P))², at least 1;
+    it is 1 with one pair a prompt. Conditional on the margins being right up to their scale: the model's own errors
     count as noise.
     """
 
@@ -66,26 +67,30 @@ class LabelNoise:
     """From the model's margins; null where all margins are 0."""
 
 
-def disagreement(votes: Real[np.ndarray, "P 2"]) -> Disagreement | None:
+def disagreement(votes: Real[np.ndarray, "P 2"], prompts: Prompts | None = None) -> Disagreement | None:
     """How often two labels of one pair differ.
 
     Args:
         votes: number of labels for each side of a pair.
+        prompts: the prompt of each pair; None: each pair has its own.
 
     Returns:
         None where no pair has two labels. The rate of a pair is unbiased.
     """
     counts = np.asarray(votes, dtype=np.float64)
     total = counts.sum(1)
-    counts, total = counts[total >= 2], total[total >= 2]
+    repeated = total >= 2
+    counts, total = counts[repeated], total[repeated]
     if not len(counts):
         return None
     rates = 2 * counts[:, 0] * counts[:, 1] / (total * (total - 1))
-    low, high = wilson(float(rates.sum()), len(rates))
+    low, high = share_interval(rates, None if prompts is None else prompts[repeated])
     return Disagreement(float(rates.mean()), low, high, len(rates))
 
 
-def lapse_model(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) -> LapseModel | None:
+def lapse_model(
+    margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"], prompts: Prompts | None = None
+) -> LapseModel | None:
     """Labels as a logistic function of the scaled margins, with lapses: P(y₀ ≻ y₁) = ε + (1 − 2ε)·σ(s·m).
 
     ε is the share of flipped labels that even the largest margin does not explain (the lapse rate of psychometrics,
@@ -97,6 +102,7 @@ def lapse_model(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) -> 
     Args:
         margin: of held-out pairs.
         p: their labels.
+        prompts: the prompt of each pair; None: each pair has its own.
 
     Returns:
         The three figures; None where all margins are 0.
@@ -128,6 +134,7 @@ def lapse_model(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) -> 
 
     minimum, slope = _least(at_slope, SLOPES)
     lapse = _least(lambda lapse: loss(lapse, slope), LAPSES)[1]
+    effect = _design_effect(margin * (p - lapse - (1 - 2 * lapse) * expit(slope * margin)), prompts)
     accuracy = lapse + (1 - 2 * lapse) * float(expit(slope * np.abs(margin)).mean())
     profiles: dict[str, tuple[Callable[[float], float], float, Bounds, float]] = {
         "lapse": (at_lapse, lapse, (0.0, 0.5), 1.0),
@@ -136,9 +143,15 @@ def lapse_model(margin: Float[np.ndarray, " P"], p: Float[np.ndarray, " P"]) -> 
     }
     estimates = {}
     for name, (profile, value, bounds, unit) in profiles.items():
-        low, high = _interval(profile, value, minimum + CRITICAL, bounds)
+        low, high = _interval(profile, value, minimum + CRITICAL * effect, bounds)
         estimates[name] = Estimate(value * unit, low * unit, high * unit)
     return LapseModel(**estimates)
+
+
+def _design_effect(scores: Float[np.ndarray, " P"], prompts: Prompts | None) -> float:
+    """By how much pairs of one prompt increase the variance of a sum of scores; at least 1."""
+    independent = float((scores**2).sum())
+    return max(1.0, float((sums_by_prompt(scores, prompts) ** 2).sum()) / independent) if independent else 1.0
 
 
 def _least(loss: Callable[[float], float], grid: Float[np.ndarray, " G"]) -> tuple[float, float]:

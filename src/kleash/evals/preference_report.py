@@ -12,11 +12,11 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Real
-from scipy import stats
 from scipy.special import expit
 from torch import Tensor
 
 from kleash.errors import DataError
+from kleash.evals.intervals import Prompts, effective_pairs, mean_error, share_interval, sign_test, sums_by_prompt
 
 Array = np.ndarray | Tensor
 
@@ -36,7 +36,7 @@ class ReliabilityBin:
     outcome: float
     """Mean of o, the label's probability of the side that the model prefers (½ where m = 0)."""
     low: float
-    """Lower end of the 95 % Wilson interval of `outcome`."""
+    """Lower end of the 95 % interval of `outcome`, as `accuracy_interval`."""
     high: float
     """Its upper end."""
     pairs: int
@@ -51,8 +51,11 @@ class AgainstLength:
     """Pairs on which the model is better than the rule."""
     losses: int
     """Pairs on which it is worse."""
+    differ: tuple[float, float]
+    """95 % interval of (wins + losses) / pairs with p ≠ ½, as `accuracy_interval`."""
     p_value: float
-    """Exact two-sided sign test of wins = losses (McNemar's exact test where nothing ties)."""
+    """Exact two-sided sign test (McNemar's exact test where nothing ties) that as many prompts have more wins than
+    losses as have more losses: with one pair a prompt, of wins = losses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,8 @@ class PreferenceReport:
 
     pairs: int
     """N."""
+    prompts: int
+    """Different prompts of these pairs. All intervals, standard errors and tests are over prompts."""
     label_ties: int
     """Number of pairs with p = ½: excluded from every accuracy below, included in log loss, ECE and slopes."""
     score_ties: int
@@ -68,11 +73,20 @@ class PreferenceReport:
     accuracy: float | None
     """Mean over pairs with p ≠ ½ of 1 if sign m = sign(p − ½), ½ if m = 0, else 0; null where every label is a tie."""
     accuracy_interval: tuple[float, float] | None
-    """95 % Wilson (1927) score interval of it: (a + z²/2n ± z√(a(1−a)/n + z²/4n²)) / (1 + z²/n), z = 1.96."""
+    """95 % Wilson (1927) score interval of it: (a + z²/2n ± z√(a(1−a)/n + z²/4n²)) / (1 + z²/n), z = 1.96, n the
+    `effective_pairs`."""
+    effective_pairs: float
+    """Independent pairs that would tell the accuracy as precisely. The number of pairs with p ≠ ½ where each prompt has
+    one; where a prompt has several (a ranking), n / D · (z/t)² (Korn & Graubard 1998): D the design effect, the
+    variance of the accuracy a over prompts divided by a(1−a)/n, at least 1; t Student's quantile for one degree of
+    freedom less than prompts. 0 with one prompt."""
     chance: float
     """0.5."""
     log_loss: float
     """Mean of −p log σ(m) − (1−p) log σ(−m), in nats: the Bradley–Terry loss against the soft label."""
+    log_loss_se: float | None
+    """Its standard error √(G/(G−1) · Σ over the G prompts (Σ of their pairs (loss − mean))²) / N; null with one
+    prompt."""
     log_loss_chance: float
     """log 2: the log loss of equal scores."""
     ece: float
@@ -87,7 +101,7 @@ class PreferenceReport:
     images."""
     length_slope_se: float | None
     """Its heteroscedasticity-consistent standard error (White 1980, HC0), the scale held fixed: √(Σd²e²)/Σd² ·
-    √(Σd²/Σm²), e the residual."""
+    √(Σd²/Σm²), e the residual. Where a prompt has several pairs, their de are added up before they are squared."""
     length_slope_raw: float | None
     """Σmd / Σd²: score for one more unit of length."""
     length_slope_raw_se: float | None
@@ -128,6 +142,7 @@ def preference_report(
     votes: Real[Array, "P 2"] | None = None,
     train_lengths: Real[Array, "N 2"] | None = None,
     train_p: Real[Array, " N"] | None = None,
+    prompts: Prompts | None = None,
 ) -> PreferenceReport:
     """Measure a reward model on pairs, with the noise ceiling and the accuracy of a rule that uses only length.
 
@@ -139,6 +154,7 @@ def preference_report(
         votes: number of labels for each column; pairs with two or more bound the noise ceiling.
         train_lengths, train_p: the training pairs, on which the length baseline decides whether longer or shorter wins.
             Without them it decides on these pairs, which favours it; the report notes it.
+        prompts: the prompt of each pair, as of `number_prompts`; None: each pair has its own.
 
     Returns:
         The figures; None where one does not exist, "unknown" where it cannot be estimated.
@@ -159,7 +175,7 @@ def preference_report(
     prefers_longer = float(((2 * fit_label - 1) * np.sign(fit_longer)).sum()) >= 0
     model = _hits(margin, label)[decided]
     baseline = _hits(longer if prefers_longer else -longer, label)[decided]
-    wins, losses = int((model > baseline).sum()), int((model < baseline).sum())
+    of_decided = None if prompts is None else prompts[decided]
 
     noise_ceiling: float | Unknown = UNKNOWN
     expected_accuracy: float | Unknown = UNKNOWN
@@ -167,51 +183,36 @@ def preference_report(
         q = _probabilities("label_probability", label_probability)[decided]
         noise_ceiling = float(np.maximum(q, 1 - q).mean())
         expected_accuracy = float(np.mean(0.5 + np.sign(margin[decided]) * (q - 0.5)))
-    accuracy, interval = _accuracy(model)
-    length_accuracy, length_interval = _accuracy(baseline)
-    ece, reliability = _calibration(margin, label)
+    accuracy, interval = _accuracy(model, of_decided)
+    length_accuracy, length_interval = _accuracy(baseline, of_decided)
+    ece, reliability = _calibration(margin, label, prompts)
+    # −log σ(m) = log(1 + e^−m), by logaddexp so that neither tail overflows.
+    log_losses = label * np.logaddexp(0, -margin) + (1 - label) * np.logaddexp(0, margin)
+    groups = len(sums_by_prompt(margin, prompts))
     return PreferenceReport(
         pairs=len(margin),
+        prompts=groups,
         label_ties=int((~decided).sum()),
         score_ties=int((margin[decided] == 0).sum()),
         accuracy=accuracy,
         accuracy_interval=interval,
+        effective_pairs=effective_pairs(model, of_decided) if len(model) else 0.0,
         chance=0.5,
-        # −log σ(m) = log(1 + e^−m), by logaddexp so that neither tail overflows.
-        log_loss=float(np.mean(label * np.logaddexp(0, -margin) + (1 - label) * np.logaddexp(0, margin))),
+        log_loss=float(log_losses.mean()),
+        log_loss_se=mean_error(log_losses, prompts) if groups > 1 else None,
         log_loss_chance=float(np.log(2)),
         ece=ece,
         reliability=reliability,
-        **_length_slopes(margin, label, longer),
+        **_length_slopes(margin, label, longer, prompts),
         length_accuracy=length_accuracy,
         length_accuracy_interval=length_interval,
         length_prefers="longer" if prefers_longer else "shorter",
         length_fitted_on=fitted_on,
-        against_length=AgainstLength(wins, losses, sign_test(wins, losses)),
+        against_length=_against_length(model - baseline, of_decided),
         noise_ceiling=noise_ceiling,
         noise_ceiling_bounds=UNKNOWN if votes is None else ceiling_bounds(votes),
         expected_accuracy=expected_accuracy,
     )
-
-
-def wilson(hits: float | int, n: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Score interval of a share (Wilson 1927); unlike scipy's it takes halves, since ties count one half.
-
-    Args:
-        hits: between 0 and n.
-        n: trials, at least 1.
-        level: confidence.
-    """
-    z = float(stats.norm.ppf(0.5 + level / 2))
-    share, shrink = hits / n, 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / shrink
-    half = z / shrink * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def sign_test(wins: int, losses: int) -> float:
-    """Two-sided exact test that wins and losses are equally likely; on two classifiers, McNemar's exact test."""
-    return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def ceiling_bounds(votes: Real[Array, "P 2"]) -> tuple[float, float] | Unknown:
@@ -240,12 +241,24 @@ def _hits(margin: Float[np.ndarray, " P"], label: Float[np.ndarray, " P"]) -> Fl
     return 0.5 + 0.5 * np.sign(margin) * np.sign(label - 0.5)
 
 
-def _accuracy(hits: Float[np.ndarray, " P"]) -> tuple[float | None, tuple[float, float] | None]:
+def _accuracy(
+    hits: Float[np.ndarray, " P"], prompts: Prompts | None
+) -> tuple[float | None, tuple[float, float] | None]:
     """Share of hits with its interval; None where every label is a tie."""
-    return (float(hits.mean()), wilson(float(hits.sum()), len(hits))) if len(hits) else (None, None)
+    return (float(hits.mean()), share_interval(hits, prompts)) if len(hits) else (None, None)
 
 
-def _calibration(margin: Float[np.ndarray, " P"], label: Float[np.ndarray, " P"]) -> tuple[float, list[ReliabilityBin]]:
+def _against_length(lead: Float[np.ndarray, " P"], prompts: Prompts | None) -> AgainstLength:
+    """The paired test, from the model's hits minus the rule's; the pairs of a prompt count as one."""
+    of_prompt = sums_by_prompt(lead, prompts)
+    p_value = sign_test(int((of_prompt > 0).sum()), int((of_prompt < 0).sum()))
+    differ = share_interval(lead != 0, prompts) if len(lead) else (0.0, 1.0)
+    return AgainstLength(int((lead > 0).sum()), int((lead < 0).sum()), differ, p_value)
+
+
+def _calibration(
+    margin: Float[np.ndarray, " P"], label: Float[np.ndarray, " P"], prompts: Prompts | None
+) -> tuple[float, list[ReliabilityBin]]:
     """Expected calibration error (Naeini et al. 2015) over bins of equal mass.
 
     Which response stands in column 0 is arbitrary, and files put the chosen one there, so a diagram of σ(margin)
@@ -261,44 +274,49 @@ def _calibration(margin: Float[np.ndarray, " P"], label: Float[np.ndarray, " P"]
     for index in np.unique(bins):
         inside = bins == index
         n, share = int(inside.sum()), float(outcome[inside].mean())
-        low, high = wilson(share * n, n)
+        low, high = share_interval(outcome[inside], None if prompts is None else prompts[inside])
         reliability.append(ReliabilityBin(float(confidence[inside].mean()), share, low, high, n))
     gap = sum(row.pairs * abs(row.confidence - row.outcome) for row in reliability)
     return gap / len(margin), reliability
 
 
 def _length_slopes(
-    margin: Float[np.ndarray, " P"], label: Float[np.ndarray, " P"], longer: Float[np.ndarray, " P"]
+    margin: Float[np.ndarray, " P"],
+    label: Float[np.ndarray, " P"],
+    longer: Float[np.ndarray, " P"],
+    prompts: Prompts | None,
 ) -> dict[str, float | None]:
     """Least-squares slopes through the origin on the length difference: of the margin, and of the label itself.
 
     Through the origin because swapping a pair flips both signs; standardised by root mean squares for the same reason.
     The label's own slope is reported with the model's, since better answers may well be longer.
     """
-    slope, error = slope_through_origin(longer, margin)
-    label_slope, label_error = slope_through_origin(longer, 2 * label - 1)
+    slope, error = slope_through_origin(longer, margin, prompts)
+    label_slope, label_error = slope_through_origin(longer, 2 * label - 1, prompts)
     square = float((longer * longer).sum())
     raw = float((longer * margin).sum()) / square if square else None
-    residual = margin - (raw or 0.0) * longer
+    moments = sums_by_prompt(longer * (margin - (raw or 0.0) * longer), prompts)
     return {
         "length_slope": slope,
         "length_slope_se": error,
         "length_slope_raw": raw,
-        "length_slope_raw_se": sqrt(float((longer**2 * residual**2).sum())) / square if square else None,
+        "length_slope_raw_se": sqrt(float((moments**2).sum())) / square if square else None,
         "label_length_slope": label_slope,
         "label_length_slope_se": label_error,
     }
 
 
-def slope_through_origin(x: Float[np.ndarray, " P"], y: Float[np.ndarray, " P"]) -> tuple[float | None, float | None]:
-    """Standardised slope of y on x through the origin, and its standard error (White 1980, HC0)."""
+def slope_through_origin(
+    x: Float[np.ndarray, " P"], y: Float[np.ndarray, " P"], prompts: Prompts | None = None
+) -> tuple[float | None, float | None]:
+    """Standardised slope of y on x through the origin, and its standard error (White 1980, HC0) over prompts."""
     xx, yy = float((x * x).sum()), float((y * y).sum())
     if xx == 0 or yy == 0:
         return None, None
     scale = sqrt(xx / yy)
     slope = float((x * y).sum()) / xx
-    residual = y - slope * x
-    return slope * scale, sqrt(float((x * x * residual * residual).sum())) / xx * scale
+    moments = sums_by_prompt(x * (y - slope * x), prompts)
+    return slope * scale, sqrt(float((moments**2).sum())) / xx * scale
 
 
 def _pairs(name: str, values: Real[Array, "P 2"]) -> Float[np.ndarray, "P 2"]:

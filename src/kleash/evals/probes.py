@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float
 
 from kleash.data.group import Group, Response
-from kleash.evals.policy_stats import mean_se
-from kleash.evals.preference_report import wilson
+from kleash.evals.estimates import Mean
+from kleash.evals.intervals import Prompts, share_interval
 from kleash.evals.report_values import MeanSE
 
 PROBES = (
@@ -95,18 +95,20 @@ class ProbeResult:
     """The degraded response's score minus the original's."""
 
 
-def probe_report(scores: Float[np.ndarray, "P K"]) -> list[ProbeResult]:
+def probe_report(scores: Float[np.ndarray, "P K"], prompts: Prompts | None = None) -> list[ProbeResult]:
     """How often each probe scores above the response that it was made of.
 
     Args:
         scores: of `probe_groups`' responses, the original in column 0.
+        prompts: the prompt of each group; None: each has its own.
     """
     rows = []
     for name, column in zip(PROBES, scores[:, 1:].T, strict=True):
         margin = column - scores[:, 0]
         above = 0.5 + 0.5 * np.sign(margin)
-        low, high = wilson(float(above.sum()), len(above))
-        rows.append(ProbeResult(name, len(above), float(above.mean()), low, high, mean_se(margin)))
+        low, high = share_interval(above, prompts)
+        mean = Mean.of(margin, prompts)
+        rows.append(ProbeResult(name, len(above), float(above.mean()), low, high, {"mean": mean.mean, "se": mean.se}))
     return rows
 
 

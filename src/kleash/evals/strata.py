@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 
 from kleash.evals.bias import holm
-from kleash.evals.preference_report import wilson
+from kleash.evals.intervals import Prompts, share_interval, sums_by_prompt
 
 FEWEST = 20
 """A stratum of fewer pairs is not shown by itself."""
@@ -47,21 +47,26 @@ class Partition:
     cells: list[Stratum]
     """Its strata; pairs in smaller ones are left out."""
     chi2: float
-    """Σ n_c(a_c − a)²/(a(1−a)) of the accuracies a_c of the strata."""
+    """Σ n_c(a_c − a)²/(a(1−a)) of the accuracies a_c of the strata. Where a prompt has several pairs, divided by D:
+    what its mean over samples of prompts would be, in units of `dof` (Rao & Scott 1981), at least 1."""
     dof: int
     """Strata − 1."""
     p_value: float
-    """Probability of so large a `chi2` if all strata have the same accuracy."""
+    """Probability of so large a `chi2` if all strata have the same accuracy; where a prompt has several pairs, of so
+    large an F = chi2/dof with dof and dof·(prompts − 1) degrees of freedom."""
     p_holm: float
     """The same, adjusted for all partitions of the list (Holm 1979)."""
 
 
-def strata_report(hits: Float[np.ndarray, " P"], strata: Mapping[str, Sequence[str]]) -> list[Partition]:
+def strata_report(
+    hits: Float[np.ndarray, " P"], strata: Mapping[str, Sequence[str]], prompts: Prompts | None = None
+) -> list[Partition]:
     """Accuracy in each stratum of each partition.
 
     Args:
         hits: 1 where the model orders a pair as its label does, 0 where not, one half for a tie.
         strata: by the partition's name, the stratum of each pair.
+        prompts: the prompt of each pair; None: each pair has its own.
 
     Returns:
         The partitions with at least two strata of `FEWEST` pairs.
@@ -72,7 +77,7 @@ def strata_report(hits: Float[np.ndarray, " P"], strata: Mapping[str, Sequence[s
         sizes = {value: int((values == value).sum()) for value in dict.fromkeys(of_pair)}
         large = sorted((value for value, size in sizes.items() if size >= FEWEST), key=_place)
         if len(large) >= 2:
-            rows.append(_partition(name, {value: hits[values == value] for value in large}))
+            rows.append(_partition(name, {value: np.flatnonzero(values == value) for value in large}, hits, prompts))
     return [replace(row, p_holm=p_holm) for row, p_holm in zip(rows, holm([row.p_value for row in rows]), strict=True)]
 
 
@@ -94,17 +99,50 @@ def _place(value: str) -> tuple[float, str]:
     return (float(number.group()) if number else np.inf), value
 
 
-def _partition(name: str, cells: Mapping[str, Float[np.ndarray, " N"]]) -> Partition:
-    pooled = np.concatenate(list(cells.values()))
-    share = float(pooled.mean())
+def _partition(
+    name: str, cells: Mapping[str, Int[np.ndarray, " N"]], hits: Float[np.ndarray, " P"], prompts: Prompts | None
+) -> Partition:
+    """The test of one partition, from the rows of each stratum."""
+    rows = np.concatenate(list(cells.values()))
+    sizes = np.array([len(inside) for inside in cells.values()])
+    accuracies = np.array([hits[inside].mean() for inside in cells.values()])
+    share = float(hits[rows].mean())
     # Pearson's statistic of a 2 × C table; halves make the variance estimate slightly too large, so the test is
     # conservative.
     variance = share * (1 - share)
-    chi2 = sum(len(hits) * (hits.mean() - share) ** 2 for hits in cells.values()) / variance if variance else 0.0
-    rows = []
-    for value, hits in cells.items():
-        low, high = wilson(float(hits.sum()), len(hits))
-        rows.append(Stratum(value, len(hits), float(hits.mean()), low, high))
+    chi2 = float((sizes * (accuracies - share) ** 2).sum() / variance) if variance else 0.0
     dof = len(cells) - 1
-    p_value = float(stats.chi2.sf(chi2, dof))
-    return Partition(name, rows, float(chi2), dof, p_value, p_value)
+    prompts_here = len(np.unique(prompts[rows])) if prompts is not None else len(rows)
+    if prompts is None or prompts_here == len(rows) or not variance:
+        p_value = float(stats.chi2.sf(chi2, dof))
+    elif prompts_here == 1:
+        p_value = 1.0
+    else:
+        chi2 /= max(1.0, _mean_of_chi2(cells, hits, prompts) / (variance * dof))
+        p_value = float(stats.f.sf(chi2 / dof, dof, dof * (prompts_here - 1)))
+    strata = [
+        Stratum(
+            value,
+            len(inside),
+            float(hits[inside].mean()),
+            *share_interval(hits[inside], None if prompts is None else prompts[inside]),
+        )
+        for value, inside in cells.items()
+    ]
+    return Partition(name, strata, chi2, dof, p_value, p_value)
+
+
+def _mean_of_chi2(cells: Mapping[str, Int[np.ndarray, " N"]], hits: Float[np.ndarray, " P"], prompts: Prompts) -> float:
+    """Expectation of Σ n_c(a_c − a)² if all strata have the same accuracy, prompts being what is sampled.
+
+    The statistic is aᵀAa with A = diag(n) − nnᵀ/N, so its mean is tr(A·V), V the covariance of the accuracies a_c over
+    prompts: pairs of one prompt may lie in several strata.
+    """
+    sizes = np.array([len(inside) for inside in cells.values()], dtype=np.float64)
+    shares = np.zeros((len(cells), len(hits)))
+    for row, inside in zip(shares, cells.values(), strict=True):
+        row[inside] = (hits[inside] - hits[inside].mean()) / len(inside)
+    of_prompts = np.stack([sums_by_prompt(row, prompts) for row in shares])
+    count = of_prompts.shape[1]
+    covariance = count / (count - 1) * of_prompts @ of_prompts.T
+    return float((np.diag(sizes) - np.outer(sizes, sizes) / sizes.sum()).ravel() @ covariance.ravel())

@@ -22,7 +22,7 @@ import torch
 from kleash.checks.artifact import votes_agree
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference
-from kleash.evals.preference_report import wilson
+from kleash.evals.intervals import wilson
 from kleash.io import write_json
 from kleash.lab.experiment import markdown_table, mean_and_error
 from kleash.lab.world import World, pretrain

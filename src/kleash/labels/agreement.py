@@ -28,6 +28,12 @@ WORDS_A_MINUTE = 600
 FEWEST_VOTES = 20
 """Annotators with fewer votes are not flagged."""
 FEWEST_REPEATS = 5
+MOST_FAST = 0.25
+"""Share of votes that are too fast by accident."""
+STEADY = 0.6
+"""Least share of hidden repeats that are answered as before."""
+LEVEL = 0.01
+"""How often an annotator who answers as well as that is flagged, for each flag."""
 
 RESAMPLES = 1000
 
@@ -83,28 +89,31 @@ class AnnotatorReport:
     seconds: float | None
     """Median time of a vote."""
     fast: float | None
-    """Share of votes too fast to have read the text: less than `TOO_FAST` · words / `WORDS_A_MINUTE` minutes."""
+    """Share of the timed votes too fast to have read the text: less than `TOO_FAST` · words / `WORDS_A_MINUTE`
+    minutes."""
+    timed: int
+    """Votes with a time."""
     skipped: int
     undone: int
 
     @property
     def flags(self) -> list[str]:
-        """What an admin should ask this person about; each holds at the 1 % level, or exceeds a plausible reading
-        speed.
+        """What an admin should ask this person about. Each is an exact binomial test at the 1 % level, `LEVEL`:
+        of sides chosen by a coin; of at most `MOST_FAST` of votes too fast; of agreement in half of the pairs; of
+        `STEADY` of the repeats answered as before.
         """
         if self.votes < FEWEST_VOTES:
             return []
         flags = []
-        if self.left is not None and self.left_p is not None and self.left_p < 0.01:
+        if self.left is not None and self.left_p is not None and self.left_p < LEVEL:
             side, part = ("left", self.left.share) if self.left.share > 0.5 else ("right", 1 - self.left.share)
             flags.append(f"chooses the {side} side in {part:.0%} of decided pairs")
-        if self.fast is not None and self.fast > 0.25:
+        if self.fast is not None and stats.binom.sf(round(self.fast * self.timed) - 1, self.timed, MOST_FAST) < LEVEL:
             flags.append(f"{self.fast:.0%} of votes are faster than the text can be read")
-        if self.agrees is not None and self.agrees.pairs >= FEWEST_VOTES and self.agrees.high < 0.5:
-            flags.append(
-                f"agrees with the others in {self.agrees.share:.0%} of {self.agrees.pairs} pairs they agree on"
-            )
-        if self.repeats >= FEWEST_REPEATS and _steadiness(self).high < 0.6:
+        agrees = self.agrees
+        if agrees is not None and agrees.pairs >= FEWEST_VOTES and _few(agrees.share * agrees.pairs, agrees.pairs, 0.5):
+            flags.append(f"agrees with the others in {agrees.share:.0%} of {agrees.pairs} pairs they agree on")
+        if self.repeats >= FEWEST_REPEATS and _few(self.steady, self.repeats, STEADY):
             flags.append(f"answered {self.repeats - self.steady} of {self.repeats} repeats otherwise")
         return flags
 
@@ -253,6 +262,7 @@ def annotator_report(
         steady=sum(repeats),
         agrees=share([answer_of(vote) == consensus[vote.task] for vote in first_answers if vote.task in consensus]),
         seconds=float(np.median([seconds for seconds, _ in times])) if times else None,
+        timed=len(times),
         fast=_mean([seconds < TOO_FAST * 60 * words / WORDS_A_MINUTE for seconds, words in times]),
         skipped=sum(vote.choice in ("skip", "report") for vote in votes),
         undone=sum(vote.choice == "undo" for vote in votes),
@@ -352,5 +362,6 @@ def _mean(values: Sequence[bool]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _steadiness(report: AnnotatorReport) -> Share:
-    return Share.of([1] * report.steady + [0] * (report.repeats - report.steady))
+def _few(hits: float, trials: int, share: float) -> bool:
+    """Whether so few hits have a probability below `LEVEL` where each trial has one with this probability."""
+    return bool(stats.binom.cdf(round(hits), trials, share) < LEVEL)

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from kleash.chat.client import Usage
-from kleash.data.group import Group, Preference, chosen_first
+from kleash.data.group import Group, Preference, chosen_first, prompt_key
+from kleash.evals.intervals import number_prompts
 from kleash.evals.judging import InjectionReport, JudgeReport, PrincipleReport, judge_report, principle_report
 from kleash.labels.llm_judge import Judge, Judgement
 from kleash.run import derive_seed
@@ -96,12 +97,13 @@ def summarise(
         mixed_in: rows of `mix_in`.
     """
     labelled = [
-        (group, judgement.result.probability, judgement.orders, judgement.principles)
+        (group, judgement.result.probability, judgement.orders, judgement)
         for group, judgement in zip(groups, judgements, strict=True)
         if judgement.orders is not None
     ]
     people = np.array([_people_probability(group) for group, *_ in labelled], dtype=np.float64)
     longer = [len(group.responses[0].text) - len(group.responses[1].text) for group, *_ in labelled]
+    prompts = number_prompts([prompt_key(group.prompt) for group, *_ in labelled])
     report = None
     if labelled:
         report = judge_report(
@@ -110,7 +112,8 @@ def summarise(
             people,
             np.array(longer, dtype=np.float64),
             np.array([derive_seed(judge.seed, "coin", row) % 2 == 1 for row in range(len(labelled))]),
-            votes=judge.votes if judge.answers == "votes" else None,
+            consistency=np.array([judgement.consistency for *_, judgement in labelled], dtype=np.float64),
+            prompts=prompts,
         )
     weights = {principle.name: principle.weight for principle in judge.constitution.principles}
     return JudgeSummary(
@@ -120,7 +123,7 @@ def summarise(
         failures=failures_of(judgements),
         cut=sum(_is_cut(group, judge.max_characters) for group in groups),
         report=report,
-        principles=principle_report([principles for *_, principles in labelled], people, weights),
+        principles=principle_report([row.principles for *_, row in labelled], people, weights, prompts),
         injections=injections,
         usage=judge.client.usage,
         mixed_in=mixed_in,

@@ -31,6 +31,7 @@ from kleash.chat.messages import ChatReply, ChatRequest
 from kleash.chat.quoting import conversation, shortened
 from kleash.data.group import Group, Message
 from kleash.errors import GateError
+from kleash.evals.judging import same_again
 from kleash.labels.constitution import Constitution
 from kleash.labels.labeller import LabelResult, Outcome
 from kleash.parse import UnreadableError, parse_json
@@ -86,6 +87,9 @@ class Judgement:
     """Mean over principles, by weight; None where there is no label."""
     principles: Mapping[str, float] = field(default_factory=dict)
     """P(response 0 ≻ response 1) by each principle with an answer in both orders."""
+    consistency: float | None = None
+    """Probability that the same question gets the same answer again, mean over orders and, by weight, over principles;
+    None where it is unknown."""
 
     @property
     def mean(self) -> float | None:
@@ -100,6 +104,17 @@ class _Answer:
     first: float | None = None
     outcome: Outcome = "preference"
     reason: str | None = None
+    votes: tuple[int, int, int] | None = None
+    """Where `first` is the mean of votes: how many were for the first, for the second, and for a tie."""
+
+    @property
+    def consistency(self) -> float | None:
+        """Probability that the same question gets the same answer again; None where it is unknown, as from one vote."""
+        if self.first is None:
+            return None
+        if self.votes is None:
+            return self.first**2 + (1 - self.first) ** 2
+        return same_again(self.votes)
 
 
 @dataclass(frozen=True)
@@ -115,6 +130,13 @@ class _Comparison:
         if self.original.first is None or self.swapped.first is None:
             return None
         return BothOrders(self.original.first, self.swapped.first)
+
+    @property
+    def consistency(self) -> float | None:
+        """Mean of both orders; None where one is unknown."""
+        if self.original.consistency is None or self.swapped.consistency is None:
+            return None
+        return (self.original.consistency + self.swapped.consistency) / 2
 
 
 @dataclass(frozen=True)
@@ -257,7 +279,8 @@ class Judge:
         if 2 * len(values) <= self.votes:
             return next(vote for vote in votes if vote.first is None)
         reason = next((vote.reason for vote in votes if vote.first is not None and vote.reason), None)
-        return _Answer(float(np.mean(values)), reason=reason)
+        counts = (values.count(1.0), values.count(0.0), values.count(0.5))
+        return _Answer(float(np.mean(values)), reason=reason, votes=counts)
 
     def _vote(self, prompts: Sequence[str], draw: int) -> list[_Answer]:
         """One vote on each prompt; a reply that is not the JSON asked for may be repaired once."""
@@ -299,9 +322,8 @@ class Judge:
     def _judgement(self, comparisons: Sequence[_Comparison]) -> Judgement:
         """The label of a pair; none where principles of half the weight or more have no answer in both orders."""
         name = None if self.averaged else comparisons[0].principle.name
-        judged = [
-            (comparison.principle, comparison.orders) for comparison in comparisons if comparison.orders is not None
-        ]
+        answered = [comparison for comparison in comparisons if comparison.orders is not None]
+        judged = [(comparison.principle, comparison.orders) for comparison in answered if comparison.orders is not None]
         weight = sum(comparison.principle.weight for comparison in comparisons)
         if 2 * sum(principle.weight for principle, _ in judged) <= weight:
             failure = _failure(comparisons)
@@ -314,7 +336,7 @@ class Judge:
         )
         labels = {principle.name: pair_orders.label for principle, pair_orders in judged}
         probability = self._clamped(float(weights @ np.array(list(labels.values()))))
-        reason = next(comparison.original.reason for comparison in comparisons if comparison.orders is not None)
+        reason = answered[0].original.reason
         result = LabelResult.of(
             probability,
             self.name,
@@ -322,7 +344,9 @@ class Judge:
             reason=reason or (None if orders.agree else DISAGREE),
             order_effect=orders.order_effect,
         )
-        return Judgement(result, orders, labels)
+        again = [comparison.consistency for comparison in answered]
+        consistency = None if None in again else float(weights @ np.array(again, dtype=np.float64))
+        return Judgement(result, orders, labels, consistency)
 
     def _clamped(self, probability: float) -> float:
         """A tie stays a tie."""

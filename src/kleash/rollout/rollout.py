@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -233,10 +234,12 @@ def rollout_metrics(rollout: Rollout) -> StepMetrics:
     batch = rollout.batch
     assert batch.old_logprobs is not None and batch.sampler_logprobs is not None
     mismatch = (batch.old_logprobs - batch.sampler_logprobs).abs()
+    of_prompts = rollout.kl.mean(1)
     return {
         "reward": rollout.scores.mean(),
         **{f"reward/{name}": part.mean() for name, part in rollout.parts.items()},
         "kl": rollout.kl.mean(),
+        "kl_se": of_prompts.std() / len(of_prompts) ** 0.5 if len(of_prompts) > 1 else math.nan,
         "length": batch.lengths.float().mean(),
         "end_rate": rollout.finished.mean(),
         "sampler_mismatch": torch.where(batch.mask, mismatch, 0).max(),

@@ -290,8 +290,7 @@ def report(folder: RunFolder, model: PreTrainedModel, step: int, pairs: HeldOut,
         measured = pairs.config.kl_due(step, step)
         means, figures = pairs.measure(model, step)
         results = {"report": means | as_json(figures), "kl": kl_meter.figures(model, step) if measured else None}
-        nats = results["kl"]["mean"] if measured else None
-        record_checks(folder, checks=policy_checks.direct(figures, kl=nats))
+        record_checks(folder, checks=policy_checks.direct(figures, kl=results["kl"]))
     write_text(folder.path / "README.md", model_card(folder, _summary(results)))
     return results
 

@@ -71,7 +71,8 @@ def run(config: JudgeConfig, *, chat: Chat | None = None) -> Path:
         summary = summarise(judge, groups, judgements, injections=injections, mixed_in=len(mixed_in))
         store.record(groups, [judgement.result for judgement in judgements])
     gate = verdict(judge_checks(summary.report, summary.failures, max_failures=config.max_failures))
-    refused = not gate["passed"] and not config.force
+    failed = gate["passed"] is False
+    refused = failed and not config.force
     out = beside(config.out, "refused") if refused else config.out
     finish(config.out, identity, summary.to_json() | {"gate": gate})
     write_groups(chain(labelled_groups(groups, judgements), mixed_in), out)
@@ -80,7 +81,7 @@ def run(config: JudgeConfig, *, chat: Chat | None = None) -> Path:
             f"{config.out}: the labels are refused: {gate['finding']}; {gate['advice']}, or --force to use them (they "
             f"are in {out})"
         )
-    if not gate["passed"]:
+    if failed:
         logger.warning("labels that fail the checks, used by --force: %s; %s", gate["finding"], gate["advice"])
     return config.out
 

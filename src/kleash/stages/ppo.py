@@ -117,7 +117,7 @@ def run(
         controller.see(float(metrics["kl"]), responses=len(rollout.groups))
         if loop.due_to_evaluate(step):
             with loop.measuring(step):
-                metrics |= held_out.measure(step, beta=controller.beta)
+                metrics |= held_out.measure(step, beta=config.beta)  # one β, so that figures can be compared
                 loop.stop = stop.see(figure=held_out.figure)
         save_snapshot(folder, step, parts.policy, parts.tokenizer, every=config.snapshot_every)
         loop.log(step, metrics)

@@ -13,7 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kleash.checks import sft_checks
@@ -25,6 +27,7 @@ from kleash.data.batching import batches, microbatches
 from kleash.data.group import EncodedGroup
 from kleash.data.read import read_encoded
 from kleash.data.split import demonstration, imitated
+from kleash.evals.intervals import number_prompts
 from kleash.models.compute import Compute
 from kleash.models.forward import Live, check_forward, response_logprobs
 from kleash.models.load import context_length, load_policy
@@ -69,7 +72,7 @@ def run(config: SFTConfig, *, policy: Live | None = None) -> RunFolder:
     make_trainable(model, **config.adapter_settings())
     train, held_out = read_demonstrations(config, model, tokenizer, folder.note)
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
-    before = folder.once("eval_loss_before", lambda: held_out_loss(model, held_out, config.compute))
+    before = held_out_losses(model, held_out, config.compute)  # of the start, where the run resumes too
     steps = config.steps(len(train))
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
     best = BestCheckpoint(folder, config.keep_weights)
@@ -86,22 +89,35 @@ def run(config: SFTConfig, *, policy: Live | None = None) -> RunFolder:
     after = best.figures.get(last, math.nan)
     write_model(folder, model, tokenizer, f"Held-out loss {after:.4f} nats a token.")
     after_training(folder, "checks", lambda: check(folder, model, tokenizer, train, held_out, before, after, config))
-    return folder.finish(eval_loss=after, step=last, rows=len(train))
+    return folder.finish(eval_loss_before=mean_loss(before), eval_loss=after, step=last, rows=len(train))
+
+
+def held_out_loss(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: Compute) -> float:
+    """−log π(response | prompt) a token, over all trained tokens of the groups; not a number where there are none."""
+    return mean_loss(held_out_losses(model, groups, compute))
 
 
 @torch.no_grad()
-def held_out_loss(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: Compute) -> float:
-    """−log π(response | prompt) a token, over all trained tokens of the groups; not a number where there are none."""
-    total, count = 0.0, 0
+def held_out_losses(
+    model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: Compute
+) -> Float[np.ndarray, "N 2"]:
+    """−log π(response | prompt) of each group in nats, and its trained tokens."""
+    losses = np.zeros((len(groups), 2))
     with Progress(len(groups), "held-out loss") as progress:
         for part in microbatches(groups, max_tokens=compute.micro_batch_tokens):
             batch = collate([groups[row] for row in part], device=model.device)
             with compute.autocast(model.device):
                 logprobs, _ = response_logprobs(model, batch)
-            total -= float(masked_sum(logprobs, batch.mask))
-            count += int(batch.mask.sum())
-            progress.update(progress.step + len(part), loss=total / count)
-    return total / count if count else math.nan
+            losses[part, 0] = -masked_sum(logprobs.double(), batch.mask, -1).sum(-1).cpu().numpy()
+            losses[part, 1] = batch.mask.sum((1, 2)).cpu().numpy()
+            progress.update(progress.step + len(part), loss=mean_loss(losses))
+    return losses
+
+
+def mean_loss(losses: Float[np.ndarray, "N 2"]) -> float:
+    """Nats a token, over all tokens; not a number where there are none."""
+    nats, tokens = losses.sum(0)
+    return float(nats / tokens) if tokens else math.nan
 
 
 def update(
@@ -126,7 +142,7 @@ def check(
     tokenizer: PreTrainedTokenizerBase,
     train: Sequence[EncodedGroup],
     held_out: Sequence[EncodedGroup],
-    before: float,
+    before: Float[np.ndarray, "N 2"],
     after: float,
     config: SFTConfig,
 ) -> None:
@@ -141,11 +157,16 @@ def check(
         limit = usual_length(train, most=config.gate_max_new_tokens)
         sampling = sample(model, tokenizer, prompts, limit=limit, seed=config.seed, dtype=config.dtype)
         unsampled = "no held-out prompt leaves room for a response"
+    some = held_out[:EFFECT_ROWS]
+    gain = before[: len(some)].copy()
+    gain[:, 0] -= held_out_losses(model, some, config.compute)[:, 0]
     checks: list[Check] = sft_checks.sft(
-        before=before,
+        before=mean_loss(before),
         after=after,
+        gain=gain,
+        prompts=number_prompts([group.prompt_ids for group in some]),
         rows=len(held_out),
-        effect=prompt_effect(model, held_out[:EFFECT_ROWS], dtype=config.dtype) if held_out else None,
+        effect=prompt_effect(model, some, dtype=config.dtype) if held_out else None,
         samples=sampling[1] if sampling else None,
         demonstrations=describe(responses_of(train), tokenizer),
         unsampled=unsampled,

@@ -1,7 +1,12 @@
-"""The weights that a run ends with: the last, or the best on held-out rows."""
+"""The weights that a run ends with: the last, or the best on held-out rows.
+
+The least of several figures is below what it estimates: rows that chose the weights cannot also report on them. Where
+there was a choice, run.json (`results.chosen`), the model card and the log say so.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -13,6 +18,8 @@ from kleash.io import write_folder
 from kleash.models.finite import not_finite
 from kleash.run import RunFolder
 from kleash.training.checkpoint import load_weights, trained_weights
+
+logger = logging.getLogger("kleash")
 
 
 class BestCheckpoint:
@@ -28,7 +35,7 @@ class BestCheckpoint:
     """
 
     def __init__(self, folder: RunFolder, keep_weights: Literal["best", "last"]) -> None:
-        self.path = folder.checkpoints / "best"
+        self.folder, self.path = folder, folder.checkpoints / "best"
         self.keep_weights = keep_weights
         self.step = 0
         self.figures: dict[int, float] = {}
@@ -51,8 +58,17 @@ class BestCheckpoint:
         return figure
 
     def take(self, model: nn.Module, last: int) -> int:
-        """Load the final weights into the model and return their step."""
-        if self.keep_weights == "last" or self.step in (0, last):
+        """Load the final weights into the model and return their step; notes whether held-out rows chose it."""
+        if self.keep_weights == "last" or self.step == 0:
+            return last
+        if len(self.figures) > 1:
+            self.folder.note("results", chosen={"step": self.step, "of": len(self.figures)})
+            logger.info(
+                "step %s was the best of %s on the held-out rows, so their figures are too good: report on other rows",
+                self.step,
+                len(self.figures),
+            )
+        if self.step == last:
             return last
         load_weights(model, load_file(self.path / "model.safetensors"))
         return self.step

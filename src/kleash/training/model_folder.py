@@ -55,6 +55,11 @@ def save_snapshot(
 def model_card(folder: RunFolder, summary: str) -> str:
     """The README.md of a model folder."""
     record = folder.record
+    if chosen := record["results"].get("chosen"):
+        summary += (
+            f" Step {chosen['step']} was chosen as the best of {chosen['of']} on the held-out rows, so their figures "
+            "are too good; report on other rows."
+        )
     settings = json.dumps(record["config"], indent=2, ensure_ascii=False)
     parents = "\n".join(
         f"- {role}: `{value['path']}` (sha256 {value['sha256'][:12]})" for role, value in record["inputs"].items()

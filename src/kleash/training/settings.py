@@ -93,7 +93,8 @@ class TrainingConfig(StageConfig):
     max_eval_rows: int | None = Field(None, ge=1)
     """Evaluate on at most this many held-out rows."""
     keep_weights: Literal["best", "last"] = "last"
-    """Which weights to save: the last ones, or the best ones on the held-out rows."""
+    """Which weights to save: the last ones, or the best ones on the held-out rows, whose figures are then too good:
+    report on other rows."""
     save_every: int | None = Field(None, ge=1)
     """Steps between two training states, from which an interrupted run continues; null: a tenth of the run."""
     keep_states: int = Field(0, ge=0)
@@ -197,8 +198,8 @@ class RolloutConfig(TrainingConfig):
     """Gold reward: the goal itself, where it can be computed. It scores the held-out responses at every evaluation
     and is never trained against."""
     criterion: Literal["objective", "gold", "validation"] = "objective"
-    """What `keep_weights best` and `patience` compare, on held-out prompts: reward − β·KL, the gold reward, or the
-    validation reward."""
+    """What `keep_weights best` and `patience` compare, on held-out prompts: reward − β·KL (with `beta` as it is set,
+    also where `target_kl` adapts it), the gold reward, or the validation reward."""
     kl_budget: float | None = Field(None, gt=0)
     """Stop after the rollout whose KL from the reference exceeds this many nats a response."""
     patience: int | None = Field(None, ge=1)
