@@ -56,7 +56,11 @@ WHOLE = "takes whole responses, no tokens"
 
 TESTS = {
     "data/batching.py": "data/test_batching.py",
+    "data/letters.py": "data/test_letters.py",
+    "data/message_fields.py": "data/test_template_columns.py",
     "data/read.py": "data/test_read.py",
+    "data/template_columns.py": "data/test_template_columns.py",
+    "data/unpaired.py": "data/test_template_columns.py",
     "objectives/bradley_terry.py": "objectives/test_bradley_terry.py",
     "objectives/preference.py": "objectives/test_preference.py",
     "objectives/policy.py": "objectives/test_policy.py objectives/test_masked_positions.py",
@@ -435,6 +439,20 @@ FAULTS: dict[str, list[Fault | Absent]] = {
     ],
     "data/batching.py": [
         Fault("batch_at", "mask", "the last step repeats rows", "min(batch_size, total - cursor)", "batch_size"),
+    ],
+    "data/letters.py": [
+        Fault("_cut", "mask", "only the first control token of a text is letters", r'pattern.sub(rf"\g<0>{CUT}", value)', r'pattern.sub(rf"\g<0>{CUT}", value, count=1)'),
+        Fault("_patterns", "mask", "the assistant's control tokens stay", "_pattern({*tokens - REASONING, CUT})", "_pattern({CUT})"),
+        Fault("tokenize_pieces", "mask", "each piece begins like a text", "return joined[len(before) :] if joined[: len(before)] == before else ids[piece]", "return ids[piece]"),
+    ],
+    "data/message_fields.py": [
+        Fault("is_trained", "mask", "a weight of 0 is trained", "all(bool(turn[name]) for name in TRAINED if name in turn)", "True"),
+    ],
+    "data/template_columns.py": [
+        Fault("template_variables", "mask", "tools are dropped", "variables[name] = items", "pass"),
+    ],
+    "data/unpaired.py": [
+        Fault("pair_by_label", "sign", "the response labelled false is preferred", "(good if is_good(group) else bad)", "(bad if is_good(group) else good)"),
     ],
     "data/read.py": [
         Fault("distinct", "mask", "the last of equal responses stays", "for k, response in reversed(list(enumerate(group.responses)))", "for k, response in enumerate(group.responses)"),

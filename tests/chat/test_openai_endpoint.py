@@ -203,3 +203,20 @@ def test_log_probabilities_of_an_option_are_summed_over_its_spellings() -> None:
         (answer,) = ChatClient(Endpoint(server.url, "m"))([ChatRequest(questions(1)[0].messages, options=("1", "2"))])
     assert answer.shares(("1", "2")) == pytest.approx([0.75 / 0.9, 0.15 / 0.9])
     assert answer.shares(("7", "8")) is None
+
+
+SPELLED = ["<|im_end|>", "<｜User｜>", "[INST]", "[/TOOL_RESULTS]", "</s>", "<eos>", "<start_of_turn>", "<|endoftext|>"]
+
+
+def test_a_text_spells_no_control_token_for_the_server_and_its_quotations_come_back_unchanged() -> None:
+    def quote(body: Mapping[str, Any]) -> Reply:
+        return body["messages"][0]["content"], {}
+
+    harmless = "a < b, <b>bold</b>, x[0], [1], [see], <|, |>, List<String>, <s p>"
+    chat_requests = [ChatRequest(({"role": "user", "content": text},), 8) for text in [*SPELLED, harmless]]
+    with Server(quote) as server:
+        answers, _ = ask(server, chat_requests)
+    assert answers == [*SPELLED, harmless]
+    sent = {body["messages"][0]["content"] for body in server.requests}
+    assert harmless in sent
+    assert not any(token in text for token in SPELLED for text in sent)

@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from kleash.chat.messages import ChatReply, ChatRequest, Retryable
+from kleash.chat.quoting import JOINER, without_control_tokens
 from kleash.errors import ConfigError, InputError
 from kleash.io import Json
 
@@ -93,7 +94,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def _fields(request: ChatRequest) -> Json:
     fields: Json = {
-        "messages": [dict(turn) for turn in request.messages],
+        "messages": [{**turn, "content": without_control_tokens(str(turn["content"]))} for turn in request.messages],
         "max_tokens": request.max_tokens,
         "temperature": request.temperature,
     }
@@ -111,10 +112,13 @@ def _reply(completion: Any, request: ChatRequest, seconds: float) -> ChatReply:
     if not getattr(completion, "choices", None) or completion.choices[0].message is None:
         raise ValueError("no choices")
     choice, usage = completion.choices[0], completion.usage
+    text = choice.message.content or ""
+    if any(JOINER in turn["content"] for turn in _fields(request)["messages"]):
+        text = text.replace(JOINER, "")  # quoted from the request
     first = (getattr(choice.logprobs, "content", None) or [None])[0]
     likeliest = list(first.top_logprobs or []) if first is not None else []
     return ChatReply(
-        text=choice.message.content or "",
+        text=text,
         finished=choice.finish_reason != "length",
         logprobs=_of_options(likeliest, request.options),
         has_logprobs=bool(likeliest),

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Group, Preference, Ranking
 from kleash.data.split import read_split
-from kleash.data.unread_columns import unread_columns
+from kleash.data.unread_columns import log_unread_columns
 from kleash.errors import DataError
 
 logger = logging.getLogger("kleash")
@@ -64,8 +64,7 @@ def read_encoded(
     rows = read_split(
         data, eval_data, seed=seed, usable=usable, max_eval_rows=max_eval_rows, response_column=response_column
     )
-    if unread := unread_columns(rows[0], tokenizer, reads_columns=reads_columns):
-        logger.warning("%s: columns that are not used: %s", data, ", ".join(unread))
+    log_unread_columns(rows[0], tokenizer, data, reads_columns=reads_columns)
     parts: list[list[EncodedGroup]] = []
     counts: list[RowCounts] = []
     sources = (data, eval_data or f"{data}, held out")

@@ -25,6 +25,13 @@ def is_good(group: Group) -> bool | None:
     return values[0] if values else None
 
 
+def as_prompt(group: Group) -> Group:
+    """A row without its responses and without what labels them."""
+    labelled = is_good(group) is not None
+    columns = {name: value for name, value in group.columns.items() if not (labelled and name in LABELS)}
+    return Group(group.prompt, columns=columns)
+
+
 def pair_by_label(groups: Iterable[Group]) -> list[Group]:
     """Comparisons of the responses to one prompt, the first labelled true with the first labelled false, and so on.
 

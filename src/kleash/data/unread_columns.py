@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -9,6 +10,16 @@ from transformers import PreTrainedTokenizerBase
 from kleash.data.group import Group
 from kleash.data.template_columns import TEMPLATE_COLUMNS, template_variables
 from kleash.data.unpaired import LABELS
+
+logger = logging.getLogger("kleash")
+
+
+def log_unread_columns(
+    groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, source: str, *, reads_columns: bool
+) -> None:
+    """One line with the columns of a source that nothing reads; see `unread_columns`."""
+    if unread := unread_columns(groups, tokenizer, reads_columns=reads_columns):
+        logger.warning("%s: columns that are not used: %s", source, ", ".join(unread))
 
 
 def unread_columns(

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from kleash.data.group import EncodedGroup, Group
 from kleash.data.read import read_encoded
 from kleash.data.split import prompt_only
+from kleash.data.unpaired import as_prompt
 from kleash.errors import ConfigError
 from kleash.models.compute import Compute
 from kleash.models.forward import Live
@@ -150,4 +151,4 @@ def read_prompts(
 
 
 def _without_responses(groups: Sequence[Group], source: str) -> list[Group]:
-    return [Group(prompt=group.prompt, columns=group.columns) for group in groups]
+    return [as_prompt(group) for group in groups]

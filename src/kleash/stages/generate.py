@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from kleash.data.chat import encode_prompt
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.split import prompt_only, read_usable
+from kleash.data.unpaired import as_prompt
+from kleash.data.unread_columns import log_unread_columns
 from kleash.errors import DataError
 from kleash.io import read_json, remove, write_json
 from kleash.models.forward import Live
@@ -50,7 +51,8 @@ def run(config: GenerateConfig, *, policy: Live | None = None) -> Path:
         remove(_blocks_of(config.out))
         return config.out
     model, tokenizer = load_policy(policy or config.model, device=config.device)
-    prompts = [replace(row, responses=(), label=None) for row in read_usable(config.data, prompt_only, config.max_rows)]
+    prompts = [as_prompt(row) for row in read_usable(config.data, prompt_only, config.max_rows)]
+    log_unread_columns(prompts, tokenizer, config.data, reads_columns=True)
     ids = [encode_prompt(prompt.prompt, tokenizer, prompt.columns) for prompt in prompts]
     _refuse_too_long(ids, config.max_new_tokens, context_length(model), data=config.data)
     sampler = build_sampler(
