@@ -268,6 +268,21 @@ def test_columns_that_nothing_reads_are_named():
     assert "chat_template_kwargs" in unread_columns(keywords, stock_tokenizer("qwen3"))[0]
 
 
+def test_keys_of_turns_that_nothing_reads_are_named():
+    turns = [user("Q") | {"name": "Zoë"}, assistant("A") | {"reasoning": "r", "weight": 1}]
+    groups = [parse_row({"messages": turns})]
+    name, reasoning = (f"{key} in turns (the chat template does not read it)" for key in ("name", "reasoning"))
+    assert unread_columns(groups, stock_tokenizer("qwen3")) == [name]
+    assert unread_columns(groups, stock_tokenizer("gpt_oss")) == [name]
+    assert unread_columns(groups, stock_tokenizer("smollm2")) == [name, reasoning]
+
+
+def test_a_function_call_is_refused_by_name():
+    turn = {"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": "{}"}}
+    with pytest.raises(DataError, match=r"messages\[1\].*function_call"):
+        parse_row({"messages": [user("Q"), turn]})
+
+
 # --- unpaired rows ---------------------------------------------------------------------------------------------------
 
 

@@ -247,6 +247,8 @@ def _turn(turn: Any, where: str) -> Message:
     if not isinstance(content, str):
         raise DataError(f"'{where}' has {'no' if content is None else 'a wrong'} content; it must be text")
     if turn["role"] == "assistant":
+        if "function_call" in turn:
+            raise DataError(f"'{where}' has a function_call, which chat templates do not read; give 'tool_calls'")
         check_weight(turn, where)
         with_arguments(turn, as_text=False)  # raises where they are not JSON
     return {**turn, "content": _text(content, where)}

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from kleash.data.group import Group
+from kleash.data.message_fields import TRAINED
 from kleash.data.template_columns import TEMPLATE_COLUMNS, template_variables
 from kleash.data.unpaired import LABELS
+
+READ = frozenset({"role", "content", "tool_calls", "tool_call_id", "id", *TRAINED})
+"""Keys of turns that kleash reads itself, or that mean nothing to a model."""
+
+REASONING = frozenset({"reasoning_content", "reasoning", "thinking"})
+"""Names of one thing: `transformers` gives it to a template under each of them."""
 
 logger = logging.getLogger("kleash")
 
@@ -45,4 +53,18 @@ def unread_columns(
                 unread[name] = "system (plain text has no place for it; give the prompt as turns)"
             elif not reads_columns and name not in LABELS:
                 unread[name] = name
+        for key in _keys_of_turns(group) - unread.keys():
+            if not any(_reads_key(template, name) for name in (REASONING if key in REASONING else {key})):
+                unread[key] = f"{key} in turns (the chat template does not read it)"
     return sorted(unread.values())
+
+
+def _reads_key(template: str, key: str) -> bool:
+    return re.search(rf"(message|msg|turn|\bm)(\.{key}\b|\[.{key}.\]|\.get\(.{key}\b)", template) is not None
+
+
+def _keys_of_turns(group: Group) -> set[str]:
+    """The keys of turns that only the template can read."""
+    contents = [group.prompt, *(response.content for response in group.responses)]
+    turns = [turn for content in contents if isinstance(content, tuple) for turn in content]
+    return {key for turn in turns for key in turn.keys() - READ - ({"name"} if turn["role"] == "tool" else set())}
