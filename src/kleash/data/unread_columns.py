@@ -60,7 +60,8 @@ def unread_columns(
 
 
 def _reads_key(template: str, key: str) -> bool:
-    return re.search(rf"(message|msg|turn|\bm)(\.{key}\b|\[.{key}.\]|\.get\(.{key}\b)", template) is not None
+    name = re.escape(key)
+    return re.search(rf"(message|msg|turn|\bm)(\.{name}\b|\[.{name}.\]|\.get\(.{name}\b)", template) is not None
 
 
 def _keys_of_turns(group: Group) -> set[str]:
