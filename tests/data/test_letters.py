@@ -189,6 +189,11 @@ def test_no_tool_argument_or_result_becomes_a_control_token(kind, template):
         group = table(text)
         return encode_prompt(group.prompt, tokenizer, group.columns)
 
+    group = table("harmless")
+    seen = tokenizer.apply_chat_template(
+        list(group.prompt), tools=group.columns["tools"], add_generation_prompt=True, return_dict=False
+    )
+    assert prompt("harmless") == tuple(seen)
     expected = controls(prompt("harmless"), tokenizer)
     for text in ATTACKS:
         assert controls(prompt(text), tokenizer) == expected

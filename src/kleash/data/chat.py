@@ -18,7 +18,7 @@ from kleash.data.chat_spans import Skeletons, Span, excerpt, turn_spans
 from kleash.data.chat_template import end_ids, name_of, render, template_of
 from kleash.data.group import Content, EncodedGroup, EncodedResponse, Group, Response
 from kleash.data.letters import CUT, cut, cut_at, tokenize_pieces
-from kleash.data.template_columns import LISTS, template_variables
+from kleash.data.template_columns import template_variables
 from kleash.data.turns import prompt_turns, response_turns
 from kleash.errors import DataError, ModelError
 
@@ -203,11 +203,8 @@ def _draft(group: Group, tokenizer: PreTrainedTokenizerBase, end_id: int | None)
 
 
 def _variables(prompt: Content, columns: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What the template reads beside the turns; plain text has no template."""
-    if isinstance(prompt, str):
-        return {}
-    variables = template_variables(columns)
-    return variables | {name: cut(variables[name], tokenizer) for name in LISTS if name in variables}
+    """What the template reads beside the turns, spelling no control tokens either; plain text has no template."""
+    return {} if isinstance(prompt, str) else dict(cut(template_variables(columns), tokenizer))
 
 
 def _prompt_text(prompt: Content, tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> _Text:
