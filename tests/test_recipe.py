@@ -75,6 +75,29 @@ def test_from_a_stage_on_what_changed_is_done_again_with_what_follows_and_nothin
     assert all(len(group.responses) == 3 for group in read_groups(runs / "samples.jsonl"))
 
 
+def test_a_second_output_of_a_stage_is_set_aside_only_where_it_changed(
+    tmp_path: Path, base: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, sign in (("prefers_long", ""), ("prefers_short", "-")):
+        code = f"def f(prompts, completions, **columns):\n    return [{sign}float(len(text)) for text in completions]\n"
+        (tmp_path / f"{name}.py").write_text(code)
+    text = (
+        "out: runs\nstages: {{best: {{stage: best-of-n, model: {}, data: {}, n: 2, max_new_tokens: {}, reward: {}}}}}\n"
+    )
+
+    def run(*settings: object) -> list[str]:
+        run_recipe(recipe(tmp_path, text.format(base, prompts, *settings)), redo_from="best")
+        return sorted(path.name for path in (tmp_path / "runs").glob("*.jsonl"))
+
+    assert run(4, "prefers_long:f") == ["best.jsonl", "best.pool.jsonl"]
+    assert run(4, "prefers_short:f") == ["best.jsonl", "best.old-1.jsonl", "best.pool.jsonl"]
+    assert set(run(3, "prefers_short:f")) == {
+        *("best.jsonl", "best.old-1.jsonl", "best.old-2.jsonl", "best.pool.jsonl", "best.pool.old-1.jsonl")
+    }
+
+
 def test_a_stage_that_is_not_in_the_recipe_cannot_be_started_from(tmp_path: Path) -> None:
     path = recipe(tmp_path, CHAIN.format(folder=tmp_path))
     with pytest.raises(ConfigError, match="--from is reward, but should be one of sft, rm, ppo, samples"):

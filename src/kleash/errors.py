@@ -18,6 +18,8 @@ Every message is one line and ends with what to do. The command line prints the 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class KleashError(Exception):
     """Base class of the errors that kleash raises on purpose."""
@@ -41,6 +43,11 @@ class DataError(InputError):
 
 class ChangedError(DataError):
     """An output exists that other settings or inputs made; the message names what differs."""
+
+    def __init__(self, message: str, out: Path) -> None:
+        """Name the output."""
+        super().__init__(message)
+        self.out = out
 
 
 class ModelError(InputError):

@@ -65,7 +65,8 @@ def refuse_other(
     more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
     raise ChangedError(
         f"{out} exists and was written with other settings ({', '.join(differences[:3])}{more}); delete it or choose "
-        f"another --out{hint}"
+        f"another --out{hint}",
+        out,
     )
 
 

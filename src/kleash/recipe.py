@@ -125,17 +125,17 @@ def run_recipe(path: Path, *, out: Path | None = None, redo_from: str | None = N
     first = len(steps) if redo_from is None else names.index(redo_from)
     for number, step in enumerate(steps):
         logger.info("%d/%d %s → %s", number + 1, len(steps), step.name, getattr(step.config, "out", ""))
-        try:
-            run_stage(step.stage, step.config)
-            continue
-        except ChangedError as error:
-            if number < first:
-                raise ChangedError(f"{error}, or run with --from {step.name} to do it and what follows again") from None
-            reason = str(error)
-        # outside of `except`: the error holds the lock of the output that is about to be renamed
-        aside = set_aside(Path(getattr(step.config, "out", "")))
-        logger.info("%s: changed (%s); the earlier output is in %s", step.name, reason, aside)
-        run_stage(step.stage, step.config)
+        while True:
+            try:
+                run_stage(step.stage, step.config)
+                break
+            except ChangedError as error:
+                if number < first:
+                    remedy = f"or run with --from {step.name} to do it and what follows again"
+                    raise ChangedError(f"{error}, {remedy}", error.out) from None
+                changed, reason = error.out, str(error)
+            # outside of `except`: the error holds the lock of the output that is renamed
+            logger.info("%s: changed (%s); the earlier output is in %s", step.name, reason, set_aside(changed))
     return [Path(getattr(step.config, "out", "")) for step in steps]
 
 

@@ -16,6 +16,7 @@ from kleash.data.formats import read_groups
 from kleash.errors import MachineError
 from kleash.labels.store import Store
 from kleash.outputs import results_of
+from kleash.report.label_tables import revise_lines
 from kleash.stages.revise import ReviseConfig, run
 from kleash.testing import FakeChat
 from tests.chat.loopback import Reply, Server
@@ -166,6 +167,7 @@ def test_critiques_that_refuse_are_counted(prompts: Path) -> None:
         report = results_of(run(config(server, prompts)))
     assert report is not None and report["demonstrations"] == 16
     assert report["critiques"] == {"without_words": 0, "cut": 0, "refusals": 16}
+    assert "16 refuse" in str(dict(revise_lines(report))["critiques"])
 
 
 def test_critiques_that_were_cut_are_counted(prompts: Path) -> None:
@@ -197,6 +199,7 @@ def test_thoughts_and_announcements_are_taken_off_and_counted(prompts: Path) -> 
     assert not any("think>" in text for text in sent), "the next step does not see thoughts"
     report = results_of(out)
     assert report is not None and report["taken_off"] == {"thoughts": 48, "announcements": 16}
+    assert "thoughts of 48 replies" in str(dict(revise_lines(report))["taken off"])
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def import_labels(store: Store, source: str | Path, *, annotator: str | None = N
     for kind in ("judge", "file"):
         rows = []
         for same in by_voter.values():
-            if _kind_of(same[0].pair) != kind:
+            if _kind_of(same[0]) != kind:
                 continue
             if all(abs(answer.p - same[0].p) < 1e-9 for answer in same):
                 rows.append(same[0])
@@ -214,9 +214,10 @@ def _as_task(pair: Group) -> Group:
     return replace(pair, label=None, columns=columns)
 
 
-def _kind_of(pair: Group) -> str:
-    """The kind of a labeller that the store does not know: a judge's rows say so in an export."""
-    return "judge" if pair.columns.get("kind") in ("judge", "simulated") else "file"
+def _kind_of(answer: _Answer) -> str:
+    """The kind of a labeller that the store does not know: a judge's name says so, or the column of an export."""
+    is_model = answer.name.startswith("judge:") or answer.pair.columns.get("kind") in ("judge", "simulated")
+    return "judge" if is_model else "file"
 
 
 def _text(pair: Group, column: str) -> str | None:

@@ -78,6 +78,17 @@ def revise_lines(results: Mapping[str, Any]) -> list[Line]:
         ("demonstrations", f"{results['demonstrations']} of {results['rows']} rows, {results['cut']} cut at the limit"),
         ("unchanged at the end", _span(results["unchanged"])),
     ]
+    critiques, taken_off = results["critiques"], results["taken_off"]
+    if any(critiques.values()):
+        lines.append(
+            ("critiques", f"{critiques['without_words']} without words (their rows are left out), {critiques['cut']} "
+                          f"cut at the limit, {critiques['refusals']} refuse")
+        )  # fmt: skip
+    if any(taken_off.values()):
+        lines.append(
+            ("taken off", f"thoughts of {taken_off['thoughts']} replies, the announcement of "
+                          f"{taken_off['announcements']} revisions")
+        )  # fmt: skip
     for kind in ("refusals", "harmful", "harmless"):
         title = "refusals" if kind == "refusals" else f"refusals of {kind} prompts"
         for when in ("before", "after"):

@@ -66,9 +66,9 @@ def _refuse_other(config: ExportConfig, store: Store) -> None:
     settings |= {"of_annotators": list(config.annotators), "of_kinds": list(config.kind)}
     until: int = manifest["until"]
     if {name: manifest.get(name) for name in settings} != settings or config.until not in (None, until):
-        raise ChangedError(f"{config.out} holds an export with other settings; {remedy}")
+        raise ChangedError(f"{config.out} holds an export with other settings; {remedy}", config.out)
     if manifest.get("store") != store_hash(store, until):
-        raise ChangedError(f"{config.out} holds an export of another store than {config.store}; {remedy}")
+        raise ChangedError(f"{config.out} holds an export of another store than {config.store}; {remedy}", config.out)
     for name, file in manifest["files"].items():
         if not (config.out / name).is_file() or file_hash(config.out / name) != file["sha256"]:
             raise DataError(f"{config.out / name} was changed since it was exported; {remedy}")
