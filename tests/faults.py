@@ -72,6 +72,8 @@ TESTS = {
     "objectives/combine.py": "objectives/test_combine.py",
     "models/forward.py": "models/test_forward.py",
     "models/heads.py": "models/test_heads.py",
+    "models/lora.py": "models/test_lora.py models/test_adapters.py",
+    "models/read_back.py": "models/test_read_back.py",
     "stages/sft.py": "stages/test_sft.py",
     "stages/reward_model.py": "stages/test_reward_model.py",
     "stages/dpo.py": "stages/test_dpo.py",
@@ -329,6 +331,16 @@ FAULTS: dict[str, list[Fault | Absent]] = {
         Fault("values", "mask", "off by one: V of the state after the token", "shared=shared)[batch.mask]", "shared=shared).roll(-1, 2)[batch.mask]"),
         Fault("values", "mask", "padding has values", "shared=shared)[batch.mask]\n    result = model.head(states).squeeze(-1)\n    return scatter(result.to(torch.promote_types(result.dtype, torch.float32)), batch.mask)", "shared=shared)\n    result = model.head(states).squeeze(-1)\n    return result.to(torch.promote_types(result.dtype, torch.float32))"),
     ],
+    "models/lora.py": [
+        Fault("as_it_came", "reference", "the adapter that is trained is its own reference", "set_adapter(model, REFERENCE, inference_mode=True)", "set_adapter(model, name)"),
+        Fault("as_it_came", "reference", "new adapters stay on", "layer.enable_adapters(False)", "layer.enable_adapters(True)"),
+        Fault("keep_reference", "reference", "the copy has the first weights of a new adapter", "tensor.copy_(state[original])", "pass"),
+        Fault("merge_lora", "layers", "only the outer of two adapters is merged", "    while isinstance(layer, BaseTunerLayer):\n        layer.merge()\n", "    layer.merge()\n    while isinstance(layer, BaseTunerLayer):\n"),
+    ],
+    "models/read_back.py": [
+        Fault("compare_tensors", "bits", "equal as numbers is enough", "_bits(stored), _bits(tensor)", "stored.round(decimals=3), tensor.round(decimals=3)"),
+        Fault("compare_outputs", "tolerance", "is a nat", "TOLERANCE = 1e-3", "TOLERANCE = 1.0"),
+    ],
     "stages/sft.py": [
         Fault("update", "sign", "of the loss", "loss = -masked_sum(logprobs, batch.mask) / tokens", "loss = masked_sum(logprobs, batch.mask) / tokens"),
         Fault("update", "factor", "2", "loss = -masked_sum(logprobs, batch.mask) / tokens", "loss = -2 * masked_sum(logprobs, batch.mask) / tokens"),
@@ -342,6 +354,7 @@ FAULTS: dict[str, list[Fault | Absent]] = {
         Fault("update", "factor", "2", "optimizer.backward(loss.mean(-1).sum() / len(groups))", "optimizer.backward(2 * loss.mean(-1).sum() / len(groups))"),
         Fault("update", "divisor", "the micro-batch's pairs", "optimizer.backward(loss.mean(-1).sum() / len(groups))", "optimizer.backward(loss.mean(-1).mean())"),
         Absent("update", "mask", WHOLE),
+        Fault("update", "sign", "the offset of the start is added", ".float() - centring_offset(model)", ".float() + centring_offset(model)"),
         Fault("group_loss", "margin", "is not passed on", "p=p, margin=config.margin, centring=config.centring", "p=p, centring=config.centring"),
         Fault("group_loss", "centring", "is not passed on", "p=p, margin=config.margin, centring=config.centring", "p=p, margin=config.margin"),
         Fault("group_loss", "centring", "is not passed on to rankings", "ranking_loss(scores, ranks, centring=config.centring)", "ranking_loss(scores, ranks)"),

@@ -31,7 +31,7 @@ _HOMES = {
     "kleash.recipe": ("run_recipe",),
     "kleash.errors": (
         "ConfigError", "DataError", "GateError", "InputError", "KleashError", "MachineError", "ModelError",
-        "RewardError", "TrainingError",
+        "RewardError", "SavingError", "TrainingError",
     ),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

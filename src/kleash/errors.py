@@ -10,6 +10,7 @@
     ├── TrainingError              1      the numbers went wrong while training (F7, F13)
     │   └── NotFiniteError                loss, gradient, weights or outputs overflow
     ├── RewardError                1      a reward raised an exception, or gave what is not a finite number
+    ├── SavingError                1      what was written is not the model in memory
     ├── MachineError               3      disk or memory
     └── WaitingError              75      nothing is wrong: labels by people are still missing
 
@@ -68,6 +69,10 @@ class NotFiniteError(TrainingError):
 
 class RewardError(KleashError):
     """A reward raised an exception, or gave what is not a finite number; the message names it and the line."""
+
+
+class SavingError(KleashError):
+    """What was written to disk is not the model in memory; the run has not finished."""
 
 
 class MachineError(KleashError):

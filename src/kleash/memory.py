@@ -30,6 +30,21 @@ def peak_memory() -> dict[str, int]:
     return peak
 
 
+def available() -> int:
+    """Bytes of the host's memory that a new object may take: what is free, within the limit of a container; 0 where the
+    system does not say.
+    """
+    if sys.platform != "linux":
+        return 0
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 0)
+    limit, current = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    try:
+        return min(free, int(limit.read_text()) - int(current.read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit
+        return free
+
+
 def _resident() -> int:
     if sys.platform == "linux":
         for line in Path("/proc/self/status").read_text().split("\n"):

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from kleash.checks.artifact import kind_of
+from kleash.cli import _run
 from kleash.content import folder_hash
 from kleash.data.batch import GroupBatch, collate
 from kleash.data.group import EncodedGroup, EncodedResponse, Group, Response
@@ -177,6 +178,22 @@ def test_continue_without_an_adapter_is_refused(base: Path, tiny_tokenizer: PreT
         load_policy(base, adapter="continue")
     with pytest.raises(ModelError, match="has no adapter"):
         load_policy((AutoModelForCausalLM.from_pretrained(base), tiny_tokenizer), adapter="continue")
+
+
+def test_the_commands_take_an_adapter_like_a_model(
+    adapter: Path, prompts: Path, demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(["inspect", "--model", str(adapter), "--data", str(demonstrations), "--rows", "1"]) == 0
+    assert "<end>" in capsys.readouterr().out
+    _run(["check", str(adapter), "--data", str(demonstrations), "--rows", "4"])
+    assert "language model" in capsys.readouterr().out
+    words = ["--data", str(prompts), "--out", str(tmp_path / "samples.jsonl"), "--max-new-tokens", "4"]
+    assert _run(["generate", "--model", str(adapter), *words]) == 0
+    shutil.rmtree(tmp_path / "base")
+    for command in (["check", str(adapter)], ["generate", "--model", str(adapter), *words, "-n", "2"]):
+        assert _run(command) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+        assert line.startswith("kleash: ") and "base" in line and "is not there" in line
 
 
 # --- what an adapter may hold besides ---------------------------------------------------------------------------------

@@ -89,6 +89,20 @@ def test_the_gradient_is_that_of_the_mean_over_pairs_through_plain_transformers(
     torch.testing.assert_close(gradient(base, comparisons, 100_000, **changes), expected, rtol=1e-4, atol=1e-7)
 
 
+def test_the_offset_that_a_start_came_with_is_in_the_training_scores(base: Path, comparisons: Path) -> None:
+    """Centring holds (r_a + r_b)² near zero, with the scores as the trained reward model gives them."""
+    settings = config(base, comparisons, centring=0.1)
+    model, tokenizer = new_reward_model(base, seed=0)
+    groups = encode_all(list(read_groups(comparisons)), tokenizer)[0][:16]
+    scores = score_encoded(model, groups)
+    chosen, rejected = (scores - 0.7).unbind(-1)
+    model.config.kleash_offset = 0.7
+    optimizer = Optimizer(model, steps=1, learning_rate=1e-3)
+    metrics = reward_model.update(model, groups, optimizer, settings, torch.ones(len(groups), 1))
+    expected = torch.nn.functional.softplus(rejected - chosen) + 0.1 * (chosen + rejected) ** 2
+    assert float(metrics["loss"]) == pytest.approx(float(expected.mean()), abs=1e-5)
+
+
 def test_the_loss_of_rankings_is_centred_too(base: Path) -> None:
     group = EncodedGroup((3,), (), Group("a", (), Ranking((1, 0))))
     scores = torch.tensor([[0.5, 2.0]])

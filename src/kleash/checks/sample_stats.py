@@ -103,7 +103,7 @@ def sample(
     batch, groups = sample_groups(sampler, tokenizer, fitting, group_size=group_size, seed=seed)
     ids = [[response.ids or () for response in group.responses] for group in groups]
     everything = [response for row in ids for response in row]
-    described = describe(everything, tokenizer)
+    described = describe(everything, tokenizer, ends=sampler.end_ids)
     nats, tokens = _entropies(model, batch, dtype)
     samples = Samples(
         **vars(described),
@@ -117,11 +117,19 @@ def sample(
     return groups, samples
 
 
-def describe(responses: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> Responses:
-    """Describe responses given as token ids, end token included where they ended."""
-    ends = frozenset(end_ids(tokenizer))
-    controls = frozenset([*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder]) - ends
-    ended = tuple(bool(ids) and ids[-1] in ends for ids in responses)
+def describe(
+    responses: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, *, ends: Sequence[int] | None = None
+) -> Responses:
+    """Describe responses given as token ids, end token included where they ended.
+
+    Args:
+        responses: token ids.
+        tokenizer: theirs.
+        ends: the tokens that end a response; None: those of the tokenizer and its template.
+    """
+    last = frozenset(end_ids(tokenizer) if ends is None else ends)
+    controls = frozenset([*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder]) - last
+    ended = tuple(bool(ids) and ids[-1] in last for ids in responses)
     words = [tuple(ids[:-1]) if over else tuple(ids) for ids, over in zip(responses, ended, strict=True)]
     return Responses(
         lengths=tuple(map(len, words)),

@@ -7,18 +7,13 @@ names them. The folder of an adapter (`peft`) stands for its base with the adapt
 from __future__ import annotations
 
 import copy
-import json
 import logging
-import math
 import sys
-from collections import Counter
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -32,7 +27,9 @@ from kleash.content import adapter_base
 from kleash.errors import ModelError
 from kleash.io import write_folder
 from kleash.models.forward import Live
-from kleash.models.place import adapter_folder, config_of, loading, model_file, name_of, quiet, settings_of
+from kleash.models.place import adapter_folder, config_of, loading, name_of, quiet, settings_of
+from kleash.models.read_back import cast, compare_tensors
+from kleash.models.weights import described, read_weights
 from kleash.run import derive_seed
 
 logger = logging.getLogger("kleash")
@@ -76,7 +73,7 @@ def load_reward_model(model: str | Path, *, device: str = "auto") -> tuple[PreTr
     outputs = outputs_of(model)
     if outputs is None:
         raise ModelError(
-            f"{model} is {_described(model)} and not a reward model; "
+            f"{model} is {described(model)} and not a reward model; "
             "give a folder made by `kleash reward` or a sequence classifier with one output"
         )
     reward = _read(AutoModelForSequenceClassification, model, num_labels=outputs)
@@ -113,7 +110,7 @@ def new_reward_model(
         return _live(*model, adapter=adapter)
     tokenizer = load_tokenizer(model)
     outputs = outputs_of(model)
-    trained = outputs == heads and (heads == 1 or hasattr(config_of(model), "kleash_heads"))
+    trained = outputs == heads and (heads == 1 or bool(getattr(config_of(model), "kleash_heads", None)))
     reward = _read(AutoModelForSequenceClassification, model, new_head=not trained, adapter=adapter, num_labels=heads)
     if not isinstance(getattr(reward, "score", None), nn.Linear):
         raise ModelError(f"{model}: {type(reward).__name__} has no linear `score` head; use a decoder-only model")
@@ -154,20 +151,52 @@ def outputs_of(model: str | Path) -> int | None:
     return len(config.id2label or ()) if classifier else None
 
 
-def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str) -> None:
-    """Write a model, its tokenizer and a model card into a folder; other files in it are kept."""
+def save_model(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    card: str,
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a model, its tokenizer and a model card into a folder, and read every tensor back; other files in the
+    folder are kept.
+
+    Args:
+        folder: to write to.
+        model: without adapters.
+        tokenizer: the model's.
+        card: the README.md.
+        dtype: of the weights in the file; None: the type that the model came in.
+
+    Raises:
+        SavingError: a tensor was not written as it is in memory; the folder is left as it was.
+    """
+    dtype = dtype or stored_dtype(model)
 
     def fill(path: Path) -> None:
         with quiet():
-            model.save_pretrained(path)
+            if dtype == model.dtype:
+                model.save_pretrained(path)
+            else:
+                model.save_pretrained(path, state_dict=cast(model.state_dict(), dtype))
+                model.config.dtype = str(dtype).removeprefix("torch.")
+                model.config.save_pretrained(path)
             tokenizer.save_pretrained(path)
         (path / "README.md").write_text(card)
+        compare_tensors(path, model, dtype, name=folder)
 
     staging = folder / ".weights"
     write_folder(staging, fill)
     for file in sorted(staging.iterdir()):
         file.replace(folder / file.name)
     staging.rmdir()
+
+
+def stored_dtype(model: PreTrainedModel) -> torch.dtype:
+    """The type in which a model came; that of its weights where it was made here."""
+    dtype: torch.dtype = getattr(model, "kleash_dtype", model.dtype)
+    return dtype
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -238,7 +267,7 @@ def _read(
     if folder is None:
         if adapter == "continue":
             raise ModelError(f"{model} is not an adapter that could be trained on; leave --adapter at merge")
-        return _read_weights(kind, model, new_head, settings)
+        return read_weights(kind, model, new_head=new_head, **settings)
     from kleash.models.adapter import attach, head_rows  # here: `peft` takes seconds to import
     from kleash.models.lora import take_adapter
 
@@ -251,43 +280,6 @@ def _read(
     attach(live, folder)
     take_adapter(live, train_on=adapter == "continue")
     return live
-
-
-def _read_weights(kind: Any, model: str | Path, new_head: bool, settings: Mapping[str, Any]) -> PreTrainedModel:
-    with loading(model):
-        live, report = kind.from_pretrained(
-            name_of(model), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,
-            **settings_of(model), **settings,
-        )  # fmt: skip
-    _refuse_incomplete(live, report, model, new_head)
-    live.kleash_dtype = _stored_dtype(model)
-    loaded: PreTrainedModel = live
-    return loaded
-
-
-def _refuse_incomplete(live: PreTrainedModel, report: Mapping[str, Any], model: str | Path, new_head: bool) -> None:
-    """Refuse a model some of whose weights were not in its files, or the other way round."""
-    decoder = f"{live.base_model_prefix}."
-    faults = []
-    for fault in ("missing", "unexpected", "mismatched"):
-        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report[f"{fault}_keys"])
-        names = [name for name in names if name.startswith(decoder) or not new_head]
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            faults.append(f"{fault} {', '.join(names[:3])}{more}")
-    faults += [" ".join(str(message).split()) for message in report.get("error_msgs", ())]
-    if faults:
-        raise ModelError(
-            f"{model}: its weights are not those of a {type(live).__name__}: {'; '.join(faults)} (its config.json says "
-            f"{_described(model)}); give a complete model of this kind"
-        )
-
-
-def _described(model: str | Path) -> str:
-    """What a model is, by its config."""
-    if adapter_folder(model) is not None:
-        return "an adapter of a language model"
-    return f"a {', '.join(config_of(model).architectures or ['model without a head'])}"
 
 
 def _live(
@@ -365,22 +357,3 @@ def _refuse_tokens_without_row(model: Any, tokenizer: PreTrainedTokenizerBase, n
         if index is not None and index >= rows:
             refuse(index)
     embedding.register_forward_pre_hook(check)  # the others may never occur (Gemma 3's image token does not)
-
-
-def _stored_dtype(model: str | Path) -> torch.dtype:
-    """The type in which a model's files hold most weights; float32 where it is not a float of 16 bits or more."""
-    index = model_file(model, "model.safetensors.index.json")
-    name = "model.safetensors" if index is None else next(iter(json.loads(index.read_text())["weight_map"].values()))
-    file = model_file(model, name)
-    if file is None:
-        return next((dtype for dtype in _FLOATS.values() if dtype == config_of(model).dtype), torch.float32)
-    with safe_open(file, "pt") as tensors:
-        slices = [tensors.get_slice(key) for key in tensors.keys()]  # noqa: SIM118  (not a dict)
-        sizes: Counter[str] = Counter()
-        for part in slices:
-            sizes[part.get_dtype()] += math.prod(part.get_shape())
-    return _FLOATS.get(sizes.most_common(1)[0][0], torch.float32) if sizes else torch.float32
-
-
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""The names of types in safetensors."""

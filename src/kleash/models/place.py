@@ -7,6 +7,7 @@ model brings is run only inside `trust_remote_code`.
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -95,6 +96,8 @@ def loading(model: str | Path) -> Iterator[None]:
     except (KleashError, MemoryError):
         raise
     except Exception as error:  # of many kinds: from the reader of a file, the hub's client, the model's own code
+        if "out of memory" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise  # the machine's fault, not the model's
         lines = [line.strip() for line in str(error).strip().split("\n") if line.strip()] or [type(error).__name__]
         if "trust_remote_code" in str(error):
             raise ModelError(

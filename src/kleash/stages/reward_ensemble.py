@@ -37,14 +37,14 @@ from kleash.io import Json, write_text
 from kleash.models.average import average_weights
 from kleash.models.compute import Compute
 from kleash.models.forward import Live
-from kleash.models.load import load_reward_model, load_tokenizer, new_reward_model, save_model
+from kleash.models.load import load_reward_model, load_tokenizer, new_reward_model
 from kleash.rewards.ensemble import VALIDATION, EnsembleReward, write_ensemble
 from kleash.rewards.learned import LearnedReward
 from kleash.run import RunFolder, derive_seed, read_record
 from kleash.stages import reward_model
 from kleash.stages.training_configs import EnsembleConfig, RewardConfig
 from kleash.training.after_training import after_training
-from kleash.training.model_folder import model_card
+from kleash.training.model_folder import model_card, write_model
 
 logger = logging.getLogger("kleash")
 
@@ -169,7 +169,7 @@ def _one(
     if files["centre"].stat().st_size:
         changes["centre_data"] = str(files["centre"])
     settings = _single(config, **changes)
-    save_model(folder.path, model, tokenizer, model_card(folder, reward_model.summary(None)))
+    write_model(folder, model, tokenizer, reward_model.summary(None))
     samples, _ = reward_model.centre_model(folder, model, tokenizer, train, settings)
 
     def report() -> RewardReport | None:

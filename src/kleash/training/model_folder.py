@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kleash.models.load import save_model
+from kleash.models.load import save_model, stored_dtype
 from kleash.models.lora import merge_lora, merged_copy
+from kleash.models.read_back import compare_outputs, round_weights
 from kleash.run import RunFolder
 from kleash.training.checkpoint import weights
+
+logger = logging.getLogger("kleash")
 
 
 def parameters_held(**models: object) -> dict[str, int]:
@@ -35,9 +40,23 @@ def parameters_held(**models: object) -> dict[str, int]:
 
 
 def write_model(folder: RunFolder, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, summary: str) -> None:
-    """Write the final model of a run, adapters merged, and its card."""
+    """Write the final model of a run, adapters merged, and its card; and read it back.
+
+    The weights in memory become those that were written, so that whatever is measured later is measured on them.
+
+    Raises:
+        SavingError: the folder holds another model than the memory.
+    """
     merge_lora(model)
-    save_model(folder.path, model, tokenizer, model_card(folder, summary))
+    dtype = _save_dtype(folder, model)
+    if dtype != model.dtype:
+        logger.info(
+            "%s: the weights are saved in %s; --save-dtype %s keeps every bit of the training",
+            folder.path, str(dtype).removeprefix("torch."), str(model.dtype).removeprefix("torch."),
+        )  # fmt: skip
+    round_weights(model, dtype)
+    save_model(folder.path, model, tokenizer, model_card(folder, summary), dtype=dtype)
+    compare_outputs(folder.path, model)
 
 
 def save_snapshot(
@@ -49,7 +68,13 @@ def save_snapshot(
     if not every or step % every:
         return
     path = folder.path / "snapshots" / f"step-{step:06d}"
-    save_model(path, merged_copy(model), tokenizer, model_card(folder, ""))
+    save_model(path, merged_copy(model), tokenizer, model_card(folder, ""), dtype=_save_dtype(folder, model))
+
+
+def _save_dtype(folder: RunFolder, model: PreTrainedModel) -> torch.dtype:
+    """The type that the run's settings ask for, otherwise that in which the model came."""
+    name = folder.record["config"].get("save_dtype")
+    return stored_dtype(model) if name is None else getattr(torch, name)
 
 
 def model_card(folder: RunFolder, summary: str) -> str:

@@ -95,6 +95,9 @@ class TrainingConfig(StageConfig):
     keep_weights: Literal["best", "last"] = "last"
     """Which weights to save: the last ones, or the best ones on the held-out rows, whose figures are then too good:
     report on other rows."""
+    save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of the weights in `out`. Training is in float32 whatever it is; null saves in the type that the model came
+    in. A small learning rate's changes may be lost in 16 bits."""
     save_every: int | None = Field(None, ge=1)
     """Steps between two training states, from which an interrupted run continues; null: a tenth of the run."""
     keep_states: int = Field(0, ge=0)

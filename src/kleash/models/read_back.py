@@ -1,0 +1,143 @@
+"""Read back what was written: a folder holds the model that is in memory, or the run has not finished.
+
+First every tensor: its name, shape, type and bits, one tensor at a time. Then, where a second model fits into memory,
+what it computes: a config that lost a value (a head's offset, tied embeddings) shows only there.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from kleash.data.batch import collate
+from kleash.data.group import EncodedGroup, EncodedResponse, Group
+from kleash.errors import ModelError, SavingError
+from kleash.memory import available
+from kleash.models.forward import response_logprobs, response_scores
+from kleash.models.weights import read_weights
+from kleash.run import derive_seed
+
+logger = logging.getLogger("kleash")
+
+ROWS, TOKENS = 4, 12
+"""Size of the probe: rows, and tokens of each, half of them the response."""
+
+TOLERANCE = 1e-3
+"""How far rounding may move a log-probability or score, in nats: on another device sums are taken in another order."""
+
+ADVICE = "check the disk and run the same command again; if it happens again, this kind of model is not supported"
+
+
+def cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Tensors in another type; those that are tied stay one tensor, and integers stay as they are."""
+    copies: dict[tuple[int, torch.Size, torch.dtype], Tensor] = {}
+    for tensor in state.values():
+        key = (tensor.data_ptr(), tensor.shape, tensor.dtype)
+        if key not in copies:
+            copies[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return {name: copies[tensor.data_ptr(), tensor.shape, tensor.dtype] for name, tensor in state.items()}
+
+
+@torch.no_grad()
+def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Round the weights in memory to those that a file of this type holds."""
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point() and tensor.dtype != dtype:
+            tensor.copy_(tensor.to(dtype))
+
+
+def compare_tensors(folder: Path, model: PreTrainedModel, dtype: torch.dtype, *, name: Path) -> None:
+    """Compare every tensor of a folder with the model's.
+
+    Args:
+        folder: just written.
+        model: in memory.
+        dtype: in which its weights were written.
+        name: the folder in messages.
+
+    Raises:
+        SavingError: naming the first tensor that differs.
+    """
+    expected = revert_weight_conversion(model, model.state_dict())
+    pointers = set()
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118  (not a dict)
+                if key not in expected:
+                    raise SavingError(f"{name}: {file.name} holds {key}, which the model has not; {ADVICE}")
+                difference = _difference(tensors.get_tensor(key), expected[key], dtype)
+                if difference:
+                    raise SavingError(f"{name}: {key} was not written as it is in memory: {difference}; {ADVICE}")
+                pointers.add(expected[key].data_ptr())
+    ignored = model._keys_to_ignore_on_save or ()
+    lost = [key for key, tensor in expected.items() if tensor.data_ptr() not in pointers and key not in ignored]
+    if lost:
+        raise SavingError(f"{name}: {lost[0]} was not written ({len(lost)} in all); {ADVICE}")
+
+
+def _difference(stored: Tensor, tensor: Tensor, dtype: torch.dtype) -> str:
+    tensor = tensor.detach().to(dtype).cpu() if tensor.is_floating_point() else tensor.detach().cpu()
+    for what, there, here in (("shape", stored.shape, tensor.shape), ("type", stored.dtype, tensor.dtype)):
+        if there != here:
+            return f"its {what} is {there} for {here}"
+    same = torch.equal(_bits(stored), _bits(tensor))
+    return "" if same else f"{int((stored != tensor).sum())} of {tensor.numel()} numbers differ"
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+@torch.no_grad()
+def compare_outputs(folder: Path, model: PreTrainedModel) -> None:
+    """Compare what the model in a folder computes with what the model in memory does, where a second one fits there.
+
+    Args:
+        folder: of a finished model.
+        model: in memory, its weights those of the folder (see `round_weights`).
+
+    Raises:
+        SavingError: the folder cannot be loaded, or computes something else.
+    """
+    needed = 4 * sum(parameter.numel() for parameter in model.parameters())
+    if 2 * needed > available():
+        logger.info("%s: a second model does not fit into memory, so only its tensors were read back", folder)
+        return
+    try:
+        second = read_weights(type(model), folder)
+    except ModelError as error:
+        raise SavingError(f"what was written cannot be read back: {error}") from None
+    gap = float((_probe(second.eval()) - _probe(model)).abs().max())
+    if not gap <= TOLERANCE:
+        raise SavingError(
+            f"{folder}: the model that was written differs from that in memory by {gap:.2g} on {ROWS} rows; {ADVICE}"
+        )
+
+
+def _probe(model: Any) -> Float[Tensor, "P K ..."]:
+    """Scores, or log-probabilities, of rows of random tokens, on the CPU."""
+    rows = model.get_input_embeddings().num_embeddings
+    length = min(TOKENS, getattr(model.config, "max_position_embeddings", None) or TOKENS)
+    generator = torch.Generator().manual_seed(derive_seed("read back"))
+    ids = torch.randint(rows, (ROWS, length), generator=generator).tolist()
+    cut = length // 2
+    groups = [
+        EncodedGroup(tuple(row[:cut]), (EncodedResponse(tuple(row[cut:]), (True,) * (length - cut)),), Group(""))
+        for row in ids
+    ]
+    training = model.training
+    model.eval()
+    try:
+        batch = collate(groups, device=model.device)
+        result = response_scores(model, batch) if hasattr(model, "score") else response_logprobs(model, batch)[0]
+    finally:
+        model.train(training)
+    return result.float().cpu()
