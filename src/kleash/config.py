@@ -10,6 +10,7 @@ The type of a field tells whether it names a model, data, a reward or another fi
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,15 @@ class Config(BaseModel):
         """Fields of `MAY_CHANGE` with whose other value or content this run may go on."""
         return frozenset()
 
+    @model_validator(mode="after")
+    def _refuse_impossible_names(self: C) -> C:
+        """Refuse names that no file system takes, before anything looks for them."""
+        names = [(name, value) for name in type(self).model_fields if isinstance(value := getattr(self, name), Path)]
+        for name, value in (*names, *((name, text) for name, (_, text) in self.references().items())):
+            if not is_possible_path(str(value)):
+                raise ValueError(f"'{name}' is {shorten(repr(str(value)))}, which cannot be the name of a file")
+        return self
+
     @classmethod
     def kinds(cls) -> dict[str, Kind]:
         """The fields that name a model, data, a reward or another file: name → kind."""
@@ -157,7 +167,7 @@ class Config(BaseModel):
         new_value = RENAMED_VALUES.get(f"{key}: {problem['input']}")
         if new_value is not None:
             return f"'{key}' is {problem['input']!r}; it is '{new_value}' now"
-        return f"'{key}' is {problem['input']!r}, but should be {message}"
+        return f"'{key}' is {shorten(repr(problem['input']))}, but should be {message}"
 
     @classmethod
     def _remedy(cls, key: str) -> str:
@@ -178,6 +188,24 @@ def describe(config: type[Config], key: str) -> str:
     text = (field.description or "") if field else ""
     sentence = text.split(". ")[0].split("\n")[0].rstrip(".") or f"a value for '{key}'"
     return sentence if sentence[1:2].isupper() else sentence[0].lower() + sentence[1:]
+
+
+def is_possible_path(text: str) -> bool:
+    """Whether a file system could have a file of this name; one that could not is an error of many types."""
+    try:
+        Path(text).expanduser()
+        return (
+            "\0" not in text
+            and len(os.fsencode(text)) < 4096
+            and all(len(os.fsencode(p)) < 256 for p in text.split("/"))
+        )
+    except (RuntimeError, UnicodeError):  # the home of an unknown user, half a character
+        return False
+
+
+def shorten(text: str) -> str:
+    """A text in a message, cut where it is long."""
+    return text if len(text) <= 200 else f"{text[:200]} […]"
 
 
 def read_yaml(path: Path) -> Settings:

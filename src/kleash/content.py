@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 
 import kleash
-from kleash.config import MODEL, Config, Kind, read_yaml
+from kleash.config import MODEL, Config, Kind, is_possible_path, read_yaml
 from kleash.errors import ConfigError, DataError, InputError, ModelError
 from kleash.io import ROW_ENDINGS, Json
 
@@ -300,7 +300,8 @@ def _parts_hashes(path: Path) -> list[str]:
     parts = values.get("parts")
     named = [part.get("reward") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
     # A composition must not nest (`build_reward` refuses it), and hashing one that names itself would not end.
-    return [reward_hash(part) for part in named if isinstance(part, str) and not part.endswith((".yaml", ".yml"))]
+    names = [part for part in named if isinstance(part, str) and is_possible_path(part)]
+    return [reward_hash(name) for name in names if not name.endswith((".yaml", ".yml"))]
 
 
 def _files_hash(root: Path, files: Iterable[Path]) -> str:

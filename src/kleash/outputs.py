@@ -12,7 +12,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from kleash.config import Config
+from kleash.config import Config, shorten
 from kleash.content import Fingerprints, fingerprints
 from kleash.errors import ChangedError, DataError
 from kleash.io import ROW_ENDINGS, Json, clear_copies, machine_errors, read_json, write_json
@@ -202,7 +202,7 @@ def _read(file: Path) -> Json:
     remedy = "delete it and its output, or restore it"
     record = read_json(file, remedy)
     refuse_other_schema(file, record)
-    if not isinstance(record.get("identity"), dict) or not isinstance(record.get("results"), dict | None):
+    if not isinstance(record.get("identity"), dict) or not isinstance(record.get("results", 0), dict | None):
         raise DataError(f"{file} is damaged: it should hold 'identity' and 'results'; {remedy}")
     return record
 
@@ -222,4 +222,4 @@ def _difference(key: str, old: Any, new: Any, paths: Mapping[str, str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "null" if value is None else str(value)
+    return "null" if value is None else shorten(str(value))

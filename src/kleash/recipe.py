@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kleash.config import Config, read_yaml
+from kleash.config import Config, read_yaml, shorten
 from kleash.content import refuse_missing
 from kleash.errors import ChangedError, ConfigError
 from kleash.option_names import COMMANDS, renamed
@@ -67,19 +67,20 @@ def read_recipe(path: Path, *, out: Path | None = None) -> list[Step]:
     stages = recipe.pop("stages", None)
     if not isinstance(stages, dict) or not stages:
         raise ConfigError(f"{path}: 'stages' is missing; give a mapping of name: {{stage: …, …}}")
-    root = out or (Path(recipe.pop("out")) if "out" in recipe else None)
-    recipe.pop("out", None)
-    if root is None:
-        raise ConfigError(f"{path}: 'out' is missing; give a folder to write to, there or as --out")
+    folder = recipe.pop("out", None)
+    if out is None and not (isinstance(folder, str) and folder):
+        problem = "missing" if folder is None else f"{shorten(repr(folder))}, but should be text"
+        raise ConfigError(f"{path}: 'out' is {problem}; give a folder to write to, there or as --out")
+    root = out or Path(str(folder))
     steps: list[Step] = []
     outputs: dict[str, str] = {}
     stage_keys: set[str] = set()
     for name, settings in stages.items():
-        if not isinstance(settings, dict) or settings.get("stage", name) not in STAGES:
-            method = str(settings.get("stage", name) if isinstance(settings, dict) else name).lower()
+        stage = str(settings.get("stage", name) if isinstance(settings, dict) else name)
+        if not isinstance(settings, dict) or stage not in STAGES:
+            method = stage.lower()
             hint = f"; {method}: {COMMANDS[method]}" if method in COMMANDS else ""
             raise ConfigError(f"{path}: stage '{name}': 'stage' should be one of {', '.join(STAGES)}{hint}")
-        stage = str(settings.get("stage", name))
         config, writes = STAGES[stage].config, STAGES[stage].writes
         stage_keys |= recipe.keys() & config.model_fields.keys()
         values = {key: value for key, value in recipe.items() if key in config.model_fields} | settings

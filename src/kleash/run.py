@@ -96,6 +96,10 @@ class RunFolder:
             folder._continue(changes)
             if not folder.finished:
                 folder._take_over()
+            elif (path / ".lock").exists():  # killed after its last word
+                with suppress(InputError, OSError):
+                    folder._lock = lock(path / ".lock", path)
+                    folder._clear()
             if folder.record != record:
                 folder.save()
             return folder
@@ -168,11 +172,14 @@ class RunFolder:
         """Whether the stage is complete."""
         return bool(self.record["status"] == "finished")
 
-    def _keep_states(self, count: int) -> None:
-        """Keep the newest training states of a finished run; without any the best weights go, too."""
+    def _clear(self) -> None:
+        """Keep the newest training states of a finished run and nothing else; without any the best weights go, too."""
+        clear_leftovers(self.path)
+        count = self.record["config"].get("keep_states", 1)
         states = sorted(self.checkpoints.glob("step-*"))
         for path in states[: len(states) - count] if count else [self.checkpoints]:
             remove(path)
+        self._let_go()
 
     @property
     def checkpoints(self) -> Path:
@@ -233,8 +240,7 @@ class RunFolder:
         if "out" in self.record["gates"]:  # the content that was checked, see checks/gates.py
             self.record["gates"]["out"]["sha256"] = folder_hash(self.path)
         self.note("results", **results)
-        self._keep_states(self.record["config"].get("keep_states", 1))
-        self._let_go()
+        self._clear()
         return self
 
 

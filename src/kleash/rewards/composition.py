@@ -21,7 +21,7 @@ from jaxtyping import Float
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from kleash.config import Config, read_yaml
+from kleash.config import Config, is_possible_path, read_yaml
 from kleash.data.group import Group
 from kleash.errors import ConfigError
 from kleash.rewards.reward import Parts, Reward, check_rows, explain
@@ -53,6 +53,8 @@ class Part(Config):
     def _not_nested(cls, reward: str) -> str:
         if reward.endswith((".yaml", ".yml")):
             raise ValueError("a reward other than a .yaml file; list the parts of that file here")
+        if not is_possible_path(reward):
+            raise ValueError("a name that a file could have")
         return reward
 
     @property

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import TypedDict
 
+from kleash.config import is_possible_path
 from kleash.content import folder_hash
 from kleash.data.group import Group
 from kleash.errors import ModelError
@@ -68,7 +69,7 @@ class EnsembleReward:
         record = cast(EnsembleFile, read_json(folder / FILE, REMEDY))
         refuse_damaged(folder / FILE, dict(record), EnsembleFile, REMEDY)
         for name, sha256 in record["members"].items():
-            if not (folder / name).is_dir() or folder_hash(folder / name) != sha256:
+            if not is_possible_path(name) or not (folder / name).is_dir() or folder_hash(folder / name) != sha256:
                 raise ModelError(f"{folder / name} is not the member that {FILE} names; {REMEDY}")
         members = [
             LearnedReward.load(folder / name, policy_tokenizer=policy_tokenizer, compute=compute)
