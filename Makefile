@@ -13,7 +13,7 @@ PIP := $(BIN)/pip install --disable-pip-version-check $(shell test -t 2 || echo 
 PYTEST := $(BIN)/pytest -q -n auto --dist loadscope# a process a core, each module in one of them
 READY := .venv/ready
 
-.PHONY: help demo test test-slow test-docs nightly programs lint types bench setup clean
+.PHONY: help demo test test-slow test-docs kills fuzz nightly programs lint types bench setup clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -32,7 +32,13 @@ test-slow: $(READY) ## the slow tests: closed forms, kill and resume, the small 
 test-docs: $(READY) ## every command and snippet of README and docs, as printed
 	$(PYTEST) -m docs tests/docs
 
-nightly: lint types test demo test-slow test-docs ## everything that CI runs in rotation, at once
+kills: $(READY) ## 300 kills of tiny runs, each compared with one that was left alone: 10 minutes
+	$(BIN)/python -m tests.nightly.kills --kills 300
+
+fuzz: $(READY) ## 100,000 damaged inputs to every reader: 20 minutes
+	$(BIN)/python -m tests.nightly.fuzz --inputs 100000
+
+nightly: lint types test demo test-slow test-docs kills fuzz ## everything that CI runs in rotation, at once, and more
 
 programs: $(READY) ## what some tests need besides: Chromium, PostgreSQL, TRL and trackio
 	@.ci/programs

@@ -194,11 +194,8 @@ def is_possible_path(text: str) -> bool:
     """Whether a file system could have a file of this name; one that could not is an error of many types."""
     try:
         Path(text).expanduser()
-        return (
-            "\0" not in text
-            and len(os.fsencode(text)) < 4096
-            and all(len(os.fsencode(p)) < 256 for p in text.split("/"))
-        )
+        content = os.fsencode(text)
+        return b"\0" not in content and len(content) < 4096 and max(map(len, content.split(b"/"))) < 256
     except (RuntimeError, UnicodeError):  # the home of an unknown user, half a character
         return False
 

@@ -268,7 +268,7 @@ def read_table(world: World, draw: random.Random, place: Path) -> None:
         text = "\n".join(separator.join(map(str, line)) for line in (row.keys(), row.values(), row.values()))
         content = text.encode()
     else:
-        table = pa.table({name: [value, value, None] for name, value in row.items() if value is not None})
+        table = pa.table({name: [value, value] for name, value in row.items() if value is not None})
         if ending == ".parquet":
             pq.write_table(table, file)
         else:
@@ -447,7 +447,7 @@ def read_one(world: World, seed: int, place: Path) -> tuple[str, str, str]:
         reader(world, draw, place)
     except KleashError as error:
         text = str(error)
-        if "\n" in text or len(text) > 5000 or not text:
+        if "\n" in text or len(text) > 10_000 or not text:
             return reader.__name__, f"{type(error).__name__}: not one line: {text[:80]!r}", text
         return reader.__name__, "refused", ""
     except BaseException as error:
@@ -495,11 +495,11 @@ def _read_block(block: list[int], folder: Path, report: Report) -> None:
             if len(row) > 1:
                 _count(report, *row)
         block = block[sum(len(row) > 1 for row in rows) :]
-        if block and os.WIFSIGNALED(status):
-            _count(report, block[0], "process", f"killed by signal {os.WTERMSIG(status)}", "")
-            block = block[1:]
-        elif block and not rows:
+        if block and not rows:
             raise RuntimeError("the readers' world cannot be made")
+        if block:
+            _count(report, block[0], "process", f"ended by an input (status {status})", "")
+            block = block[1:]
 
 
 def _count(report: Report, seed: int, reader: str, result: str, detail: str) -> None:
