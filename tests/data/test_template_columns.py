@@ -197,9 +197,10 @@ def test_a_system_column_is_the_first_turn(name):
         {"messages": [user("Name a colour"), assistant("Bleu.")]},
         {"messages": [system, user("Name a colour"), assistant("Bleu.")]},
     ):
-        row = {"system": "Answer in French.", **rest}
-        assert prompt_of(row, tokenizer) == expected
-        assert parse_row(to_row(parse_row(row))) == parse_row(row)
+        for column in ("system", "system_prompt"):
+            row = {column: "Answer in French.", **rest}
+            assert prompt_of(row, tokenizer) == expected
+            assert parse_row(to_row(parse_row(row))) == parse_row(row)
 
 
 def test_an_empty_system_column_is_none_and_another_than_the_turn_s_is_refused():

@@ -23,7 +23,7 @@ from typing import Any
 
 from kleash.data.group import Content, Group, Label, Message, Preference, Ranking, Response, Scores
 from kleash.data.message_fields import check_weight, with_arguments
-from kleash.data.template_columns import template_variables
+from kleash.data.template_columns import SYSTEM, template_variables
 from kleash.errors import DataError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -63,15 +63,16 @@ def _with_template_columns(group: Group) -> Group:
     if isinstance(group.prompt, str):
         return group
     template_variables(group.columns)
-    system = group.columns.get("system")
-    if not isinstance(system, str):
+    name = next((name for name in SYSTEM if isinstance(group.columns.get(name), str)), None)
+    if name is None:
         return group
-    columns = {name: value for name, value in group.columns.items() if name != "system"}
-    turn = {"role": "system", "content": _text(system, "system")}
+    system = _text(group.columns[name], name)
+    columns = {column: value for column, value in group.columns.items() if column != name}
     if group.prompt[0]["role"] in ("system", "developer"):
         if system.strip() not in ("", group.prompt[0]["content"].strip()):
-            raise DataError("'system' is another text than the system turn of the row; leave one of them out")
+            raise DataError(f"'{name}' is another text than the system turn of the row; leave one of them out")
         return replace(group, columns=columns)
+    turn = {"role": "system", "content": system}
     return replace(group, prompt=(turn, *group.prompt) if system.strip() else group.prompt, columns=columns)
 
 

@@ -17,6 +17,9 @@ FLAGS = ("enable_thinking", "reasoning_effort")
 KEYWORDS = "chat_template_kwargs"
 TEMPLATE_COLUMNS = (*LISTS, *FLAGS, KEYWORDS)
 
+SYSTEM = ("system", "system_prompt")
+"""Columns with the text of a system turn before the prompt."""
+
 RESERVED = frozenset({
     "messages", "conversation", "conversations", "chat_template", "add_generation_prompt", "continue_final_message",
     "tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict",

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kleash.data.group import Group
 from kleash.data.message_fields import TRAINED
-from kleash.data.template_columns import TEMPLATE_COLUMNS, template_variables
+from kleash.data.template_columns import SYSTEM, TEMPLATE_COLUMNS, template_variables
 from kleash.data.unpaired import LABELS
 
 READ = frozenset({"role", "content", "tool_calls", "tool_call_id", "id", *TRAINED})
@@ -49,8 +49,8 @@ def unread_columns(
                 variables = template_variables({name: group.columns[name]}) if chat else {}
                 if not chat or any(variable not in template for variable in variables):
                     unread[name] = f"{name} (the chat template does not read it)" if chat else name
-            elif name == "system":
-                unread[name] = "system (plain text has no place for it; give the prompt as turns)"
+            elif name in SYSTEM and isinstance(group.prompt, str):
+                unread[name] = f"{name} (plain text has no place for it; give the prompt as turns)"
             elif not reads_columns and name not in LABELS:
                 unread[name] = name
         for key in _keys_of_turns(group) - unread.keys():
