@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 import kleash
-from kleash.config import DATA, MODEL, REWARD, Config, read_yaml
+from kleash.config import DATA, MODEL, REWARD, Config, parse_columns, read_yaml
 from kleash.content import refuse_missing, refuse_missing_artifact
 from kleash.errors import ConfigError, GateError, KleashError
 from kleash.io import machine_failure
@@ -149,6 +149,7 @@ def _import_options(parser: _Parser) -> None:
     parser.add_argument(
         "--annotator", metavar="NAME", help="labeller of the rows without an annotator (default: the file's name)"
     )
+    _add_row_format(parser)
 
 
 def _import(command: argparse.Namespace) -> None:
@@ -160,7 +161,7 @@ def _import(command: argparse.Namespace) -> None:
         from kleash.labels.import_export import import_labels
 
         for source in command.data:
-            new = import_labels(store, source, annotator=command.annotator)
+            new = import_labels(store, source, annotator=command.annotator, row_format=_row_format(command))
             print(f"{source}: {new}")
 
 
@@ -172,6 +173,7 @@ def _inspect_options(parser: _Parser) -> None:
     parser.add_argument("--rows", type=int, default=3, metavar="N", help="how many rows (default: %(default)s)")
     parser.add_argument("--max-length", type=int, metavar="N", help="cut as training with this --max-length would")
     _add_trust(parser)
+    _add_row_format(parser)
 
 
 def _inspect(command: argparse.Namespace) -> None:
@@ -189,13 +191,30 @@ def _inspect(command: argparse.Namespace) -> None:
 
     with _trusting(command):
         tokenizer = load_tokenizer(command.model)
-    groups = list(islice(read_groups(command.data), command.rows))
+    groups = list(islice(read_groups(command.data, row_format=_row_format(command)), command.rows))
     encoded, truncation = encode_all(groups, tokenizer, max_length=command.max_length)
     show_rows(encoded, tokenizer, Console(), limit=command.rows)
     if truncation.message():
         print(truncation.message(), file=sys.stderr)
     if unread := unread_columns(groups, tokenizer):
         print(f"columns that sft does not use: {', '.join(unread)}", file=sys.stderr)
+
+
+def _add_row_format(parser: _Parser) -> None:
+    """The options of the commands that read rows and are not stages."""
+    parser.add_argument(
+        "--columns", metavar="NAME=COLUMN,…", help="columns of the data, as prompt=question,response=answer"
+    )
+    parser.add_argument("--as-chat", action="store_true", help="make a prompt of plain text one turn of the user")
+
+
+def _row_format(command: argparse.Namespace) -> Any:
+    from kleash.data.row_format import RowFormat
+
+    try:
+        return RowFormat(parse_columns(command.columns), command.as_chat)
+    except ValueError as error:
+        raise ConfigError(f"--columns is {command.columns!r}, but should be {error}") from None
 
 
 def _check_options(parser: _Parser) -> None:
@@ -218,6 +237,7 @@ def _check_options(parser: _Parser) -> None:
         help="most rows of --data to read (default: %(default)s)",
     )
     _add_trust(parser)
+    _add_row_format(parser)
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
@@ -233,8 +253,11 @@ def _check(command: argparse.Namespace) -> None:
     from kleash.checks.artifact import check
     from kleash.report.check_tables import show_checks
 
+    row_format = _row_format(command)
     with _trusting(command):
-        findings = check(command.path, data=command.data, labeller=command.labeller, rows=command.rows)
+        findings = check(
+            command.path, data=command.data, labeller=command.labeller, rows=command.rows, row_format=row_format
+        )
     if command.json:
         print(json.dumps(asdict(findings)))
     else:
@@ -462,6 +485,8 @@ def _elsewhere(name: str) -> str:
 
 
 def _metavar(annotation: Any) -> str:
+    if "dict" in str(annotation):
+        return "NAME=COLUMN,…"
     parts = [part for part in get_args(annotation) or (annotation,) if part not in (type(None), Ellipsis)]
     if parts and all(isinstance(part, str) for part in parts):
         return "|".join(parts)

@@ -71,6 +71,21 @@ Settings = dict[str, Any]
 """Values by the name of what takes them."""
 
 
+def parse_columns(value: Any) -> Any:
+    """`prompt=question,response=answer` as a mapping."""
+    if not isinstance(value, str):
+        return value
+    pairs = [pair.partition("=") for pair in value.split(",")]
+    names = {name.strip(): column.strip() for name, _, column in pairs}
+    if not all(equals for _, equals, _ in pairs) or "" in names or "" in names.values() or len(names) < len(pairs):
+        raise ValueError("pairs of a name here and a column of the data, as prompt=question,response=answer")
+    return names
+
+
+Columns = Annotated[dict[str, str], BeforeValidator(parse_columns)]
+"""Names of columns: the name here → the column of the data."""
+
+
 class Config(BaseModel):
     """Base of every config: frozen, unknown keys refused, field docstrings kept."""
 

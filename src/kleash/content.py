@@ -21,7 +21,7 @@ from pathlib import Path
 import kleash
 from kleash.config import MODEL, Config, Kind, is_possible_path, read_yaml
 from kleash.errors import ConfigError, DataError, InputError, ModelError
-from kleash.io import ROW_ENDINGS, Json
+from kleash.io import READABLE_ENDINGS, Json
 
 Fingerprint = dict[str, str]
 """{"path", "sha256"}: the path is for people, the hash is the identity."""
@@ -81,11 +81,15 @@ def content_hash(name: str | Path, kind: Kind) -> str:
     if kind.name in ("model", "run") and path.is_dir():
         return folder_hash(path)
     if path.is_dir():
-        return _files_hash(path, (file for file in path.rglob("*") if not file.name.startswith(".")))
+        return _files_hash(path, (file for file in path.rglob("*") if not _is_hidden(file, path)))
     if path.is_file():
         return file_hash(path)
     commit = hub_commit(str(name), dataset=kind.name == "data") if kind.name in ("model", "data") else None
     return text_hash(str(name) if commit is None else f"{name}@{commit}")
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def folder_hash(path: Path) -> str:
@@ -262,7 +266,7 @@ def _only_a_path(text: str, kind: Kind) -> bool:
             return True
         on_hub = "/" in text and HUB_NAME.fullmatch(text) is not None and not _beside_a_folder(text)
         return _separated(text) and not on_hub and not re.fullmatch(r"[\w.]+:\w+", text)
-    if kind.name == "run" or text.endswith((*ROW_ENDINGS, ".csv", ".txt", ".gz")):
+    if kind.name == "run" or text.endswith((*READABLE_ENDINGS, ".txt", ".gz")):
         return True
     if kind.name == "data" and "/" not in text:
         return True

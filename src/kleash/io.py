@@ -28,6 +28,8 @@ ROW_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 OLD = ".old"
 """Ending of the hidden name of a folder while the new one takes its place."""
+READABLE_ENDINGS = (*ROW_ENDINGS, ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".arrow", ".feather")
+"""Endings of the files of rows that kleash reads."""
 
 
 Json = dict[str, Any]

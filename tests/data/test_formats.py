@@ -114,15 +114,19 @@ def test_the_kind_of_a_row_follows_from_its_columns(row, group):
         ({"prompt": "Q", "rejected": "B"}, "'chosen' is missing; a preference row needs prompt, chosen and rejected"),
         ({"prompt": "Q", "chosen": "B"}, "'rejected' is missing"),
         ({"chosen": "A", "rejected": "B"}, "'prompt' is missing; a preference row needs"),
-        ({"text": "Q"}, r"none of the known schemas fits the columns \['text'\]; a row has one of: messages"),
-        ({"question": "Q", "answer": "A"}, r"columns \['answer', 'question'\]"),
+        ({"body": "Q"}, r"none of the known schemas fits the columns \['body'\]; a row has one of: messages"),
+        (
+            {"query": "Q", "answer": "A"},
+            r"columns \['answer', 'query'\].*--columns prompt=…,response=…",
+        ),
         (["Q"], "a row is an object with named columns, got a list"),
         ("Q", "got text"),
         ({"prompt": 3}, "'prompt' is a number; it must be text or a list of turns"),
         ({"prompt": []}, "'prompt' has no turns"),
         ({"prompt": ["Q"]}, r"'prompt\[0\]' is text; a turn is an object"),
         ({"prompt": [{"content": "Q"}]}, r"'prompt\[0\]' has no role"),
-        ({"messages": [{"from": "human", "value": "Q"}]}, r"has no role.*'from', 'value'"),
+        ({"messages": [{"from": "human", "text": "Q"}]}, r"has no role.*'from', 'text'"),
+        ({"messages": [{"from": "alien", "value": "Q"}]}, "from 'alien'; known speakers: human"),
         ({"messages": [{"role": "human", "content": "Q"}]}, 'role "human"; known roles: system, .*assistant'),
         ({"messages": [U, {"role": "assistant"}]}, r"'messages\[1\]' has no content"),
         ({"messages": [{"role": "user", "content": 3}]}, r"'messages\[0\]' has a wrong content"),
@@ -214,10 +218,10 @@ def test_broken_files_are_named(tmp_path):
     (tmp_path / "no.jsonl.gz").write_bytes(b'{"prompt": "1"}\n')
     (tmp_path / "no.parquet").write_bytes(b"PAR1 and then nothing of the kind")
     (tmp_path / "latin.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
-    (tmp_path / "data.csv").write_text("prompt\nQ\n")
+    (tmp_path / "data.xls").write_text("prompt\nQ\n")
     for name, message in (
         *(("cut.jsonl.gz", "broken gzip"), ("no.jsonl.gz", "broken gzip"), ("no.parquet", "not a Parquet file")),
-        *(("latin.jsonl", "UTF-8|not JSON"), ("data.csv", "ending that kleash does not read; known: .jsonl")),
+        *(("latin.jsonl", "UTF-8|not JSON"), ("data.xls", "ending that kleash does not read; known: .jsonl")),
     ):
         with pytest.raises(DataError, match=message) as caught:
             list(read_groups(tmp_path / name))

@@ -28,6 +28,7 @@ from kleash.data.chat import encode, encode_all, encode_prompt, end_ids
 from kleash.data.formats import read_groups
 from kleash.data.group import EncodedGroup, Group, Preference, Response, prompt_key
 from kleash.data.read import without_equal
+from kleash.data.row_format import AS_IT_IS, RowFormat
 from kleash.data.split import comparison, demonstration, hold_out, imitated
 from kleash.errors import InputError
 from kleash.evals.intervals import mean_interval, number_prompts, wilson
@@ -78,7 +79,13 @@ class CheckReport:
 
 
 def check(
-    path: Path, *, data: str | None = None, labeller: str | None = None, rows: int = ROWS, device: str = "auto"
+    path: Path,
+    *,
+    data: str | None = None,
+    labeller: str | None = None,
+    rows: int = ROWS,
+    device: str = "auto",
+    row_format: RowFormat = AS_IT_IS,
 ) -> CheckReport:
     """Run the checks of the artifact at a path.
 
@@ -88,6 +95,7 @@ def check(
         labeller: a reward in place of a labeller: would two such labellers agree about the samples?
         rows: maximum number of rows of data.
         device: to compute on.
+        row_format: how rows are read.
 
     Raises:
         InputError: the path holds nothing that can be checked, or the data do not fit the model.
@@ -107,7 +115,9 @@ def check(
     if kind is None and not gates:
         raise InputError(f"{path} holds neither a model nor rows nor a finished run; give a folder with config.json")
     if kind is not None and (stale or not gates or data is not None or labeller is not None):
-        gates["measured"] = verdict(measure(path, data=data, labeller=labeller, rows=rows, device=device))
+        gates["measured"] = verdict(
+            measure(path, data=data, labeller=labeller, rows=rows, device=device, row_format=row_format)
+        )
     if path.is_dir() and not (weights := finite_weights(path)).passed:
         gates["weights"] = verdict([weights])
     stage = f"run of {record['stage']}" if record is not None else ""
@@ -139,15 +149,23 @@ def _unfinished(status: str) -> Check:
 
 
 def measure(
-    path: Path, *, data: str | None = None, labeller: str | None = None, rows: int = ROWS, device: str = "auto"
+    path: Path,
+    *,
+    data: str | None = None,
+    labeller: str | None = None,
+    rows: int = ROWS,
+    device: str = "auto",
+    row_format: RowFormat = AS_IT_IS,
 ) -> list[Check]:
     """Measure an artifact again; see `check`. Without `data`, a run is measured on its own held-out rows."""
     kind = kind_of(path)
     if kind is None:
         return [answer("measured", None, "it is made of several models, to be checked one by one")]
     if kind == "rows":
-        return rows_checks(list(read_groups(path)))
-    groups = list(islice(read_groups(data), rows)) if data is not None else _own_rows(path)[:rows]
+        return rows_checks(list(read_groups(path, row_format=row_format)))
+    groups = _own_rows(path)[:rows]
+    if data is not None:
+        groups = list(islice(read_groups(data, row_format=row_format), rows))
     if kind == "reward model":
         return reward_model_checks(*load_reward_model(path, device=device), groups)
     model, tokenizer = load_policy(path, device=device)
@@ -391,8 +409,9 @@ def _own_rows(path: Path) -> list[Group]:
     """The held-out rows of a run, where its data still exist; empty for other folders."""
     settings: Json = (read_record(path) or {}).get("config", {})
     held_out, data = settings.get("eval_data"), settings.get("data")
+    row_format = RowFormat(settings.get("columns"), bool(settings.get("as_chat")))
     if held_out is not None and Path(held_out).exists():
-        return list(read_groups(held_out))
+        return list(read_groups(held_out, row_format=row_format))
     if data is not None and Path(data).exists():
-        return hold_out(list(read_groups(data)), seed=settings["seed"])[1]
+        return hold_out(list(read_groups(data, row_format=row_format)), seed=settings["seed"])[1]
     return []

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Group, Preference, Ranking
+from kleash.data.row_format import AS_IT_IS, RowFormat
 from kleash.data.split import read_split
 from kleash.data.unread_columns import log_unread_columns
 from kleash.errors import DataError
@@ -37,6 +38,7 @@ def read_encoded(
     max_length: int | None,
     max_eval_rows: int | None = None,
     response_column: str | None = None,
+    row_format: RowFormat = AS_IT_IS,
     seed: int,
     note: Callable[..., None],
     reads_columns: bool = False,
@@ -53,6 +55,7 @@ def read_encoded(
         max_length: most tokens of prompt and response; longer responses are cut, longer prompts dropped.
         max_eval_rows: maximum number of held-out rows.
         response_column: column of the response, if the schemas do not know its name.
+        row_format: how the rows of both are read.
         seed: which rows are held out.
         note: takes the counts of both parts, as `RunFolder.note` does.
         reads_columns: whether the stage reads the other columns of a row, or hands them on to a reward. Those that
@@ -62,8 +65,10 @@ def read_encoded(
         DataError: naming the first row that the stage cannot use, or no row is left.
     """
     rows = read_split(
-        data, eval_data, seed=seed, usable=usable, max_eval_rows=max_eval_rows, response_column=response_column
-    )
+        data, eval_data, seed=seed, usable=usable, max_eval_rows=max_eval_rows, response_column=response_column,
+        row_format=row_format,
+    )  # fmt: skip
+    announce_text(rows[0], tokenizer, data)
     log_unread_columns(rows[0], tokenizer, data, reads_columns=reads_columns)
     parts: list[list[EncodedGroup]] = []
     counts: list[RowCounts] = []
@@ -102,6 +107,16 @@ def _encode(
         "equal_scores": len(read) - len(prepared),
         "equal_responses": len(encoded) - len(remaining),
     }
+
+
+def announce_text(groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Log that prompts are plain text though the model has a chat template."""
+    texts = sum(isinstance(group.prompt, str) and group.prompt != "" for group in groups)
+    if texts and tokenizer.chat_template is not None:
+        logger.info(
+            "%s: %d of %d prompts are plain text, and the model has a chat template; --as-chat makes each one turn of "
+            "the user", source, texts, len(groups),
+        )  # fmt: skip
 
 
 def without_equal(groups: Sequence[EncodedGroup], *, source: str, max_length: int | None) -> list[EncodedGroup]:

@@ -39,8 +39,12 @@ Row = dict[str, Any]
 # --- a row into a group ----------------------------------------------------------------------------------------------
 
 
-def parse_row(row: Any) -> Group:
+def parse_row(row: Any, *, as_chat: bool = False) -> Group:
     """One row as a group; the module's docstring has the schemas.
+
+    Args:
+        row: an object with named columns.
+        as_chat: whether a prompt of plain text becomes one turn of the user.
 
     Raises:
         DataError: a column is missing or wrong; the message names the column, not the row.
@@ -50,12 +54,19 @@ def parse_row(row: Any) -> Group:
     # Each reader below removes the columns that it reads; the remaining ones become the group's columns.
     columns = {name: value for name, value in row.items() if value is not None}
     if "chosen" in columns or "rejected" in columns:
-        return _with_template_columns(_read_preference(columns))
+        return _with_template_columns(_as_chat(_read_preference(columns), as_chat))
     if "messages" in columns:
         return _with_template_columns(_read_conversation(columns))
     if "prompt" in columns:
-        return _with_template_columns(_read_prompt(columns))
+        return _with_template_columns(_as_chat(_read_prompt(columns), as_chat))
     raise DataError(f"none of the known schemas fits the columns {sorted(row)}; a row has one of: {SCHEMAS}")
+
+
+def _as_chat(group: Group, as_chat: bool) -> Group:
+    """The group with its prompt of text as one turn of the user; text without a prompt stays text."""
+    if not as_chat or not isinstance(group.prompt, str) or not group.prompt:
+        return group
+    return replace(group, prompt=({"role": "user", "content": group.prompt},))
 
 
 def _with_template_columns(group: Group) -> Group:
@@ -101,7 +112,7 @@ def _read_pair(columns: Row) -> tuple[Content, Content, Content]:
         return prompt, chosen, rejected
     shared, chosen, rejected = _split_conversations(chosen, rejected)
     if prompt is not None and not _begins_with(shared, prompt):
-        raise DataError("'prompt' is not what 'chosen' and 'rejected' begin with; leave it out, or correct it")
+        raise DataError("'prompt' is not what 'chosen' and 'rejected' begin with; correct it, or choose by --columns")
     return shared, chosen, rejected
 
 
@@ -110,7 +121,7 @@ def _read_conversation(columns: Row) -> Group:
     if isinstance(turns, str):
         raise DataError("'messages' is text; it must be a list of turns with role and content")
     if "prompt" in columns and not _begins_with(turns, _content(columns.pop("prompt"), "prompt")):
-        raise DataError("'prompt' is not what 'messages' begins with; leave it out, or correct it")
+        raise DataError("'prompt' is not what 'messages' begins with; correct it, or choose by --columns")
     start = next((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), len(turns))
     if start == len(turns):
         return Group(turns, columns=columns)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kleash.data.formats import read_groups
 from kleash.data.group import Content, Group, Preference, Response, Scores, prompt_key
+from kleash.data.row_format import AS_IT_IS, RowFormat
 from kleash.data.unpaired import is_good, pair_by_label
 from kleash.errors import DataError
 from kleash.run import derive_seed
@@ -31,6 +32,7 @@ def read_split(
     usable: Callable[[Group], str | None],
     max_eval_rows: int | None = None,
     response_column: str | None = None,
+    row_format: RowFormat = AS_IT_IS,
 ) -> tuple[list[Group], list[Group]]:
     """Read the rows to train on and the rows to measure on.
 
@@ -41,6 +43,7 @@ def read_split(
         usable: returns the fault of a row for this stage, or None.
         max_eval_rows: maximum number of held-out rows.
         response_column: column of the response, if the schemas do not know its name.
+        row_format: how the rows of both are read.
 
     Returns:
         Training groups, held-out groups.
@@ -48,9 +51,11 @@ def read_split(
     Raises:
         DataError: naming the first row that the stage cannot use.
     """
-    groups = read_usable(data, usable, response_column=response_column)
+    groups = read_usable(data, usable, response_column=response_column, row_format=row_format)
     if eval_data is not None:
-        return groups, read_usable(eval_data, usable, max_eval_rows, response_column=response_column)
+        return groups, read_usable(
+            eval_data, usable, max_eval_rows, response_column=response_column, row_format=row_format
+        )
     train, held_out = hold_out(groups, seed=seed)
     logger.info(
         "%s: %d of %d rows are held out to measure on, a tenth; --eval-data names other rows",
@@ -65,6 +70,7 @@ def read_usable(
     limit: int | None = None,
     *,
     response_column: str | None = None,
+    row_format: RowFormat = AS_IT_IS,
 ) -> list[Group]:
     """Read the rows of a file; raises at the first row that a stage cannot use.
 
@@ -73,7 +79,7 @@ def read_usable(
     """
     groups = []
     unpaired = []
-    for row, read in enumerate(islice(read_groups(data), limit), start=1):
+    for row, read in enumerate(islice(read_groups(data, row_format=row_format), limit), start=1):
         group = read if response_column is None else answered_by(read, response_column)
         problem = usable(group)
         if problem and is_good(group) is not None:
@@ -164,5 +170,7 @@ def best_against_worst(group: Group) -> Group | None:
 
 
 def prompt_only(group: Group) -> str | None:
-    """The fault of a row as a prompt (always None: every row has a prompt)."""
+    """The fault of a row as a prompt, or None."""
+    if group.prompt == "" and group.responses:
+        return "is text without a prompt; name the column of the prompts: --columns prompt=text"
     return None

@@ -25,6 +25,7 @@ from scipy.special import expit, logsumexp, roots_hermitenorm
 from kleash.content import file_hash
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, Scores, chosen_first, prompt_key
+from kleash.data.row_format import AS_IT_IS, RowFormat
 from kleash.errors import DataError, InputError
 from kleash.io import write_json
 from kleash.labels.labeller import LabelResult
@@ -122,7 +123,9 @@ class _Answer:
         return self.task, self.name, self.principle
 
 
-def import_labels(store: Store, source: str | Path, *, annotator: str | None = None) -> Imported:
+def import_labels(
+    store: Store, source: str | Path, *, annotator: str | None = None, row_format: RowFormat = AS_IT_IS
+) -> Imported:
     """Add the pairs of a file as tasks, and their labels as votes.
 
     A label that the store has already from the same labeller adds nothing, and a different one replaces it. Rows of one
@@ -133,9 +136,10 @@ def import_labels(store: Store, source: str | Path, *, annotator: str | None = N
         store: the store to add to.
         source: a file that `read_groups` reads. A preference is one vote, a ranking or scores one vote per pair.
         annotator: name for votes of rows without an annotator; None: the file's name.
+        row_format: how the rows are read.
     """
     pairs = []
-    for row, group in enumerate(read_groups(source), start=1):
+    for row, group in enumerate(read_groups(source, row_format=row_format), start=1):
         if len(group.responses) < 2:
             raise DataError(f"{source} row {row}: has {len(group.responses)} responses; give two or more to compare")
         pairs += [(_pair(group, i, j), _label(group, i, j)) for i, j in combinations(range(len(group.responses)), 2)]

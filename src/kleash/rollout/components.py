@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from kleash.data.group import EncodedGroup, Group
 from kleash.data.read import read_encoded
+from kleash.data.row_format import AS_IT_IS, RowFormat
 from kleash.data.split import prompt_only
 from kleash.data.unpaired import as_prompt
 from kleash.errors import ConfigError
@@ -120,6 +121,7 @@ def read_prompts(
     *,
     data: str,
     eval_data: str | None,
+    row_format: RowFormat = AS_IT_IS,
     max_new_tokens: int,
     max_length: int | None = None,
     max_eval_rows: int | None = None,
@@ -139,7 +141,7 @@ def read_prompts(
         )
     prompts, held_out = read_encoded(
         data, eval_data, parts.tokenizer, usable=prompt_only, prepare=_without_responses, max_length=room,
-        max_eval_rows=max_eval_rows, seed=seed, note=note, reads_columns=True,
+        max_eval_rows=max_eval_rows, row_format=row_format, seed=seed, note=note, reads_columns=True,
     )  # fmt: skip
     rows = [prompt.source for prompt in (*prompts, *held_out)]
     for reward in (parts.reward, parts.validation_reward):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference, chosen_first
+from kleash.data.row_format import RowFormat
 from kleash.errors import DataError
 from kleash.labels.labeller import Labeller
 from kleash.labels.open_store import open_store
@@ -40,7 +41,7 @@ def run(config: AskConfig) -> Path:
     identity = identity_of("ask", config)
     if is_done(config.out, identity):
         return config.out
-    groups = _pairs(config.data)
+    groups = _pairs(config.data, RowFormat(config.columns, config.as_chat))
     labeller = None if config.labeller == "people" else _reward_labeller(config.labeller, config.temperature)
     with open_store(config.store) as store:
         from kleash.labels.collect import LabelCollector
@@ -65,9 +66,9 @@ def run(config: AskConfig) -> Path:
     return config.out
 
 
-def _pairs(data: str) -> list[Group]:
+def _pairs(data: str, row_format: RowFormat) -> list[Group]:
     pairs = []
-    for row, group in enumerate(read_groups(data), start=1):
+    for row, group in enumerate(read_groups(data, row_format=row_format), start=1):
         if len(group.responses) < 2:
             raise DataError(f"{data} row {row}: has {len(group.responses)} responses; give two or more to compare")
         pairs += [

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from kleash.config import Config, ConstitutionRef, DataRef, Kind, MeasureRef, ModelRef, RewardRef, RunRef
+from kleash.config import Columns, Config, ConstitutionRef, DataRef, Kind, MeasureRef, ModelRef, RewardRef, RunRef
 from kleash.models.compute import DType
 from kleash.training.settings import StageConfig
 
@@ -40,9 +40,15 @@ class ScoreConfig(Config):
     """Reward to score with: a reward model's folder, `module:function` with TRL's signature, a
     verifier ({verifiers}), or a .yaml composition."""
     data: DataRef
-    """Rows with responses: a .jsonl, .jsonl.gz, .json or .parquet file, a saved `datasets` folder, or a hub name."""
+    """Rows with responses: a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, a folder, or a hub name
+    (docs/data.md)."""
     out: Path
     """File to write: .jsonl, .jsonl.gz, .json or .parquet."""
+    columns: Columns | None = None
+    """Columns of the data whose names kleash does not know, as `prompt=question,response=answer`; where the columns fit
+    two schemas, those that count. Null: the schemas of docs/data.md."""
+    as_chat: bool = False
+    """Make a prompt of plain text one turn of the user, so that it goes through the chat template."""
     dtype: DType = "float32"
     """Precision of a reward model's forward pass."""
     device: str = "auto"
@@ -74,9 +80,14 @@ class AskingConfig(Config):
     """Base URL of an OpenAI-compatible server, up to `/v1`; its key is read from OPENAI_API_KEY. Null runs the model in
     this process."""
     data: DataRef
-    """Rows to work on: a .jsonl, .jsonl.gz, .json or .parquet file, a saved `datasets` folder, or a hub name."""
+    """Rows to work on: a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, a folder, or a hub name (docs/data.md)."""
     out: Path
     """File to write: .jsonl, .jsonl.gz, .json or .parquet. The same command run again continues where it stopped."""
+    columns: Columns | None = None
+    """Columns of the data whose names kleash does not know, as `prompt=question,response=answer`; where the columns fit
+    two schemas, those that count. Null: the schemas of docs/data.md."""
+    as_chat: bool = False
+    """Make a prompt of plain text one turn of the user, so that it goes through the chat template."""
     store: str | None = None
     """Label store that caches every reply, so that no request is paid for twice: a path or a database URL. Null: a file
     next to `out`."""
@@ -188,6 +199,11 @@ class OveroptConfig(Config):
     """Prompts that were not trained on; null is the run's `eval_data`. A prompt that occurs twice is used once."""
     out: Path
     """Folder to write to. The same command run again continues where it stopped."""
+    columns: Columns | None = None
+    """Columns of the data whose names kleash does not know, as `prompt=question`; null is the run's."""
+    as_chat: bool | None = None
+    """Make a prompt of plain text one turn of the user, so that it goes through the chat template; null is the
+    run's."""
     points: int = Field(10, ge=2)
     """Checkpoints to measure, besides the start."""
     best_of: int = Field(0, ge=0)
@@ -222,6 +238,11 @@ class AskConfig(Config):
     """Label store: an SQLite file, made if missing, or a PostgreSQL URL."""
     out: Path
     """Preferences to write: .jsonl, .jsonl.gz, .json or .parquet."""
+    columns: Columns | None = None
+    """Columns of the data whose names kleash does not know, as `prompt=question,response=answer`; where the columns fit
+    two schemas, those that count. Null: the schemas of docs/data.md."""
+    as_chat: bool = False
+    """Make a prompt of plain text one turn of the user, so that it goes through the chat template."""
     labeller: MeasureRef = "people"
     """`people`, who label with `kleash label` on the same store; or a reward that labels in their place (a reward
     model's folder, `module:function`, a verifier, a .yaml composition)."""

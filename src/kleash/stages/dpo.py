@@ -403,7 +403,7 @@ def read_comparisons(
         config.data, config.eval_data, tokenizer, usable=lambda group: _usable(group, config.loss),
         prepare=_compared, max_length=config.max_length or context_length(model),
         max_eval_rows=config.max_eval_rows, seed=config.seed,
-        note=note,
+        row_format=config.row_format, note=note,
     )  # fmt: skip
 
 

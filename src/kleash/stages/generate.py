@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kleash.data.chat import encode_prompt
 from kleash.data.formats import read_groups, write_groups
+from kleash.data.read import announce_text
 from kleash.data.split import prompt_only, read_usable
 from kleash.data.unpaired import as_prompt
 from kleash.data.unread_columns import log_unread_columns
@@ -51,7 +52,9 @@ def run(config: GenerateConfig, *, policy: Live | None = None) -> Path:
         remove(_blocks_of(config.out))
         return config.out
     model, tokenizer = load_policy(policy or config.model, device=config.device)
-    prompts = [as_prompt(row) for row in read_usable(config.data, prompt_only, config.max_rows)]
+    rows_read = read_usable(config.data, prompt_only, config.max_rows, row_format=config.row_format)
+    prompts = [as_prompt(row) for row in rows_read]
+    announce_text(prompts, tokenizer, config.data)
     log_unread_columns(prompts, tokenizer, config.data, reads_columns=True)
     ids = [encode_prompt(prompt.prompt, tokenizer, prompt.columns) for prompt in prompts]
     _refuse_too_long(ids, config.max_new_tokens, context_length(model), data=config.data)

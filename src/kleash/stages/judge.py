@@ -20,6 +20,7 @@ from kleash.checks.check import verdict
 from kleash.checks.judge_checks import judge_checks, stop_above
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference
+from kleash.data.row_format import RowFormat
 from kleash.data.split import comparison, read_usable
 from kleash.errors import DataError, GateError
 from kleash.labels.cached_chat import ChatSettings, cached_chat
@@ -57,7 +58,7 @@ def run(config: JudgeConfig, *, chat: Chat | None = None) -> Path:
     identity = identity_of("judge", config)
     if is_done(config.out, identity):
         return config.out
-    groups = list(islice(_pairs(config.data), config.max_rows))
+    groups = list(islice(_pairs(config.data, RowFormat(config.columns, config.as_chat)), config.max_rows))
     mixed_in = read_usable(config.mix_in, comparison) if config.mix_in else []
     settings = ChatSettings(**config.model_dump(include=ChatSettings.names()))
     with cached_chat(settings, config.store or beside(config.out, "calls", ending=".db"), chat) as (client, store):
@@ -86,8 +87,8 @@ def run(config: JudgeConfig, *, chat: Chat | None = None) -> Path:
     return config.out
 
 
-def _pairs(data: str) -> Iterator[Group]:
-    for row, group in enumerate(read_groups(data), start=1):
+def _pairs(data: str, row_format: RowFormat) -> Iterator[Group]:
+    for row, group in enumerate(read_groups(data, row_format=row_format), start=1):
         if len(group.responses) < 2:
             raise DataError(
                 f"{data} row {row}: has {len(group.responses)} responses; a judge compares two: `prompt` with "

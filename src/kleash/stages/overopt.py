@@ -25,6 +25,7 @@ from kleash.data.batch import GroupBatch
 from kleash.data.chat import encode_all
 from kleash.data.formats import to_row
 from kleash.data.group import EncodedGroup, Group, Response, prompt_key
+from kleash.data.row_format import RowFormat
 from kleash.data.split import prompt_only, read_usable
 from kleash.errors import ConfigError, InputError
 from kleash.evals.best_of_n_report import one_score_a_text
@@ -290,11 +291,13 @@ def _completed_from_run(config: OveroptConfig, *, live_proxy: bool) -> OveroptCo
         "model": config.model or of_run.get("reference") or of_run.get("model"),
         "proxy": config.proxy or of_run.get("reward"),
         "data": config.data or of_run.get("eval_data"),
+        "columns": config.columns or (of_run.get("columns") if config.data is None else None),
+        "as_chat": bool(of_run.get("as_chat")) if config.as_chat is None else config.as_chat,
         "max_new_tokens": config.max_new_tokens or of_run.get("max_new_tokens"),
         "temperature": config.temperature or of_run.get("temperature") or 1.0,
     }
     for name, value in values.items():
-        if value is None and not (name == "proxy" and live_proxy):
+        if value is None and name != "columns" and not (name == "proxy" and live_proxy):
             reason = f"{config.run} does not name one" if record is not None else "there is no --run to take it from"
             raise ConfigError(f"'{name}' is missing, and {reason}; give --{name.replace('_', '-')}")
     if config.run is None and config.best_of < 2:
@@ -351,7 +354,7 @@ def _measuring(config: OveroptConfig, proxy: Reward | None, gold: Reward | None)
     return Measuring(
         start=freeze(start),
         tokenizer=tokenizer,
-        prompts=_read_prompts(config.data, tokenizer, max_length=room),
+        prompts=_read_prompts(config, tokenizer, max_length=room),
         proxy=proxy or build(config.proxy),
         gold=gold or build(config.gold),
         max_new_tokens=config.max_new_tokens,
@@ -361,9 +364,13 @@ def _measuring(config: OveroptConfig, proxy: Reward | None, gold: Reward | None)
     )
 
 
-def _read_prompts(data: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None) -> list[EncodedGroup]:
+def _read_prompts(
+    config: OveroptConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None
+) -> list[EncodedGroup]:
     """The prompts, each once, that leave room for a response."""
-    first = {prompt_key(group.prompt): group for group in reversed(read_usable(data, prompt_only))}
+    data, row_format = str(config.data), RowFormat(config.columns, bool(config.as_chat))
+    rows = read_usable(data, prompt_only, row_format=row_format)
+    first = {prompt_key(group.prompt): group for group in reversed(rows)}
     groups = [Group(group.prompt, columns=group.columns) for group in reversed(first.values())]
     encoded, truncation = encode_all(groups, tokenizer, max_length=max_length)
     if truncation.message():

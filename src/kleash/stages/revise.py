@@ -16,6 +16,7 @@ from pathlib import Path
 from kleash.chat.messages import Chat
 from kleash.checks.judge_checks import stop_above
 from kleash.data.formats import read_groups, write_groups
+from kleash.data.row_format import RowFormat
 from kleash.data.split import demonstration, read_usable
 from kleash.labels.cached_chat import ChatSettings, cached_chat
 from kleash.labels.constitution import Constitution
@@ -49,9 +50,10 @@ def run(config: ReviseConfig, *, chat: Chat | None = None) -> Path:
     if is_done(config.out, identity):
         return config.out
     mixed_in = read_usable(config.mix_in, demonstration) if config.mix_in else []
+    row_format = RowFormat(config.columns, config.as_chat)
     prompts = [
         Draft(row, replace(group, responses=(), label=None))
-        for row, group in enumerate(islice(read_groups(config.data), config.max_rows))
+        for row, group in enumerate(islice(read_groups(config.data, row_format=row_format), config.max_rows))
     ]
     drafts: list[Draft] = []
     settings = ChatSettings(**config.model_dump(include=ChatSettings.names()))

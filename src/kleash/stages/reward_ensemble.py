@@ -112,7 +112,12 @@ def _split(config: EnsembleConfig, folder: RunFolder) -> dict[str, Path]:
     if all(file.exists() for file in files.values()) and not any(change["what"] == "data" for change in folder.changes):
         return files
     train, held_out = read_split(
-        config.data, config.eval_data, seed=config.seed, usable=comparison, max_eval_rows=config.max_eval_rows
+        config.data,
+        config.eval_data,
+        seed=config.seed,
+        usable=comparison,
+        max_eval_rows=config.max_eval_rows,
+        row_format=config.row_format,
     )
     rows: dict[str, Sequence[Group]] = {"reward": train, "held-out": held_out}
     if config.validation_share:
@@ -143,8 +148,8 @@ def _member(config: EnsembleConfig, out: Path, files: Files, *, data: str = "rew
     if record is not None and record["status"] == "finished":
         return RunFolder(out, record)
     changes: Json = {
-        "out": out, "data": str(files[data]), "eval_data": str(files["held-out"]), "max_eval_rows": None, "force": True,
-        "seed": derive_seed(config.seed, "member", out.name) % 2**31,
+        "out": out, "data": str(files[data]), "eval_data": str(files["held-out"]), "max_eval_rows": None,
+        "columns": None, "force": True, "seed": derive_seed(config.seed, "member", out.name) % 2**31,
     }  # fmt: skip
     if config.centre_data is None and files["centre"].stat().st_size:
         changes["centre_data"] = str(files["centre"])

@@ -44,6 +44,7 @@ from kleash.data.batching import batch_at, batches, microbatches
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Preference, Ranking
 from kleash.data.read import read_encoded
+from kleash.data.row_format import RowFormat
 from kleash.data.split import comparison, demonstration, imitated, read_usable
 from kleash.errors import DataError
 from kleash.evals.learning_curve import LearningCurve
@@ -79,7 +80,7 @@ FORMULA = (
 
 WITHOUT_REPORT: Mapping[str, Any] = {
     "max_eval_rows": None, "centre_data": None, "centre_samples": 0, "best_of": 0, "gold": None,
-    "learning_curve": False, "trackers": (),
+    "learning_curve": False, "trackers": (), "columns": None,
 }  # fmt: skip
 """Settings of a run for a point of the learning curve: only its training."""
 
@@ -337,7 +338,10 @@ def centring_samples(
         DataError: samples are asked for, and no training prompt leaves room for one.
     """
     if config.centre_data is not None:
-        rows = [imitated(row) for row in read_usable(config.centre_data, demonstration)]
+        rows = [
+            imitated(row)
+            for row in read_usable(config.centre_data, demonstration, row_format=RowFormat(as_chat=config.as_chat))
+        ]
         return encode_all(rows, tokenizer, max_length=config.max_length)[0]
     if not config.centre_samples or not can_respond(config.model):
         return []
@@ -390,5 +394,5 @@ def read_comparisons(
     return read_encoded(
         config.data, config.eval_data, tokenizer, usable=comparison,
         max_length=config.max_length or context_length(model), max_eval_rows=config.max_eval_rows, seed=config.seed,
-        note=note, reads_columns=True,
+        row_format=config.row_format, note=note, reads_columns=True,
     )  # fmt: skip

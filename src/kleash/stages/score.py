@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kleash.data.formats import Row, read_rows, write_rows
 from kleash.data.group import Group, Preference, Ranking
+from kleash.data.row_format import RowFormat
 from kleash.errors import DataError
 from kleash.evals.policy_stats import MeanSE, mean_se
 from kleash.models.compute import Compute
@@ -69,7 +70,7 @@ def run(config: ScoreConfig, *, reward: Reward | None = None) -> Path:
     if is_done(config.out, identity):
         return config.out
     reward = reward or build_reward(config.reward, compute=Compute(config.device, config.dtype))
-    rows, groups = _read_scorable(config.data)
+    rows, groups = _read_scorable(config.data, RowFormat(config.columns, config.as_chat))
     scores, parts = score_groups(reward, groups)
     report = score_report(scores, parts)
     log_outcomes(report)
@@ -115,9 +116,9 @@ def log_outcomes(report: ScoreReport) -> None:
         logger.info("verifier: %s", ", ".join(f"{count} {name}" for name, count in report.verdicts.items()))
 
 
-def _read_scorable(data: str) -> tuple[list[Row], list[Group]]:
+def _read_scorable(data: str, row_format: RowFormat) -> tuple[list[Row], list[Group]]:
     rows, groups = [], []
-    for number, (row, group) in enumerate(read_rows(data), start=1):
+    for number, (row, group) in enumerate(read_rows(data, row_format=row_format), start=1):
         _refuse_unscorable(f"{data} row {number}", group)
         rows.append(row)
         groups.append(group)

@@ -182,5 +182,5 @@ def read_demonstrations(
         config.data, config.eval_data, tokenizer, usable=demonstration,
         prepare=lambda groups, source: [imitated(group) for group in groups], response_column=config.response_column,
         max_length=config.max_length or context_length(model), max_eval_rows=config.max_eval_rows, seed=config.seed,
-        note=note,
+        row_format=config.row_format, note=note,
     )  # fmt: skip

@@ -181,6 +181,7 @@ class PPOConfig(RolloutConfig):
             "batch_size": max(1, self.batch_size // self.minibatches),
             "coefficient": self.pretraining_coefficient,
             "max_length": self.max_length,
+            "as_chat": self.as_chat,
             "seed": self.seed,
             "compute": self.compute,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ from kleash.data.batch import collate
 from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup
+from kleash.data.row_format import RowFormat
 from kleash.data.split import demonstration, imitated, read_usable
 from kleash.models.compute import Compute
 from kleash.models.forward import response_logprobs
@@ -19,6 +21,8 @@ from kleash.models.load import context_length
 from kleash.objectives.reduce import masked_sum
 from kleash.run import derive_seed
 from kleash.training.optim import Optimizer
+
+logger = logging.getLogger("kleash")
 
 
 class PretrainingMix:
@@ -30,6 +34,7 @@ class PretrainingMix:
         batch_size: rows a step.
         coefficient: weight of their −log-likelihood a token.
         max_length: most tokens of a row; None: the model's context.
+        as_chat: whether prompts of plain text become one turn of the user.
         seed: of the order of the rows.
         compute: where and how.
     """
@@ -43,6 +48,7 @@ class PretrainingMix:
         batch_size: int,
         coefficient: float,
         max_length: int | None,
+        as_chat: bool = False,
         seed: int,
         compute: Compute,
     ) -> None:
@@ -50,8 +56,10 @@ class PretrainingMix:
         self.batch_size, self.seed = batch_size, derive_seed(seed, "pretraining")
         self.rows: Sequence[EncodedGroup] = ()
         if data is not None:
-            rows = [imitated(row) for row in read_usable(data, demonstration)]
-            self.rows = encode_all(rows, tokenizer, max_length=max_length or context_length(model))[0]
+            rows = [imitated(row) for row in read_usable(data, demonstration, row_format=RowFormat(as_chat=as_chat))]
+            self.rows, truncation = encode_all(rows, tokenizer, max_length=max_length or context_length(model))
+            if truncation.message():
+                logger.warning("%s: %s", data, truncation.message())
 
     def backward(self, optimizer: Optimizer) -> dict[str, Tensor]:
         """Add the gradient of −coefficient · log-likelihood a token of the next rows to an optimiser's step.

@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from kleash.config import Config, DataRef, MeasureRef, ModelRef, RewardRef, Settings
+from kleash.config import Columns, Config, DataRef, MeasureRef, ModelRef, RewardRef, Settings
+from kleash.data.row_format import RowFormat
 from kleash.models.compute import Compute, DType
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -20,9 +21,14 @@ class StageConfig(Config):
     model: ModelRef
     """The model to start from: a folder, or a hub name."""
     data: DataRef
-    """Rows to work on: a .jsonl, .jsonl.gz, .json or .parquet file, a saved `datasets` folder, or a hub name."""
+    """Rows to work on: a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, a folder, or a hub name (docs/data.md)."""
     out: Path
     """Folder to write to. The same command run again continues where it stopped."""
+    columns: Columns | None = None
+    """Columns of the data whose names kleash does not know, as `prompt=question,response=answer`; where the columns fit
+    two schemas, those that count. Null: the schemas of docs/data.md."""
+    as_chat: bool = False
+    """Make a prompt of plain text one turn of the user, so that it goes through the chat template."""
     seed: int = 0
     """Seed of every random draw. Same seed, same machine: the same numbers, bit for bit."""
     dtype: DType = "float32"
@@ -30,6 +36,11 @@ class StageConfig(Config):
     hardware that has it."""
     device: str = "auto"
     """`cpu`, `cuda`, …; `auto` uses a GPU if there is one."""
+
+    @property
+    def row_format(self) -> RowFormat:
+        """How the rows of the data are read."""
+        return RowFormat(self.columns, self.as_chat)
 
     @property
     def compute(self) -> Compute:
@@ -227,7 +238,7 @@ class RolloutConfig(TrainingConfig):
 
     def prompt_settings(self) -> Settings:
         """The settings of `read_prompts`."""
-        names = ("data", "eval_data", "max_new_tokens", "max_length", "max_eval_rows", "seed")
+        names = ("data", "eval_data", "row_format", "max_new_tokens", "max_length", "max_eval_rows", "seed")
         return {name: getattr(self, name) for name in names}
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ import os
 import secrets
 import sys
 import webbrowser
+from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +22,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from kleash.config import Config
+from kleash.config import Columns, Config
+from kleash.data.row_format import RowFormat
 from kleash.errors import DataError, InputError
 from kleash.labels.open_store import extra_installed, open_store
 from kleash.web.common.listen import in_url, is_loopback, listen
@@ -40,6 +42,8 @@ class LabelConfig(Config):
     data: tuple[str, ...] = ()
     """Rows with two or more responses, whose pairs are added to the store; their labels are not shown. A column
     `uncertainty` decides which pairs come first. Without data the pairs of the store are served."""
+    columns: Columns | None = None
+    """Columns of the data whose names kleash does not know, as `prompt=question,response_0=first`."""
     practice: str | None = None
     """Preferences with a known answer: each annotator begins with them and sees the answer after each vote."""
     guidelines: Path | None = None
@@ -108,7 +112,7 @@ def run(config: LabelConfig) -> None:
         from kleash.web.common.server import Limits, serve
         from kleash.web.label.app import Site, build_app
     with listen(config.host, config.port) as listener, open_store(config.store) as store:
-        add_rows(store, config.data, practice=config.practice, guidelines=config.guidelines)
+        add_rows(store, config.data, columns=config.columns, practice=config.practice, guidelines=config.guidelines)
         settings = QueueSettings(
             overlap=config.overlap, order=config.order, audit_share=config.audit_share,
             repeat_share=config.repeat_share, seed=config.seed,
@@ -132,7 +136,12 @@ def run(config: LabelConfig) -> None:
 
 
 def add_rows(
-    store: Store, data: tuple[str, ...] = (), *, practice: str | None = None, guidelines: Path | None = None
+    store: Store,
+    data: tuple[str, ...] = (),
+    *,
+    columns: Mapping[str, str] | None = None,
+    practice: str | None = None,
+    guidelines: Path | None = None,
 ) -> None:
     """Add pairs, practice pairs and guidelines to a store.
 
@@ -140,7 +149,7 @@ def add_rows(
         DataError: a file cannot be read; the message names it.
     """
     for source in data:
-        _add_pairs(store, source)
+        _add_pairs(store, source, RowFormat(columns))
     if practice is not None:
         from kleash.data.formats import read_groups
 
@@ -199,10 +208,10 @@ def _write_private(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _add_pairs(store: Store, source: str) -> None:
+def _add_pairs(store: Store, source: str, row_format: RowFormat) -> None:
     from kleash.data.formats import read_groups
 
-    groups = list(read_groups(source))
+    groups = list(read_groups(source, row_format=row_format))
     values = [group.columns.get("uncertainty") for group in groups]
     uncertainties = [float(value) for value in values if isinstance(value, int | float)]
     try:
