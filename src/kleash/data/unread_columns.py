@@ -51,6 +51,8 @@ def unread_columns(
                     unread[name] = f"{name} (the chat template does not read it)" if chat else name
             elif name in SYSTEM and isinstance(group.prompt, str):
                 unread[name] = f"{name} (plain text has no place for it; give the prompt as turns)"
+            elif any(group.columns[name] == response.content for response in group.responses):
+                continue  # the answer of a question is both, its response and a column
             elif not reads_columns and name not in LABELS:
                 unread[name] = name
         for key in _keys_of_turns(group) - unread.keys():
