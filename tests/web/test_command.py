@@ -41,7 +41,7 @@ def test_a_public_address_is_an_address(url: str) -> None:
     [
         ([{"prompt": "a", "responses": ["b"]}], r"pairs.jsonl: row 1 has 1 responses"),
         ([{"prompt": "a"}], r"pairs.jsonl: row 1 has 0 responses"),
-        ([{"question": "a"}], r"pairs.jsonl row 1"),
+        ([{"query": "a"}], r"pairs.jsonl row 1"),
     ],
 )
 def test_rows_that_cannot_be_compared_end_in_one_line(
