@@ -213,6 +213,15 @@ def test_an_added_token_that_is_not_special_is_a_control_token_where_the_templat
     assert [ids.count(mark) for mark in marks] == [1, 1, 1]  # the template's two, and one that it never writes
 
 
+def test_added_words_and_white_space_are_no_control_tokens():
+    """Gemma adds runs of line breaks to its vocabulary, and others add words."""
+    tokenizer = stock_tokenizer("llama3_imitation")
+    tokenizer.add_tokens(["\n\n", "user", "system"])
+    turns = [user("One user\n\nor\n\n\na system?"), assistant("user\n\n"), user("system")]
+    seen = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert encode_prompt(tuple(turns), tokenizer) == tuple(seen)
+
+
 def test_the_assistant_s_reasoning_tags_stay_tokens():
     tokenizer = stock_tokenizer("qwen3")
     tokenizer.add_special_tokens({"extra_special_tokens": [*CONTROLS, "<think>", "</think>"]})

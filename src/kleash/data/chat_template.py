@@ -195,13 +195,13 @@ def _measure(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -
 
 def last_control_token(text: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The last control token that a text spells; None where it spells none."""
-    tokens = _controls_in(text, tokenizer)
+    tokens = controls_in(text, tokenizer)
     return tokens[-1][1] if tokens else None
 
 
 def _first_control_token(tail: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, str]:
     """Id and text of the first control token after an answer: it ends the answer."""
-    tokens = _controls_in(tail, tokenizer)
+    tokens = controls_in(tail, tokenizer)
     if not tokens or tokens[0][1] not in tail:
         raise ModelError(
             f"the chat template of {name_of(tokenizer)} puts no end token after an answer, so that no model could "
@@ -210,7 +210,7 @@ def _first_control_token(tail: str, tokenizer: PreTrainedTokenizerBase) -> tuple
     return tokens[0]
 
 
-def _controls_in(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, str]]:
+def controls_in(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, str]]:
     """Ids and texts of the control tokens in a text, in their order."""
     special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     controls = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items()} | special

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from kleash.data.chat_template import MARK, per_tokenizer, render
+from kleash.data.chat_template import MARK, controls_in, per_tokenizer, render
 from kleash.data.group import Message
 from kleash.errors import DataError, ModelError
 
@@ -110,7 +110,11 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
         between = render(turns, tokenizer, add_generation_prompt=False)
     except (ModelError, DataError):  # no template, or one that refuses this: the rendering of a real row tells
         between = ""
-    return special | {str(token) for token in added if str(token) in between}
+    # Not the words and the white space that some vocabularies add, which stand between turns as in any text.
+    marks = {
+        token for _, token in controls_in(between, tokenizer) if not all(c.isalnum() or c.isspace() for c in token)
+    }
+    return special | marks
 
 
 @per_tokenizer
