@@ -245,6 +245,8 @@ def test_an_adapter_of_a_reward_model_is_a_reward(
     for name, tensor in expected.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], tensor)
     assert kind_of(folder) == "reward model"
+    with pytest.raises(ModelError, match="an adapter of a reward model and not a language model"):
+        load_policy(folder)
     assert build_reward(folder)([Group("a b", (Response("c"),))]).isfinite().all()
     started = new_reward_model(folder, seed=0, adapter="continue")[0]
     assert torch.equal(started.score.weight, expected.score.weight) and started.score.weight.requires_grad

@@ -272,7 +272,12 @@ def _read(
     from kleash.models.lora import take_adapter
 
     base = adapter_base(folder)
-    new_head = new_head or (kind is AutoModelForSequenceClassification and head_rows(folder) is not None)
+    brings_head = head_rows(folder) is not None
+    if brings_head and kind is AutoModelForCausalLM:
+        raise ModelError(
+            f"{model} is an adapter of a reward model and not a language model; give one of a language model"
+        )
+    new_head = new_head or brings_head
     try:
         live = _read(kind, base, new_head=new_head, **settings)
     except ModelError as error:
