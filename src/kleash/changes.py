@@ -44,7 +44,7 @@ def changes_of(path: Path, record: Json, config: Config, identity: Identity, inp
     refused = [name for name in names if name not in accepted and not (longer and name in STEPS)]
     finished, step = record["status"] == "finished", newest_step(path)
     if refused or (finished and names and not (longer and step is not None)):
-        hint = _hint(path, refused, config, finished=finished, longer=longer, kept=step is not None)
+        hint = _hint(path, refused, config, finished=finished, longer=longer, has_state=step is not None)
         refuse_other(path, old, identity, {role: value["path"] for role, value in inputs.items()}, hint=hint)
     when = datetime.now(UTC).isoformat(timespec="seconds")
     values = [(name, old.get(key), identity.get(key)) for name, key in zip(names, differing, strict=True)]
@@ -74,15 +74,15 @@ def _is_longer(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return bool(now > before)
 
 
-def _hint(path: Path, refused: list[str], config: Config, *, finished: bool, longer: bool, kept: bool) -> str:
+def _hint(path: Path, refused: list[str], config: Config, *, finished: bool, longer: bool, has_state: bool) -> str:
     """How to go on all the same."""
     if not finished:
         if refused and set(refused) <= config.MAY_CHANGE:
             return f"; to go on from its last state with the change, add --accept-changed {' '.join(refused)}"
         return ""
     if not longer:
-        return "; it is finished: to go on with the change, raise --max-steps too" if kept and not refused else ""
-    if not kept:
+        return "; it is finished: to go on with the change, raise --max-steps too" if has_state and not refused else ""
+    if not has_state:
         return (
             f"; it is finished and kept no training state (--keep-states 1 keeps one): to train on, start from it with "
             f"--model {path} and another --out"

@@ -152,8 +152,8 @@ class RunFolder:
         if self.record["status"] == "stopped" or (self.finished and changes):
             self.record["status"] = "running"
             self.record["gates"] = {name: gate for name, gate in self.record["gates"].items() if name != "out"}
-            self.record.pop("stopped", None)
-            self.record.pop("skipped", None)
+            for section in ("stopped", "skipped", "measured"):
+                self.record.pop(section, None)
 
     def stop(self, error: BaseException) -> None:
         """Note in run.json that the run stopped, and why; the same command continues it."""
@@ -175,6 +175,7 @@ class RunFolder:
     def _clear(self) -> None:
         """Keep the newest training states of a finished run and nothing else; without any the best weights go, too."""
         clear_leftovers(self.path)
+        remove(self.path / "measured")
         count = self.record["config"].get("keep_states", 1)
         states = sorted(self.checkpoints.glob("step-*"))
         for path in states[: len(states) - count] if count else [self.checkpoints]:

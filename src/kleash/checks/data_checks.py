@@ -73,17 +73,20 @@ def demonstrations(groups: Sequence[Group]) -> list[Check]:
     ]
 
 
-def on_policy_excess(model: str, groups: Sequence[EncodedGroup], *, device: str, dtype: str) -> OnPolicyExcess:
+def on_policy_excess(
+    model: str, groups: Sequence[EncodedGroup], *, device: str, dtype: str, rows: int = ROWS
+) -> OnPolicyExcess:
     """Excess negative log-likelihood of the training responses under the model that will be scored, and under its
     parent.
 
     Args:
         model: folder or hub name of a language model.
-        groups: encoded for its tokenizer; a spread of `ROWS` of them is read.
+        groups: encoded for its tokenizer; a spread of them is read.
         device: to compute on.
         dtype: to compute in.
+        rows: how many are read.
     """
-    chosen = groups[:: max(1, len(groups) // ROWS)][:ROWS]
+    chosen = groups[:: max(1, len(groups) // rows)][:rows]
     excess = excess_nll(load_policy(model, device=device)[0], chosen, dtype=dtype)
     path = parent_of(Path(model), "model")
     if path is None:

@@ -287,6 +287,7 @@ def probe_results(
     max_length: int | None,
     seed: int,
     compute: Compute,
+    rows: int = PROBED,
 ) -> list[ProbeResult] | Skipped:
     """Adversarial probes of the better responses of held-out groups; see `probe_groups`.
 
@@ -298,10 +299,11 @@ def probe_results(
         max_length: longest prompt and response in tokens; None is the model's context.
         seed: of which rows are taken.
         compute: where and how.
+        rows: most of them.
     """
     chosen = [
         replace(group.source, responses=(group.source.responses[best],), label=None)
-        for group in _some(held_out, PROBED, train_rows // 20, seed, "probes")
+        for group in _some(held_out, rows, train_rows // 20, seed, "probes")
         if (best := _best(group.source)) is not None
     ]
     encoded = []
@@ -324,6 +326,7 @@ def feature_range(
     *,
     seed: int,
     compute: Compute,
+    rows: int = FITTED,
 ) -> tuple[FeatureRange, Json]:
     """The range of the training responses in the model's features, and the distance of held-out responses and samples.
 
@@ -333,13 +336,14 @@ def feature_range(
         samples: responses of the model that training began with; may be empty.
         seed: of which rows are taken.
         compute: where and how.
+        rows: most rows of either set.
 
     Returns:
         The range, and `RewardReport.distance`.
     """
     most = len(train) // 4
-    trained = _features(model, _some(train, FITTED, most, seed, "features"), compute)
-    unseen = _features(model, _some(held_out, FITTED, most, seed, "features"), compute) if held_out else None
+    trained = _features(model, _some(train, rows, most, seed, "features"), compute)
+    unseen = _features(model, _some(held_out, rows, most, seed, "features"), compute) if held_out else None
     fitted = FeatureRange.fit(trained, held_out=unseen)
     sets = {
         "training": trained,

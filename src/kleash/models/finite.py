@@ -83,10 +83,10 @@ def _cause(model: nn.Module | None, *, trained: bool) -> str:
     name, size = largest_weight(model)
     if trained and size > LARGE:
         return f"the updates made the weights too large (up to {size:.3g}, in {name}), so that it overflows; {advice}"
-    known = f"its weights are at most {size:.3g}"
+    sizes = f"its weights are at most {size:.3g}"
     if trained:
-        return f"it overflows in the forward or backward pass ({known}); {advice}, or take --dtype float32"
-    return f"it overflows in the forward or backward pass ({known}), before any update; check the model and the rows"
+        return f"it overflows in the forward or backward pass ({sizes}); {advice}, or take --dtype float32"
+    return f"it overflows in the forward or backward pass ({sizes}), before any update; check the model and the rows"
 
 
 @torch.no_grad()

@@ -50,6 +50,7 @@ from kleash.stages.training_configs import DPOConfig
 from kleash.training.after_training import after_training
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop, State
+from kleash.training.measurements import SAMPLED, Measurements
 from kleash.training.model_folder import model_card, parameters_held, save_snapshot, write_model
 from kleash.training.optim import Optimizer
 
@@ -85,7 +86,8 @@ def run(config: DPOConfig, *, policy: Live | None = None) -> RunFolder:
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
     references = reference_logprobs(folder, config, model, [*train, *held_out])
     pairs = HeldOut(config, train, held_out, references[len(train) :])
-    kl_meter = KLMeter(config, tokenizer, held_out, reference_loader(config, model, live=policy is not None))
+    limits = Measurements(folder, model, train, **config.measure_settings(len(train)))
+    kl_meter = KLMeter(config, tokenizer, held_out, reference_loader(config, model, live=policy is not None), limits)
     make_trainable(model, **config.adapter_settings())
     steps = config.steps(len(train))
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
@@ -239,6 +241,7 @@ class KLMeter:
         tokenizer: the policy's.
         held_out: the rows of the prompts; prompts that leave no room for a response are skipped.
         load_reference: loads the reference, which takes no memory between measurements.
+        measurements: limits how many responses, and keeps the last figure.
     """
 
     def __init__(
@@ -247,8 +250,13 @@ class KLMeter:
         tokenizer: PreTrainedTokenizerBase,
         held_out: Sequence[EncodedGroup],
         load_reference: Callable[[], Reference],
+        measurements: Measurements,
     ) -> None:
         self.config, self.tokenizer, self.load_reference = config, tokenizer, load_reference
+        self.measurements = measurements
+        tokens = sum(len(group.prompt_ids) for group in held_out) / max(1, len(held_out))
+        work = 3 * tokens + (2 + SAMPLED) * config.max_new_tokens  # sampled, then read by the reference and the policy
+        self.samples = measurements.count("KL from the reference", config.kl_samples, part=1, work=work)
         self.prompts = list({group.prompt_ids: group for group in held_out}.values())
         names = {"validation_reward": config.hold_out, "gold": config.gold}
         self.rewards: dict[str, Reward] = {name: build_reward(reward) for name, reward in names.items() if reward}
@@ -259,13 +267,13 @@ class KLMeter:
         """`eval_kl` after a step, and the monitors of these responses (docs/metrics.md, Monitors)."""
         config = self.config
         room = (context_length(model) or 1 << 30) - config.max_new_tokens
-        prompts = [group for group in self.prompts if len(group.prompt_ids) <= room][: config.kl_samples]
+        prompts = [group for group in self.prompts if len(group.prompt_ids) <= room][: self.samples]
         if not prompts:
             self.latest = step, mean_se([])
             return {"eval_kl": None}
         sampler = build_sampler(model, self.tokenizer, max_new_tokens=config.max_new_tokens, dtype=config.dtype)
         batch, groups = sample_groups(
-            sampler, self.tokenizer, prompts, group_size=config.kl_samples // len(prompts),
+            sampler, self.tokenizer, prompts, group_size=self.samples // len(prompts),
             seed=derive_seed(config.seed, "measure kl"),
         )  # fmt: skip
         batch = with_logprobs(batch, model, self.load_reference(), exact=sampler.exact, compute=config.compute)
@@ -277,10 +285,14 @@ class KLMeter:
 
     def figures(self, model: PreTrainedModel, step: int) -> MeanSE:
         """Mean and standard error after a step; a step that was just measured is not measured again."""
-        if self.latest is None or self.latest[0] != step:
-            self.measure(model, step)
-        assert self.latest is not None
-        return self.latest[1]
+
+        def measure() -> MeanSE:
+            if self.latest is None or self.latest[0] != step:
+                self.measure(model, step)
+            assert self.latest is not None
+            return self.latest[1]
+
+        return self.measurements.keep("KL from the reference", MeanSE, measure)
 
 
 def report(folder: RunFolder, model: PreTrainedModel, step: int, pairs: HeldOut, kl_meter: KLMeter) -> StepMetrics:

@@ -44,6 +44,7 @@ from kleash.run import RunFolder, derive_seed, read_record
 from kleash.stages import reward_model
 from kleash.stages.training_configs import EnsembleConfig, RewardConfig
 from kleash.training.after_training import after_training
+from kleash.training.measurements import Measurements
 from kleash.training.model_folder import model_card, write_model
 
 logger = logging.getLogger("kleash")
@@ -89,7 +90,9 @@ def run(config: EnsembleConfig, *, reward: Live | None = None) -> RunFolder:
 
 def _check(config: EnsembleConfig, folder: RunFolder, report: PreferenceReport, files: Files) -> None:
     train = _encoded(config, files["reward"], load_tokenizer(config.model))
-    on_policy = reward_model.on_policy_excess(_single(config), train)
+    # the training of the members has paid for more than this
+    unlimited = Measurements(folder, None, train, **config.measure_settings(len(train)))
+    on_policy = reward_model.on_policy_excess(_single(config), train, unlimited)
     probes = report.probes if isinstance(report, RewardReport) else None
     record_checks(folder, checks=reward_checks.reward_model(report, probes=probes, on_policy=on_policy))
 
@@ -137,7 +140,7 @@ def _centred_on(config: EnsembleConfig, train: Sequence[Group]) -> Sequence[Grou
         return ()
     tokenizer = load_tokenizer(config.model)
     encoded = encode_all(train, tokenizer, max_length=config.max_length)[0]
-    sampled = (group.source for group in reward_model.start_samples(tokenizer, encoded, config))
+    sampled = (group.source for group in reward_model.start_samples(tokenizer, encoded, config, config.centre_samples))
     # A response that was cut off before it had any text cannot be written down as text.
     return [group for group in sampled if group.responses[0].finished or group.responses[0].text]
 
@@ -182,7 +185,9 @@ def _one(
         if not held_out:
             return None
         rewards = held_out_rewards(model, held_out, compute=settings.compute)
-        return reward_model.whole_report(model, tokenizer, train, held_out, rewards, settings, distance=distance)
+        return reward_model.whole_report(
+            folder, model, tokenizer, train, held_out, rewards, settings, distance=distance
+        )
 
     return after_training(folder, "report", report)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ from kleash.checks.gates import record_checks
 from kleash.checks.open_run import open_run, records_stop
 from kleash.checks.reward_checks import OnPolicyExcess
 from kleash.checks.reward_report import (
+    FEWEST,
+    FITTED,
+    PROBED,
     RewardReport,
     best_of_curve,
     check_rows,
@@ -42,13 +45,15 @@ from kleash.checks.reward_report import (
 from kleash.data.batch import GroupBatch, collate
 from kleash.data.batching import batch_at, batches, microbatches
 from kleash.data.chat import encode_all
-from kleash.data.group import EncodedGroup, Preference, Ranking
+from kleash.data.group import EncodedGroup, Preference, Ranking, Response, prompt_key
 from kleash.data.read import read_encoded
 from kleash.data.row_format import RowFormat
 from kleash.data.split import comparison, demonstration, imitated, read_usable
 from kleash.errors import DataError
+from kleash.evals.best_of_n_report import BestOfK
 from kleash.evals.learning_curve import LearningCurve
 from kleash.evals.preference_report import UNKNOWN, PreferenceReport
+from kleash.evals.probes import PROBES, ProbeResult
 from kleash.evals.report_values import as_json
 from kleash.evals.skipped import Skipped, or_skip
 from kleash.io import Json, write_text
@@ -65,6 +70,7 @@ from kleash.stages.training_configs import RewardConfig
 from kleash.training.after_training import after_training
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop, State
+from kleash.training.measurements import SAMPLED, Measurements, mean_tokens
 from kleash.training.model_folder import model_card, write_model
 from kleash.training.optim import Optimizer
 
@@ -77,6 +83,9 @@ FORMULA = (
     "loss = mean over prompts of mean over pairs of − p log σ(r_a − r_b − m) − (1 − p) log σ(r_b − r_a + m)"
     " + centring · (r_a + r_b)²"
 )
+
+Drawn = tuple[str, list[int], bool]
+"""A sample: the key of its prompt, its ids, whether it ended by itself."""
 
 WITHOUT_REPORT: Mapping[str, Any] = {
     "max_eval_rows": None, "centre_data": None, "centre_samples": 0, "best_of": 0, "gold": None,
@@ -152,15 +161,26 @@ def report(
     live: bool,
 ) -> StepMetrics:
     """The report on held-out pairs, with its checks and model card."""
+    measurements = measurements_of(folder, model, rows.train, config)
     distance = save_feature_range(folder, model, rows.train, rows.held_out, rows.samples, config)
     if not rows.held_out:
         return {}
-    rewards = held_out_rewards(model, rows.held_out, compute=config.compute)
-    whole = whole_report(model, tokenizer, rows.train, rows.held_out, rewards, config, gold, distance)
-    on_policy = None if live else on_policy_excess(config, rows.train)  # a live model may have another tokenizer
+    held_out = measurements.some("held-out pairs", rows.held_out, part=0.25)
+    rewards = measurements.keep(
+        "held-out pairs", list[list[float]], lambda: held_out_rewards(model, held_out, compute=config.compute)
+    )
+    whole = whole_report(folder, model, tokenizer, rows.train, held_out, rewards, config, gold, distance)
+    on_policy = None if live else on_policy_excess(config, rows.train, measurements)  # which may have other tokens
     record_checks(folder, checks=reward_checks.reward_model(whole, probes=whole.probes, on_policy=on_policy))
     write_text(folder.path / "README.md", model_card(folder, summary(whole)))
     return {"report": as_json(whole)}
+
+
+def measurements_of(
+    folder: RunFolder, model: PreTrainedModel, train: Sequence[EncodedGroup], config: RewardConfig
+) -> Measurements:
+    """What may be measured of a model that was trained on some rows."""
+    return Measurements(folder, model, train, **config.measure_settings(len(train)))
 
 
 def save_feature_range(
@@ -172,19 +192,21 @@ def save_feature_range(
     config: RewardConfig,
 ) -> Json | Skipped:
     """Save the range of the training responses in the model's features, next to its weights; returns the distances."""
-    compute = config.compute
-    measured = or_skip(
-        "feature range",
-        lambda: feature_range(model, train, held_out, samples, seed=config.seed, compute=compute),
-    )
-    if isinstance(measured, Skipped):
-        return measured
-    fitted, distances = measured
-    fitted.save(folder.path)
-    return distances
+    measurements = measurements_of(folder, model, train, config)
+    rows = measurements.count("feature range", FITTED, part=0.25, work=2 * mean_tokens(train), least=FEWEST)
+
+    def fit() -> Json:
+        fitted, distances = feature_range(
+            model, train, held_out, samples, seed=config.seed, compute=config.compute, rows=rows
+        )
+        fitted.save(folder.path)
+        return distances
+
+    return or_skip("feature range", lambda: measurements.keep("feature range", Json, fit))
 
 
 def whole_report(
+    folder: RunFolder,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     train: Sequence[EncodedGroup],
@@ -195,22 +217,24 @@ def whole_report(
     distance: Json | Skipped | None = None,
 ) -> RewardReport:
     """The report on a single model; measurements that exceed the model's limits are skipped."""
-    compute = config.compute
+    compute, measurements = config.compute, measurements_of(folder, model, train, config)
     best_of, curve = None, None
+    work = (1 + len(PROBES)) * mean_tokens(held_out) / 2
+    probed = measurements.count("probes", min(PROBED, len(held_out)), part=0.1, work=work)
     probes = or_skip(
         "probes",
-        lambda: probe_results(
-            model, tokenizer, held_out,
+        lambda: measurements.keep("probes", list[ProbeResult] | Skipped, lambda: probe_results(
+            model, tokenizer, held_out, rows=probed,
             train_rows=len(train), max_length=config.max_length, seed=config.seed, compute=compute,
-        ),
+        )),
     )  # fmt: skip
     if config.best_of:
         best_of = or_skip(
             "best of n",
-            lambda: best_of_curve(
+            lambda: measurements.keep("best of n", list[BestOfK] | Skipped, lambda: best_of_curve(
                 model, tokenizer, held_out, policy=config.model, n=config.best_of,
                 max_new_tokens=config.centre_max_new_tokens, gold=gold, seed=config.seed, compute=compute,
-            ),
+            )),
         )  # fmt: skip
     if config.learning_curve:
         curve = or_skip("learning curve", lambda: _learning_curve(train, held_out, rewards, config))
@@ -241,12 +265,16 @@ def _learning_curve(
     )  # fmt: skip
 
 
-def on_policy_excess(config: RewardConfig, train: Sequence[EncodedGroup]) -> OnPolicyExcess | Skipped:
+def on_policy_excess(
+    config: RewardConfig, train: Sequence[EncodedGroup], measurements: Measurements
+) -> OnPolicyExcess | Skipped:
     """Excess negative log-likelihood of the training responses, where it can be measured."""
-    return or_skip(
-        "excess negative log-likelihood",
-        lambda: data_checks.on_policy_excess(config.model, train, device=config.device, dtype=config.dtype),
+    name = "excess negative log-likelihood"
+    rows = measurements.count(name, min(data_checks.ROWS, len(train)), part=0.1, work=2 * mean_tokens(train))
+    measure = lambda: data_checks.on_policy_excess(  # noqa: E731
+        config.model, train, device=config.device, dtype=config.dtype, rows=rows
     )
+    return or_skip(name, lambda: measurements.keep(name, OnPolicyExcess, measure))
 
 
 def head_weights(config: RewardConfig, rows: Sequence[int]) -> Float[Tensor, "P M"]:
@@ -306,8 +334,13 @@ def centre_model(
     Returns:
         The samples whose mean score is now zero, empty if there are none; and their description for run.json.
     """
-    samples = after_training(folder, "centring samples", lambda: centring_samples(tokenizer, train, config)) or []
-    if not after_training(folder, "centring", lambda: centre(model, samples or train, config.compute)):
+    measurements = measurements_of(folder, model, train, config)
+    samples = (
+        after_training(folder, "centring samples", lambda: centring_samples(tokenizer, train, config, measurements))
+        or []
+    )
+    rows = samples or measurements.some("centring", train, part=0.3)
+    if not after_training(folder, "centring", lambda: centre(model, rows, config.compute)):
         return [], "nothing"
     write_text(folder.path / "config.json", model.config.to_json_string())
     if not samples:
@@ -330,7 +363,10 @@ def centre(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: Comp
 
 
 def centring_samples(
-    tokenizer: PreTrainedTokenizerBase, train: Sequence[EncodedGroup], config: RewardConfig
+    tokenizer: PreTrainedTokenizerBase,
+    train: Sequence[EncodedGroup],
+    config: RewardConfig,
+    measurements: Measurements,
 ) -> list[EncodedGroup]:
     """The rows whose mean score becomes zero: those of `centre_data`, or samples; empty where neither is requested.
 
@@ -338,14 +374,23 @@ def centring_samples(
         DataError: samples are asked for, and no training prompt leaves room for one.
     """
     if config.centre_data is not None:
-        rows = [
-            imitated(row)
-            for row in read_usable(config.centre_data, demonstration, row_format=RowFormat(as_chat=config.as_chat))
-        ]
-        return encode_all(rows, tokenizer, max_length=config.max_length)[0]
+        return centring_rows(tokenizer, config)
     if not config.centre_samples or not can_respond(config.model):
         return []
-    samples = start_samples(tokenizer, train, config)
+    prompt = sum(len(row.prompt_ids) for row in train) / len(train)
+    work = 2 * prompt + (1 + SAMPLED) * config.centre_max_new_tokens
+    count = measurements.count("samples to centre on", min(config.centre_samples, len(train)), part=0.3, work=work)
+    fresh: list[EncodedGroup] = []
+
+    def draw() -> list[Drawn]:
+        fresh.extend(start_samples(tokenizer, train, config, count))
+        return [
+            (prompt_key(group.source.prompt), list(group.responses[0].ids), group.source.responses[0].finished)
+            for group in fresh
+        ]
+
+    draws = measurements.keep("samples to centre on", list[Drawn], draw)
+    samples = fresh or drawn_again(draws, train, tokenizer)
     if not samples:
         raise DataError(
             f"no training prompt leaves room for a response in the context of {config.model}; centred on the training "
@@ -362,12 +407,37 @@ def can_respond(model: str) -> bool:
     return False
 
 
+def centring_rows(tokenizer: PreTrainedTokenizerBase, config: RewardConfig) -> list[EncodedGroup]:
+    """The rows of `centre_data`."""
+    assert config.centre_data is not None
+    row_format = RowFormat(as_chat=config.as_chat)
+    rows = [imitated(row) for row in read_usable(config.centre_data, demonstration, row_format=row_format)]
+    return encode_all(rows, tokenizer, max_length=config.max_length)[0]
+
+
+def drawn_again(
+    draws: Sequence[Drawn], train: Sequence[EncodedGroup], tokenizer: PreTrainedTokenizerBase
+) -> list[EncodedGroup]:
+    """Samples that were kept before an interruption."""
+    prompts = {prompt_key(row.source.prompt): row.source for row in train}
+    decode = lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True))  # noqa: E731
+    groups = [
+        replace(
+            prompts[prompt],
+            responses=(Response(ids=tuple(ids), finished=finished, decode=decode),),
+            label=None,
+        )
+        for prompt, ids, finished in draws
+    ]
+    return encode_all(groups, tokenizer, max_length=None)[0] if groups else []
+
+
 def start_samples(
-    tokenizer: PreTrainedTokenizerBase, train: Sequence[EncodedGroup], config: RewardConfig
+    tokenizer: PreTrainedTokenizerBase, train: Sequence[EncodedGroup], config: RewardConfig, count: int
 ) -> list[EncodedGroup]:
     """Responses of `config.model` to some training prompts; empty where no prompt leaves room for a response."""
     seed = derive_seed(config.seed, "centre")
-    rows = batch_at(0, len(train), min(config.centre_samples, len(train)), seed)
+    rows = batch_at(0, len(train), min(count, len(train)), seed)
     return sample(
         tokenizer, [train[row] for row in rows], policy=config.model, group_size=1,
         max_new_tokens=config.centre_max_new_tokens, seed=seed, compute=config.compute,

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kleash.checks import sft_checks
 from kleash.checks.gates import Check, record_checks
 from kleash.checks.open_run import open_run, records_stop
-from kleash.checks.sample_stats import describe, prompt_effect, responses_of, sample, usual_length
+from kleash.checks.sample_stats import Samples, describe, prompt_effect, responses_of, sample, usual_length
 from kleash.data.batch import collate
 from kleash.data.batching import batches, microbatches
 from kleash.data.group import EncodedGroup
@@ -39,6 +39,7 @@ from kleash.stages.training_configs import SFTConfig
 from kleash.training.after_training import after_training
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop, State
+from kleash.training.measurements import SAMPLED, Measurements, mean_tokens
 from kleash.training.model_folder import write_model
 from kleash.training.optim import Optimizer
 
@@ -147,27 +148,36 @@ def check(
     config: SFTConfig,
 ) -> None:
     """Check the model on held-out rows: loss, effect of the prompt, and samples."""
+    measurements = Measurements(folder, model, train, **config.measure_settings(len(train)))
     prompts = list({group.prompt_ids: group for group in held_out}.values())[: config.gate_prompts]
-    sampling, unsampled = None, "there are no held-out prompts"
+    sampling: Samples | None = None
+    unsampled = "there are no held-out prompts"
     if config.gate_prompts == 0:
         unsampled = "gate_prompts is 0"
     elif model.device.type == "cpu" and model.num_parameters() > UNSAMPLED:
         unsampled = "the model is large for a CPU; `kleash check` does it"
     elif prompts:
         limit = usual_length(train, most=config.gate_max_new_tokens)
-        sampling = sample(model, tokenizer, prompts, limit=limit, seed=config.seed, dtype=config.dtype)
+        work = 2 * (2 * mean_tokens(prompts) + (1 + SAMPLED) * limit)  # two samples each, read again for their entropy
+        prompts = prompts[: measurements.count("samples", len(prompts), part=0.7, work=work)]
+        draw = lambda: sample(model, tokenizer, prompts, limit=limit, seed=config.seed, dtype=config.dtype)  # noqa: E731
+        sampling = measurements.keep("samples", Samples | None, lambda: (draw() or (None, None))[1])
         unsampled = "no held-out prompt leaves room for a response"
-    some = held_out[:EFFECT_ROWS]
-    gain = before[: len(some)].copy()
-    gain[:, 0] -= held_out_losses(model, some, config.compute)[:, 0]
+    rows = measurements.count(
+        "effect of the prompt", min(EFFECT_ROWS, len(held_out)), part=0.3, work=3 * mean_tokens(held_out)
+    )
+    some, gain = held_out[:rows], before[:rows].copy()
+    losses = lambda: held_out_losses(model, some, config.compute)[:, 0].tolist()  # noqa: E731
+    gain[:, 0] -= measurements.keep("held-out rows", list[float], losses)
+    effect = lambda: prompt_effect(model, some, dtype=config.dtype).tolist()  # noqa: E731
     checks: list[Check] = sft_checks.sft(
         before=mean_loss(before),
         after=after,
         gain=gain,
         prompts=number_prompts([group.prompt_ids for group in some]),
         rows=len(held_out),
-        effect=prompt_effect(model, some, dtype=config.dtype) if held_out else None,
-        samples=sampling[1] if sampling else None,
+        effect=np.array(measurements.keep("effect of the prompt", list[float], effect)) if held_out else None,
+        samples=sampling,
         demonstrations=describe(responses_of(train), tokenizer),
         unsampled=unsampled,
     )

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from kleash.errors import ConfigError, MachineError, TrainingError
+from kleash.io import remove
 from kleash.models.finite import refuse_overflow
 from kleash.progress import Progress
 from kleash.run import RunFolder, StepMetrics
@@ -78,6 +79,8 @@ class Loop:
 
     def __iter__(self) -> Iterator[int]:
         """The numbers of the steps, from 1; after each the state is saved where that is due, and once at the end."""
+        if self.step < self.total and self.stop is None:
+            remove(self.folder.path / "measured")  # of fewer steps
         with self._progress, self._trackers:
             while self.step < self.total and self.stop is None:
                 yield self.step + 1

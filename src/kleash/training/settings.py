@@ -117,6 +117,9 @@ class TrainingConfig(StageConfig):
     accept_changed: tuple[str, ...] = ()
     """What may differ from the run in `out`, which goes on from its last state: reward, data, learning_rate, … Each
     change is recorded in run.json. More steps and other `micro_batch_tokens` need no leave."""
+    measure_share: float = Field(0.2, gt=0)
+    """Most work of the measurements after training, as a share of the training's; they read fewer rows where it does
+    not suffice. Work is counted in tokens, not by the clock, and small models are not limited."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where to log metrics besides metrics.jsonl. Each needs its extra: pip install 'kleash[tensorboard]'."""
     force: bool = False
@@ -164,6 +167,10 @@ class TrainingConfig(StageConfig):
     def loop_settings(self) -> Settings:
         """The settings of `Loop`, but for the number of steps."""
         return {name: getattr(self, name) for name in ("save_every", "keep_states", "eval_every", "trackers")}
+
+    def measure_settings(self, rows: int) -> Settings:
+        """The settings of `Measurements` for a number of training rows."""
+        return {"rows": self.batch_size * self.steps(rows), "share": self.measure_share, "seed": self.seed}
 
     def adapter_settings(self) -> Settings:
         """The settings of `make_trainable`."""

@@ -128,7 +128,7 @@ def reward_of(folder: Path, arm: Arm) -> Reward:
             model=str(folder / "sft"), data="", out=folder,
             centre_data=str(ensemble / "comparisons" / "centre.jsonl"),
         )  # fmt: skip
-        reward_model.centre(model, reward_model.centring_samples(reward_tokenizer, [], settings), settings.compute)
+        reward_model.centre(model, reward_model.centring_rows(reward_tokenizer, settings), settings.compute)
         return LearnedReward(model, reward_tokenizer, policy_tokenizer=tokenizer)
     members = [LearnedReward.load(path, policy_tokenizer=tokenizer) for path in paths]
     if arm.combination == "single":

@@ -1,0 +1,163 @@
+"""What is measured after training: limited by the training's work, named, and not lost by an interruption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from transformers import LlamaModel
+
+from kleash.run import RunFolder
+from kleash.stages import STAGES, reward_model, sft
+from kleash.training import measurements
+from kleash.training.measurements import FEWEST, SAMPLED, TRAINED, Measurements
+from tests.conftest import letters
+
+MEASURED = {
+    "sft": {"samples", "held-out rows", "effect of the prompt"},
+    "reward": {"samples to centre on", "feature range", "held-out pairs", "probes", "excess negative log-likelihood"},
+    "dpo": {"KL from the reference"},
+}
+
+
+class Work:
+    """Tokens that models read before and after the final weights were written, in the units of `Measurements`."""
+
+    def __init__(self) -> None:
+        self.training, self.after, self.written = 0, 0, False
+
+    def count(self, ids: torch.Tensor) -> None:
+        if torch.is_grad_enabled():
+            self.training += TRAINED * ids.numel()
+        elif self.written:
+            self.after += (SAMPLED if ids.shape[1] == 1 else 1) * ids.numel()
+
+
+@contextmanager
+def counted(work: Work, stage: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    write = stage.write_model
+
+    def writes(*arguments: Any, **options: Any) -> None:
+        write(*arguments, **options)
+        work.written = True
+
+    monkeypatch.setattr(stage, "write_model", writes)
+    call = LlamaModel.forward
+
+    @wraps(call)
+    def forward(self: LlamaModel, *arguments: Any, **options: Any) -> Any:
+        work.count(options["input_ids"] if "input_ids" in options else arguments[0])
+        return call(self, *arguments, **options)
+
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    yield
+
+
+def pair(number: int) -> dict[str, str]:
+    return {"chosen": "z " + letters(number, 4), "rejected": letters(number, 5)}
+
+
+def settings(stage: str, base: Path, **changes: Any) -> dict[str, Any]:
+    data = base.parent / "rows.jsonl"
+    if not data.exists():
+        row = (lambda n: {"response": letters(n + 1, 5)}) if stage == "sft" else pair
+        rows = [{"prompt": letters(n % 997, 6 + n % 3), **row(n)} for n in range(400)]
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {"model": str(base), "data": str(data), "out": base.parent / stage}
+    return values | {"max_steps": 60, "batch_size": 32, "force": True} | changes
+
+
+def run(stage: str, values: dict[str, Any]) -> RunFolder:
+    config = STAGES[stage].config if stage != "reward" else reward_model.RewardConfig
+    folder = (reward_model.run if stage == "reward" else STAGES[stage].run)(config.make(values))
+    assert isinstance(folder, RunFolder)
+    return folder
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_they_take_at_most_a_fifth_of_the_work_of_training(
+    stage: str, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Work()
+    monkeypatch.setattr(measurements, "FREE", 0.0)
+    with counted(work, sft if stage == "sft" else reward_model, monkeypatch):
+        folder = run(stage, settings(stage, base))
+    assert 0 < work.after <= 0.2 * work.training, work.after / work.training
+    whole = run(stage, settings(stage, base, out=base.parent / "whole", measure_share=1e6))
+    assert "measured" not in whole.record and whole.record["gates"]["out"]["checks"]
+    limited = run(stage, settings(stage, base, out=base.parent / "limited", measure_share=0.02))
+    assert all(entry["rows"] < entry["of"] for entry in limited.record["measured"].values())
+    assert set(limited.record["measured"]) <= MEASURED[stage] and limited.record["measured"]
+    assert folder.finished
+
+
+@given(
+    most=st.integers(0, 2000),
+    part=st.floats(0, 1),
+    work=st.floats(0.1, 1e6),
+    trained=st.integers(1, 10**7),
+    share=st.floats(1e-3, 2),
+)
+def test_a_measurement_takes_no_more_rows_than_its_part_pays_for(
+    most: int, part: float, work: float, trained: int, share: float
+) -> None:
+    limits = Measurements(Silent(Path("run"), {}), nn.Linear(2, 1), [], rows=trained, share=share, seed=0)
+    limits.work = share * trained
+    rows = limits.count("rows", most, part=part, work=work)
+    assert rows <= most
+    assert rows == min(most, FEWEST) or rows * max(work, 1) <= part * share * trained * (1 + 1e-9)
+    assert rows == most or (rows + 1) * max(work, 1) > part * share * trained * (1 - 1e-9)
+
+
+class Silent(RunFolder):
+    """A run without a folder."""
+
+    def note(self, section: str, **values: Any) -> None:
+        """Write nothing."""
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+def test_each_is_a_bar_with_its_name_and_an_interrupted_run_goes_on_with_the_next(
+    stage: str, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    real = measurements.Progress
+
+    class Bar(real):  # type: ignore[misc,valid-type]
+        def __init__(self, total: int, title: str, **options: Any) -> None:
+            titles.append(title)
+            super().__init__(total, title, **options)
+
+    monkeypatch.setattr(measurements, "Progress", Bar)
+    values = settings(stage, base, max_steps=4)
+    whole = run(stage, values | {"out": base.parent / "whole"})
+    assert set(titles) == MEASURED[stage]
+
+    titles.clear()
+    keep = Measurements.keep
+
+    def keep_one(self: Measurements, name: str, kind: Any, measure: Any) -> Any:
+        result = keep(self, name, kind, measure)
+        if len(titles) == len(MEASURED[stage]):
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Measurements, "keep", keep_one)
+        run(stage, values)
+    assert len(list((base.parent / stage / "measured").glob("*.json"))) == len(MEASURED[stage])
+    folder = run(stage, values)
+    assert len(titles) == len(MEASURED[stage]), "none was measured twice"
+    records = [json.loads((each.path / "run.json").read_text()) for each in (folder, whole)]
+    assert records[0]["results"] == records[1]["results"]
+    assert records[0]["gates"]["out"]["checks"] == records[1]["gates"]["out"]["checks"]
+    assert not (folder.path / "measured").exists()
