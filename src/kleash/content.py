@@ -40,6 +40,9 @@ MODEL_FILES = (
 ADAPTER = "adapter_config.json"
 """The file that makes a folder that of an adapter, by the convention of `peft`."""
 
+YAML = (".yaml", ".yml")
+"""Endings of a composition of rewards, and of a mixture of data."""
+
 HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(:[\w.-]+)?")
 
 
@@ -82,6 +85,8 @@ def content_hash(name: str | Path, kind: Kind) -> str:
         return folder_hash(path)
     if path.is_dir():
         return _files_hash(path, (file for file in path.rglob("*") if not _is_hidden(file, path)))
+    if path.is_file() and kind.name == "data" and path.suffix in YAML:
+        return text_hash(file_hash(path), *(content_hash(part, kind) for part in _named_in(path, "data")))
     if path.is_file():
         return file_hash(path)
     commit = hub_commit(str(name), dataset=kind.name == "data") if kind.name in ("model", "data") else None
@@ -266,7 +271,7 @@ def _only_a_path(text: str, kind: Kind) -> bool:
             return True
         on_hub = "/" in text and HUB_NAME.fullmatch(text) is not None and not _beside_a_folder(text)
         return _separated(text) and not on_hub and not re.fullmatch(r"[\w.]+:\w+", text)
-    if kind.name == "run" or text.endswith((*READABLE_ENDINGS, ".txt", ".gz")):
+    if kind.name == "run" or text.endswith((*READABLE_ENDINGS, *YAML, ".txt", ".gz")):
         return True
     if kind.name == "data" and "/" not in text:
         return True
@@ -301,11 +306,17 @@ def _parts_hashes(path: Path) -> list[str]:
     values: Json = read_yaml(path)
     if judge := values.get("judge"):  # behind an endpoint, it is a name that the server knows
         return [text_hash(str(judge)) if values.get("endpoint") else content_hash(str(judge), MODEL)]
-    parts = values.get("parts")
-    named = [part.get("reward") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
-    # A composition must not nest (`build_reward` refuses it), and hashing one that names itself would not end.
-    names = [part for part in named if isinstance(part, str) and is_possible_path(part)]
-    return [reward_hash(name) for name in names if not name.endswith((".yaml", ".yml"))]
+    return [reward_hash(name) for name in _named_in(path, "reward")]
+
+
+def _named_in(path: Path, key: str) -> list[str]:
+    """What the parts of a composition, or of a mixture of data, name by a key. They must not nest, and hashing one that
+    names itself would not end.
+    """
+    parts = read_yaml(path).get("parts")
+    values = [part.get(key) for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    names = [value for value in values if isinstance(value, str) and is_possible_path(value)]
+    return [name for name in names if not name.endswith(YAML)]
 
 
 def _files_hash(root: Path, files: Iterable[Path]) -> str:

@@ -10,6 +10,7 @@ import gzip
 import json
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kleash.data.group import Group
+from kleash.data.mixture import parts_of
 from kleash.data.other_schemas import read_row, renamed
 from kleash.data.row_files import NumberedRows, file_rows, folder_files, without_nulls
 from kleash.data.row_format import AS_IT_IS, RowFormat
@@ -33,16 +35,15 @@ def read_groups(source: str | Path, *, split: str | None = None, row_format: Row
 
     Args:
         source: a path by its ending (.jsonl, .json, .parquet, .csv, .tsv, .arrow, …), a folder that `datasets` saved, a
-            cloned repository of a data set, or `owner/name` (`owner/name:config`) on the hub. The hub is contacted only
-            where the name cannot be a path.
+            cloned repository of a data set, a `mixture` (.yaml), or `owner/name` (`owner/name:config`) on the hub,
+            which is contacted only where the name cannot be a path.
         split: which split of a folder or a hub dataset; its only one, else `train`.
         row_format: names of its columns, and whether text becomes turns.
 
     Raises:
         DataError: at once if there is nothing to read, otherwise at the first row that cannot be read, naming it.
     """
-    name, rows = _open(source, split)
-    return (group for _, group in _with_groups(name, rows, row_format))
+    return (group for _, group in _all_rows(source, split, row_format))
 
 
 def read_rows(
@@ -51,8 +52,15 @@ def read_rows(
     """Rows, each with its group: unchanged, or in the columns of `schemas` where they have others; see
     `read_groups`.
     """
-    name, rows = _open(source, split)
-    return ((_own_row(row, group), group) for row, group in _with_groups(name, rows, row_format))
+    return ((_own_row(row, group), group) for row, group in _all_rows(source, split, row_format))
+
+
+def _all_rows(source: str | Path, split: str | None, row_format: RowFormat) -> Iterator[tuple[Any, Group]]:
+    """The rows of a source, or of all parts of a mixture; each is opened at once."""
+    rows = [
+        _with_groups(*_open(part.data, part.split or split), part.row_format(row_format)) for part in parts_of(source)
+    ]
+    return chain.from_iterable(rows)
 
 
 def _own_row(row: Any, group: Group) -> Row:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kleash.data.formats import read_groups
 from kleash.data.group import Content, Group, Preference, Response, Scores, prompt_key
+from kleash.data.mixture import described, parts_of, repeated
 from kleash.data.row_format import AS_IT_IS, RowFormat
 from kleash.data.unpaired import is_good, pair_by_label
 from kleash.errors import DataError
@@ -51,9 +52,23 @@ def read_split(
     Raises:
         DataError: naming the first row that the stage cannot use.
     """
-    groups = read_usable(data, usable, response_column=response_column, row_format=row_format)
+    parts = parts_of(data)
+    sources = [
+        read_usable(
+            part.data, usable, response_column=response_column, row_format=part.row_format(row_format), split=part.split
+        )
+        for part in parts
+    ]
+    groups = [group for source in sources for group in source]
+    if len(parts) > 1:
+        logger.info("%s: %s", data, described(parts, list(map(len, sources))))
+    weights = {id(group): part.weight for part, source in zip(parts, sources, strict=True) for group in source}
+
+    def weighted(train: Sequence[Group]) -> list[Group]:
+        return repeated(((group, weights[id(group)]) for group in train), seed=seed)
+
     if eval_data is not None:
-        return groups, read_usable(
+        return weighted(groups), read_usable(
             eval_data, usable, max_eval_rows, response_column=response_column, row_format=row_format
         )
     train, held_out = hold_out(groups, seed=seed)
@@ -61,7 +76,7 @@ def read_split(
         "%s: %d of %d rows are held out to measure on, a tenth; --eval-data names other rows",
         data, len(held_out), len(groups),
     )  # fmt: skip
-    return train, held_out[:max_eval_rows]
+    return weighted(train), held_out[:max_eval_rows]
 
 
 def read_usable(
@@ -71,6 +86,7 @@ def read_usable(
     *,
     response_column: str | None = None,
     row_format: RowFormat = AS_IT_IS,
+    split: str | None = None,
 ) -> list[Group]:
     """Read the rows of a file; raises at the first row that a stage cannot use.
 
@@ -79,7 +95,7 @@ def read_usable(
     """
     groups = []
     unpaired = []
-    for row, read in enumerate(islice(read_groups(data, row_format=row_format), limit), start=1):
+    for row, read in enumerate(islice(read_groups(data, split=split, row_format=row_format), limit), start=1):
         group = read if response_column is None else answered_by(read, response_column)
         problem = usable(group)
         if problem and is_good(group) is not None:
