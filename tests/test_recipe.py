@@ -152,3 +152,25 @@ def test_the_held_out_sums_are_not_among_those_of_training_in_either_order(
         assert [str(a + b) for a, b in terms] == [row["answer"] for row in rows]
         pairs.append({frozenset(pair) for pair in terms})
     assert len(pairs[1]) == 16 and len(pairs[0]) == 39 and not pairs[0] & pairs[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("out: 1.5\nstages: {sft: {model: m, data: d}}", "'out' is 1.5, but should be text"),
+        ("out: [x]\nstages: {sft: {model: m, data: d}}", r"'out' is \['x'\], but should be text"),
+        ("out: ''\nstages: {sft: {model: m, data: d}}", "'out' is '', but should be text"),
+        ("out: x\nstages: {sft: {stage: [ppo], model: m}}", "stage 'sft': 'stage' should be one of"),
+        ("out: x\nstages: {1: {stage: null, model: m}}", "stage '1': 'stage' should be one of"),
+        ('out: "a\\0b"\nstages: {sft: {model: m, data: d}}', "which cannot be the name of a file"),
+        ("out: x\nstages: {sft: {model: m, data: " + "z" * 300 + "}}", "'data' is 'z.*which cannot be the name"),
+        ("out: 2001-99-99\nstages: {}", "invalid YAML: month must be in"),
+        ("out: " + "[" * 3000 + "]" * 3000, "invalid YAML: it is nested more than 100 levels deep"),
+    ],
+)
+def test_a_recipe_of_other_types_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_recipe(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from kleash.checks.artifact import check
 from kleash.checks.gates import check_parents
+from kleash.cli import _run as command
 from kleash.errors import DataError, InputError, MachineError
 from kleash.io import read_jsonl
 from kleash.run import RunFolder, parent_of, read_record
@@ -60,6 +62,25 @@ def test_a_second_process_on_the_same_out_is_told_and_changes_nothing(config: SF
         opened(config)
     assert {path.name: path.read_bytes() for path in config.out.iterdir()} == before
     process.communicate()
+
+
+def test_a_second_command_on_the_same_out_leaves_with_2(config: SFTConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    process = writer(config)
+    assert command(["sft", "--model", config.model, "--data", config.data, "--out", str(config.out)]) == 2
+    assert re.fullmatch(
+        rf"kleash: \S+/run is being written by process {process.pid} on \S+; wait for it, or choose another --out\n",
+        capsys.readouterr().err,
+    )
+    process.communicate()
+
+
+def test_a_run_killed_after_its_last_word_leaves_nothing(config: SFTConfig) -> None:
+    opened(config).finish()
+    (config.out / ".lock").write_text("1 nowhere 000000000000.000\n")
+    (config.out / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (config.out / ".run.json.1.tmp").touch()
+    assert opened(config).finished
+    assert os.listdir(config.out) == ["run.json"]
 
 
 def test_the_seconds_before_a_kill_count_too(config: SFTConfig) -> None:

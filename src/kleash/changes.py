@@ -70,8 +70,8 @@ def _is_longer(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether the new settings have more steps; unknown, and so no, where one counts steps and the other epochs."""
     before, now = old.get("max_steps"), new.get("max_steps")
     if before is None or now is None:
-        return before is now and bool(new.get("epochs", 0) > old.get("epochs", 0))
-    return bool(now > before)
+        before, now = (old.get("epochs"), new.get("epochs")) if before is now else (None, None)
+    return isinstance(before, int | float) and isinstance(now, int | float) and now > before
 
 
 def _hint(path: Path, refused: list[str], config: Config, *, finished: bool, longer: bool, has_state: bool) -> str:

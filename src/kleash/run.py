@@ -306,10 +306,10 @@ def parent_of(path: Path, role: str) -> Path | None:
     parent = ((record or {}).get("inputs") or {}).get(role)
     if record is None or parent is None:
         return None
-    recorded, out = Path(parent["path"]), Path(record["config"].get("out", path))
+    recorded, out = Path(parent["path"]), Path(str(record["config"].get("out", path)))
     relative = os.path.relpath(recorded.absolute(), out.absolute())
     for candidate in (recorded, path / relative, path.parent / recorded.name):
-        if candidate.is_dir() and folder_hash(candidate) == parent["sha256"]:
+        if os.path.isdir(candidate) and folder_hash(candidate) == parent["sha256"]:
             return candidate
     return None
 

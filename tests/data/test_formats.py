@@ -420,3 +420,24 @@ def test_a_column_that_would_be_read_as_something_else_is_refused(tmp_path):
     assert parse_row(to_row(group)) == group
     with pytest.raises(DataError, match="does not write"):
         write_groups([group], tmp_path / "data.csv")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+def test_a_damaged_parquet_file_is_one_line(share: float, tmp_path: Path) -> None:
+    file = tmp_path / "data.parquet"
+    write_groups([Group("a", (Response("b" * 100),))] * 50, file)
+    content = file.read_bytes()
+    for damaged in (content[: int(share * len(content))] + b"PAR1", content[: int(share * len(content))], b"PAR1"):
+        file.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"data\.parquet .*write it again|is empty") as caught:
+            list(read_groups(file))
+        assert "\n" not in str(caught.value)
+
+
+def test_rows_nested_deep_or_with_digits_by_the_thousand_are_one_line(tmp_path: Path) -> None:
+    for row in ('{"a":' * 3000 + "1" + "}" * 3000, '{"prompt": "a", "n": ' + "1" * 5000 + "}"):
+        for name, text in (("data.jsonl", f'{{"prompt": "a"}}\n{row}\n'), ("data.json", f"[{row}]")):
+            (tmp_path / name).write_text(text)
+            with pytest.raises(DataError, match=name) as caught:
+                list(read_groups(tmp_path / name))
+            assert "\n" not in str(caught.value) and len(str(caught.value)) < 400

@@ -55,7 +55,7 @@ from kleash.stages.training_configs import SFTConfig
 from kleash.testing import tiny_model, tiny_tokenizer
 from kleash.training import checkpoint
 
-BLOCK = 250
+BLOCK = 2000
 """Inputs a process; the next one begins afresh."""
 
 LONGEST = 20
@@ -122,11 +122,14 @@ def _deep(levels: int) -> Any:
     return value
 
 
-VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 3, 10**40, 10**400, 1.5, float("nan"), float("inf"), "", " ", "x", "nan", "1e999", "@x",
-    "\ud800", "a\x00b", "\u2028", "z" * 5000, "../..", "/dev/null", "~", [], [None], [[]], {}, {"": None}, {"role": 1},
-    _deep(60), _deep(500), "<|im_end|>", "{{ x }}", "{% for %}",
-)  # fmt: skip
+def _value(draw: random.Random) -> Any:
+    """A value that is hardly ever expected; a new one, since further damage may change it."""
+    values = (
+        None, True, False, 0, -1, 3, 10**40, 10**400, 1.5, float("nan"), float("inf"), "", " ", "x", "nan", "1e999",
+        "@x", "\ud800", "a\x00b", "\u2028", "z" * 5000, "../..", "/dev/null", "~", [], [None], [[]], {}, {"": None},
+        {"role": 1}, _deep(60), _deep(500), "<|im_end|>", "{{ x }}", "{% for %}",
+    )  # fmt: skip
+    return draw.choice(values)
 
 
 def damaged_bytes(content: bytes, draw: random.Random) -> bytes:
@@ -155,7 +158,7 @@ def damaged_value(value: Any, draw: random.Random) -> Any:
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
         parents = [part for part in _parts(value) if part]
         if not parents:
-            return draw.choice(VALUES)
+            return _value(draw)
         parent = draw.choice(parents)
         key = draw.choice(list(parent)) if isinstance(parent, dict) else draw.randrange(len(parent))
         how = draw.randrange(8)
@@ -168,7 +171,7 @@ def damaged_value(value: Any, draw: random.Random) -> Any:
         elif how == 3:
             parent[key] = json.loads(json.dumps(draw.choice(parents)))
         else:
-            parent[key] = draw.choice(VALUES)
+            parent[key] = _value(draw)
     return value
 
 
@@ -466,8 +469,11 @@ def fuzz(inputs: Iterable[int], *, say: Callable[[str], None] = print) -> Report
     signal.signal(signal.SIGALRM, _alarm)
     with tempfile.TemporaryDirectory() as name:
         while block := list(islice(numbers, BLOCK)):
+            kinds = len(report.faults)
             _read_block(block, Path(name), report)
-            if report.inputs % (40 * BLOCK) < BLOCK:
+            for fault in list(report.faults)[kinds:]:
+                say(f"a fault: {fault}")
+            if report.inputs % (5 * BLOCK) == 0:
                 say(f"{report.inputs} inputs, {report.fault_count} faults of {len(report.faults)} kinds")
     return report
 

@@ -100,14 +100,14 @@ CASES = (
     ),
     Case(
         "ppo",
-        _training(PPOConfig, "prompts", reward="tests.nightly.kills:reward", batch_size=4, max_new_tokens=3,
-                  eval_every=3, ema_decay=0.9, value_init="policy", target_kl=0.1, snapshot_every=3),
+        _training(PPOConfig, "prompts", max_steps=4, reward="tests.nightly.kills:reward", batch_size=4,
+                  max_new_tokens=3, eval_every=2, ema_decay=0.9, value_init="policy", target_kl=0.1, snapshot_every=2),
         ppo.run,
     ),
     Case(
         "grpo",
-        _training(GRPOConfig, "prompts", reward="tests.nightly.kills:reward", batch_size=2, group_size=2,
-                  max_new_tokens=3, eval_every=3, log_rollouts=2),
+        _training(GRPOConfig, "prompts", max_steps=4, reward="tests.nightly.kills:reward", batch_size=2,
+                  group_size=2, max_new_tokens=3, eval_every=3, log_rollouts=2),
         grpo.run,
     ),
     Case(

@@ -6,6 +6,7 @@ run's own checks are trusted while their hash agrees with its content; a changed
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -410,8 +411,8 @@ def _own_rows(path: Path) -> list[Group]:
     settings: Json = (read_record(path) or {}).get("config", {})
     held_out, data = settings.get("eval_data"), settings.get("data")
     row_format = RowFormat(settings.get("columns"), bool(settings.get("as_chat")))
-    if held_out is not None and Path(held_out).exists():
+    if isinstance(held_out, str) and os.path.exists(held_out):
         return list(read_groups(held_out, row_format=row_format))
-    if data is not None and Path(data).exists():
+    if isinstance(data, str) and os.path.exists(data):
         return hold_out(list(read_groups(data, row_format=row_format)), seed=settings["seed"])[1]
     return []
