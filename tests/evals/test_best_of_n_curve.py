@@ -67,17 +67,41 @@ def test_the_kl_of_few_likely_responses_is_the_enumerated_one_and_below_the_boun
     kl = kl_of_best_of_k(pool)[0]
     for k in (1, 2, 4, 16):
         best = np.diff(np.cumsum(policy) ** k, prepend=0)
-        assert kl[k - 1] == pytest.approx(float((best * np.log(best / policy)).sum()), abs=1e-9)
+        assert kl[k - 1] == pytest.approx(float((best * np.log(best / policy)).sum()), abs=0.01)
         assert kl[k - 1] < kl_bound(k) or k == 1
 
 
 def test_the_kl_of_many_different_responses_is_the_bound() -> None:
-    pools = np.random.default_rng(0).normal(size=(3, 4000))
+    pools = np.random.default_rng(0).normal(size=(3, 1000))
     kl = kl_of_best_of_k(pools)
     for k in (1, 2, 8, 64):
         np.testing.assert_allclose(kl[:, k - 1], kl_bound(k), atol=0.01)
     small = kl_of_best_of_k(pools[:, :16])
-    np.testing.assert_allclose(small[:, 15], kl_bound(16), atol=0.06)
+    np.testing.assert_allclose(small[:, 15], kl_bound(16), atol=1e-9)
+
+
+@pytest.mark.parametrize("policy", [(0.5, 0.5), (0.9, 0.1), (0.2,) * 5, (0.4, 0.3, 0.15, 0.1, 0.04, 0.01)])
+def test_the_kl_is_almost_unbiased_where_rewards_tie_up_to_k_equal_to_n(policy: tuple[float, ...]) -> None:
+    n, shares = 16, np.array(policy)
+    pools = np.random.default_rng(0).choice(len(policy), size=(1000, n), p=policy).astype(float)
+    kl = kl_of_best_of_k(pools)
+    for k in (1, 2, 4, 8, 16):
+        best = np.diff(np.cumsum(shares) ** k, prepend=0)
+        truth = float((best * np.log(best / shares)).sum())
+        assert abs(kl[:, k - 1].mean() - truth) < 0.1, k  # without the jackknife off by 0.34 at a tenth and k = n
+
+
+def test_the_jackknife_is_that_over_the_pools_without_one_response() -> None:
+    pool = np.array([2.0, 0.0, 1.0, 1.0, 2.0, 2.0, 5.0])
+
+    def plain(values: np.ndarray, k: int) -> float:
+        share = np.unique(values, return_counts=True)[1] / len(values)
+        best = np.diff(np.cumsum(share) ** k, prepend=0)
+        return float((best * np.log(best / share)).sum())
+
+    for k in range(1, 8):
+        slow = 7 * plain(pool, k) - 6 * np.mean([plain(np.delete(pool, i), k) for i in range(7)])
+        assert kl_of_best_of_k(pool[None])[0, k - 1] == pytest.approx(min(slow, kl_bound(k)))
 
 
 def test_where_all_tie_nothing_is_chosen_and_the_kl_is_0() -> None:

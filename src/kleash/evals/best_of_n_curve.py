@@ -8,7 +8,7 @@ from __future__ import annotations
 from math import log
 
 import numpy as np
-from jaxtyping import Real
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 Array = np.ndarray | Tensor
@@ -42,26 +42,52 @@ def kl_of_best_of_k(chosen_by: Real[Array, "P N"]) -> Real[np.ndarray, "P N"]:
     """KL(best of k ‖ policy) in nats, estimated from the pool itself, for k = 1 … n.
 
     Best of k changes the probabilities between reward values but not within one, so that the KL is Σ q log(q/p) over
-    the distinct rewards, in ascending order: p is a reward's share of the pool, F the share up to it, q = F^k − (F −
-    p)^k. Exact in the limit of a large pool, ties and likely responses included, where `kl_bound` is too high; where no
-    two tie it is too low by about 0.05 nats at k = n.
+    the distinct rewards, in ascending order: p is a reward's probability, F that up to it, q = F^k − (F − p)^k. With a
+    reward's share of the pool for p the sum is too low where rewards tie and k is near n (two rewards, the better one
+    of probability 0.1, k = n = 16: 1.08 for 1.42), so the jackknife takes that off (Quenouille 1956; 1.40): n times the
+    sum of the pool minus n − 1 times the mean of those of the pool without one response. `kl_bound` holds for any
+    rewards, so no estimate is above it.
 
     Args:
         chosen_by: the reward that chooses; the same response must have the same reward.
 
     Returns:
-        Column k − 1 is best of k.
+        Column k − 1 is best of k. Of a prompt it may be below 0; its mean over prompts is almost unbiased.
     """
     rewards = np.asarray(chosen_by, dtype=np.float64)
-    powers = np.arange(1, rewards.shape[1] + 1)
-    estimates = np.empty(rewards.shape)
-    for row, pool in enumerate(rewards):
-        share = np.unique(pool, return_counts=True)[1] / len(pool)
-        cumulative = np.cumsum(share)[:, None]
-        probability = cumulative**powers - (cumulative - share[:, None]).clip(0) ** powers  # q, [rewards, k]
-        ratio = np.where(probability > 0, probability / share[:, None], 1.0)
-        estimates[row] = (probability * np.log(ratio)).sum(0)
-    return estimates
+    n = rewards.shape[1]
+    bounds = np.array([kl_bound(k) for k in range(1, n + 1)])
+    counts = [np.unique(pool, return_counts=True)[1] for pool in rewards]
+    whole = np.array([_kl_terms(count, np.cumsum(count), n, n).sum(0) for count in counts])
+    if n == 1:
+        return whole
+    without_one = np.array([_mean_without_one(count) for count in counts])
+    return np.minimum(n * whole - (n - 1) * without_one, bounds)
+
+
+def _kl_terms(
+    counts: Int[np.ndarray, " V"], up_to: Int[np.ndarray, " V"], n: int, most: int
+) -> Float[np.ndarray, "V N"]:
+    """Q log(q/p) of each reward for k = 1 … most, from how often it and those up to it occur in a pool of n."""
+    powers = np.arange(1, most + 1)
+    share, cumulative = counts[:, None] / n, up_to[:, None] / n
+    probability = cumulative**powers - (cumulative - share).clip(0) ** powers
+    occurs = (share > 0) & (probability > 0)
+    return probability * np.log(np.divide(probability, share, where=occurs, out=np.ones_like(probability)))
+
+
+def _mean_without_one(counts: Int[np.ndarray, " V"]) -> Float[np.ndarray, " N"]:
+    """The mean of Σ q log(q/p) over the pools that lack one response, for k = 1 … n.
+
+    Without a response of reward v, those up to a reward below v are as many as before, and up to one from v on they are
+    one fewer, so that three tables of terms serve all v.
+    """
+    n, up_to = int(counts.sum()), np.cumsum(counts)
+    below = _kl_terms(counts, up_to, n - 1, n)
+    above = _kl_terms(counts, up_to - 1, n - 1, n)
+    itself = _kl_terms(counts - 1, up_to - 1, n - 1, n)
+    sums = np.cumsum(below, 0) - below + itself + np.cumsum(above[::-1], 0)[::-1] - above
+    return np.asarray(counts @ sums / n)
 
 
 def _weights(n: int) -> np.ndarray:

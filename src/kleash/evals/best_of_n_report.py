@@ -24,8 +24,9 @@ class BestOfK:
     ones at the mean of their v, with v the reward itself."""
     kl: MeanSE
     """Estimate of KL(best of k ‖ π) in nats from the pool itself: Σ q log(q/p) over its different rewards in ascending
-    order, p their share of the pool, F the share up to them, q = F^k − (F − p)^k. Right where responses are likely or
-    tie, too; where none tie it is low by about 0.05 at k = n."""
+    order, p their share of the pool, F the share up to them, q = F^k − (F − p)^k; its bias taken off by the jackknife
+    (n times it − (n − 1) times its mean over the pools without one response), at most `kl_bound`. Right where responses
+    are likely or tie, too, up to k = n."""
     kl_bound: float
     """log k − (k − 1)/k ≥ KL(best of k ‖ π), in nats."""
     gold: MeanSE | None = None
