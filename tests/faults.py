@@ -72,8 +72,13 @@ TESTS = {
     "objectives/combine.py": "objectives/test_combine.py",
     "models/forward.py": "models/test_forward.py",
     "models/heads.py": "models/test_heads.py",
+<<<<<<< HEAD
     "models/lora.py": "models/test_lora.py models/test_adapters.py",
     "models/read_back.py": "models/test_read_back.py",
+=======
+    "evals/intervals.py": "evals/test_intervals.py checks/test_error_rates.py",
+    "evals/best_of_n_curve.py": "evals/test_best_of_n_curve.py",
+>>>>>>> 1f04a75 (labels: tasks of one prompt are resampled together; tests: faults of intervals and of the KL of best of k)
     "stages/sft.py": "stages/test_sft.py",
     "stages/reward_model.py": "stages/test_reward_model.py",
     "stages/dpo.py": "stages/test_dpo.py",
@@ -88,6 +93,17 @@ TESTS = {
 """The fast tests of each file, in the order in which they are run."""
 
 FAULTS: dict[str, list[Fault | Absent]] = {
+    "evals/intervals.py": [
+        Fault("above", "sign", "an interval that holds the threshold fails", "return True if low > threshold else False if high < threshold else None", "return low > threshold"),
+        Fault("effective_pairs", "divisor", "pairs of a prompt count in full", "return n / min(max(effect, 1.0), most) * shrink", "return n * shrink"),
+        Fault("effective_pairs", "factor", "all alike counts as independent", "if binomial else most", "if binomial else 1.0"),
+        Fault("sums_by_prompt", "mask", "each pair has its own prompt", "return values if prompts is None else", "return values if True else"),
+        Fault("difference_interval", "sign", "the wrong ends are taken", "(of_b[1] - b) ** 2", "(b - of_b[0]) ** 2"),
+    ],
+    "evals/best_of_n_curve.py": [
+        Fault("kl_of_best_of_k", "factor", "no jackknife", "n * whole - (n - 1) * without_one", "1 * whole - 0 * without_one"),
+        Fault("_mean_without_one", "mask", "the rewards above keep their number", "above = _kl_terms(counts, up_to - 1, n - 1, n)", "above = _kl_terms(counts, up_to, n - 1, n)"),
+    ],
     "objectives/bradley_terry.py": [
         Fault("pair_loss", "sign", "the lead is the second's", "lead = first - second", "lead = second - first"),
         Fault("pair_loss", "sign", "the margin helps the first", "logsigmoid(lead - margin)", "logsigmoid(lead + margin)"),

@@ -199,6 +199,17 @@ def test_those_with_habits_are_flagged_and_the_others_are_not(labelled: tuple[St
     assert rows["sound"].flags == rows["sound too"].flags == []
 
 
+def test_tasks_of_one_prompt_are_resampled_together() -> None:
+    rng = np.random.default_rng(0)
+    easy = np.repeat(rng.random(20) < 0.5, 15)  # 20 prompts with 15 tasks each; those of a prompt are alike
+    tasks = [Counter({"first": 2}) if agreed else Counter({"first": 1, "second": 1}) for agreed in easy]
+    alone, together = agreement(tasks), agreement(tasks, prompts=[str(task // 15) for task in range(300)])
+    assert alone.interval is not None and together.interval is not None and alone.alpha == together.alpha
+    widths = [high - low for low, high in (alone.interval, together.interval)]
+    assert widths[1] > 2.5 * widths[0]  # √15 times as wide, about
+    assert agreement(tasks, prompts=[str(task) for task in range(300)]) == alone
+
+
 def balanced() -> AnnotatorReport:
     """Of 60 votes, half of them for the left side."""
     group = Group("p", (Response("a b"), Response("c d")))

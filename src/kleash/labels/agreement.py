@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 
-from kleash.data.group import Group
+from kleash.data.group import Group, prompt_key
 from kleash.evals.estimates import Share, share
+from kleash.evals.intervals import number_prompts
 from kleash.labels.store import PEOPLE, Annotator, Store, Vote
 
 CATEGORIES = ("first", "second", "tie", "both_bad")
@@ -51,7 +52,7 @@ class Agreement:
     alpha_plain: float | None
     """The same without that correction."""
     interval: tuple[float, float] | None
-    """Of `alpha`: 95 %, by resampling tasks."""
+    """Of `alpha`: 95 %, by resampling prompts with their tasks."""
 
 
 @dataclass(frozen=True)
@@ -206,14 +207,17 @@ def _alphas(
         return np.where(expected > 0, 1 - (1 - agreeing / total) / expected, np.nan)
 
 
-def agreement(tasks: Sequence[Counter[str]], *, seed: int = 0) -> Agreement:
+def agreement(tasks: Sequence[Counter[str]], *, prompts: Sequence[str] | None = None, seed: int = 0) -> Agreement:
     """Agreement of those who answered the same tasks.
 
     Args:
         tasks: answers to each task.
+        prompts: the prompt of each task; None: each task has its own.
         seed: of the resampling.
     """
-    table = np.array([[row[name] for name in CATEGORIES] for row in tasks if row.total() >= 2], dtype=np.float64)
+    answered = [place for place, row in enumerate(tasks) if row.total() >= 2]
+    table = np.array([[tasks[place][name] for name in CATEGORIES] for place in answered], dtype=np.float64)
+    numbers = number_prompts(answered if prompts is None else [prompts[place] for place in answered])
     if not len(table):
         return Agreement(0, None, None, None, None)
     equal, pairs = (table * (table - 1)).sum(), (table.sum(1) * (table.sum(1) - 1)).sum()
@@ -223,13 +227,14 @@ def agreement(tasks: Sequence[Counter[str]], *, seed: int = 0) -> Agreement:
         raw=float(equal / pairs),
         alpha=alpha,
         alpha_plain=krippendorff(table),
-        interval=None if alpha is None else _alpha_interval(table, seed),
+        interval=None if alpha is None else _alpha_interval(table, numbers, seed),
     )
 
 
-def _alpha_interval(table: Float[np.ndarray, "N C"], seed: int) -> tuple[float, float]:
-    times = np.random.default_rng(seed).multinomial(len(table), np.full(len(table), 1 / len(table)), RESAMPLES)
-    alphas = _alphas(table, times.astype(np.float64), (0, 1))
+def _alpha_interval(table: Float[np.ndarray, "N C"], prompts: Int[np.ndarray, " N"], seed: int) -> tuple[float, float]:
+    count = int(prompts.max()) + 1
+    times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+    alphas = _alphas(table, times[:, prompts].astype(np.float64), (0, 1))
     low, high = np.quantile(alphas[~np.isnan(alphas)], [0.025, 0.975])
     return float(low), float(high)
 
@@ -341,11 +346,16 @@ def summary(store: Store) -> LabelSummary:
         labelled=len(by_people.keys() | by_models.keys()),
         votes=total.total(),
         answers=dict(total),
-        agreement=agreement(list(by_people.values())),
-        judges=agreement(list(by_models.values())),
+        agreement=agreement(list(by_people.values()), prompts=_prompts(by_people, tasks)),
+        judges=agreement(list(by_models.values()), prompts=_prompts(by_models, tasks)),
         adjudicated=sum(vote.adjudicated and vote.counts for vote in votes),
         annotators=[(person, report(person)) for person in store.annotators()],
     )
+
+
+def _prompts(answers: Iterable[int], tasks: Mapping[int, Group]) -> list[str]:
+    """The prompt of each answered task."""
+    return [prompt_key(tasks[task].prompt) for task in answers]
 
 
 def _consensus(answers: Mapping[int, Counter[str]]) -> dict[int, str]:
