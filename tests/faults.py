@@ -72,13 +72,10 @@ TESTS = {
     "objectives/combine.py": "objectives/test_combine.py",
     "models/forward.py": "models/test_forward.py",
     "models/heads.py": "models/test_heads.py",
-<<<<<<< HEAD
     "models/lora.py": "models/test_lora.py models/test_adapters.py",
     "models/read_back.py": "models/test_read_back.py",
-=======
     "evals/intervals.py": "evals/test_intervals.py checks/test_error_rates.py",
     "evals/best_of_n_curve.py": "evals/test_best_of_n_curve.py",
->>>>>>> 1f04a75 (labels: tasks of one prompt are resampled together; tests: faults of intervals and of the KL of best of k)
     "stages/sft.py": "stages/test_sft.py",
     "stages/reward_model.py": "stages/test_reward_model.py",
     "stages/dpo.py": "stages/test_dpo.py",

@@ -81,6 +81,7 @@ def test_swapped_pairs_give_the_same_report() -> None:
         "people": 1 - found["people"],
         "longer": -found["longer"],
         "coin": ~found["coin"],
+        "consistency": found["consistency"],
     }
     one, other = judge_report(**found), judge_report(**turned)
     for name in ("flips", "first_before", "first_after", "order_effect", "self_consistency", "length_slope"):
