@@ -36,7 +36,7 @@ def available() -> int:
     """
     if sys.platform != "linux":
         return 0
-    lines = Path("/proc/meminfo").read_text().splitlines()
+    lines = Path("/proc/meminfo").read_text().split("\n")
     free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 0)
     limit, current = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
     try:
