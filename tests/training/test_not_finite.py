@@ -198,6 +198,15 @@ def test_check_fails_a_folder_whose_weights_are_not_finite(base: Path, demonstra
     assert f"{unused} in model.safetensors" in report.gates["weights"]["finding"]
 
 
+def test_weights_that_the_saved_type_cannot_hold_are_not_saved(base: Path, demonstrations: Path) -> None:
+    weights = load_file(base / "model.safetensors")
+    weights["model.embed_tokens.weight"][-1, 0] = 1e5
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(TrainingError, match=r"float16 cannot hold weights of model.embed_tokens.weight"):
+        run("sft", settings("sft", base, save_dtype="float16"))
+    assert not (base.parent / "sft" / "model.safetensors").exists()
+
+
 GROUPS = [Group("x", (Response("a"), Response("b")))]
 
 

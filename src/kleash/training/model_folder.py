@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kleash.errors import NotFiniteError
+from kleash.models.finite import faulty_weights
 from kleash.models.load import save_model, stored_dtype
 from kleash.models.lora import merge_lora, merged_copy
 from kleash.models.read_back import compare_outputs, round_weights
@@ -46,6 +48,7 @@ def write_model(folder: RunFolder, model: PreTrainedModel, tokenizer: PreTrained
 
     Raises:
         SavingError: the folder holds another model than the memory.
+        NotFiniteError: a weight is not finite in the type to save in; nothing is written.
     """
     merge_lora(model)
     dtype = _save_dtype(folder, model)
@@ -55,6 +58,11 @@ def write_model(folder: RunFolder, model: PreTrainedModel, tokenizer: PreTrained
             folder.path, str(dtype).removeprefix("torch."), str(model.dtype).removeprefix("torch."),
         )  # fmt: skip
     round_weights(model, dtype)
+    if faulty := faulty_weights(model):
+        raise NotFiniteError(
+            f"{folder.path}: {str(dtype).removeprefix('torch.')} cannot hold weights of {faulty[0]}, so nothing is "
+            "saved; run again with --save-dtype float32 and another --out"
+        )
     save_model(folder.path, model, tokenizer, model_card(folder, summary), dtype=dtype)
     compare_outputs(folder.path, model)
 
