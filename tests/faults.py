@@ -348,7 +348,6 @@ FAULTS: dict[str, list[Fault | Absent]] = {
         Fault("as_it_came", "reference", "the adapter that is trained is its own reference", "set_adapter(model, REFERENCE, inference_mode=True)", "set_adapter(model, name)"),
         Fault("as_it_came", "reference", "new adapters stay on", "layer.enable_adapters(False)", "layer.enable_adapters(True)"),
         Fault("keep_reference", "reference", "the copy has the first weights of a new adapter", "tensor.copy_(state[original])", "pass"),
-        Fault("merge_lora", "layers", "only the outer of two adapters is merged", "    while isinstance(layer, BaseTunerLayer):\n        layer.merge()\n", "    layer.merge()\n    while isinstance(layer, BaseTunerLayer):\n"),
     ],
     "models/read_back.py": [
         Fault("compare_tensors", "bits", "equal as numbers is enough", "_bits(stored), _bits(tensor)", "stored.round(decimals=3), tensor.round(decimals=3)"),
