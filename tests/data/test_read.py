@@ -104,7 +104,7 @@ def test_equal_pairs_are_counted_in_the_data_and_after_the_cut(
     }  # fmt: skip
     assert (counts["held_out"]["used"], counts["held_out"]["equal_responses"]) == (3, 1)
     assert (
-        "10 of 11 comparisons left out, their responses are equal, 8 of them only after the cut at max_length 6"
+        "10 of 11 comparisons left out, their responses are equal, 8 of them only as tokens within max_length 6"
         in caplog.text
     )
     assert "eval.jsonl: 1 of 4 comparisons left out, their responses are equal\n" in caplog.text

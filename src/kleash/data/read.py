@@ -128,7 +128,7 @@ def without_equal(groups: Sequence[EncodedGroup], *, source: str, max_length: in
         equal = [group for group in groups if distinct(group) is None]
         in_data = sum(len({response.text for response in group.source.responses}) == 1 for group in equal)
         cut = len(equal) - in_data
-        reason = f", {cut} of them only after the cut at max_length {max_length}" if cut else ""
+        reason = f", {cut} of them only as tokens within max_length {max_length}" if cut else ""
         logger.warning(
             "%s: %d of %d comparisons left out, their responses are equal%s", source, len(equal), len(groups), reason
         )
