@@ -359,7 +359,7 @@ FAULTS: dict[str, list[Fault | Absent]] = {
         Fault("update", "divisor", "the micro-batch's tokens", "loss = -masked_sum(logprobs, batch.mask) / tokens", "loss = -masked_sum(logprobs, batch.mask) / batch.mask.sum()"),
         Fault("update", "divisor", "the rows", "loss = -masked_sum(logprobs, batch.mask) / tokens", "loss = -masked_sum(logprobs, batch.mask) / len(groups)"),
         Fault("update", "mask", "the end token is not trained", "loss = -masked_sum(logprobs, batch.mask)", "loss = -masked_sum(logprobs, batch.mask & batch.mask.roll(-1, -1))"),
-        Fault("evaluate", "divisor", "the mean of the micro-batches' means", "total -= float(masked_sum(logprobs, batch.mask))\n            count += int(batch.mask.sum())", "total -= float(masked_sum(logprobs, batch.mask) / batch.mask.sum())\n            count += 1"),
+        Fault("mean_loss", "divisor", "the mean of the rows' means", "float(nats / tokens)", "float((losses[:, 0] / losses[:, 1]).mean())"),
     ],
     "stages/reward_model.py": [
         Absent("update", "sign", "see pair_loss"),
@@ -423,7 +423,7 @@ FAULTS: dict[str, list[Fault | Absent]] = {
         Fault("KL penalty in the reward", "divisor", "a mean over the response", "scores - config.beta * rollout.kl", "scores - config.beta * rollout.kl / rollout.batch.lengths"),
         Absent("KL penalty in the reward", "mask", "see rollout/rollout.py"),
         Fault("KL penalty in the reward", "where", "acts where it stands in the loss, too", 'if config.kl_in == "reward":\n', "if True:\n"),
-        Fault("KL penalty in the loss", "where", "acts where it stands in the reward, too", 'if config.kl_in != "reward":', "if True:"),
+        Fault("KL penalty in the loss", "where", "acts where it stands in the reward, too", 'if config.kl_in != "reward":\n            estimator', "if True:\n            estimator"),
         Fault("KL penalty in the loss", "where", "k3 and k2 of responses exchanged", 'if config.kl_in == "loss-k3" else', 'if config.kl_in != "loss-k3" else'),
         Fault("KL penalty in the loss", "sign", "KL is rewarded", "optimizer.backward(policy_loss + kl_loss)", "optimizer.backward(policy_loss - kl_loss)"),
         Fault("KL penalty in the loss", "factor", "2 on β", "kl_loss = config.beta * (weight", "kl_loss = 2 * config.beta * (weight"),
