@@ -132,3 +132,8 @@ def test_the_interval_of_a_difference_holds_the_truth() -> None:
         low, high = difference_interval(a, wilson(60 * a, 60), b, wilson(60 * b, 60))
         holds += low <= 0.2 <= high
     assert holds >= 366
+
+
+def test_the_ends_of_a_difference_by_hand() -> None:
+    low, high = difference_interval(0.9, (0.6, 0.94), 0.2, (0.17, 0.6))
+    assert low == pytest.approx(0.7 - 0.5) and high == pytest.approx(0.7 + 0.05)  # √(0.3² + 0.4²), √(0.04² + 0.03²)
