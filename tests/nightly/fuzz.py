@@ -50,7 +50,7 @@ from kleash.rewards.ensemble import EnsembleReward
 from kleash.rewards.verifier import VerifierReward
 from kleash.rewards.verifiers import verifiers
 from kleash.run import RunFolder, parent_of, read_record
-from kleash.stages import STAGES, score
+from kleash.stages import STAGES
 from kleash.stages.training_configs import SFTConfig
 from kleash.testing import tiny_model, tiny_tokenizer
 from kleash.training import checkpoint
@@ -250,7 +250,7 @@ def read_lines(world: World, draw: random.Random, place: Path) -> None:
     groups = list(read_groups(file))
     encode_all([group for group in groups if group.responses], world.tokenizer, max_length=draw.choice((None, 8)))
     if draw.random() < 0.3:
-        score._read_scorable(str(file))
+        list(read_rows(file))
 
 
 def read_list(world: World, draw: random.Random, place: Path) -> None:

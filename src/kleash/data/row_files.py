@@ -146,7 +146,7 @@ def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    with pa.memory_map(str(path)) as source:
+    with pa.OSFile(str(path)) as source:  # not mapped: a file cut short would end the process
         try:
             file = pa.ipc.open_file(source)
         except pa.ArrowInvalid:  # `datasets` writes streams
@@ -167,6 +167,7 @@ def _batch_rows(path: Path, batches: Iterator[pa.RecordBatch]) -> NumberedRows:
 def _as_lists(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[list[Json]]:
     try:
         for batch in batches:
+            batch.validate(full=True)  # offsets of a damaged file point beyond its end
             yield batch.to_pylist()
     except Exception as error:  # Arrow raises many types, and Python's own where a value has no equal in Python
         kind = "a Parquet" if path.name.endswith(".parquet") else "an Arrow"
