@@ -162,9 +162,8 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(
 def test_check_prints_the_checks_and_exits_with_one_where_one_failed(
     base: Path, demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert kleash(*sft(base, demonstrations, "--learning-rate", 5, "--schedule", "constant")) == 0, (
-        "a failed gate out exits 0"
-    )
+    too_fast = ("--learning-rate", 5, "--schedule", "constant", "--eval-data", demonstrations)
+    assert kleash(*sft(base, demonstrations, *too_fast)) == 0, "a failed gate out exits 0"
     capsys.readouterr()
     assert kleash("check", base.parent / "out") == 1
     assert "out: FAILED: " in capsys.readouterr().out
@@ -350,7 +349,7 @@ print(f"\\n{code} {slow}")
         ("sft --model nowhere/at/all --data here.jsonl --out out", 2),
         ("sft --model here --data nowhere.jsonl --out out", 2),
         ("sft --config nowhere.yaml", 2),
-        ("ppo --model here --data here.jsonl --reward nowhere/reward --out out", 2),
+        ("ppo --model here --data here.jsonl --reward nowhere/at/all --out out", 2),
         ("ppo --model here --data here.jsonl --reward nowhere.yaml --out out", 2),
         ("overopt --run nowhere --gold math --out out", 2),
         ("judge --model here --data here.jsonl --constitution nowhere.yaml --out out.jsonl", 2),

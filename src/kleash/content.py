@@ -250,7 +250,9 @@ def refuse_missing_artifact(path: Path) -> None:
     Raises:
         InputError: it can only be a path, and does not exist.
     """
-    if not path.exists() and _only_a_path(str(path), MODEL):
+    text = str(path)
+    bare = "/" not in text and cached_commit(text) is None  # such as `gpt2`, which has no owner
+    if not path.exists() and (bare or _only_a_path(text, MODEL)):
         raise InputError(f"{path}: there is no such file or folder; give a run, a model folder or a file of rows")
 
 
