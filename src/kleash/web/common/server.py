@@ -168,7 +168,8 @@ def server_of(app: Starlette, limits: Limits) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app, log_config=None, log_level="warning", access_log=False, server_header=False, lifespan="off",
-            loop="asyncio", ws="none", timeout_graceful_shutdown=2, timeout_keep_alive=limits.idle_seconds, backlog=BACKLOG,
+            loop="asyncio", ws="none", timeout_graceful_shutdown=2, timeout_keep_alive=limits.idle_seconds,
+            backlog=BACKLOG,
             http=type("LimitedConnection", (Connection,), {"limits": limits}),
             proxy_headers=limits.proxy is not None, forwarded_allow_ips=limits.proxy,
         )
