@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from kleash.chat.client import ChatClient
 from kleash.chat.messages import Chat
+from kleash.content import Fingerprints, text_hash
 from kleash.labels.open_store import open_store
 from kleash.models.compute import DType
 
@@ -44,6 +46,14 @@ class ChatSettings:
     def names(cls) -> set[str]:
         """Names of the settings."""
         return {field.name for field in fields(cls)}
+
+
+def live_fingerprint(chat: Chat | None) -> Fingerprints:
+    """What a live model is known by, in place of `model`; nothing where there is none."""
+    if chat is None:
+        return {}
+    known_by = json.dumps(dict(chat.identity), sort_keys=True, default=str)
+    return {"model": {"path": known_by, "sha256": text_hash(known_by)}}
 
 
 @contextmanager

@@ -18,12 +18,13 @@ from pathlib import Path
 from kleash.chat.messages import Chat
 from kleash.checks.check import verdict
 from kleash.checks.judge_checks import judge_checks, stop_above
+from kleash.content import fingerprints
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Preference
 from kleash.data.row_format import RowFormat
 from kleash.data.split import comparison, read_usable
 from kleash.errors import DataError, GateError
-from kleash.labels.cached_chat import ChatSettings, cached_chat
+from kleash.labels.cached_chat import ChatSettings, cached_chat, live_fingerprint
 from kleash.labels.constitution import Constitution
 from kleash.labels.judge_summary import labelled_groups, summarise
 from kleash.labels.llm_judge import Judge, Judgement
@@ -55,7 +56,7 @@ def run(config: JudgeConfig, *, chat: Chat | None = None) -> Path:
         DataError: a row has fewer than two responses, or the file holds something else.
     """
     constitution = Constitution.load(config.constitution) if config.constitution else None
-    identity = identity_of("judge", config)
+    identity = identity_of("judge", config, fingerprints(config, instead=live_fingerprint(chat)))
     if is_done(config.out, identity):
         return config.out
     groups = list(islice(_pairs(config.data, RowFormat(config.columns, config.as_chat)), config.max_rows))

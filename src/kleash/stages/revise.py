@@ -15,10 +15,11 @@ from pathlib import Path
 
 from kleash.chat.messages import Chat
 from kleash.checks.judge_checks import stop_above
+from kleash.content import fingerprints
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.row_format import RowFormat
 from kleash.data.split import demonstration, read_usable
-from kleash.labels.cached_chat import ChatSettings, cached_chat
+from kleash.labels.cached_chat import ChatSettings, cached_chat, live_fingerprint
 from kleash.labels.constitution import Constitution
 from kleash.labels.revisions import Draft, Reviser, demonstration_of, save_revisions, summarise
 from kleash.outputs import beside, finish, identity_of, is_done, only_writer
@@ -46,7 +47,7 @@ def run(config: ReviseConfig, *, chat: Chat | None = None) -> Path:
         DataError: the file holds something else.
     """
     constitution = Constitution.load(config.constitution)
-    identity = identity_of("revise", config)
+    identity = identity_of("revise", config, fingerprints(config, instead=live_fingerprint(chat)))
     if is_done(config.out, identity):
         return config.out
     mixed_in = read_usable(config.mix_in, demonstration) if config.mix_in else []
