@@ -114,10 +114,10 @@ def test_the_kind_of_a_row_follows_from_its_columns(row, group):
         ({"prompt": "Q", "rejected": "B"}, "'chosen' is missing; a preference row needs prompt, chosen and rejected"),
         ({"prompt": "Q", "chosen": "B"}, "'rejected' is missing"),
         ({"chosen": "A", "rejected": "B"}, "'prompt' is missing; a preference row needs"),
-        ({"body": "Q"}, r"none of the known schemas fits the columns \['body'\]; a row has one of: messages"),
+        ({"body": "Q"}, r"none of the known schemas fits the columns 'body'; a row has one of: messages"),
         (
             {"query": "Q", "answer": "A"},
-            r"columns \['answer', 'query'\].*--columns prompt=…,response=…",
+            r"columns 'answer', 'query'.*--columns prompt=…,response=…",
         ),
         (["Q"], "a row is an object with named columns, got a list"),
         ("Q", "got text"),

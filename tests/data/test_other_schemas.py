@@ -179,10 +179,10 @@ def test_names_may_be_exchanged_and_labels_too(write: Write) -> None:
 def test_a_wrong_name_is_one_line_that_lists_the_columns(write: Write) -> None:
     data = write("rows.jsonl", [{"question": "Hi", "answer": "Yo"}] * 3)
     with pytest.raises(
-        DataError, match=r"rows.jsonl has no column 'anwser', named by --columns; it has: answer, question"
+        DataError, match=r"rows.jsonl has no column 'anwser', named by --columns; it has: 'answer', 'question'"
     ):
         list(read_groups(data, row_format=RowFormat({"response": "anwser"})))
-    with pytest.raises(DataError, match=r"with the columns of --columns \(response\) none of the known schemas fits"):
+    with pytest.raises(DataError, match=r"with the columns of --columns \('response'\) none of the known schemas fits"):
         list(read_groups(data, row_format=RowFormat({"response": "answer"})))
 
 
@@ -237,3 +237,10 @@ def test_rows_are_handed_on_unchanged_or_in_names_that_are_known(write: Write) -
         {"prompt": "Hi", "response": "Yo", "answer": "Yo", "extra": [1]},
     ]
     assert json.loads(data.read_text().splitlines()[1]) == other
+
+
+def test_a_message_names_a_few_of_many_columns(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({f"column {i:04} " + "x" * 500: i for i in range(1000)}) + "\n")
+    with pytest.raises(DataError, match=r"columns 'column 0000 x+', .* and 988 more; a row has one of") as caught:
+        list(read_groups(tmp_path / "rows.jsonl"))
+    assert len(str(caught.value)) < 1500

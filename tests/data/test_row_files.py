@@ -95,7 +95,7 @@ def test_cells_are_text_but_for_what_cannot_be_text(tmp_path: Path) -> None:
         ("quote.csv", b'prompt,response\na,"b" c\n', "is not CSV"),
         ("repr.csv", b"prompt,response\n\"[{'role': 'user'}]\",b\n", r"repr\.csv row 1: 'prompt' is not JSON"),
         ("latin.csv", "prompt\né\n".encode("latin-1"), "not UTF-8"),
-        ("semicolon.csv", b"prompt;response\na;b\n", r"fits the columns \['prompt;response'\]"),
+        ("semicolon.csv", b"prompt;response\na;b\n", r"fits the columns 'prompt;response'"),
         ("header.csv", b"prompt,response\n", "holds no rows"),
         ("no.arrow", b"ARROW1 and then nothing", "no.arrow is not an Arrow file"),
         ("no.feather", b"", "empty"),

@@ -33,7 +33,9 @@ def test_sft_reads_named_columns_of_csv_and_sees_every_row(
     options = ["--model", base, "--data", data, "--batch-size", 32, "--gate-prompts", 0]
     code = kleash("sft", *options, "--out", tmp_path / "wrong", "--columns", "prompt=problem,response=answer")
     assert code == 2
-    assert "rows.csv has no column 'answer', named by --columns; it has: problem, solution" in capfd.readouterr().err
+    assert (
+        "rows.csv has no column 'answer', named by --columns; it has: 'problem', 'solution'" in capfd.readouterr().err
+    )
     code = kleash("sft", *options, "--out", tmp_path / "sft", "--columns", "prompt=problem,response=solution")
     assert code in (0, 1)
     record = read_record(tmp_path / "sft") or {}

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,7 +59,14 @@ def parse_row(row: Any, *, as_chat: bool = False) -> Group:
         return _with_template_columns(_read_conversation(columns))
     if "prompt" in columns:
         return _with_template_columns(_as_chat(_read_prompt(columns), as_chat))
-    raise DataError(f"none of the known schemas fits the columns {sorted(row)}; a row has one of: {SCHEMAS}")
+    raise DataError(f"none of the known schemas fits the columns {listed(row)}; a row has one of: {SCHEMAS}")
+
+
+def listed(names: Iterable[object], most: int = 12) -> str:
+    """Names for a message: sorted, quoted, each cut, and after the first few how many more there are."""
+    shown = sorted(map(str, names))
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return ", ".join(repr(name[:60]) for name in shown[:most]) + more
 
 
 def _as_chat(group: Group, as_chat: bool) -> Group:
@@ -247,7 +254,7 @@ def _turn(turn: Any, where: str) -> Message:
         raise DataError(f"'{where}' is {_kind(turn)}; a turn is an object with role and content")
     turn = {name: value for name, value in turn.items() if value is not None}
     if "role" not in turn:
-        raise DataError(f"'{where}' has no role; a turn needs role and content, got {sorted(turn)}")
+        raise DataError(f"'{where}' has no role; a turn needs role and content, got {listed(turn)}")
     if turn["role"] not in ROLES:
         raise DataError(f"'{where}' has the role {_excerpt(turn['role'])}; known roles: {', '.join(ROLES)}")
     content = turn.get("content", "" if "tool_calls" in turn else None)

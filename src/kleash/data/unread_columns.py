@@ -27,7 +27,8 @@ def log_unread_columns(
 ) -> None:
     """One line with the columns of a source that nothing reads; see `unread_columns`."""
     if unread := unread_columns(groups, tokenizer, reads_columns=reads_columns):
-        logger.warning("%s: columns that are not used: %s", source, ", ".join(unread))
+        more = f" and {len(unread) - 12} more" if len(unread) > 12 else ""
+        logger.warning("%s: columns that are not used: %s", source, ", ".join(unread[:12]) + more)
 
 
 def unread_columns(
