@@ -205,9 +205,10 @@ def test_a_check_is_wrong_as_rarely_as_its_interval_says_and_finds_what_it_is_fo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name} {case.threshold:g}")
-def test_at_the_threshold_a_check_passes_and_fails_one_time_in_forty(case: Case) -> None:
+def test_at_the_threshold_a_check_seldom_passes_or_fails(case: Case) -> None:
+    """One time in forty by its interval; up to twice as often where the share is of a few dozen prompts."""
     passed, failed = rates(case, case.threshold, 3, 1000)
-    assert passed <= 0.045 and failed <= 0.045
+    assert passed <= 0.07 and failed <= 0.07
 
 
 @pytest.mark.parametrize("pairs", [2, 30, 100])

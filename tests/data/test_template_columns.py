@@ -174,6 +174,12 @@ def test_tool_calls_are_trained_and_their_results_forced(name):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("calls", [[], "", "[]", False, {}])
+def test_an_empty_list_of_tool_calls_is_none_however_it_is_written(calls):
+    turns = [user("Q"), {**assistant("A"), "tool_calls": calls}]
+    assert parse_row({"messages": turns}) == parse_row({"messages": [user("Q"), assistant("A")]})
+
+
 @pytest.mark.parametrize("name", ["smollm2", "llama3_imitation", "gemma3_imitation"])
 def test_a_template_that_leaves_out_tool_calls_is_named(name):
     turn = {"role": "assistant", "content": "", "tool_calls": [call("book", {"people": 2})]}

@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any
 
 from kleash.data.group import Content, Group, Label, Message, Preference, Ranking, Response, Scores
-from kleash.data.message_fields import check_weight, with_arguments
+from kleash.data.message_fields import check_weight, tool_calls, with_arguments
 from kleash.data.template_columns import SYSTEM, template_variables
 from kleash.errors import DataError
 
@@ -257,6 +257,8 @@ def _turn(turn: Any, where: str) -> Message:
         raise DataError(f"'{where}' has no role; a turn needs role and content, got {listed(turn)}")
     if turn["role"] not in ROLES:
         raise DataError(f"'{where}' has the role {_excerpt(turn['role'])}; known roles: {', '.join(ROLES)}")
+    if "tool_calls" in turn and not tool_calls(turn):
+        del turn["tool_calls"]
     content = turn.get("content", "" if "tool_calls" in turn else None)
     if isinstance(content, Sequence) and not isinstance(content, str):
         parts = [part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
