@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -71,6 +72,9 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "no numbers": lambda path: (path / "state.json").unlink(),
     "cut numbers": lambda path: cut(path / "state.json"),
     "other numbers": lambda path: (path / "state.json").write_text('{"step": "six", "values": [], "bytes": {}}'),
+    "a name that no file can have": lambda path: (path / "state.json").write_text(
+        json.dumps({"step": 6, "values": {}, "bytes": {"x" * 300: 1}})
+    ),
     "a list": lambda path: (path / "state.json").write_text("[]"),
 }
 

@@ -119,9 +119,9 @@ def _read(path: Path) -> Json | None:
     """The state.json of a state, None where it is damaged or a file of tensors is missing or cut."""
     try:
         numbers = read_json(path / "state.json") if (path / "state.json").exists() else {}
-        sizes = {path / f"{name}.safetensors": size for name, size in numbers["bytes"].items()}
+        present = {file.stem: file.stat().st_size for file in path.glob("*.safetensors")}
         whole = isinstance(numbers["step"], int) and isinstance(numbers["values"], dict)
-        whole = whole and all(file.exists() and file.stat().st_size == size for file, size in sizes.items())
+        whole = whole and all(present.get(name) == size for name, size in numbers["bytes"].items())
     except (DataError, LookupError, AttributeError):
         return None
     return numbers if whole else None
