@@ -19,6 +19,7 @@ Every message is one line and ends with what to do. The command line prints the 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -85,3 +86,10 @@ class WaitingError(KleashError):
     """Labels by people are still missing; the same command continues once they exist (sysexits: EX_TEMPFAIL)."""
 
     exit_code = 75
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """Names for a message: the first few, and how many more there are."""
+    shown = list(names)
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return ", ".join(shown[:most]) + more

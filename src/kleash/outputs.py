@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from kleash.config import Config, shorten
 from kleash.content import Fingerprints, fingerprints
-from kleash.errors import ChangedError, DataError
+from kleash.errors import ChangedError, DataError, listed
 from kleash.io import ROW_ENDINGS, Json, clear_copies, machine_errors, read_json, write_json
 from kleash.lock import lock
 
@@ -62,9 +62,8 @@ def refuse_other(
     ]
     if not differences:
         return
-    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
     raise ChangedError(
-        f"{out} exists and was written with other settings ({', '.join(differences[:3])}{more}); delete it or choose "
+        f"{out} exists and was written with other settings ({listed(differences)}); delete it or choose "
         f"another --out{hint}",
         out,
     )

@@ -31,7 +31,7 @@ from kleash.data.group import EncodedGroup, Group, Preference, Response, prompt_
 from kleash.data.read import without_equal
 from kleash.data.row_format import AS_IT_IS, RowFormat
 from kleash.data.split import comparison, demonstration, hold_out, imitated
-from kleash.errors import InputError
+from kleash.errors import InputError, listed
 from kleash.evals.intervals import mean_interval, number_prompts, wilson
 from kleash.evals.preference_report import preference_report
 from kleash.io import Json, read_json
@@ -135,8 +135,7 @@ def finite_weights(path: Path) -> Check:
     for file in sorted(path.rglob("pytorch_model*.bin")):
         stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         bad += [f"{name} in {file.relative_to(path)}" for name, tensor in stored.items() if not _all_finite(tensor)]
-    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-    finding = f"weights are not finite: {', '.join(bad[:3])}{more}" if bad else "all weights are finite numbers"
+    finding = f"weights are not finite: {listed(bad)}" if bad else "all weights are finite numbers"
     return answer("finite weights", not bad, finding, DIVERGED if bad else "")
 
 

@@ -17,7 +17,7 @@ from kleash.data.group import Group, Message, Response, canonical_prompt
 from kleash.data.row_files import NumberedRows
 from kleash.data.row_format import RowFormat
 from kleash.data.schemas import SCHEMAS as OWN_SCHEMAS
-from kleash.data.schemas import Row, listed, parse_row
+from kleash.data.schemas import Row, columns_of, parse_row
 from kleash.errors import DataError
 from kleash.parse import UnreadableError, parse_json
 
@@ -75,10 +75,10 @@ def read_row(row: Any, row_format: RowFormat) -> Group:
     mapped = (row_format.columns or {}).keys() & {name for schema in SCHEMAS for name in schema.columns}
     chosen = [schema for schema in fitting if mapped <= set(schema.columns)]
     if not chosen:
-        missing = f"with the columns of --columns ({listed(mapped)}) " if mapped else ""
+        missing = f"with the columns of --columns ({columns_of(mapped)}) " if mapped else ""
         raise DataError(
-            f"{missing}none of the known schemas fits the columns {listed(row)}; a row has one of: {OWN_SCHEMAS}; or "
-            "name its columns: --columns prompt=…,response=…"
+            f"{missing}none of the known schemas fits the columns {columns_of(row)}; a row has one of: {OWN_SCHEMAS}; "
+            "or name its columns: --columns prompt=…,response=…"
         )
     first = chosen[0]
     rivals = [schema for schema in fitting if schema.names(columns) - first.reads(columns)]
@@ -109,7 +109,7 @@ def renamed(rows: NumberedRows, mapping: Mapping[str, str] | None, source: str) 
     present = {name for _, row in head if isinstance(row, Mapping) for name in row}
     for name in mapping.values() if head else ():
         if name not in present:
-            raise DataError(f"{source} has no column {name!r}, named by --columns; it has: {listed(present)}")
+            raise DataError(f"{source} has no column {name!r}, named by --columns; it has: {columns_of(present)}")
     for number, row in chain(head, rows):
         if not isinstance(row, Mapping):
             yield number, row

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kleash.errors import DataError, MachineError
+from kleash.errors import DataError, MachineError, listed
 from kleash.io import READABLE_ENDINGS, Json, machine_failure
 from kleash.parse import UnreadableError, parse_json, parse_yaml
 
@@ -249,10 +249,9 @@ def folder_files(folder: Path, split: str | None) -> list[Path]:
     endings = {ending for ending in READABLE_ENDINGS for file in names if file.endswith(ending)}
     if len({ending.removesuffix(".gz") for ending in endings}) > 1:
         raise DataError(
-            f"{folder} has the split '{name}' in several formats ({', '.join(sorted(names)[:8])}); name one"
+            f"{folder} has the split '{name}' in several formats ({listed(sorted(names), most=8)}); name one"
         )
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    logger.info("%s: split %s, read from %s%s", folder, name, ", ".join(names[:5]), more)
+    logger.info("%s: split %s, read from %s", folder, name, listed(names, most=5))
     return splits[name]
 
 

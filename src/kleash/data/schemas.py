@@ -24,7 +24,7 @@ from typing import Any
 from kleash.data.group import Content, Group, Label, Message, Preference, Ranking, Response, Scores
 from kleash.data.message_fields import check_weight, tool_calls, with_arguments
 from kleash.data.template_columns import SYSTEM, template_variables
-from kleash.errors import DataError
+from kleash.errors import DataError, listed
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SCHEMA_COLUMNS = {
@@ -59,14 +59,12 @@ def parse_row(row: Any, *, as_chat: bool = False) -> Group:
         return _with_template_columns(_read_conversation(columns))
     if "prompt" in columns:
         return _with_template_columns(_as_chat(_read_prompt(columns), as_chat))
-    raise DataError(f"none of the known schemas fits the columns {listed(row)}; a row has one of: {SCHEMAS}")
+    raise DataError(f"none of the known schemas fits the columns {columns_of(row)}; a row has one of: {SCHEMAS}")
 
 
-def listed(names: Iterable[object], most: int = 12) -> str:
-    """Names for a message: sorted, quoted, each cut, and after the first few how many more there are."""
-    shown = sorted(map(str, names))
-    more = f" and {len(shown) - most} more" if len(shown) > most else ""
-    return ", ".join(repr(name[:60]) for name in shown[:most]) + more
+def columns_of(row: Iterable[object]) -> str:
+    """The names of columns or keys, each cut where it is long, for a message."""
+    return listed(sorted(repr(str(name)[:60]) for name in row), most=12)
 
 
 def _as_chat(group: Group, as_chat: bool) -> Group:
@@ -254,7 +252,7 @@ def _turn(turn: Any, where: str) -> Message:
         raise DataError(f"'{where}' is {_kind(turn)}; a turn is an object with role and content")
     turn = {name: value for name, value in turn.items() if value is not None}
     if "role" not in turn:
-        raise DataError(f"'{where}' has no role; a turn needs role and content, got {listed(turn)}")
+        raise DataError(f"'{where}' has no role; a turn needs role and content, got {columns_of(turn)}")
     if turn["role"] not in ROLES:
         raise DataError(f"'{where}' has the role {_excerpt(turn['role'])}; known roles: {', '.join(ROLES)}")
     if "tool_calls" in turn and not tool_calls(turn):

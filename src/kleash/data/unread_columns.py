@@ -12,6 +12,7 @@ from kleash.data.group import Group
 from kleash.data.message_fields import TRAINED
 from kleash.data.template_columns import SYSTEM, TEMPLATE_COLUMNS, template_variables
 from kleash.data.unpaired import LABELS
+from kleash.errors import listed
 
 READ = frozenset({"role", "content", "tool_calls", "tool_call_id", "id", *TRAINED})
 """Keys of turns that kleash reads itself, or that mean nothing to a model."""
@@ -27,8 +28,7 @@ def log_unread_columns(
 ) -> None:
     """One line with the columns of a source that nothing reads; see `unread_columns`."""
     if unread := unread_columns(groups, tokenizer, reads_columns=reads_columns):
-        more = f" and {len(unread) - 12} more" if len(unread) > 12 else ""
-        logger.warning("%s: columns that are not used: %s", source, ", ".join(unread[:12]) + more)
+        logger.warning("%s: columns that are not used: %s", source, listed(unread, most=12))
 
 
 def unread_columns(

@@ -12,7 +12,7 @@ from peft.functional import set_peft_model_state_dict
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kleash.errors import ModelError
+from kleash.errors import ModelError, listed
 
 PREFIX = "base_model.model."
 """What `peft` puts before the names of a model's tensors."""
@@ -53,10 +53,9 @@ def attach(model: PreTrainedModel, folder: Path) -> None:
     missing = [name for name in result.missing_keys if "default" in name.split(".")]
     for fault, tensors in (("lacks", missing), ("has also", result.unexpected_keys)):
         if tensors:
-            more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
-            listed = ", ".join(name.removeprefix(PREFIX) for name in sorted(tensors)[:3])
+            tensor_names = listed(name.removeprefix(PREFIX) for name in sorted(tensors))
             raise ModelError(
-                f"{folder}: the adapter does not fit its base {model.name_or_path}: it {fault} {listed}{more}; correct "
+                f"{folder}: the adapter does not fit its base {model.name_or_path}: it {fault} {tensor_names}; correct "
                 "base_model_name_or_path in adapter_config.json"
             )
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kleash.errors import NotFiniteError
+from kleash.errors import NotFiniteError, listed
 
 PROBE_TOKENS = 16
 """Length of the text on which a forward pass is tried."""
@@ -76,7 +76,7 @@ def _cause(model: nn.Module | None, *, trained: bool) -> str:
     if model is None:
         return f"the forward pass overflows; {advice}" if trained else "the forward pass overflows; check the model"
     if faulty := faulty_weights(model):
-        names = ", ".join(faulty[:2]) + (f" and {len(faulty) - 2} more" if len(faulty) > 2 else "")
+        names = listed(faulty, most=2)
         if trained:
             return f"the updates made weights infinite ({names}); {advice}"
         return f"the model came with weights that are not finite ({names}); take an undamaged --model"

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from kleash.errors import ModelError
+from kleash.errors import ModelError, listed
 from kleash.models.place import adapter_folder, config_of, loading, model_file, name_of, settings_of
 
 
@@ -42,8 +42,7 @@ def _refuse_incomplete(live: PreTrainedModel, report: Mapping[str, Any], model: 
         names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report[f"{fault}_keys"])
         names = [name for name in names if name.startswith(decoder) or not new_head]
         if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            faults.append(f"{fault} {', '.join(names[:3])}{more}")
+            faults.append(f"{fault} {listed(names)}")
     faults += [" ".join(str(message).split()) for message in report.get("error_msgs", ())]
     if faults:
         raise ModelError(
