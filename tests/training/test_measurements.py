@@ -161,3 +161,16 @@ def test_each_is_a_bar_with_its_name_and_an_interrupted_run_goes_on_with_the_nex
     assert records[0]["results"] == records[1]["results"]
     assert records[0]["gates"]["out"]["checks"] == records[1]["gates"]["out"]["checks"]
     assert not (folder.path / "measured").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1.0, ", '{"a": 1}', "null", "[" * 5000], ids=["empty", "cut", "other", "null", "deep"]
+)
+def test_a_damaged_measurement_is_made_again(content: str, tmp_path: Path) -> None:
+    kept = Measurements(Silent(tmp_path, {}), None, [], rows=1, share=0.2, seed=0)
+    assert kept.keep("scores", list[float], lambda: [1.0, 2.0]) == [1.0, 2.0]
+    assert kept.keep("scores", list[float], lambda: [9.0]) == [1.0, 2.0]
+    (file,) = (tmp_path / "measured").iterdir()
+    file.write_text(content)
+    assert kept.keep("scores", list[float], lambda: [3.0]) == [3.0]
+    assert kept.keep("scores", list[float], lambda: [9.0]) == [3.0]

@@ -11,14 +11,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from kleash.data.batching import order
 from kleash.data.group import EncodedGroup
 from kleash.io import write_text
+from kleash.parse import UnreadableError, parse_json
 from kleash.progress import Progress
 from kleash.run import RunFolder, derive_seed
 
@@ -96,8 +98,9 @@ class Measurements:
         """
         file = self.folder.path / FOLDER / f"{name.replace(' ', '-')}.json"
         if file.exists():
-            result: T = TypeAdapter(kind).validate_python(json.loads(file.read_text()))
-            return result
+            with suppress(UnreadableError, ValidationError):  # damaged: measured again
+                earlier: T = TypeAdapter(kind).validate_python(parse_json(file.read_bytes()))
+                return earlier
         with Progress(1, name):
             result = measure()
         file.parent.mkdir(exist_ok=True)
