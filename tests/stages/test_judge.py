@@ -17,10 +17,11 @@ from kleash.chat import client
 from kleash.cli import _run
 from kleash.data.formats import read_groups
 from kleash.data.group import Preference
-from kleash.errors import ConfigError, DataError, GateError, MachineError
+from kleash.errors import ChangedError, ConfigError, DataError, GateError, MachineError
 from kleash.labels.store import Store
 from kleash.outputs import results_of
 from kleash.stages.judge import JudgeConfig, run
+from kleash.testing import FakeChat
 from tests.chat.loopback import Reply, Server, counts_z, shown
 
 Write = Callable[[str, list[dict[str, Any]]], Path]
@@ -45,6 +46,17 @@ def pairs(write: Write) -> Path:
 def config(server: Server, data: Path, **settings: Any) -> JudgeConfig:
     given = {"model": "m", "endpoint": server.url, "data": str(data), "out": data.parent / "labels.jsonl"}
     return JudgeConfig.make(given | {"injections": 5} | settings)
+
+
+def test_a_live_model_is_no_hub_name_and_another_one_makes_other_labels(pairs: Path) -> None:
+    """The network guard of the tests fails a look-up of the name."""
+    settings = {"model": "owner/name", "data": str(pairs), "out": pairs.parent / "labels.jsonl", "force": True}
+    ask = lambda name: run(  # noqa: E731
+        JudgeConfig.make(settings | {"injections": 0}), chat=FakeChat(lambda _: {"1": 0.8, "2": 0.2}, name=name)
+    )
+    assert len(list(read_groups(ask("one")))) == 40
+    with pytest.raises(ChangedError, match="model"):
+        ask("another")
 
 
 def test_labels_are_preferences_with_their_labeller_and_principle(pairs: Path) -> None:
