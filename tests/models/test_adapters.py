@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -24,16 +23,17 @@ from transformers import (
 from kleash.checks.artifact import kind_of
 from kleash.cli import _run
 from kleash.content import folder_hash
-from kleash.data.batch import GroupBatch, collate
-from kleash.data.group import EncodedGroup, EncodedResponse, Group, Response
+from kleash.data.batch import GroupBatch
+from kleash.data.group import Group, Response
 from kleash.errors import ConfigError, ModelError
-from kleash.models.forward import response_logprobs
 from kleash.models.load import load_policy, load_reward_model, load_tokenizer, new_reward_model
 from kleash.models.lora import adapted_experts, add_lora, as_it_came, keep_reference, merge_lora
 from kleash.models.reference import reference_of
 from kleash.rewards.build import build_reward
 from kleash.stages import dpo, grpo, reward_model, sft
 from kleash.testing import ConstantReward, tiny_tokenizer
+
+from .conftest import logprobs
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 """`peft` asks `transformers` by an old name."""
@@ -64,17 +64,6 @@ def adapter(base: Path, tmp_path: Path) -> Path:
     """A LoRA folder as another tool writes it, without a tokenizer."""
     adapted(base).save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
-
-
-@pytest.fixture
-def batch() -> GroupBatch:
-    response = EncodedResponse((8, 9, 1), (True,) * 3)
-    return collate([EncodedGroup((6, 7), (response, response), Group("a b"))])
-
-
-def logprobs(model: Any, batch: GroupBatch) -> Tensor:
-    with torch.no_grad():
-        return response_logprobs(model, batch)[0]
 
 
 def merged(base: Path, adapter: Path) -> Any:

@@ -11,27 +11,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from kleash.checks.reward_report import held_out_rewards, preference_figures
-from kleash.data.batch import GroupBatch, collate
-from kleash.data.group import EncodedGroup, EncodedResponse, Group
+from kleash.data.batch import GroupBatch
 from kleash.io import read_jsonl
 from kleash.models import reference
-from kleash.models.forward import response_logprobs
 from kleash.models.load import load_policy, load_reward_model
 from kleash.models.lora import add_lora, as_it_came, merge_lora
 from kleash.rollout.rollout_log import read_rollout
 from kleash.run import read_record
 from kleash.stages import dpo, grpo, ppo, reward_model, sft
 
-
-@pytest.fixture
-def batch() -> GroupBatch:
-    response = EncodedResponse((8, 9, 1), (True,) * 3)
-    return collate([EncodedGroup((6, 7), (response, response), Group("a b"))])
-
-
-def logprobs(model: Any, batch: GroupBatch) -> Tensor:
-    with torch.no_grad():
-        return response_logprobs(model, batch)[0]
+from .conftest import logprobs
 
 
 def train_adapters(model: LlamaForCausalLM) -> None:
