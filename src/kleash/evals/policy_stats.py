@@ -1,4 +1,4 @@
-"""Statistics of a policy: KL from its reference, diversity of its responses, whether they end.
+"""Statistics of a policy: diversity of its responses, whether they end.
 
 Formulas: docs/metrics.md.
 """
@@ -11,7 +11,7 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Real
+from jaxtyping import Real
 from torch import Tensor
 
 from kleash.errors import DataError
@@ -19,18 +19,6 @@ from kleash.evals.report_values import MeanSE
 
 Array = np.ndarray | Tensor
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-
-
-@dataclass(frozen=True)
-class KLFigures:
-    """KL(π ‖ π_ref) a response, in nats, at the sampling temperature."""
-
-    k1: MeanSE
-    """Σₜ log π(yₜ) − log π_ref(yₜ) over the tokens that the policy chose; unbiased, may be negative for one
-    response."""
-    exact: MeanSE | None
-    """Σₜ of the full-vocabulary KL at the positions visited: the same expectation, less variance; null where it was not
-    computed."""
 
 
 @dataclass(frozen=True)
@@ -87,33 +75,6 @@ def mean_se(values: Real[Array, "*S"] | Sequence[float]) -> MeanSE:
     units = array.mean(-1) if array.ndim > 1 else array
     error = float(units.std(ddof=1)) / sqrt(len(units)) if len(units) > 1 else None
     return {"mean": float(units.mean()), "se": error}
-
-
-def kl_figures(
-    policy: Float[Array, "*R T"],
-    reference: Float[Array, "*R T"],
-    mask: Bool[Array, "*R T"],
-    *,
-    exact: Float[Array, "*R T"] | None = None,
-) -> KLFigures:
-    """KL(π ‖ π_ref) a response, in nats, from responses sampled from π.
-
-    Args:
-        policy, reference: log-probabilities of the sampled tokens, both at the sampling temperature.
-        mask: the tokens that the policy chose; values elsewhere are never read (F4).
-        exact: full-vocabulary KL at each of the positions. Its sum has the expectation of k1's and less variance.
-
-    Returns:
-        Mean and standard error over responses; over prompts where the arrays are [P, K, T].
-    """
-    chosen = _array(mask).astype(bool)
-
-    def summed(values: np.ndarray) -> MeanSE:
-        return mean_se(np.where(chosen, values, 0.0).sum(-1))
-
-    with np.errstate(invalid="ignore"):  # inf − inf at a masked position, which is not read
-        difference = _double(policy) - _double(reference)
-    return KLFigures(summed(difference), None if exact is None else summed(_double(exact)))
 
 
 def diversity(responses: Sequence[Sequence[Any]], *, finished: Sequence[bool]) -> Diversity:
