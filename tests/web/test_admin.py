@@ -90,7 +90,7 @@ def test_links_are_made_shown_once_opened_and_revoked(serve: Serve, browse: Brow
     page.click("[data-revoke]")
     page.wait_for_selector("#figures td:text-is('revoked')")
     assert len(page.seen.dialogs) == 1
-    annotator.keyboard.press("f")
+    annotator.keyboard.press("a")
     annotator.wait_for_selector("text=Not saved: this page needs an invitation")
     assert not site.store.votes()
     assert browse(link).inner_text("body").startswith("kleash: this link is not valid")

@@ -44,7 +44,7 @@ def standing(store: Store) -> list[str]:
 
 
 def good_side(page: Any) -> str:
-    return "f" if "good" in page.locator(".side").first.inner_text() else "j"
+    return "a" if "good" in page.locator(".side").first.inner_text() else "b"
 
 
 # --- one decision ----------------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def test_each_key_says_what_its_button_says_and_no_pair_waits_for_the_server(ser
     waits, held = True, []  # votes are sent one at a time: the first waits, and the others behind it
     page.route("**/api/vote", lambda route: held.append(route) if waits else route.continue_())
     choices = []
-    for key, verdict in zip("fjtbc", ("left", "right", "tie", "both_bad", "cannot"), strict=True):
+    for key, verdict in zip("abtxc", ("left", "right", "tie", "both_bad", "cannot"), strict=True):
         button = page.locator(f"[data-act={verdict}]")
         assert button.locator("kbd").inner_text().lower() == key
         before = shown(page)
@@ -80,7 +80,7 @@ def test_nothing_that_is_pressed_moves_and_every_pair_begins_at_its_top(serve: S
     ]
     page = browse(serve(long).link())
     boxes = set()
-    for key in "fjtfj":
+    for key in "abtab":
         page.evaluate("document.querySelector('#pair').scrollTop = 400")
         press(page, key)
         page.wait_for_timeout(60)
@@ -92,16 +92,74 @@ def test_nothing_that_is_pressed_moves_and_every_pair_begins_at_its_top(serve: S
 def test_strength_tags_and_reason_go_with_the_vote_and_are_gone_for_the_next(serve: Serve, browse: Browse) -> None:
     site = serve(pairs_of(4))
     page = browse(site.link())
-    press(page, "2", "w")
-    page.keyboard.type("f is a key, but not here")
+    press(page, "8", "w")
+    page.keyboard.type("a, b, 1 and 2 are keys, but not here")
     page.keyboard.press("Enter")
     page.click("[data-tag=clear]")
-    press(page, "f")
-    press(page, "j")
+    press(page, "a")
+    press(page, "b")
     saved(page)
     one, two = site.store.votes()
-    assert (one.strength, one.tags, one.reason) == (2, ["clear"], "f is a key, but not here")
+    assert (one.strength, one.tags, one.reason) == (2, ["clear"], "a, b, 1 and 2 are keys, but not here")
     assert (two.strength, two.tags, two.reason) == (None, [], "")
+
+
+def test_a_card_is_voted_for_by_its_letter_its_number_and_its_arrow(serve: Serve, browse: Browse) -> None:
+    keys = {"left": ("a", "A", "1", "ArrowLeft"), "right": ("b", "B", "2", "ArrowRight")}
+    site = serve(pairs_of(8))
+    page = browse(site.link())
+    for side, side_keys in keys.items():
+        button = page.locator(f"[data-act={side}]")
+        card = page.locator(".side").nth(0 if side == "left" else 1)
+        assert button.locator("kbd").inner_text() == card.locator("h2").inner_text()[-1] == side_keys[1]
+        for key in side_keys:
+            press(page, key)
+            page.wait_for_selector(f"#last:has-text('You voted: {side_keys[1]} is better')")
+    saved(page)
+    assert [(vote.choice == "first") != vote.swapped for vote in site.store.votes()] == [True] * 4 + [False] * 4
+
+
+def test_no_other_action_has_a_key_that_votes_for_a_card(serve: Serve, browse: Browse) -> None:
+    page = browse(serve(pairs_of(2), guidelines="Be fair.").link())
+    page.keyboard.press("k")
+    shown_keys = [key.lower() for key in page.locator("kbd[data-key]").all_inner_texts()]
+    assert len(shown_keys) > 13 and not {"a", "b", "1", "2", "←", "→"} & set(shown_keys)
+    assert page.evaluate("Object.keys(localStorage).length") == 0  # the keys above were no votes
+
+
+def test_each_vote_is_named_and_undo_takes_it_out_of_the_store(serve: Serve, browse: Browse) -> None:
+    site = serve(pairs_of(6))
+    page = browse(site.link())
+    names = {"a": "You voted: A is better", "x": "You voted: Both bad", "s": "Skipped", "p": "Reported"}
+    for key, name in names.items():
+        press(page, key)
+        page.wait_for_selector(f"#last span:text-is('{name}')")
+    before = shown(page)
+    for name in ("Reported", "Skipped", "Both bad", "A is better"):
+        page.click("#last button")
+        page.wait_for_selector(f"#last span:text-is('Taken back: {name}')")
+    saved(page)
+    assert standing(site.store) == [] and shown(page) != before and page.inner_text("#count") == "0 of 6"
+    press(page, "b")
+    saved(page)
+    (vote,) = [vote for vote in site.store.votes() if vote.counts]
+    assert (vote.choice == "second") != vote.swapped
+
+
+@pytest.mark.parametrize(("width", "height"), [(375, 667), (320, 568), (1280, 800)])
+def test_the_question_stands_while_the_responses_scroll(serve: Serve, browse: Browse, width: int, height: int) -> None:
+    turns = [{"role": "user", "content": f"turn {i}" + " and more" * 200} for i in range(3)]
+    prompts = ("What does the otter eat?", tuple(turns))
+    answers = tuple(Response(f"{side} says\n\n" * 200) for side in "xy")
+    page = browse(serve([Group(prompt, answers) for prompt in prompts], order="random").link(), width=width, height=height)
+    for _ in prompts:
+        question, responses = (page.locator(name).bounding_box() for name in (".prompt", "#pair"))
+        page.evaluate("document.querySelector('#pair').scrollTop = 10000")
+        after = page.locator(".prompt").bounding_box()
+        assert after["y"] == pytest.approx(responses["y"], abs=1) and question["height"] < responses["height"] * 0.75
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("document.querySelector('#pair').scrollWidth") <= width
+        press(page, "t")
 
 
 def test_keys_can_be_changed_change_places_and_are_remembered(serve: Serve, browse: Browse) -> None:
@@ -109,30 +167,48 @@ def test_keys_can_be_changed_change_places_and_are_remembered(serve: Serve, brow
     link = site.link()
     page = browse(link)
     press(page, "k")
-    page.click("[data-remap=left]")
-    page.keyboard.press("j")
+    page.click("[data-remap=tie]")
+    page.keyboard.press("b")  # votes for a card, whatever anybody chooses
+    assert page.inner_text("[data-remap=tie] kbd").lower() == "votes"
+    page.keyboard.press("x")
     page.wait_for_timeout(200)
     page.keyboard.press("Escape")
-    assert page.locator(".votes [data-key=left]").inner_text().lower() == "j"
-    assert page.locator(".votes [data-key=right]").inner_text().lower() == "f"
+    assert page.locator(".votes [data-key=tie]").inner_text().lower() == "x"
+    assert page.locator(".votes [data-key=both_bad]").inner_text().lower() == "t"
     again = browse(link)
-    press(again, "j")
+    press(again, "x", "b")
     saved(again)
-    (vote,) = site.store.votes()
-    assert (vote.choice == "first") != vote.swapped  # the left one
+    tie, right = site.store.votes()
+    assert tie.choice == "tie" and (right.choice == "second") != right.swapped
+
+
+def test_stored_keys_of_another_layout_are_not_taken_up(serve: Serve, browse: Browse) -> None:
+    site = serve(pairs_of(2))
+    person = site.person()
+    assert person.post("/api/settings", {"keys": {"both_bad": "b"}}).status == 400
+    assert person.post("/api/settings", {"keys": {"tie": "arrowleft"}}).status == 400
+    for keys in ({"both_bad": "b", "tie": "q"}, {"left": "f", "tie": "q"}):
+        site.store.set_settings(person.id, {"keys": keys})
+        page = person.get("/").body.decode()
+        assert 'data-key="both_bad">x<' in page and 'data-key="tie">t<' in page
 
 
 def test_modifiers_repeats_and_open_dialogs_are_no_votes(serve: Serve, browse: Browse) -> None:
     site = serve(pairs_of(4), guidelines="Be **fair**.")
     page = browse(site.link())
-    for keys in ("Control+f", "Alt+j", "Meta+t"):
+    for keys in ("Control+a", "Alt+b", "Meta+1", "Control+ArrowLeft", "Alt+ArrowRight", "Meta+t"):
         page.keyboard.press(keys)
-    page.evaluate("document.dispatchEvent(new KeyboardEvent('keydown', { key: 'f', repeat: true, bubbles: true }))")
+        page.wait_for_timeout(20)
+    page.evaluate("document.dispatchEvent(new KeyboardEvent('keydown', { key: 'a', repeat: true, bubbles: true }))")
+    page.evaluate(
+        "document.dispatchEvent(new KeyboardEvent('keydown', { key: 'a', modifierAltGraph: true, bubbles: true }))"
+    )
     page.keyboard.press("g")
     assert page.locator("#guidelines strong").inner_text() == "fair"
-    page.keyboard.press("f")
+    page.keyboard.press("a")
     page.keyboard.press("g")  # the same key closes it
     assert not page.locator("#guidelines").is_visible() and not site.store.votes()
+    assert page.inner_text("#last span") == ""
 
 
 def test_practice_tells_the_answer_after_the_vote_and_counts_for_nothing(serve: Serve, browse: Browse) -> None:
@@ -140,14 +216,14 @@ def test_practice_tells_the_answer_after_the_vote_and_counts_for_nothing(serve: 
     site = serve(pairs_of(3), practice=practice)
     page = browse(site.link())
     assert "Practice" in page.inner_text("#pair")
-    wrong = "j" if good_side(page) == "f" else "f"
+    wrong = "b" if good_side(page) == "a" else "a"
     press(page, wrong)
     page.wait_for_selector("#answer:visible")
     assert re.search(r"You chose: . is better\. The agreed answer: . is better", page.inner_text("#answer"))
     assert "4" in page.inner_text("#pair") and page.locator(".votes button:enabled").count() == 0
-    page.keyboard.press("f")  # no vote after the reveal
+    page.keyboard.press("a")  # no vote after the reveal
     page.keyboard.press("Enter")
-    press(page, "f")
+    press(page, "a")
     saved(page)
     assert len(standing(site.store)) == 1 and page.inner_text("#count") == "1 of 3"
 
@@ -171,11 +247,11 @@ def test_earlier_turns_are_folded_and_raw_text_is_a_key_away(serve: Serve, brows
 def test_skip_and_report_go_on_and_a_goal_is_a_goal(serve: Serve, browse: Browse) -> None:
     site = serve(pairs_of(6), goal=2)
     page = browse(site.link())
-    press(page, "s", "p", "f", "f")
+    press(page, "s", "p", "a", "a")
     saved(page)
     assert [vote.choice for vote in site.store.votes()][:2] == ["skip", "report"]
     assert "2 pairs: that was the goal" in page.inner_text("#notice")
-    press(page, "f", "f")
+    press(page, "a", "a")
     page.wait_for_selector("#done:visible")
     saved(page)
     assert len(standing(site.store)) == 4
@@ -185,13 +261,13 @@ def test_after_forty_minutes_a_break_is_proposed_once(serve: Serve, browse: Brow
     page = browse()
     page.clock.install()
     page.goto(serve(pairs_of(6)).link())
-    press(page, "f")
+    press(page, "a")
     assert page.locator("#notice").is_hidden()
     page.clock.fast_forward("41:00")
-    press(page, "f")
+    press(page, "a")
     assert "A short break" in page.inner_text("#notice")
     page.click("[data-act=dismiss]")
-    press(page, "f")
+    press(page, "a")
     assert page.locator("#notice").is_hidden()
 
 
@@ -201,12 +277,12 @@ def test_undo_reaches_back_before_the_page_was_opened(serve: Serve, browse: Brow
     link = site.link()
     page = browse(link)
     first = shown(page)
-    press(page, "f")
+    press(page, "a")
     saved(page)
     again = browse(link)
     press(again, "u")
     again.wait_for_selector(f".pair[data-id='{first}']")
-    press(again, "j")
+    press(again, "b")
     saved(again)
     assert [vote.choice for vote in site.store.votes()].count("undo") == 1 and len(standing(site.store)) == 1
     fresh = browse(site.link())
@@ -223,7 +299,7 @@ def test_notices_reach_a_screen_reader_and_the_pair_has_the_focus(serve: Serve, 
     page.click("[data-act=tie]")
     page.wait_for_selector("#live:text-is('Equally good. Pair 2.')", state="attached")
     assert page.evaluate("document.activeElement.id") == "pair"
-    assert page.locator("[data-act=left]").get_attribute("aria-keyshortcuts") == "f"
+    assert page.locator("[data-act=left]").get_attribute("aria-keyshortcuts") == "a 1 ArrowLeft"
 
 
 def test_a_page_that_is_slowed_down_goes_on_by_itself_and_saves_every_vote(
@@ -280,7 +356,7 @@ def test_two_people_at_once_share_the_pairs_and_see_nothing_of_each_other(serve:
     pages = [browse(site.link()), browse(site.link())]
     for _ in range(5):
         for page in pages:
-            press(page, "f")
+            press(page, "a")
     for page in pages:
         page.wait_for_selector("#done:visible")
         saved(page)
@@ -438,7 +514,7 @@ def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_screen(
         )
 
     looked_at("practice")
-    press(page, "f")
+    press(page, "a")
     page.wait_for_selector("#answer:visible")
     looked_at("answer")
     page.keyboard.press("Enter")
@@ -448,7 +524,7 @@ def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_screen(
         page.keyboard.press(key)
         looked_at(key)
         page.keyboard.press("Escape")
-    press(page, "1", "t")
+    press(page, "7", "t")
     page.wait_for_selector("#done:visible")
     looked_at("done")
 
@@ -481,7 +557,7 @@ def test_hostile_texts_run_no_script_load_nothing_and_break_nothing(
     for i in range(len(groups)):
         page.wait_for_selector(".votes button:enabled")
         page.evaluate("reason => { document.querySelector('#reason').value = reason }", texts[i * step][:3_900])
-        page.keyboard.press("fjtbc"[i % 5])
+        page.keyboard.press("abtxc"[i % 5])
     page.wait_for_selector("#done:visible")
     saved(page)
     assert page.seen.dialogs == [] and page.seen.errors == []

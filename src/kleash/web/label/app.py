@@ -46,11 +46,16 @@ SHOWN_DISAGREEMENTS = 20
 MOST_PAIRS = 25
 """Most pairs of one request."""
 
+SIDES = {"left": ("a", "1", "ArrowLeft"), "right": ("b", "2", "ArrowRight")}
+"""The keys that vote for a card: its own letter first, which stands on the card and on its button. They do nothing else,
+whatever an annotator chose.
+"""
+
 KEYS = {
-    "left": "f", "tie": "t", "both_bad": "b", "cannot": "c", "right": "j", "undo": "u", "skip": "s", "report": "p",
-    "raw": "r", "why": "w", "guidelines": "g", "keys": "k", "slightly": "1", "clearly": "2", "by_far": "3",
+    "tie": "t", "both_bad": "x", "cannot": "c", "undo": "u", "skip": "s", "report": "p", "raw": "r", "why": "w",
+    "guidelines": "g", "keys": "k", "slightly": "7", "clearly": "8", "by_far": "9",
 }  # fmt: skip
-"""The key of each action; annotators can change theirs."""
+"""The key of each other action; annotators can change theirs."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ class Pages:
         guidelines = self.store.guidelines()
         return self._page(
             "label.html.jinja", person, pair=first[0] if first else None, progress=self.queue.progress(person.id),
-            keys=KEYS | person.settings.get("keys", {}), defaults=KEYS, tags=self.site.tags, goal=self.site.goal,
+            keys=_keys_of(person), defaults=KEYS, sides=SIDES, tags=self.site.tags, goal=self.site.goal,
             guidelines=render(guidelines.text) if guidelines else None,
         )  # fmt: skip
 
@@ -179,6 +184,8 @@ class Pages:
             action not in KEYS or not isinstance(key, str) or not 1 <= len(key) <= 20 for action, key in keys.items()
         ):
             raise InputError(f"'keys' should map some of {', '.join(KEYS)} to the name of a key")
+        if reserved := sorted(key for key in keys.values() if _is_reserved(key)):
+            raise InputError(f"the key '{reserved[0]}' votes for a card; choose another")
         self.store.set_settings(person.id, person.settings | {"keys": keys})
         return {"keys": keys}
 
@@ -254,6 +261,18 @@ class Pages:
         rows = disagreements(self.store)
         template = self._templates.get_template("disagreements.html.jinja")
         return template.render(disagreements=rows[:SHOWN_DISAGREEMENTS], hidden=max(0, len(rows) - SHOWN_DISAGREEMENTS))
+
+
+def _keys_of(person: Annotator) -> dict[str, str]:
+    """The keys of an annotator. Stored keys of another layout, of which one would vote for a card, are ignored: with
+    them B was "both bad".
+    """
+    keys = person.settings.get("keys", {})
+    return dict(KEYS) if keys.keys() - KEYS or any(map(_is_reserved, keys.values())) else KEYS | keys
+
+
+def _is_reserved(key: str) -> bool:
+    return key.lower() in (side.lower() for side_keys in SIDES.values() for side in side_keys)
 
 
 def _details(body: Json) -> tuple[int, str, str]:

@@ -13,6 +13,7 @@ const CHOICES = ["left", "right", "tie", "both_bad", "cannot"];
 const STRENGTHS = ["slightly", "clearly", "by_far"];
 const keys = JSON.parse(page.dataset.keys);
 const defaults = JSON.parse(page.dataset.defaults);
+const sides = JSON.parse(page.dataset.sides); // left, right → the keys that vote for the card and do nothing else
 const main = $("#pair");
 const goal = Number(page.dataset.goal);
 let done = Number(page.dataset.done);
@@ -67,6 +68,7 @@ async function flush() {
         settle(item);
         item.mark?.remove();
         item.lost?.();
+        showLast("");
         notice(`Not saved: ${error.message}`);
         continue;
       }
@@ -168,7 +170,7 @@ function decide(choice) {
     Object.assign(body, { choice, strength: strength(), tags: tags(), seconds: seconds() });
   }
   decided.add(pair.id);
-  history.push(pair);
+  history.push({ pair, choice });
   const practice = pair.kind === "practice" && path === "/api/vote";
   if (pair.kind !== "practice") count(path === "/api/vote" ? 1 : 0, -1);
   if (!practice) show(pairs.shift(), LABELS[choice]);
@@ -181,17 +183,19 @@ function decide(choice) {
     item.lost = goOn;
   }
   mark(item, choice);
+  showLast(CHOICES.includes(choice) ? `You voted: ${LABELS[choice]}` : LABELS[choice]);
   fetchAhead();
   remindOfBreak();
 }
 
 function undo() {
-  const pair = history.pop();
+  const { pair, choice } = history.pop() ?? {};
   const item = post("/api/undo", { key: newKey() }, { pair: pair?.id });
   mark(item, "undo");
   $("#answer").hidden = true;
   reading = false;
   if (!pair) return; // voted before this page was opened: the server knows on which pair
+  showLast(`Taken back: ${LABELS[choice]}`);
   decided.delete(pair.id);
   if (pair.kind !== "practice") count(-1, 1);
   if (current) pairs.unshift(current);
@@ -203,6 +207,7 @@ function reopened(pair) {
   decided.delete(pair.id);
   if (current?.id === pair.id) return;
   const ahead = pairs.findIndex((other) => other.id === pair.id);
+  showLast("Taken back: your vote on this pair");
   const next = ahead < 0 ? parsed(pair) : pairs.splice(ahead, 1)[0];
   if (current) pairs.unshift(current);
   if (pair.kind !== "practice") count(-1, 1);
@@ -223,6 +228,10 @@ function goOn() {
   reading = false;
   show(pairs.shift());
   fetchAhead();
+}
+
+function showLast(text) {
+  $("#last span").textContent = text;
 }
 
 function mark(item, choice) {
@@ -331,24 +340,28 @@ function finishRemap(event) {
   event.preventDefault();
   const name = remapping.dataset.remap;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (sideOf(key)) return void (remapping.querySelector("kbd").textContent = "votes"); // and another key is waited for
   remapping = null;
   if (event.key === "Escape") return showKeys();
   const other = Object.keys(keys).find((action) => keys[action] === key && action !== name);
   remap({ ...(other && { [other]: keys[name] }), [name]: key }); // two actions never share a key: they swap
 }
 
+const sideOf = (key) => Object.keys(sides).find((name) => sides[name].some((one) => one.toLowerCase() === key.toLowerCase()));
+
 // On a keyboard of another script the key in the same position counts.
 const pressedKey = (event) => (event.key.length === 1 && event.key > "~" ? event.code.replace(/^(Key|Digit)/, "") : event.key).toLowerCase();
 
 document.addEventListener("keydown", (event) => {
   if (remapping) return finishRemap(event);
-  if (event.ctrlKey || event.altKey || event.metaKey || event.repeat || event.isComposing) return;
+  if (event.ctrlKey || event.altKey || event.metaKey || event.getModifierState("AltGraph")) return;
+  if (event.repeat || event.isComposing) return;
   if (event.target === $("#reason")) {
     if (event.key === "Enter" || event.key === "Escape") main.focus({ preventScroll: true });
     return;
   }
   const key = pressedKey(event);
-  const action = Object.keys(keys).find((name) => keys[name].toLowerCase() === key);
+  const action = sideOf(key) ?? Object.keys(keys).find((name) => keys[name].toLowerCase() === key);
   const open = $("dialog[open]");
   if (open) {
     if (action === open.id) open.close();
