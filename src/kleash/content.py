@@ -22,6 +22,7 @@ import kleash
 from kleash.config import MODEL, Config, Kind, is_possible_path, read_yaml
 from kleash.errors import ConfigError, DataError, InputError, ModelError
 from kleash.io import READABLE_ENDINGS, Json
+from kleash.unfinished import refuse_unfinished_rows, refuse_unfinished_run
 
 Fingerprint = dict[str, str]
 """{"path", "sha256"}: the path is for people, the hash is the identity."""
@@ -224,7 +225,8 @@ def _newest_commit(repository: str, dataset: bool) -> str | None:
 
 
 def refuse_missing(name: str | Path, kind: Kind) -> None:
-    """Refuse a name that can only be a path and does not exist. Imports nothing and does not contact the hub.
+    """Refuse a name that can only be a path and does not exist, and what a stage began to write and did not finish.
+    Imports nothing and does not contact the hub.
 
     Raises:
         InputError: the subclass of the kind; names what is missing and what to give.
@@ -232,8 +234,12 @@ def refuse_missing(name: str | Path, kind: Kind) -> None:
     text, path = str(name), Path(name).expanduser()
     if kind.name == "reward":
         _refuse_missing_module(text)
+    if kind.name in ("model", "reward"):
+        refuse_unfinished(path)
     if path.exists() or not _only_a_path(text, kind):
         return
+    if kind.name == "data":
+        refuse_unfinished_rows(path)
     if kind.name == "reward":
         what = "file" if text.endswith((".yaml", ".yml")) else "folder"
         raise ConfigError(
@@ -242,6 +248,19 @@ def refuse_missing(name: str | Path, kind: Kind) -> None:
         )
     error, message = _MISSING[kind.name]
     raise error(message.format(text))
+
+
+def refuse_unfinished(path: Path) -> None:
+    """Refuse a run that is not finished, as a model or a reward, and a composition with such a part.
+
+    Raises:
+        ModelError: names the run, the step and what to do.
+    """
+    if path.is_dir():
+        refuse_unfinished_run(path)
+    elif path.suffix in YAML and path.is_file():
+        for name in (*_named_in(path, "reward"), *filter(None, [_judge_in(path)])):
+            refuse_unfinished_run(Path(name).expanduser())
 
 
 def refuse_missing_artifact(path: Path) -> None:
@@ -309,6 +328,13 @@ def _parts_hashes(path: Path) -> list[str]:
     if judge := values.get("judge"):  # behind an endpoint, it is a name that the server knows
         return [text_hash(str(judge)) if values.get("endpoint") else content_hash(str(judge), MODEL)]
     return [reward_hash(name) for name in _named_in(path, "reward")]
+
+
+def _judge_in(path: Path) -> str | None:
+    """The model of a judge, where it is not one behind an endpoint."""
+    values: Json = read_yaml(path)
+    judge = values.get("judge")
+    return str(judge) if isinstance(judge, str) and is_possible_path(judge) and not values.get("endpoint") else None
 
 
 def _named_in(path: Path, key: str) -> list[str]:

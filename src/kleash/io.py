@@ -36,6 +36,16 @@ Json = dict[str, Any]
 """A JSON object: a row of a file, a record, settings as YAML has them."""
 
 
+def beside(out: Path, part: str, *, ending: str | None = None) -> Path:
+    """The name of a second output file of a stage: `best.jsonl` and "pool" give `best.pool.jsonl`, or `best.pool` and
+    another ending.
+    """
+    suffix = next(
+        (row_ending for row_ending in sorted(ROW_ENDINGS, key=len, reverse=True) if out.name.endswith(row_ending)), ""
+    )
+    return out.with_name(f"{out.name.removesuffix(suffix)}.{part}{suffix if ending is None else ending}")
+
+
 def read_json(path: Path, remedy: str = "delete it or restore it") -> Json:
     """The JSON object of a file.
 

@@ -73,6 +73,23 @@ def lock(file: Path, out: Path) -> Lock:
     return writer
 
 
+def is_locked(file: Path) -> bool:
+    """Whether a living process has the right to write an output."""
+    try:
+        handle = os.open(file, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return _writer_lives(handle)
+    finally:
+        os.close(handle)
+
+
 def _open(file: Path, out: Path) -> int:
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)

@@ -15,7 +15,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from kleash.config import Config, shorten
 from kleash.content import Fingerprints, fingerprints
 from kleash.errors import ChangedError, DataError, listed
-from kleash.io import ROW_ENDINGS, Json, clear_copies, machine_errors, read_json, write_json
+from kleash.io import Json, beside, clear_copies, machine_errors, read_json, write_json
 from kleash.lock import lock
 
 SCHEMA = 1
@@ -153,16 +153,6 @@ def results_of(out: Path) -> Json | None:
     """The figures written next to a file, or None where its stage writes none."""
     summary = summary_of(out)
     return _read(summary)["results"] if summary.exists() else None
-
-
-def beside(out: Path, part: str, *, ending: str | None = None) -> Path:
-    """The name of a second output file of a stage: `best.jsonl` and "pool" give `best.pool.jsonl`, or `best.pool` and
-    another ending.
-    """
-    suffix = next(
-        (row_ending for row_ending in sorted(ROW_ENDINGS, key=len, reverse=True) if out.name.endswith(row_ending)), ""
-    )
-    return out.with_name(f"{out.name.removesuffix(suffix)}.{part}{suffix if ending is None else ending}")
 
 
 def set_aside(out: Path) -> Path:

@@ -43,6 +43,7 @@ from kleash.rewards.build import build_reward
 from kleash.rewards.learned import score_encoded
 from kleash.rewards.reward import Reward
 from kleash.run import read_record
+from kleash.unfinished import state_of
 
 Kind = Literal["language model", "reward model", "rows"]
 
@@ -105,7 +106,7 @@ def check(
     record = read_record(path) if path.is_dir() else None
     gates: dict[str, Verdict] = dict(record["gates"]) if record is not None else {}
     if record is not None and record["status"] != "finished":
-        gates["finished"] = verdict([_unfinished(record["status"])])
+        gates["finished"] = verdict([_unfinished(path, record)])
     notes: list[str] = []
     if record is not None:
         notes += [f"not measured: {name}: {reason}" for name, reason in record.get("skipped", {}).items()]
@@ -143,9 +144,9 @@ def _all_finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or is_finite(tensor)
 
 
-def _unfinished(status: str) -> Check:
-    advice = "run its command again: it continues where it stopped"
-    return answer("the run is finished", False, f"the run has not finished (status {status})", advice)
+def _unfinished(path: Path, record: Json) -> Check:
+    state, advice = state_of(path, record)
+    return answer("the run is finished", False, f"the run {state}", advice)
 
 
 def measure(

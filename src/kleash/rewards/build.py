@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from kleash.config import REWARD, read_yaml
-from kleash.content import HUB_NAME, refuse_missing
+from kleash.content import HUB_NAME, refuse_missing, refuse_unfinished
 from kleash.errors import ConfigError
 from kleash.models.compute import Compute
 from kleash.rewards.composition import ComposedReward, read_parts
@@ -48,6 +48,7 @@ def build_reward(
     if name in NAMED:
         return NAMED[name]()
     path = Path(name)
+    refuse_unfinished(path)
     if _is_yaml(name):
         return _from_yaml(path, policy_tokenizer, compute)
     if (path / ENSEMBLE).exists():

@@ -29,7 +29,8 @@ from kleash.labels.constitution import Constitution
 from kleash.labels.judge_summary import labelled_groups, summarise
 from kleash.labels.llm_judge import Judge, Judgement
 from kleash.labels.prompt_injection import probe
-from kleash.outputs import beside, finish, identity_of, is_done, only_writer
+from kleash.io import beside
+from kleash.outputs import finish, identity_of, is_done, only_writer
 from kleash.progress import Progress
 from kleash.stages.data_configs import JudgeConfig
 

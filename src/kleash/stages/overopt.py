@@ -57,6 +57,7 @@ from kleash.run import RunFolder, derive_seed, read_record
 from kleash.sampling.sampler import build_sampler, sample_groups
 from kleash.stages.data_configs import OveroptConfig
 from kleash.stages.score import score_groups
+from kleash.unfinished import refuse_unfinished_run
 
 logger = logging.getLogger("kleash")
 
@@ -336,6 +337,7 @@ def _checkpoints(run: Path) -> dict[int, str]:
     if last and last not in folders:
         folders[last] = str(run)
     if not folders:
+        refuse_unfinished_run(run)
         raise InputError(f"{run} holds neither snapshots nor final weights; train with --snapshot-every and let it end")
     return folders
 

@@ -73,6 +73,7 @@ class Loop:
                 f"--max-steps {self.step} or more"
             )
         self.stop: str | None = numbers.get("stop")
+        folder.note("training", steps=total)
         self._saved: int | None = None
         self._progress = Progress(total, folder.record["stage"], start=self.step)
         self._trackers = Trackers(trackers, folder)
