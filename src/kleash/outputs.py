@@ -150,7 +150,9 @@ def finish(out: Path, identity: Identity, results: Mapping[str, Any] | None) -> 
 
 
 def results_of(out: Path) -> Json | None:
-    """The figures written next to a file, or None where its stage writes none."""
+    """The figures written next to a file, or in a folder of exported labels; None where its stage writes none."""
+    if (out / "labels.json").is_file():
+        return read_json(out / "labels.json")
     summary = summary_of(out)
     return _read(summary)["results"] if summary.exists() else None
 

@@ -419,3 +419,65 @@ def test_an_export_can_be_of_some_annotators_or_kinds(store: Store, pairs: Pairs
     assert aliases("name", annotators=["Ann"]) == aliases("alias", annotators=[alias]) == {alias}
     with pytest.raises(InputError, match=rf"no annotator is called Bob; there are: {alias} \(Ann\), judge:m"):
         export_labels(store, tmp_path / "bob", annotators=["Bob"])
+
+
+def test_an_export_says_what_it_left_out_by_reason_and_every_pair_and_vote_is_accounted_for(
+    store: Store, pairs: Pairs, tmp_path: Path
+) -> None:
+    groups = pairs(11)
+    store.add_tasks(groups)
+    match = [found.task for found in store.find(groups) if found is not None]
+    say(store, groups[:1], 1.0, 1.0, 0.5)  # two votes and a tie
+    say(store, groups[1:2], 0.5)
+    say(store, groups[2:3], "cannot", 1.0, "cannot")
+    say(store, groups[3:4], "both_bad", "both_bad", 1.0)
+    say(store, groups[4:5], 1.0, "both_bad", 1.0)
+    say(store, groups[5:6], 0.0)
+    say(store, groups[5:6], 1.0)  # a correction
+    say(store, groups[10:], 1.0)
+    store.record(groups[6:7], [LabelResult.of(0.9, "judge:m")])
+    person, admin = store.invite("Ann").annotator, store.invite(role="admin").annotator
+    queue = Queue(store, replace(PLAIN, overlap=9))
+    shown = {assignment.task: assignment.id for assignment in queue.next(person, 25)}
+    queue.skip(person, shown[match[7]], "skipped-key")
+    queue.report(person, shown[match[8]], "reported-key")
+    queue.vote(person, shown[match[0]], VoteRequest("a-vote-key", "left"))
+    queue.undo(person, "the-undo-key")
+    queue.adjudicate(admin, match[10], "second", "adjudication-key")
+
+    def exported(name: str, **settings: Any) -> tuple[dict[str, int], dict[str, int], str]:
+        manifest = export_labels(store, tmp_path / name, **settings)
+        rows = {file: len(read(tmp_path / name / file)) for file in manifest.files}
+        assert sum(manifest.left_out.values()) + sum(rows.values()) == 11 == manifest.pairs
+        per_vote = export_labels(store, tmp_path / f"{name}-votes", each="vote", **settings)
+        train = per_vote.files["train.jsonl"].rows
+        both_bad = sum(vote.choice == "both_bad" for vote in store.votes() if vote.task == match[3] and vote.counts)
+        votes = [vote for vote in store.votes() if vote.choice not in ("undo", "skip", "report")]
+        bad = both_bad if "both-bad.jsonl" in rows else 0
+        assert train + bad + sum(manifest.votes_left_out.values()) == len(votes)
+        assert json.loads((tmp_path / name / "labels.json").read_text())["votes_left_out"] == manifest.votes_left_out
+        return manifest.left_out, manifest.votes_left_out, str(manifest)
+
+    pairs_out, votes_out, line = exported("all", ties="drop")
+    assert pairs_out == {"only ties": 1, "cannot be judged": 1, "skipped": 1, "reported": 1, "no votes": 1}
+    assert votes_out == {
+        "ties": 2, "on pairs that cannot be judged": 3, "outvoted on whether both are bad": 2,
+        "replaced or taken back": 2, "overruled by an adjudication": 1,
+    }  # fmt: skip
+    assert line.startswith("train.jsonl 5, both-bad.jsonl 1 rows, of 11 pairs; pairs left out: ") and "2 ties" in line
+    pairs_out, votes_out, _ = exported("judge", kinds=["judge"])
+    assert pairs_out["only votes of other annotators"] == 6 and pairs_out["cannot be judged"] == 1
+    assert votes_out["of other annotators"] == 16
+
+
+def test_votes_on_hidden_repeats_are_counted_as_left_out(store: Store, pairs: Pairs, tmp_path: Path) -> None:
+    store.add_tasks(pairs(12))
+    person = store.invite().annotator
+    queue = Queue(store, QueueSettings(audit_share=0, repeat_share=1.0))
+    for number in range(15):
+        (shown,) = queue.next(person)
+        queue.vote(person, shown.id, VoteRequest(f"vote-{number:06d}", "left"))
+    manifest = export_labels(store, tmp_path / "out")
+    repeats = sum(vote.repeat for vote in store.votes())
+    assert repeats > 0 and manifest.votes_left_out == {"hidden repeats": repeats}
+    assert manifest.left_out == {"no votes": 12 - (15 - repeats)}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,23 @@ def test_an_export_into_the_folder_of_another_store_is_refused(store: str, tmp_p
     (tmp_path / "out" / "train.jsonl").write_text("")
     with pytest.raises(DataError, match=r"train\.jsonl was changed since it was exported"):
         run(config)
+
+
+def test_the_command_says_what_it_wrote_and_what_not_each_time(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    write_groups([Group("q", (Response("a"), Response("b")))], tmp_path / "more.jsonl")
+    words = ["export", "--store", store, "--out", str(tmp_path / "out"), "--json"]
+    for arguments in (["import", "--store", store, "--data", str(tmp_path / "more.jsonl")], words, words):
+        with pytest.raises(SystemExit) as done:
+            main(arguments)
+        output = capsys.readouterr()
+        assert done.value.code == 0
+        if arguments is words:
+            line = "train.jsonl 40 rows, of 41 pairs; pairs left out: 1 no votes; votes left out: none"
+            assert caplog.messages[-1] == f"{tmp_path / 'out'}: {line}"
+            results = json.loads(output.out)["results"]
+            assert (results["pairs"], results["left_out"], results["votes_left_out"]) == (41, {"no votes": 1}, {})
 
 
 def test_an_empty_store_is_an_error_of_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import combinations
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,6 +29,7 @@ from kleash.data.row_format import AS_IT_IS, RowFormat
 from kleash.errors import DataError, InputError
 from kleash.io import write_json
 from kleash.labels.labeller import LabelResult
+from kleash.labels.left_out import pairs_left_out, votes_left_out
 from kleash.labels.store import PEOPLE, Store, Vote, cannot_be_judged
 
 Ties = Literal["half", "davidson", "drop"]
@@ -103,6 +104,18 @@ class Manifest:
     """Votes by annotator."""
     left_out: dict[str, int]
     """Pairs that are in no file, by reason."""
+    pairs: int = 0
+    """Pairs in the store."""
+    votes_left_out: dict[str, int] = field(default_factory=dict)
+    """Votes that no row counts, by reason."""
+
+    def __str__(self) -> str:
+        files = ", ".join(f"{name} {file.rows}" for name, file in self.files.items())
+        parts = [f"{files} rows, of {self.pairs} pairs"]
+        for what, left_out in (("pairs", self.left_out), ("votes", self.votes_left_out)):
+            reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
+            parts.append(f"{what} left out: {reasons or 'none'}")
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -261,11 +274,8 @@ def export_labels(
     all_votes = store.votes(until=until)
     ruled_out = _ruled_out(all_votes)
     chosen = _chosen(store, annotators)
-    by_task = _valid_votes(
-        vote
-        for vote in all_votes
-        if vote.task not in ruled_out and vote.annotator in chosen and (not kinds or vote.kind in kinds)
-    )
+    is_chosen = lambda vote: vote.annotator in chosen and (not kinds or vote.kind in kinds)  # noqa: E731
+    by_task = _valid_votes(vote for vote in all_votes if vote.task not in ruled_out and is_chosen(vote))
     if not by_task:
         whose = f" of {', '.join([*annotators, *kinds])}" if annotators or kinds else ""
         raise DataError(f"the store has no labels{whose} yet; label some pairs with `kleash label`, then export")
@@ -286,6 +296,8 @@ def export_labels(
         rows[name] += _rows(tasks[task], preferences[task], probabilities[task], each)
     rows["both-bad"] = [replace(tasks[task], label=None) for task in sorted(both_bad)]
     votes = [vote for task_votes in by_task.values() for vote in task_votes]
+    both_bad_votes = [vote for task in both_bad for vote in by_task[task] if vote.choice == "both_bad"]
+    counted = {vote.id for vote in chain(both_bad_votes, *preferences.values())}
     manifest = Manifest(
         until=until,
         ties=ties,
@@ -299,15 +311,11 @@ def export_labels(
         answers=_counts(vote.choice for vote in votes),
         guidelines=_counts(str(vote.guideline) for vote in votes),
         annotators=_counts(vote.alias for vote in votes),
-        left_out={
-            reason: number
-            for reason, number in (
-                ("cannot be judged", len(ruled_out)),
-                ("only ties", len(by_task) - len(preferences) - len(both_bad)),
-                ("no vote that counts", len(tasks.keys() - by_task.keys() - ruled_out)),
-            )
-            if number
-        },
+        left_out=pairs_left_out(tasks, all_votes, written=preferences.keys() | both_bad, is_chosen=is_chosen),
+        pairs=len(tasks),
+        votes_left_out=votes_left_out(
+            all_votes, counted=counted, ruled_out=ruled_out, drops_ties=ties == "drop", is_chosen=is_chosen
+        ),
     )
     write_json(out / "labels.json", asdict(manifest))
     return manifest

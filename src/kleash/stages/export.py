@@ -13,6 +13,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
 from kleash.content import file_hash
 from kleash.errors import ChangedError, DataError, InputError
 from kleash.io import read_json, refuse_damaged
@@ -21,6 +23,7 @@ from kleash.outputs import only_writer
 from kleash.stages.data_configs import ExportConfig
 
 if TYPE_CHECKING:
+    from kleash.labels.import_export import Manifest
     from kleash.labels.store import Store
 
 logger = logging.getLogger("kleash")
@@ -43,20 +46,20 @@ def run(config: ExportConfig) -> Path:
         from kleash.labels.import_export import export_labels
 
         if (config.out / "labels.json").exists():
-            _refuse_other(config, store)
-            return config.out
-        manifest = export_labels(
-            store, config.out, until=config.until, ties=config.ties, each=config.each, test_share=config.test_share,
-            seed=config.seed, annotators=config.annotators, kinds=config.kind,
-        )  # fmt: skip
-    if manifest.left_out:
-        reasons = ", ".join(f"{number} ({reason})" for reason, number in manifest.left_out.items())
-        logger.info("%s: pairs left out: %s", config.out, reasons)
+            manifest = _refuse_other(config, store)
+        else:
+            manifest = export_labels(
+                store, config.out, until=config.until, ties=config.ties, each=config.each,
+                test_share=config.test_share, seed=config.seed, annotators=config.annotators, kinds=config.kind,
+            )  # fmt: skip
+    logger.info("%s: %s", config.out, manifest)
     return config.out
 
 
-def _refuse_other(config: ExportConfig, store: Store) -> None:
-    """Refuse a folder with an export of other settings or of another store, or whose files were changed."""
+def _refuse_other(config: ExportConfig, store: Store) -> Manifest:
+    """The contents of an export that is there. Refuse a folder with one of other settings or of another store, or whose
+    files were changed.
+    """
     from kleash.labels.import_export import Manifest, store_hash
 
     remedy = "delete it or choose another --out"
@@ -72,3 +75,5 @@ def _refuse_other(config: ExportConfig, store: Store) -> None:
     for name, file in manifest["files"].items():
         if not (config.out / name).is_file() or file_hash(config.out / name) != file["sha256"]:
             raise DataError(f"{config.out / name} was changed since it was exported; {remedy}")
+    contents: Manifest = TypeAdapter(Manifest).validate_python(manifest)
+    return contents
