@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,6 @@ INSTALL = "make programs"
 STRICT = os.environ.get("KLEASH_TEST_STRICT", "0") not in ("", "0")
 EXTRA = Path(__file__).parents[1] / ".venv-extra"
 """An environment on top of .venv with packages that only tests and benchmarks use; `.ci/programs` makes it."""
-
-
-def _chromium() -> Path | None:
-    path = shutil.which("chromium")
-    return Path(path) if path else None
 
 
 def _postgresql() -> Path | None:
@@ -54,7 +50,18 @@ def _trackio() -> Path | None:
     return Path(sys.executable) if importlib.util.find_spec("trackio") else None
 
 
-FINDERS = {"chromium": _chromium, "postgresql": _postgresql, "trl": _trl, "trackio": _trackio}
+def _on_path(name: str) -> Path | None:
+    path = shutil.which(name)
+    return Path(path) if path else None
+
+
+FINDERS = {
+    "chromium": lambda: _on_path("chromium"),
+    "postgresql": _postgresql,
+    "trl": _trl,
+    "trackio": _trackio,
+    **{shell: partial(_on_path, shell) for shell in ("bash", "zsh", "fish")},
+}
 
 
 def needs(program: str) -> Path:

@@ -111,7 +111,7 @@ def test_the_message_says_how_far_it_came_and_why_it_ended(
 def test_a_run_that_still_goes_on_is_to_be_waited_for(tmp_path: Path) -> None:
     parent = cut(tmp_path)
     writer = lock(parent / ".lock", parent)
-    with pytest.raises(ModelError, match="run still goes on at step 4 of 10; wait until its command has finished$"):
+    with pytest.raises(ModelError, match=r"run still goes on at step 4 of 10; wait until its command has finished$"):
         build_reward(parent)
     writer.release()
 

@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 import kleash
+from kleash import completion
 from kleash.config import DATA, MODEL, REWARD, Config, parse_columns, read_yaml
 from kleash.content import refuse_missing, refuse_missing_artifact
 from kleash.errors import ConfigError, GateError, KleashError
 from kleash.io import machine_failure
+from kleash.option_groups import REQUIRED, groups_of, usage
 from kleash.option_names import COMMANDS as COMMANDS_ELSEWHERE
 from kleash.option_names import names_elsewhere, option, renamed
 from kleash.outputs import results_of
@@ -40,6 +42,8 @@ C = TypeVar("C", bound=Config)
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with its code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if completion.is_asked():
+        completion.answer(lambda words: _parser([word for word in words if word in COMMANDS]))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("kleash").setLevel(logging.INFO)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -267,7 +271,15 @@ def _check(command: argparse.Namespace) -> None:
         raise GateError(f"{command.path}: gate {name} failed: {entry['finding']}; {entry.get('advice') or 'see above'}")
 
 
-def _add_trust(parser: _Parser) -> None:
+def _completion_options(parser: _Parser) -> None:
+    parser.add_argument("shell", metavar="|".join(completion.SHELLS), help="the shell that is to evaluate it")
+
+
+def _completion(command: argparse.Namespace) -> None:
+    print(completion.script(command.shell))
+
+
+def _add_trust(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--trust-remote-code",
         action="store_true",
@@ -286,9 +298,9 @@ def _trusting(command: argparse.Namespace) -> contextlib.AbstractContextManager[
 
 def _stage_command(stage: Stage) -> Command:
     def options(parser: _Parser) -> None:
-        _add_fields(parser, stage.config)
-        _add_trust(parser)
-        parser.add_argument("--json", action="store_true", help="print the run's results as JSON")
+        groups = _add_fields(parser, stage.config)
+        _add_trust(groups.get("model", parser))
+        groups.get("output", parser).add_argument("--json", action="store_true", help="print the run's results as JSON")
 
     def run(command: argparse.Namespace) -> None:
         config = _config(stage.config, command)
@@ -359,6 +371,13 @@ COMMANDS: dict[str, Command] = {
             _check_options,
             _check,
             "kleash check runs/sft --data demonstrations.jsonl",
+        ),
+        Command(
+            "completion",
+            "print the completion of commands, options and values for bash, zsh or fish",
+            _completion_options,
+            _completion,
+            'eval "$(kleash completion bash)"',
         ),
     )
 }
@@ -441,25 +460,57 @@ def _dashed(arguments: Sequence[str]) -> list[str]:
     return [re.sub(r"^--[\w-]+(?==|$)", lambda match: match[0].replace("_", "-"), word) for word in arguments]
 
 
-def _add_fields(parser: _Parser, config: type[Config]) -> None:
-    """An option for each field of a config, its docstring as help, with its name in other libraries."""
+def _add_fields(parser: _Parser, config: type[Config]) -> dict[str, argparse._ArgumentGroup]:
+    """An option for each field of a config, its docstring as help, with its name in other libraries; the groups of the
+    help by title.
+    """
     parser.description = f"{parser.description}\n\n{textwrap.fill(' '.join((config.__doc__ or '').split()), 100)}"
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML of the options below; options given here win")
-    from kleash.rewards.verifiers import verifiers
+    fields = groups_of(config)
+    required = [(option(name), _placeholder(config, name)) for name in fields.get(REQUIRED, ())]
+    parser.usage = usage(parser.prog.split()[-1], required)
+    groups = {title: parser.add_argument_group(title) for title in fields}
+    for title, names in fields.items():
+        for name in names:
+            _add_field(groups[title], config, name)
+    source = groups.get(REQUIRED, parser)
+    source.add_argument("--config", type=Path, metavar="FILE", help="YAML of options; those given here win")
+    return groups
 
-    kinds = config.kinds()
-    for name, field in config.model_fields.items():
-        text = " ".join((field.description or "").split()).replace("{verifiers}", ", ".join(verifiers()))
-        text += "" if field.is_required() else f" (default: {_shown(field.default)})"
-        text += _elsewhere(name)
-        settings: dict[str, Any] = {"dest": f"field:{name}", "default": None, "help": text.replace("%", "%%")}
-        if field.annotation is bool:
-            settings["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
-        else:
-            settings["metavar"] = kinds[name].metavar if name in kinds else _metavar(field.annotation)
-        if any(get_origin(part) is tuple for part in (field.annotation, *get_args(field.annotation))):
-            settings["nargs"] = "+"
-        parser.add_argument(option(name), **settings)
+
+def _add_field(group: argparse._ArgumentGroup, config: type[Config], name: str) -> None:
+    field = config.model_fields[name]
+    text = " ".join((field.description or "").split())
+    if "{verifiers}" in text:
+        from kleash.rewards.verifiers import verifiers
+
+        text = text.replace("{verifiers}", ", ".join(verifiers()))
+    text += "" if field.is_required() else f" (default: {_shown(field.default)})"
+    text += _elsewhere(name)
+    settings: dict[str, Any] = {"dest": f"field:{name}", "default": None, "help": text.replace("%", "%%")}
+    if field.annotation is bool:
+        settings["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
+    else:
+        settings["metavar"] = _placeholder(config, name)
+    if any(get_origin(part) is tuple for part in (field.annotation, *get_args(field.annotation))):
+        settings["nargs"] = "+"
+    action = group.add_argument(option(name), **settings)
+    if values := _values(field.annotation):
+        setattr(action, "completer", lambda **_: values)  # noqa: B010  (argcomplete's, which argparse does not know)
+
+
+def _placeholder(config: type[Config], name: str) -> str:
+    kind = config.kinds().get(name)
+    return kind.metavar if kind is not None else _metavar(config.model_fields[name].annotation)
+
+
+def _values(annotation: Any) -> list[str]:
+    """The words that a field takes, `Literal["a", "b"] | None`, `tuple[Literal["a", "b"], ...]`; none where any text may
+    stand.
+    """
+    parts = get_args(annotation)
+    if parts and all(isinstance(part, str) for part in parts):
+        return list(parts)
+    return [value for part in parts for value in _values(part)]
 
 
 def _config(config: type[C], command: argparse.Namespace) -> C:

@@ -67,7 +67,7 @@ def state_of(path: Path, record: Json) -> tuple[str, str]:
 
 def _progress(path: Path, record: Json) -> tuple[str, str]:
     """The part of a run of several models that is not finished, and the step: ` in members/2`, ` at step 4 of 20`."""
-    for part in sorted(path.glob("members/*")) + [path / "validation"]:
+    for part in (*sorted(path.glob("members/*")), path / "validation"):
         if (part / "run.json").is_file():
             of_part = read_json(part / "run.json")
             if of_part.get("status") != "finished":
@@ -81,4 +81,7 @@ def _progress(path: Path, record: Json) -> tuple[str, str]:
     step = max(steps, default=0)
     if total is None:
         return "", f" at step {step}" if step else " before its first step"
-    return "", f" at step {step} of {total}" if step < total else f" after step {step} of {total}, while it was measured"
+    return (
+        "",
+        f" at step {step} of {total}" if step < total else f" after step {step} of {total}, while it was measured",
+    )

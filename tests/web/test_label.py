@@ -151,7 +151,9 @@ def test_the_question_stands_while_the_responses_scroll(serve: Serve, browse: Br
     turns = [{"role": "user", "content": f"turn {i}" + " and more" * 200} for i in range(3)]
     prompts = ("What does the otter eat?", tuple(turns))
     answers = tuple(Response(f"{side} says\n\n" * 200) for side in "xy")
-    page = browse(serve([Group(prompt, answers) for prompt in prompts], order="random").link(), width=width, height=height)
+    page = browse(
+        serve([Group(prompt, answers) for prompt in prompts], order="random").link(), width=width, height=height
+    )
     for _ in prompts:
         question, responses = (page.locator(name).bounding_box() for name in (".prompt", "#pair"))
         page.evaluate("document.querySelector('#pair').scrollTop = 10000")

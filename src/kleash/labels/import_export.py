@@ -297,7 +297,7 @@ def export_labels(
     rows["both-bad"] = [replace(tasks[task], label=None) for task in sorted(both_bad)]
     votes = [vote for task_votes in by_task.values() for vote in task_votes]
     both_bad_votes = [vote for task in both_bad for vote in by_task[task] if vote.choice == "both_bad"]
-    counted = {vote.id for vote in chain(both_bad_votes, *preferences.values())}
+    in_rows = {vote.id for vote in chain(both_bad_votes, *preferences.values())}
     manifest = Manifest(
         until=until,
         ties=ties,
@@ -311,10 +311,10 @@ def export_labels(
         answers=_counts(vote.choice for vote in votes),
         guidelines=_counts(str(vote.guideline) for vote in votes),
         annotators=_counts(vote.alias for vote in votes),
-        left_out=pairs_left_out(tasks, all_votes, written=preferences.keys() | both_bad, is_chosen=is_chosen),
+        left_out=pairs_left_out(tasks, all_votes, in_files=preferences.keys() | both_bad, is_chosen=is_chosen),
         pairs=len(tasks),
         votes_left_out=votes_left_out(
-            all_votes, counted=counted, ruled_out=ruled_out, drops_ties=ties == "drop", is_chosen=is_chosen
+            all_votes, in_rows=in_rows, ruled_out=ruled_out, drops_ties=ties == "drop", is_chosen=is_chosen
         ),
     )
     write_json(out / "labels.json", asdict(manifest))

@@ -12,26 +12,26 @@ ACTIONS = ("undo", "skip", "report")
 
 
 def pairs_left_out(
-    tasks: Iterable[int], votes: Iterable[Vote], *, written: Container[int], is_chosen: Callable[[Vote], bool]
+    tasks: Iterable[int], votes: Iterable[Vote], *, in_files: Container[int], is_chosen: Callable[[Vote], bool]
 ) -> dict[str, int]:
     """Pairs that are in no file, by reason.
 
     Args:
         tasks: ids of all pairs.
         votes: all votes up to the last one included.
-        written: ids of the pairs that are in a file.
+        in_files: ids of the pairs that are in a file.
         is_chosen: whether a vote is of the annotators and kinds that the export is limited to.
     """
     by_task: dict[int, list[Vote]] = defaultdict(list)
     for vote in votes:
         by_task[vote.task].append(vote)
-    return _sorted(_why_pair(by_task[task], is_chosen) for task in tasks if task not in written)
+    return _sorted(_why_pair(by_task[task], is_chosen) for task in tasks if task not in in_files)
 
 
 def votes_left_out(
     votes: Sequence[Vote],
     *,
-    counted: Container[int],
+    in_rows: Container[int],
     ruled_out: Container[int],
     drops_ties: bool,
     is_chosen: Callable[[Vote], bool],
@@ -40,7 +40,7 @@ def votes_left_out(
 
     Args:
         votes: all votes up to the last one included.
-        counted: ids of the votes that a row counts.
+        in_rows: ids of the votes that a row counts.
         ruled_out: ids of the pairs that cannot be judged.
         drops_ties: whether ties are left out.
         is_chosen: see `pairs_left_out`.
@@ -62,7 +62,7 @@ def votes_left_out(
             return "ties"
         return "outvoted on whether both are bad" if _is_label(vote) else "without a preference"
 
-    return _sorted(why(vote) for vote in votes if vote.choice not in ACTIONS and vote.id not in counted)
+    return _sorted(why(vote) for vote in votes if vote.choice not in ACTIONS and vote.id not in in_rows)
 
 
 def _why_pair(votes: Sequence[Vote], is_chosen: Callable[[Vote], bool]) -> str:

@@ -17,9 +17,9 @@ from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Scores
 from kleash.evals.best_of_n_report import best_of_n_curve
 from kleash.evals.report_values import as_json
+from kleash.io import beside
 from kleash.models.compute import Compute
 from kleash.models.forward import Live
-from kleash.io import beside
 from kleash.outputs import finish, identity_of, is_done, only_writer
 from kleash.rewards.build import build_reward
 from kleash.rewards.reward import Reward, check_rows

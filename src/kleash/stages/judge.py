@@ -24,12 +24,12 @@ from kleash.data.group import Group, Preference
 from kleash.data.row_format import RowFormat
 from kleash.data.split import comparison, read_usable
 from kleash.errors import DataError, GateError
+from kleash.io import beside
 from kleash.labels.cached_chat import ChatSettings, cached_chat, live_fingerprint
 from kleash.labels.constitution import Constitution
 from kleash.labels.judge_summary import labelled_groups, summarise
 from kleash.labels.llm_judge import Judge, Judgement
 from kleash.labels.prompt_injection import probe
-from kleash.io import beside
 from kleash.outputs import finish, identity_of, is_done, only_writer
 from kleash.progress import Progress
 from kleash.stages.data_configs import JudgeConfig

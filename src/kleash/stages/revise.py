@@ -19,10 +19,10 @@ from kleash.content import fingerprints
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.row_format import RowFormat
 from kleash.data.split import demonstration, read_usable
+from kleash.io import beside
 from kleash.labels.cached_chat import ChatSettings, cached_chat, live_fingerprint
 from kleash.labels.constitution import Constitution
 from kleash.labels.revisions import Draft, Reviser, demonstration_of, save_revisions, summarise
-from kleash.io import beside
 from kleash.outputs import finish, identity_of, is_done, only_writer
 from kleash.progress import Progress
 from kleash.stages.data_configs import ReviseConfig

@@ -47,8 +47,8 @@ MOST_PAIRS = 25
 """Most pairs of one request."""
 
 SIDES = {"left": ("a", "1", "ArrowLeft"), "right": ("b", "2", "ArrowRight")}
-"""The keys that vote for a card: its own letter first, which stands on the card and on its button. They do nothing else,
-whatever an annotator chose.
+"""The keys that vote for a card, first its own letter, which stands on the card and on its button. They do nothing
+else, whatever an annotator chose.
 """
 
 KEYS = {
