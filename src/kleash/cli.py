@@ -491,8 +491,9 @@ def _add_field(group: argparse._ArgumentGroup, config: type[Config], name: str) 
         settings["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
     else:
         settings["metavar"] = _placeholder(config, name)
-    if any(get_origin(part) is tuple for part in (field.annotation, *get_args(field.annotation))):
-        settings["nargs"] = "+"
+    for part in (field.annotation, *get_args(field.annotation)):
+        if get_origin(part) is tuple:
+            settings["nargs"] = "+" if Ellipsis in get_args(part) else len(get_args(part))
     action = group.add_argument(option(name), **settings)
     if values := _values(field.annotation):
         setattr(action, "completer", lambda **_: values)  # noqa: B010  (argcomplete's, which argparse does not know)
@@ -504,9 +505,7 @@ def _placeholder(config: type[Config], name: str) -> str:
 
 
 def _values(annotation: Any) -> list[str]:
-    """The words that a field takes, `Literal["a", "b"] | None`, `tuple[Literal["a", "b"], ...]`; none where any text may
-    stand.
-    """
+    """The words that a field takes, as `tuple[Literal["a", "b"], ...] | None` does; none where any text may stand."""
     parts = get_args(annotation)
     if parts and all(isinstance(part, str) for part in parts):
         return list(parts)

@@ -82,16 +82,16 @@ from pathlib import Path
 from kleash.run import RunFolder
 from kleash.training.trackers import Trackers
 name, path, step = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-record = json.loads((path / "run.json").read_text()) if step > 1 else {"stage": "ppo", "config": {"beta": 0.05}}
+record = json.loads((path / "run.json").read_text()) if step > 1 else {"stage": "ppo", "config": {"beta": 0.05} | json.loads(sys.argv[4])}
 with Trackers([name], RunFolder(path, record)) as trackers:
     trackers.log(step, {"kl": 1.5 * step})
 print("a result")
 """
 
 
-def start_and_go_on(name: str, folder: RunFolder, python: Path = Path(sys.executable)) -> str:
+def start_and_go_on(name: str, folder: RunFolder, python: Path = Path(sys.executable), **names: object) -> str:
     for step in ("1", "2"):
-        command = [str(python), "-c", SCRIPT, name, str(folder.path), step]
+        command = [str(python), "-c", SCRIPT, name, str(folder.path), step, json.dumps(names)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert (done.returncode, done.stdout) == (0, "a result\n"), done.stderr
     return json.loads((folder.path / "run.json").read_text())["trackers"]["id"]
@@ -101,20 +101,22 @@ def start_and_go_on(name: str, folder: RunFolder, python: Path = Path(sys.execut
 def test_an_interrupted_run_goes_on_under_its_id_in_wandb(folder, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    identity = start_and_go_on("wandb", folder)
+    names = {"tracker_project": "a-project", "run_name": "the name", "tracker_tags": ["first-tag", "second"]}
+    identity = start_and_go_on("wandb", folder, **names)
     runs = list((folder.path / "wandb").glob("offline-run-*"))
     assert {run.name.rpartition("-")[2] for run in runs} == {identity}
-    assert b"0.05" in b"".join(log.read_bytes() for run in runs for log in run.glob("run-*.wandb"))
+    content = b"".join(log.read_bytes() for run in runs for log in run.glob("run-*.wandb"))
+    assert all(text in content for text in (b"0.05", b"a-project", b"the name", b"first-tag"))
 
 
 @pytest.mark.slow  # starts Python twice, and torch with it
 def test_an_interrupted_run_goes_on_under_its_name_in_trackio(folder, monkeypatch) -> None:
     python = needs("trackio")
     monkeypatch.setenv("TRACKIO_DIR", str(folder.path / "trackio"))
-    identity = start_and_go_on("trackio", folder, python)
-    with closing(sqlite3.connect(folder.path / "trackio" / "kleash.db")) as database:
+    identity = start_and_go_on("trackio", folder, python, tracker_project="a-project", run_name="name")
+    with closing(sqlite3.connect(folder.path / "trackio" / "a-project.db")) as database:
         rows = database.execute("select run_name, step, metrics from metrics order by step").fetchall()
     assert [(name, step, json.loads(metrics)) for name, step, metrics in rows] == [
-        (f"ppo-{identity}", 1, {"kl": 1.5}),
-        (f"ppo-{identity}", 2, {"kl": 3.0}),
+        (f"name-{identity}", 1, {"kl": 1.5}),
+        (f"name-{identity}", 2, {"kl": 3.0}),
     ]

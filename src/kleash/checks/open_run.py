@@ -11,6 +11,7 @@ from torch import nn
 from kleash.checks.gates import check_parents
 from kleash.run import RunFolder
 from kleash.training.model_folder import weights_hash
+from kleash.training.push import push, require_token
 from kleash.training.settings import TrainingConfig
 from kleash.training.trackers import require
 
@@ -21,11 +22,20 @@ _OPEN: list[RunFolder] = []
 
 
 def records_stop(run: Callable[P, RunFolder]) -> Callable[P, RunFolder]:
-    """A stage whose run.json says why it stopped, whatever stops it."""
+    """A stage whose run.json says why it stopped, whatever stops it; and whose model is pushed once it is finished, if
+    that is asked for.
+    """
 
     @wraps(run)
     def recorded(*arguments: P.args, **live: P.kwargs) -> RunFolder:
         outer = len(_OPEN)
+        folder = recorded_run(outer, *arguments, **live)
+        repository = folder.record["config"].get("push_to_hub")
+        if repository is not None and outer == 0:  # not a member of an ensemble
+            push(folder, repository)
+        return folder
+
+    def recorded_run(outer: int, *arguments: P.args, **live: P.kwargs) -> RunFolder:
         try:
             return run(*arguments, **live)
         except BaseException as error:
@@ -49,11 +59,12 @@ def open_run(stage: str, config: TrainingConfig, **live: tuple[nn.Module, Any] |
             its weights, a live reward by the name in `config.reward`, since a function has no hash.
 
     Raises:
-        ConfigError: a tracker is not installed.
+        ConfigError: a tracker is not installed, or there is no token to push the model with.
         DataError: the folder holds another run.
         GateError: a parent failed its own checks; `force` continues.
     """
     require(config.trackers)
+    require_token(config.push_to_hub)
     models = {role: value[0] for role, value in live.items() if isinstance(value, tuple)}
     inputs = {
         role: {"path": f"live {type(model).__name__}", "sha256": weights_hash(model)} for role, model in models.items()

@@ -40,7 +40,8 @@ class RewardConfig(TrainingConfig):
     learning_rate: float = Field(9e-6, ge=0)
     """Peak learning rate; N+ (arXiv:2403.17031) used 3e-6."""
     schedule: Schedule = "cosine"
-    """Learning-rate schedule: cosine to a tenth of the peak (InstructGPT), linear to 0, or constant."""
+    """Learning-rate schedule: cosine to a tenth of the peak (InstructGPT), linear to 0 (`min_lr_ratio` sets other ends),
+    or constant."""
     margin: float = Field(0.0, ge=0)
     """Margin m by which the chosen response's score has to lead (Touvron et al. 2023, arXiv:2307.09288, eq. 2)."""
     centring: float = Field(0.0, ge=0)
@@ -276,7 +277,9 @@ class GRPOConfig(RolloutConfig):
     @classmethod
     def _take_preset(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and values.get("preset") in GRPO_PRESETS:
-            return {**GRPO_PRESETS[values["preset"]], **values}
+            preset = GRPO_PRESETS[values["preset"]]
+            warmup = {} if values.get("warmup_ratio") is None else {"warmup_steps": 0}
+            return {**preset, **warmup, **values}
         return values
 
     @model_validator(mode="after")

@@ -18,24 +18,31 @@ from kleash.models.finite import not_finite
 from kleash.run import StepMetrics
 from kleash.training.settings import Schedule
 
+ENDS: dict[Schedule, float] = {"linear": 0.0, "cosine": 0.1, "constant": 1.0}
+"""Rate at the end of each schedule as a share of the peak, where nothing else is asked for; cosine's is InstructGPT's."""
 
-def learning_rate_at(step: int, steps: int, *, peak: float, schedule: Schedule, warmup_steps: int = 0) -> float:
+
+def learning_rate_at(
+    step: int, steps: int, *, peak: float, schedule: Schedule, warmup_steps: int = 0, end: float | None = None
+) -> float:
     """The learning rate of a step.
 
     Args:
         step: optimiser step, from 0.
         steps: steps in all.
         peak: the rate after warm-up.
-        schedule: `linear` falls to 0, `cosine` to a tenth of the peak (InstructGPT), `constant` stays.
+        schedule: `linear` and `cosine` fall from the peak to `end`, `constant` stays.
         warmup_steps: steps over which the rate rises linearly to the peak.
+        end: rate at the end of the schedule as a share of the peak; None: that of `ENDS`.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(steps - warmup_steps, 1)
+    end = ENDS[schedule] if end is None else end
     if schedule == "linear":
-        return peak * (1 - done)
+        return peak * (end + (1 - end) * (1 - done))
     if schedule == "cosine":
-        return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+        return peak * (end + (1 - end) * 0.5 * (1 + math.cos(math.pi * done)))
     return peak
 
 
@@ -49,8 +56,11 @@ class Optimizer:
         steps: int,
         learning_rate: float,
         schedule: Schedule = "linear",
+        min_lr_ratio: float | None = None,
         warmup_steps: int = 0,
+        warmup_ratio: float | None = None,
         weight_decay: float = 0.0,
+        adam_betas: tuple[float, float] = (0.9, 0.999),
         adam_eps: float = 1e-8,
         max_grad_norm: float | None = 1.0,
     ) -> None:
@@ -61,8 +71,11 @@ class Optimizer:
             steps: optimiser steps in all, for the schedule.
             learning_rate: peak rate.
             schedule: see `learning_rate_at`.
+            min_lr_ratio: `end` of `learning_rate_at`.
             warmup_steps: see `learning_rate_at`.
+            warmup_ratio: the same as a share of `steps`, rounded up; None: `warmup_steps` counts.
             weight_decay: decoupled decay of matrices.
+            adam_betas: Adam's β₁ and β₂.
             adam_eps: Adam's ε.
             max_grad_norm: the gradient is scaled down to this norm; None: no clipping.
         """
@@ -72,10 +85,12 @@ class Optimizer:
         self.adam = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}],
             lr=learning_rate,
+            betas=adam_betas,
             eps=adam_eps,
             fused=True,
         )
-        self.peak, self.schedule, self.warmup_steps, self.steps = learning_rate, schedule, warmup_steps, steps
+        self.peak, self.schedule, self.end, self.steps = learning_rate, schedule, min_lr_ratio, steps
+        self.warmup_steps = warmup_steps if warmup_ratio is None else math.ceil(warmup_ratio * steps)
         self.max_grad_norm = max_grad_norm
         self.steps_taken = 0
         self._model, self._last_norm = model, math.nan
@@ -160,8 +175,9 @@ class Optimizer:
 
     def _rate(self) -> float:
         return learning_rate_at(
-            self.steps_taken, self.steps, peak=self.peak, schedule=self.schedule, warmup_steps=self.warmup_steps
-        )
+            self.steps_taken, self.steps, peak=self.peak, schedule=self.schedule, warmup_steps=self.warmup_steps,
+            end=self.end,
+        )  # fmt: skip
 
     def _not_finite(self, what: str) -> TrainingError:
         """The error for loss, gradient or weights; no later call can take the gradient that they left."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -52,10 +53,22 @@ class TrainingConfig(StageConfig):
     """Settings of every stage that trains."""
 
     NOT_IDENTITY: ClassVar[frozenset[str]] = Config.NOT_IDENTITY | {
-        "trackers", "save_every", "keep_states", "accept_changed", "micro_batch_tokens",
+        "trackers", "tracker_project", "run_name", "tracker_tags", "save_every", "keep_states", "accept_changed",
+        "micro_batch_tokens", "push_to_hub",
     }  # fmt: skip
     MAY_CHANGE: ClassVar[frozenset[str]] = frozenset(
-        {"data", "eval_data", "learning_rate", "warmup_steps", "max_grad_norm", "dtype", "max_steps", "epochs"}
+        {
+            "data",
+            "eval_data",
+            "learning_rate",
+            "warmup_steps",
+            "warmup_ratio",
+            "min_lr_ratio",
+            "max_grad_norm",
+            "dtype",
+            "max_steps",
+            "epochs",
+        }  # fmt: skip
     )
 
     max_steps: int | None = Field(None, ge=1)
@@ -72,11 +85,19 @@ class TrainingConfig(StageConfig):
     learning_rate: float = Field(1e-5, ge=0)
     """Peak learning rate of AdamW."""
     schedule: Schedule = "linear"
-    """Learning-rate schedule after the warm-up: linear to 0, cosine to a tenth of the peak, or constant."""
+    """Learning-rate schedule after the warm-up: linear to 0, cosine to a tenth of the peak (`min_lr_ratio` sets other
+    ends), or constant."""
+    min_lr_ratio: float | None = Field(None, ge=0, le=1)
+    """Learning rate at the end of the schedule, as a share of the peak. Null: 0 for linear, 0.1 for cosine."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises to its peak."""
+    warmup_ratio: float | None = Field(None, ge=0, le=1)
+    """The same as a share of all optimiser steps, rounded up, in place of `warmup_steps`."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decoupled weight decay, applied to matrices only."""
+    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Adam's β₁ and β₂: decay of its means of the gradient and of the squared gradient. DeepSeek-V3 and others use
+    0.9 and 0.95."""
     adam_eps: float = Field(1e-8, gt=0)
     """Adam's ε. N+ (arXiv:2403.17031) reports that 1e-5 matters for PPO."""
     max_grad_norm: float | None = Field(1.0, gt=0)
@@ -122,6 +143,15 @@ class TrainingConfig(StageConfig):
     not suffice. Work is counted in tokens, not by the clock, and small models are not limited."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where to log metrics besides metrics.jsonl. Each needs its extra: pip install 'kleash[tensorboard]'."""
+    tracker_project: str | None = None
+    """Project of the run in W&B and trackio; null is `kleash`."""
+    run_name: str | None = None
+    """Name of the run in W&B and trackio; null is the name of the folder `out`, which is its name in TensorBoard."""
+    tracker_tags: tuple[str, ...] = ()
+    """Tags of the run in W&B; trackio and TensorBoard, which have none, show them with the settings."""
+    push_to_hub: str | None = None
+    """Repository of the hub, OWNER/NAME, to push the finished model to; a new one is private. Needs `hf auth login` or
+    HF_TOKEN. States, snapshots and rows are not pushed."""
     force: bool = False
     """Continue although a check of this stage's inputs failed."""
 
@@ -137,6 +167,36 @@ class TrainingConfig(StageConfig):
         if unknown := [name for name in names if name not in cls.MAY_CHANGE]:
             raise ValueError(f"of {', '.join(sorted(cls.MAY_CHANGE))}; a run cannot go on with another '{unknown[0]}'")
         return names
+
+    @field_validator("tracker_project", "run_name", "tracker_tags")
+    @classmethod
+    def _trackers_take_it(cls, value: Any) -> Any:
+        for name in (value,) if isinstance(value, str) else value or ():
+            if not re.fullmatch(r"[^/\\#?%:\x00-\x1f]{1,64}", name):
+                raise ValueError("at most 64 characters, without / \\ # ? % : and line breaks")
+        return value
+
+    @field_validator("push_to_hub", mode="before")
+    @classmethod
+    def _names_a_repository(cls, name: Any) -> Any:
+        if name is not None and not (isinstance(name, str) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)):
+            raise ValueError("the name of a repository, OWNER/NAME")
+        return name
+
+    @model_validator(mode="after")
+    def _rates_fit_together(self) -> TrainingConfig:
+        if self.warmup_ratio is not None and self.warmup_steps:
+            raise ValueError("warmup_ratio stands in place of 'warmup_steps'; give one of them")
+        if self.min_lr_ratio is not None and self.schedule == "constant":
+            raise ValueError("min_lr_ratio is where a schedule ends, and constant has no other end than the peak")
+        return self
+
+    @model_validator(mode="after")
+    def _names_go_to_trackers(self) -> TrainingConfig:
+        names = [name for name in ("tracker_project", "run_name", "tracker_tags") if getattr(self, name)]
+        if names and not self.trackers:
+            raise ValueError(f"{names[0]} is for trackers; give 'trackers' too")
+        return self
 
     @model_validator(mode="after")
     def _one_adapter(self) -> TrainingConfig:
@@ -161,7 +221,10 @@ class TrainingConfig(StageConfig):
 
     def optimizer_settings(self) -> Settings:
         """The settings of `Optimizer`, but for the number of steps."""
-        names = ("learning_rate", "schedule", "warmup_steps", "weight_decay", "adam_eps", "max_grad_norm")
+        names = (
+            "learning_rate", "schedule", "min_lr_ratio", "warmup_steps", "warmup_ratio", "weight_decay", "adam_betas",
+            "adam_eps", "max_grad_norm",
+        )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     def loop_settings(self) -> Settings:

@@ -18,7 +18,7 @@ from kleash.io import Json
 from kleash.run import RunFolder
 
 PROJECT = "kleash"
-"""Project name of our runs in W&B and trackio."""
+"""Project of a run in W&B and trackio, where it names none."""
 
 
 class Trackers:
@@ -103,18 +103,23 @@ class _Run:
 def _open_wandb(folder: RunFolder) -> _Run:
     import wandb
 
-    name, identity = _identity(folder)
-    place = str(folder.path)
-    run = wandb.init(project=PROJECT, name=name, id=identity, resume="allow", dir=place, config=_config(folder))
+    config = _config(folder)
+    run = wandb.init(
+        project=config.get("tracker_project") or PROJECT, name=_name(folder), id=_identity(folder), resume="allow",
+        dir=str(folder.path), tags=config.get("tracker_tags") or None, config=config,
+    )  # fmt: skip
     return _Run(run, run.finish)
 
 
 def _open_trackio(folder: RunFolder) -> _Run:
     import trackio
 
-    name, identity = _identity(folder)
+    config = _config(folder)
     with redirect_stdout(sys.stderr):
-        run = trackio.init(project=PROJECT, name=f"{name}-{identity}", resume="allow", config=_config(folder))
+        run = trackio.init(
+            project=config.get("tracker_project") or PROJECT, name=f"{_name(folder)}-{_identity(folder)}",
+            resume="allow", config=config,
+        )  # fmt: skip
     return _Run(run, trackio.finish)  # the run's own `finish` is called once more, and loudly, when Python ends
 
 
@@ -125,10 +130,14 @@ _OPEN: dict[str, Callable[[RunFolder], _TensorBoard | _Run]] = {
 }
 
 
-def _identity(folder: RunFolder) -> tuple[str, str]:
-    identity = folder.record.get("trackers", {}).get("id") or uuid4().hex[:8]
+def _identity(folder: RunFolder) -> str:
+    identity: str = folder.record.get("trackers", {}).get("id") or uuid4().hex[:8]
     folder.note("trackers", id=identity)
-    return folder.path.resolve().name, identity
+    return identity
+
+
+def _name(folder: RunFolder) -> str:
+    return str(_config(folder).get("run_name") or folder.path.resolve().name)
 
 
 def _config(folder: RunFolder) -> Json:
