@@ -40,8 +40,8 @@ class RewardConfig(TrainingConfig):
     learning_rate: float = Field(9e-6, ge=0)
     """Peak learning rate; N+ (arXiv:2403.17031) used 3e-6."""
     schedule: Schedule = "cosine"
-    """Learning-rate schedule: cosine to a tenth of the peak (InstructGPT), linear to 0 (`min_lr_ratio` sets other ends),
-    or constant."""
+    """Learning-rate schedule: cosine to a tenth of the peak (InstructGPT), linear to 0 (`min_lr_ratio` sets other
+    ends), or constant."""
     margin: float = Field(0.0, ge=0)
     """Margin m by which the chosen response's score has to lead (Touvron et al. 2023, arXiv:2307.09288, eq. 2)."""
     centring: float = Field(0.0, ge=0)

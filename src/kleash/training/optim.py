@@ -19,7 +19,7 @@ from kleash.run import StepMetrics
 from kleash.training.settings import Schedule
 
 ENDS: dict[Schedule, float] = {"linear": 0.0, "cosine": 0.1, "constant": 1.0}
-"""Rate at the end of each schedule as a share of the peak, where nothing else is asked for; cosine's is InstructGPT's."""
+"""Rate at the end of each schedule as a share of the peak, where no other is given; cosine's is InstructGPT's."""
 
 
 def learning_rate_at(
