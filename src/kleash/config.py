@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from kleash.errors import ConfigError
 from kleash.option_names import renamed
@@ -84,6 +84,20 @@ def parse_columns(value: Any) -> Any:
 
 Columns = Annotated[dict[str, str], BeforeValidator(parse_columns)]
 """Names of columns: the name here → the column of the data."""
+
+
+def _one_or_several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _none_empty(texts: tuple[str, ...]) -> tuple[str, ...]:
+    if "" in texts:
+        raise ValueError("texts, none of them empty")
+    return texts
+
+
+StopTexts = Annotated[tuple[str, ...], BeforeValidator(_one_or_several), AfterValidator(_none_empty)]
+"""Texts that end a response."""
 
 
 class Config(BaseModel):

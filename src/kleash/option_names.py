@@ -36,6 +36,8 @@ class Peer:
 
 _BATCH = "the batch of one optimiser step on all devices, independent of memory; lower --micro-batch-tokens instead"
 
+_TRUNCATED = "in generate and best-of-n only: PPO's and GRPO's ratio rests on the model's whole distribution"
+
 PEERS: tuple[Peer, ...] = (
     # Inputs and outputs
     Peer((TRL, FACTORY), "model_name_or_path", ("model",)),
@@ -146,8 +148,14 @@ PEERS: tuple[Peer, ...] = (
     Peer((TRL,), "rloo_k", ("group_size",)),
     Peer((VERL,), "actor_rollout_ref.rollout.n", ("group_size", "n")),
     Peer((VERL,), "actor_rollout_ref.rollout.temperature", ("temperature",)),
-    Peer((TRL, FACTORY), "top_p", (), "sampling is from the model's whole distribution, which the ratio rests on"),
-    Peer((TRL, FACTORY), "top_k", (), "sampling is from the model's whole distribution, which the ratio rests on"),
+    Peer((TRL, FACTORY), "top_p", ("top_p",), _TRUNCATED),
+    Peer((TRL, FACTORY), "top_k", ("top_k",), _TRUNCATED),
+    Peer((TRL,), "min_p", ("min_p",), _TRUNCATED),
+    Peer((VERL,), "actor_rollout_ref.rollout.top_p", ("top_p",), _TRUNCATED),
+    Peer((VERL,), "actor_rollout_ref.rollout.top_k", ("top_k",), _TRUNCATED),
+    Peer((TRL, FACTORY), "repetition_penalty", (), "not built: sampling is from the model's own distribution"),
+    Peer((TRL,), "stop_token", ("stop",), "as text; end tokens end a response in any case"),
+    Peer((TRL,), "generation_kwargs", (), "give --stop, --temperature and --max-new-tokens"),
     Peer((TRL,), "use_vllm", (), "sampling with vLLM is not built yet"),
     Peer((VERL,), "actor_rollout_ref.rollout.name", (), "there is one sampler; vLLM and SGLang are not built yet"),
     Peer((TRL,), "missing_eos_penalty", ("missing_eos_score",), "as the score itself, so with a minus"),
@@ -250,7 +258,7 @@ def renamed(name: str, fields: Container[str]) -> Explanation | None:
                 note = f" ({peer.note})" if peer.note else ""
                 theirs = f"`{name.partition('=')[0]}`"
                 return Explanation(f"it is '{field}' here{note}", f"{theirs} is `{option(field)}` here{note}")
-            if not peer.ours:
+            if not peer.ours or (field is None and key in peer.ours):  # of other stages: the note says why
                 return Explanation(peer.note, f"`{name.partition('=')[0]}`: {peer.note}")
     if any(peer.name.startswith(f"{key}.") for peer in PEERS):
         return Explanation(_GROUPED, _GROUPED)

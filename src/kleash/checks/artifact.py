@@ -173,7 +173,9 @@ def measure(
     reward = (
         build_reward(labeller, policy_tokenizer=tokenizer, compute=Compute(device)) if labeller is not None else None
     )
-    return language_model_checks(model, tokenizer, groups, labeller=reward)
+    record = read_record(path)
+    stop = record["config"].get("stop") or () if record is not None else ()
+    return language_model_checks(model, tokenizer, groups, stop=stop, labeller=reward)
 
 
 def kind_of(path: Path) -> Kind | None:
@@ -197,6 +199,7 @@ def language_model_checks(
     tokenizer: PreTrainedTokenizerBase,
     groups: Sequence[Group] = (),
     *,
+    stop: Sequence[str] = (),
     labeller: Reward | None = None,
 ) -> list[Check]:
     """The checks of a language model, from its own samples.
@@ -205,6 +208,7 @@ def language_model_checks(
         model: a causal language model.
         tokenizer: its own.
         groups: prompts, demonstrations or preferences to measure on; empty: built-in prompts.
+        stop: texts that end a response, too: those of the model's run.
         labeller: a reward in place of a labeller.
     """
     chat = tokenizer.chat_template is not None
@@ -217,7 +221,7 @@ def language_model_checks(
     answers = encode_all(demonstrations, tokenizer, max_length=context_length(model))[0] if demonstrations else []
     data = describe(responses_of(answers), tokenizer) if answers else None
     distinct = list({group.prompt_ids: group for group in encoded}.values())
-    sampled_groups = sample(model, tokenizer, distinct, limit=usual_length(answers, most=LIMIT), seed=0)
+    sampled_groups = sample(model, tokenizer, distinct, limit=usual_length(answers, most=LIMIT), seed=0, stop=stop)
     checks = [answer("samples", None, "no prompt leaves room for a response")]
     if sampled_groups is not None:
         sampled, samples = sampled_groups

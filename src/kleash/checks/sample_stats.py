@@ -78,6 +78,7 @@ def sample(
     limit: int,
     seed: int,
     group_size: int = 2,
+    stop: Sequence[str] = (),
     dtype: str = "float32",
 ) -> tuple[list[Group], Samples] | None:
     """Sample responses and describe them.
@@ -89,6 +90,7 @@ def sample(
         limit: longest response in tokens.
         seed: of the draws.
         group_size: K ≥ 2.
+        stop: texts that end a response, too.
         dtype: what to compute in.
 
     Returns:
@@ -98,7 +100,7 @@ def sample(
     fitting = [prompt for prompt in prompts if len(prompt.prompt_ids) <= room]
     if not fitting:
         return None
-    sampler = build_sampler(model, tokenizer, max_new_tokens=limit, max_rows=128, dtype=dtype)  # type: ignore[arg-type]
+    sampler = build_sampler(model, tokenizer, max_new_tokens=limit, stop=stop, max_rows=128, dtype=dtype)  # type: ignore[arg-type]
     seed = derive_seed(seed, "gate")
     batch, groups = sample_groups(sampler, tokenizer, fitting, group_size=group_size, seed=seed)
     ids = [[response.ids or () for response in group.responses] for group in groups]
@@ -106,7 +108,7 @@ def sample(
     described = describe(everything, tokenizer, ends=sampler.end_ids)
     nats, tokens = _entropies(model, batch, dtype)
     samples = Samples(
-        **vars(described),
+        **vars(described) | {"ended": tuple(response.finished for group in groups for response in group.responses)},
         differ=tuple(row[0] != row[1] for row in ids),
         distinct=len(set(everything)) / len(everything),
         entropy=float(nats.sum() / max(1, tokens.sum())),

@@ -34,6 +34,8 @@ class Response:
     """Token ids as sampled, end token included if the response ended. Never decoded and re-encoded for training."""
     finished: bool = True
     """Whether the response ended by itself; False for one that was cut off, which gets no end token."""
+    stopped: bool = False
+    """Whether a stop text ended it: `ids` hold that text and no end token, the text ends before it."""
     decode: Callable[[Sequence[int]], str] | None = field(default=None, repr=False, compare=False)
     """How to turn `ids` into text; needed only where `content` is None."""
 

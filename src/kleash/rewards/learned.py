@@ -104,8 +104,9 @@ class LearnedReward:
         return self.explain(groups)[1].get("distance")
 
     def _encode(self, groups: Sequence[Group]) -> list[EncodedGroup]:
-        groups = groups if self.reads_ids else [_as_text(group) for group in groups]
-        return encode_all(groups, self.tokenizer)[0]
+        # what a stop text ended is read as it is shown, with an end token as in training
+        texts = [_as_text(group, only_stopped=self.reads_ids) for group in groups]
+        return encode_all(texts, self.tokenizer)[0]
 
 
 def score_encoded(
@@ -177,8 +178,10 @@ def reads_ids_of(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerB
     )
 
 
-def _as_text(group: Group) -> Group:
+def _as_text(group: Group, *, only_stopped: bool) -> Group:
     def text_of(response: Response) -> Response:
+        if only_stopped and not response.stopped:
+            return response
         if response.content is not None:
             return replace(response, ids=None)
         text = response.text

@@ -39,6 +39,7 @@ def build_components(
     gold: str | None = None,
     max_new_tokens: int,
     temperature: float,
+    stop: Sequence[str] = (),
     value_init: Literal["reward", "policy"] | None = None,
     needs_validation: bool = False,
     adapter: AdapterUse = "merge",
@@ -59,6 +60,7 @@ def build_components(
         gold: the gold reward, measured on held-out prompts.
         max_new_tokens: longest response.
         temperature: divides the logits, in sampling and in training alike.
+        stop: texts that end a response, too.
         value_init: initial weights of the value network: the reward model (of several the first) where it reads the
             policy's ids, otherwise the policy; None: the method has no value network.
         needs_validation: whether the criterion is the validation reward, so that there has to be one.
@@ -98,7 +100,7 @@ def build_components(
         validation_reward=build(validation_reward) if validation_reward else None,
         gold=build(gold) if gold else None,
         sampler=build_sampler(
-            model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, dtype=compute.dtype
+            model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop, dtype=compute.dtype
         ),
         temperature=temperature,
         compute=compute,

@@ -1,7 +1,6 @@
 """Sampling from the trainer's own weights: no copy, no sync, no other engine.
 
-Left out: top-k and top-p, because the log-probabilities would be of another policy; compilation, which takes longer
-than a short run; a paged cache, which pays off on GPUs (use vLLM for that).
+Left out: compilation, which takes longer than a short run; a paged cache, which pays off on GPUs (use vLLM for that).
 """
 
 from __future__ import annotations
@@ -25,9 +24,8 @@ from kleash.models.compute import DType
 from kleash.models.forward import find_decoder, plain_attention, projection, prompt_positions, run_decoder
 from kleash.models.load import autocast, context_length
 from kleash.progress import Progress
-
-NEAR_TIE = 1e-6
-"""A draw closer than this to a boundary could be decided by rounding."""
+from kleash.sampling.stop_texts import StopTexts, Tail
+from kleash.sampling.truncation import NEAR_TIE, Truncation
 
 RETIRE_SHARE = 0.25
 """Rows are dropped from the cache as soon as this share of them has finished: more often costs copies."""
@@ -49,11 +47,14 @@ class LocalSampler:
         temperature: divides the logits; 0 takes the likeliest token.
         end_ids: tokens that end a response; None: those of `kleash.data.chat.end_ids` and of the model's generation
             config.
+        stop: texts that end a response, too, see `stop_texts`.
+        truncation: which tokens may be sampled; None: all.
         max_rows: responses sampled at once.
         dtype: of the computation.
 
     Attributes:
-        exact: whether `sampler_logprobs` equal the trainer's: True in float32, where both compute the same.
+        exact: whether `sampler_logprobs` equal the trainer's: True in float32, where both compute the same, unless the
+            distribution is truncated.
         near_ties: draws within `NEAR_TIE` of a boundary so far.
         tokens_sampled: tokens of all responses so far.
 
@@ -69,19 +70,24 @@ class LocalSampler:
         max_new_tokens: int,
         temperature: float = 1.0,
         end_ids: Sequence[int] | None = None,
+        stop: Sequence[str] = (),
+        truncation: Truncation | None = None,
         max_rows: int = 256,
         dtype: DType = "float32",
     ) -> None:
-        self.end_ids = all_end_ids(model, tokenizer) if end_ids is None else tuple(end_ids)
+        self.stop = StopTexts(stop, tokenizer) if stop else None
+        ends = all_end_ids(model, tokenizer) if end_ids is None else tuple(end_ids)
+        self.end_ids = tuple(dict.fromkeys((*ends, *(self.stop.end_ids if self.stop else ()))))
         if not self.end_ids:
             raise ModelError("no token may end a response, so none could ever end; give end_ids")
         self.model = model
         self.pad_id = self.end_ids[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
+        self.truncation = truncation
         self.max_rows = max_rows
         self.dtype = dtype
-        self.exact = dtype == "float32"
+        self.exact = dtype == "float32" and truncation is None
         self.near_ties = 0
         self.tokens_sampled = 0
 
@@ -194,11 +200,17 @@ class LocalSampler:
         block = _Block.empty(rows, steps, self.pad_id, logits.device)
         active = torch.arange(rows, device=logits.device)  # which rows still run
         running = torch.ones(rows, dtype=torch.bool, device=logits.device)
-        chunk: list[tuple[Tensor, Tensor, Tensor]] = []
+        tails: list[Tail] = [[] for _ in range(rows)]  # of the rows that still run
+        chunk: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for step in range(steps):
-            tokens, logprobs, near = draw(logits, draws[:, step], temperature=self.temperature)
-            chunk.append((tokens, logprobs, near))
-            running = running & ~ends[tokens]
+            tokens, logprobs, near = draw(
+                logits, draws[:, step], temperature=self.temperature, truncation=self.truncation
+            )
+            last = ends[tokens]
+            if self.stop is not None:
+                last = last | torch.tensor(self.stop.extend(tails, tokens.tolist()), device=last.device)
+            chunk.append((tokens, logprobs, near, last))
+            running = running & ~last
             remaining = int(running.sum())
             if remaining == 0 or step + 1 == steps:
                 break
@@ -210,6 +222,7 @@ class LocalSampler:
                     tensor[survivors] for tensor in (active, running, draws, tokens, position)
                 )
                 attention = None if attention is None else attention[survivors]
+                tails = [tails[row] for row in survivors.tolist()] if self.stop is not None else tails
             position = position + 1
             states = run_decoder(
                 decoder,
@@ -220,7 +233,7 @@ class LocalSampler:
             ).last_hidden_state
             logits = project(states[:, -1])
         block.write(active, step, chunk)
-        block.end(ends, self.pad_id)
+        block.end(self.pad_id)
         return block
 
 
@@ -238,7 +251,11 @@ def all_end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ..
 
 
 def draw(
-    logits: Float[Tensor, "R V"], uniforms: Float64[Tensor, " R"], *, temperature: float
+    logits: Float[Tensor, "R V"],
+    uniforms: Float64[Tensor, " R"],
+    *,
+    temperature: float,
+    truncation: Truncation | None = None,
 ) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"], Bool[Tensor, " R"]]:
     """Pick a token per row by inverting the cumulative distribution.
 
@@ -246,6 +263,7 @@ def draw(
         logits: any float dtype.
         uniforms: one number in [0, 1) a row.
         temperature: divides the logits; 0 takes the likeliest token and ignores the numbers.
+        truncation: which tokens may be picked; None: all.
 
     Returns:
         (token, its log-probability, whether rounding could have picked its neighbour).
@@ -256,7 +274,10 @@ def draw(
         tokens = logits.argmax(-1, keepdim=True)
         logprobs = logits.log_softmax(-1).gather(-1, tokens).squeeze(-1)
         return tokens.squeeze(-1), logprobs, best[:, 0] - best[:, -1] < NEAR_TIE
-    probabilities = (logits / temperature).softmax(-1)
+    logits, unsure = logits / temperature, None
+    if truncation is not None:
+        logits, unsure = truncation(logits)
+    probabilities = logits.softmax(-1)
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)  # float32 would lose bins in a large vocabulary
     total = cumulative[:, -1:]
     target = uniforms[:, None] * total
@@ -266,7 +287,8 @@ def draw(
     below = cumulative.gather(-1, (tokens - 1).clamp_min_(0))
     # beyond the first and the last token with any probability there is no neighbour
     near = ((above - target < NEAR_TIE) & (above < total)) | ((target - below < NEAR_TIE) & (below > 0) & (tokens > 0))
-    return tokens.squeeze(-1), logprobs, near.squeeze(-1)
+    near = near.squeeze(-1)
+    return tokens.squeeze(-1), logprobs, near if unsure is None else near | unsure
 
 
 def stream(seed: int, key: int, k: int, count: int) -> Float64[np.ndarray, " T"]:
@@ -282,24 +304,27 @@ class _Block:
     ids: Int[Tensor, "R T"]
     logprobs: Float[Tensor, "R T"]
     near: Bool[Tensor, "R T"]
+    last: Bool[Tensor, "R T"]
+    """Whether a response ends with the token."""
     attention: Bool[Tensor, "R T"]
 
     @classmethod
     def empty(cls, rows: int, steps: int, pad_id: int, device: torch.device) -> _Block:
-        flags = torch.zeros(2, rows, steps, dtype=torch.bool, device=device)
+        flags = torch.zeros(3, rows, steps, dtype=torch.bool, device=device)
         ids = torch.full((rows, steps), pad_id, device=device)
-        return cls(ids, torch.zeros(rows, steps, device=device), flags[0], flags[1])
+        return cls(ids, torch.zeros(rows, steps, device=device), *flags)
 
-    def write(self, rows: Int[Tensor, " N"], step: int, chunk: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    def write(self, rows: Int[Tensor, " N"], step: int, chunk: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
         """Store the draws of some rows in the steps up to and including `step`."""
         span = slice(step + 1 - len(chunk), step + 1)
-        for target, pieces in zip((self.ids, self.logprobs, self.near), zip(*chunk, strict=True), strict=True):
+        targets = (self.ids, self.logprobs, self.near, self.last)
+        for target, pieces in zip(targets, zip(*chunk, strict=True), strict=True):
             target[rows, span] = torch.stack(pieces, 1).to(target.dtype)
         self.attention[rows, span] = True
 
-    def end(self, ends: Bool[Tensor, " V"], pad_id: int) -> None:
-        """Cut each row after its first end token: rows go on until enough of them can retire together."""
-        ended = ends[self.ids].long()
+    def end(self, pad_id: int) -> None:
+        """Cut each row after its first last token: rows go on until enough of them can retire together."""
+        ended = self.last.long()
         self.attention.logical_and_((ended.cumsum(-1) - ended) == 0)
         self.logprobs.masked_fill_(~self.attention, 0.0)
         self.ids.masked_fill_(~self.attention, pad_id)

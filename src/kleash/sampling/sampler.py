@@ -11,6 +11,8 @@ from kleash.data.batch import GroupBatch
 from kleash.data.group import EncodedGroup, Group, Response
 from kleash.models.compute import DType
 from kleash.models.finite import is_finite, not_finite
+from kleash.sampling.stop_texts import StopTexts
+from kleash.sampling.truncation import Truncation
 
 
 @runtime_checkable
@@ -18,7 +20,8 @@ class Sampler(Protocol):
     """Draws K responses to each of P prompts.
 
     A response is a function of (weights, prompt, seed, key, k) and of nothing else: not of the batch it is drawn in,
-    the order of the prompts or the number of its siblings.
+    the order of the prompts or the number of its siblings. A sampler whose responses end with stop texts, too, has a
+    `stop: StopTexts`.
     """
 
     end_ids: tuple[int, ...]
@@ -45,8 +48,8 @@ class Sampler(Protocol):
             version: which policy samples; passed on.
 
         Returns:
-            A batch in the order of the prompts. `mask` is True up to and including the end token, or all along where a
-            response was cut off; `sampler_logprobs` holds log π_sampler at the sampling temperature.
+            A batch in the order of the prompts. `mask` is True up to and including the token that ends the response, or
+            all along where it was cut off; `sampler_logprobs` holds log π_sampler at the sampling temperature.
         """
         ...
 
@@ -61,6 +64,8 @@ def build_sampler(
     *,
     max_new_tokens: int,
     temperature: float = 1.0,
+    stop: Sequence[str] = (),
+    truncation: Truncation | None = None,
     max_rows: int = 256,
     dtype: DType = "float32",
 ) -> Sampler:
@@ -71,14 +76,18 @@ def build_sampler(
         tokenizer: gives the end tokens and the padding.
         max_new_tokens: longest response, end token included.
         temperature: divides the logits; 0 takes the likeliest token.
+        stop: texts that end a response, too, see `stop_texts`.
+        truncation: which tokens may be sampled; None: all. Log-probabilities are then those of the truncated
+            distribution.
         max_rows: responses sampled at once.
         dtype: what to compute in.
     """
     from kleash.sampling.local import LocalSampler  # here, so that the protocol can be read without an engine
 
     return LocalSampler(
-        model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, max_rows=max_rows, dtype=dtype
-    )
+        model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop, truncation=truncation,
+        max_rows=max_rows, dtype=dtype,
+    )  # fmt: skip
 
 
 def sample_groups(
@@ -100,11 +109,22 @@ def sample_groups(
     if batch.sampler_logprobs is not None and not is_finite(batch.sampler_logprobs):
         model = getattr(sampler, "model", None)
         raise not_finite("the log-probabilities of the samples are", model, trained=bool(version))
-    return batch, decode_groups(batch, [prompt.source for prompt in prompts], tokenizer, sampler.end_ids)
+    sources = [prompt.source for prompt in prompts]
+    return batch, decode_groups(batch, sources, tokenizer, sampler.end_ids, stop=stop_texts(sampler))
+
+
+def stop_texts(sampler: Sampler) -> StopTexts | None:
+    """The texts that end a sampler's responses; a sampler need not know of any."""
+    return getattr(sampler, "stop", None)
 
 
 def decode_groups(
-    batch: GroupBatch, prompts: Sequence[Group], tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]
+    batch: GroupBatch,
+    prompts: Sequence[Group],
+    tokenizer: PreTrainedTokenizerBase,
+    end_ids: Sequence[int],
+    *,
+    stop: StopTexts | None = None,
 ) -> list[Group]:
     """Sampled ids as groups: the ids are kept, and decoded only when the text is read (F7).
 
@@ -113,23 +133,24 @@ def decode_groups(
         prompts: the groups that were asked for, in the batch's order; prompt and columns are kept, responses replaced.
         tokenizer: turns ids into text; the end token and other special tokens are left out of it.
         end_ids: a response that ends in one of them has finished.
+        stop: a response that ends with one of these texts has finished, too; the text is left out.
     """
     ends = frozenset(end_ids)
 
     def decode(ids: Sequence[int]) -> str:
-        text = ids[:-1] if ids and ids[-1] in ends else ids  # an end token need not be a special token
-        return str(tokenizer.decode(list(text), skip_special_tokens=True))
+        shown = ids[:-1] if ids and ids[-1] in ends else ids  # an end token need not be a special token
+        text = str(tokenizer.decode(list(shown), skip_special_tokens=True))
+        return text if stop is None else stop.cut(text)
 
-    def response(ids: list[int], attention: list[bool]) -> Response:
-        tokens = tuple(token for token, real in zip(ids, attention, strict=True) if real)
-        return Response(ids=tokens, finished=bool(tokens) and tokens[-1] in ends, decode=decode)
-
-    rows = zip(prompts, batch.response_ids.tolist(), batch.response_attention.tolist(), strict=True)
+    rows = zip(batch.response_ids.flatten(0, 1).tolist(), batch.response_attention.flatten(0, 1).tolist(), strict=True)
+    sampled = [tuple(token for token, real in zip(*row, strict=True) if real) for row in rows]
+    stopped = [False] * len(sampled) if stop is None else stop.completed(sampled)
+    responses = [
+        Response(ids=ids, finished=by_text or not ends.isdisjoint(ids[-1:]), stopped=by_text, decode=decode)
+        for ids, by_text in zip(sampled, stopped, strict=True)
+    ]
+    siblings = batch.shape[1]
     return [
-        Group(
-            prompt=group.prompt,
-            responses=tuple(response(*pair) for pair in zip(ids, attention, strict=True)),
-            columns=group.columns,
-        )
-        for group, ids, attention in rows
+        Group(group.prompt, tuple(responses[p * siblings : (p + 1) * siblings]), columns=group.columns)
+        for group, p in zip(prompts, range(batch.shape[0]), strict=True)
     ]

@@ -7,7 +7,18 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from kleash.config import Columns, Config, ConstitutionRef, DataRef, Kind, MeasureRef, ModelRef, RewardRef, RunRef
+from kleash.config import (
+    Columns,
+    Config,
+    ConstitutionRef,
+    DataRef,
+    Kind,
+    MeasureRef,
+    ModelRef,
+    RewardRef,
+    RunRef,
+    StopTexts,
+)
 from kleash.models.compute import DType
 from kleash.training.settings import StageConfig
 
@@ -27,6 +38,15 @@ class GenerateConfig(StageConfig):
     """Sampling temperature, which divides the logits; 0 takes the most likely token."""
     max_new_tokens: int = Field(64, ge=1)
     """Longest response, in tokens."""
+    stop: StopTexts = ()
+    """End a response after the first of these texts: it counts as finished, and the stop text is left out. A control
+    token may be named, too. A line break is $'\\n' in the shell."""
+    top_k: int | None = Field(None, ge=1)
+    """Sample from the k most likely tokens only; null: from all."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Sample from the most likely tokens whose probabilities sum to this, after `top_k`."""
+    min_p: float = Field(0.0, ge=0, le=1)
+    """Sample from the tokens that are at least this times as likely as the most likely one, after `top_p`."""
     max_rows: int | None = Field(None, ge=1)
     """Read at most this many prompts of the data."""
     rows_at_once: int = Field(256, ge=1)
@@ -217,6 +237,8 @@ class OveroptConfig(Config):
     """Longest response, in tokens; null is the run's."""
     temperature: float | None = Field(None, gt=0)
     """Sampling temperature; null is the run's, else 1."""
+    stop: StopTexts | None = None
+    """End a response after the first of these texts, as `kleash generate` does; null is the run's."""
     seed: int = 0
     """Seed of every random draw. Same seed, same machine: the same numbers, bit for bit."""
     dtype: DType = "float32"

@@ -271,7 +271,9 @@ class KLMeter:
         if not prompts:
             self.latest = step, mean_se([])
             return {"eval_kl": None}
-        sampler = build_sampler(model, self.tokenizer, max_new_tokens=config.max_new_tokens, dtype=config.dtype)
+        sampler = build_sampler(
+            model, self.tokenizer, max_new_tokens=config.max_new_tokens, stop=config.stop, dtype=config.dtype
+        )
         batch, groups = sample_groups(
             sampler, self.tokenizer, prompts, group_size=self.samples // len(prompts),
             seed=derive_seed(config.seed, "measure kl"),

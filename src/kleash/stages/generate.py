@@ -25,7 +25,8 @@ from kleash.models.load import context_length, load_policy
 from kleash.outputs import finish, identity_of, is_done, only_writer
 from kleash.progress import Progress
 from kleash.run import derive_seed
-from kleash.sampling.sampler import Sampler, build_sampler, decode_groups
+from kleash.sampling.sampler import Sampler, build_sampler, decode_groups, stop_texts
+from kleash.sampling.truncation import Truncation
 from kleash.stages.data_configs import GenerateConfig
 
 logger = logging.getLogger("kleash")
@@ -60,7 +61,8 @@ def run(config: GenerateConfig, *, policy: Live | None = None) -> Path:
     _refuse_too_long(ids, config.max_new_tokens, context_length(model), data=config.data)
     sampler = build_sampler(
         model, tokenizer, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-        max_rows=config.rows_at_once, dtype=config.dtype,
+        stop=config.stop, truncation=truncation_of(config), max_rows=config.rows_at_once,
+        dtype=config.dtype,
     )  # fmt: skip
     blocks = _open_blocks(config.out, identity)
     size = max(1, 4 * config.rows_at_once // config.n)
@@ -71,11 +73,18 @@ def run(config: GenerateConfig, *, policy: Live | None = None) -> Path:
             block = blocks / f"{start:09d}.jsonl"
             if not block.exists():
                 batch = sampler([ids[row] for row in rows], group_size=config.n, seed=seed, keys=list(rows))
-                write_groups(decode_groups(batch, [prompts[row] for row in rows], tokenizer, sampler.end_ids), block)
+                asked = [prompts[row] for row in rows]
+                write_groups(decode_groups(batch, asked, tokenizer, sampler.end_ids, stop=stop_texts(sampler)), block)
             progress.update(rows.stop)
     _join_blocks(blocks, config.out, identity)
     _log_near_ties(sampler)
     return config.out
+
+
+def truncation_of(config: GenerateConfig) -> Truncation | None:
+    """Which tokens may be sampled; None: all."""
+    truncation = Truncation(config.top_k, config.top_p, config.min_p)
+    return None if truncation == Truncation() else truncation
 
 
 def _open_blocks(out: Path, identity: Identity) -> Path:

@@ -90,6 +90,7 @@ class Measuring:
     gold: Reward
     max_new_tokens: int
     temperature: float
+    stop: tuple[str, ...]
     seed: int
     compute: Compute
 
@@ -142,7 +143,7 @@ def measure(point: Point, policy: PreTrainedModel, measuring: Measuring) -> list
     """Sample a policy on every prompt, with the same streams at every point, and score each response twice."""
     sampler = build_sampler(
         policy, measuring.tokenizer, max_new_tokens=measuring.max_new_tokens, temperature=measuring.temperature,
-        dtype=measuring.compute.dtype,
+        stop=measuring.stop, dtype=measuring.compute.dtype,
     )  # fmt: skip
     seed = derive_seed(measuring.seed, "overopt")
     batch, groups = sample_groups(
@@ -296,6 +297,7 @@ def _completed_from_run(config: OveroptConfig, *, live_proxy: bool) -> OveroptCo
         "as_chat": bool(of_run.get("as_chat")) if config.as_chat is None else config.as_chat,
         "max_new_tokens": config.max_new_tokens or of_run.get("max_new_tokens"),
         "temperature": config.temperature or of_run.get("temperature") or 1.0,
+        "stop": tuple(of_run.get("stop") or ()) if config.stop is None else config.stop,
     }
     for name, value in values.items():
         if value is None and name != "columns" and not (name == "proxy" and live_proxy):
@@ -345,7 +347,7 @@ def _checkpoints(run: Path) -> dict[int, str]:
 def _measuring(config: OveroptConfig, proxy: Reward | None, gold: Reward | None) -> Measuring:
     """Load the models, rewards and prompts of a completed config."""
     assert config.model is not None and config.data is not None
-    assert config.max_new_tokens is not None and config.temperature is not None
+    assert config.max_new_tokens is not None and config.temperature is not None and config.stop is not None
     start, tokenizer = load_policy(config.model, device=config.device)
 
     def build(name: str | None) -> Reward:
@@ -361,6 +363,7 @@ def _measuring(config: OveroptConfig, proxy: Reward | None, gold: Reward | None)
         gold=gold or build(config.gold),
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
+        stop=config.stop,
         seed=config.seed,
         compute=Compute(config.device, config.dtype),
     )

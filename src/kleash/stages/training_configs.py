@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from kleash.config import DataRef, MeasureRef, ModelRef, Settings
+from kleash.config import DataRef, MeasureRef, ModelRef, Settings, StopTexts
 from kleash.training.settings import RolloutConfig, Schedule, TrainingConfig
 
 
@@ -329,6 +329,8 @@ class DPOConfig(TrainingConfig):
     """Sample at most this many responses for the KL, spread over the held-out prompts; 0 does not measure it."""
     max_new_tokens: int = Field(64, ge=1)
     """Longest of the responses for the KL, in tokens."""
+    stop: StopTexts = ()
+    """End the responses for the KL after the first of these texts, as `kleash generate` does."""
     snapshot_every: int | None = Field(None, ge=1)
     """Steps between two copies of the weights in snapshots/, which `kleash overopt` measures; null keeps none."""
     hold_out: MeasureRef | None = None

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from kleash.config import Columns, Config, DataRef, MeasureRef, ModelRef, RewardRef, Settings
+from kleash.config import Columns, Config, DataRef, MeasureRef, ModelRef, RewardRef, Settings, StopTexts
 from kleash.data.row_format import RowFormat
 from kleash.models.compute import Compute, DType
 
@@ -264,6 +264,10 @@ class RolloutConfig(TrainingConfig):
     """Longest response, in tokens."""
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature, which divides the logits, in training too."""
+    stop: StopTexts = ()
+    """End a response after the first of these texts, as an end token does: it counts as finished, its tokens up to
+    there are trained, and the text that the reward reads ends before the stop text. For models that seldom say their
+    end token. A line break is $'\\n' in the shell."""
     inner_epochs: int = Field(1, ge=1)
     """Passes over each rollout, reshuffled each time."""
     minibatches: int = Field(1, ge=1)
@@ -297,6 +301,7 @@ class RolloutConfig(TrainingConfig):
             "gold": self.gold,
             "max_new_tokens": self.max_new_tokens,
             "temperature": self.temperature,
+            "stop": self.stop,
             "needs_validation": self.criterion == "validation",
             "adapter": self.adapter,
             "lora_rank": self.lora_rank,
