@@ -31,7 +31,7 @@ def command(stage: str, folder: Path, out: Path) -> list[str]:
         "ppo": "--reward count_z:reward --max-steps 12 --batch-size 8 --max-new-tokens 5 --eval-every 3 --ema-decay 0.9"
         " --target-kl 0.1 --kl-horizon 100 --value-init policy",
         "grpo": "--reward count_z:reward --max-steps 12 --batch-size 4 --group-size 4 --max-new-tokens 5 --eval-every 3"
-        " --preset dapo --warmup-steps 0 --minibatches 2",
+        " --preset dapo --warmup-steps 0 --minibatches 2 --stop j",
         "dpo": "--epochs 4.4 --batch-size 8 --eval-every 10 --keep-weights best --kl-every 7 --kl-samples 8"
         " --max-new-tokens 4",
     }[stage]
