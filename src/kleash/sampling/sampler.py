@@ -138,8 +138,8 @@ def decode_groups(
     ends = frozenset(end_ids)
 
     def decode(ids: Sequence[int]) -> str:
-        shown = ids[:-1] if ids and ids[-1] in ends else ids  # an end token need not be a special token
-        text = str(tokenizer.decode(list(shown), skip_special_tokens=True))
+        visible = ids[:-1] if ids and ids[-1] in ends else ids  # an end token need not be a special token
+        text = str(tokenizer.decode(list(visible), skip_special_tokens=True))
         return text if stop is None else stop.cut(text)
 
     rows = zip(batch.response_ids.flatten(0, 1).tolist(), batch.response_attention.flatten(0, 1).tolist(), strict=True)

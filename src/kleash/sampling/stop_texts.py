@@ -90,14 +90,14 @@ class StopTexts:
         return text[: min((at for stop in self.texts if (at := text.find(stop)) >= 0), default=len(text))]
 
     def _search(self, tails: Sequence[Tail]) -> list[bool]:
-        shown = self._tokenizer.batch_decode(list(tails), skip_special_tokens=True)
-        for row, text in enumerate(shown):
+        texts = self._tokenizer.batch_decode(list(tails), skip_special_tokens=True)
+        for row, text in enumerate(texts):
             shift = 0
             while text.startswith("\ufffd") and shift < 3:  # a tail that begins amid a character of up to four bytes
                 shift += 1
                 text = str(self._tokenizer.decode(tails[row][shift:], skip_special_tokens=True))
-            shown[row] = text
-        return [any(stop in text for stop in self.texts) for text in shown]
+            texts[row] = text
+        return [any(stop in text for stop in self.texts) for text in texts]
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

@@ -73,8 +73,9 @@ def run(config: GenerateConfig, *, policy: Live | None = None) -> Path:
             block = blocks / f"{start:09d}.jsonl"
             if not block.exists():
                 batch = sampler([ids[row] for row in rows], group_size=config.n, seed=seed, keys=list(rows))
-                asked = [prompts[row] for row in rows]
-                write_groups(decode_groups(batch, asked, tokenizer, sampler.end_ids, stop=stop_texts(sampler)), block)
+                sources = [prompts[row] for row in rows]
+                groups = decode_groups(batch, sources, tokenizer, sampler.end_ids, stop=stop_texts(sampler))
+                write_groups(groups, block)
             progress.update(rows.stop)
     _join_blocks(blocks, config.out, identity)
     _log_near_ties(sampler)
