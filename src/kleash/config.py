@@ -86,7 +86,8 @@ Columns = Annotated[dict[str, str], BeforeValidator(parse_columns)]
 """Names of columns: the name here → the column of the data."""
 
 
-def _one_or_several(value: Any) -> Any:
+def one_or_several(value: Any) -> Any:
+    """A single text as a tuple of one."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -96,7 +97,7 @@ def _none_empty(texts: tuple[str, ...]) -> tuple[str, ...]:
     return texts
 
 
-StopTexts = Annotated[tuple[str, ...], BeforeValidator(_one_or_several), AfterValidator(_none_empty)]
+StopTexts = Annotated[tuple[str, ...], BeforeValidator(one_or_several), AfterValidator(_none_empty)]
 """Texts that end a response."""
 
 

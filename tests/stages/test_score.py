@@ -133,3 +133,59 @@ def test_F8_a_reward_model_gives_the_scores_that_it_gives_everywhere(
         assert value == pytest.approx(float(reward([Group("a", (Response(text),))])), abs=1e-5)
     assert second["score"] == pytest.approx(float(reward([Group("b c", (Response("z"),))])), abs=1e-5)
     assert len({*first["score"], second["score"]}) == 4
+
+
+def passes(write: Any, tmp_path: Path, *words: object) -> list[dict[str, Any]]:
+    data, out = write("passes.jsonl", PASSES), tmp_path / "passes.out.jsonl"
+    assert kleash("score", "--data", data, "--out", out, *words) == 0
+    summary = json.loads((tmp_path / "passes.out.summary.json").read_text())["results"]
+    return [{**figure, "pass_above": summary["pass_above"]} for figure in summary["metrics"]]
+
+
+PASSES: list[dict[str, Any]] = [
+    {"prompt": "x", "responses": ["72", "73", "71"], "answer": "72"},
+    {"prompt": "y", "responses": ["72", "72", "71", "5"], "answer": "72"},
+    {"prompt": "z", "responses": ["1", "2", "3"], "answer": "72"},
+]
+
+
+def test_pass_at_k_is_in_the_summary_and_printed(write: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        figures = passes(write, tmp_path, "--reward", "number", "--metric", "pass@1", "pass@2", "mean@3")
+    assert [(figure["metric"], figure["pass_above"]) for figure in figures] == [
+        ("pass@1", 0.5), ("pass@2", 0.5), ("mean@3", 0.5),
+    ]  # fmt: skip
+    expected = [(1 / 3 + 1 / 2 + 0) / 3, (2 / 3 + 5 / 6 + 0) / 3, (1 / 3 + 1 / 2 + 0) / 3]
+    assert [figure["value"] for figure in figures] == pytest.approx(expected)
+    assert all(figure["low"] < figure["value"] < figure["high"] for figure in figures)
+    assert "pass@2   0.500 (" in caplog.text
+
+
+def test_pass_at_k_of_a_score_has_a_threshold(write: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "reward.yaml").write_text("parts: [{reward: number, weight: 2.0}]\n")
+    data = write("rows.jsonl", PASSES)
+    words = ("score", "--reward", tmp_path / "reward.yaml", "--data", data, "--out", tmp_path / "o.jsonl", "--metric")
+    assert kleash(*words, "pass@2") == 2
+    assert "pass@2 counts right responses, which only a verifier names; give --pass-above" in capsys.readouterr().err
+    assert kleash(*words, "mean@2") == 0, "a mean needs no threshold"
+    (figure,) = passes(write, tmp_path, *words[1:3], "--metric", "pass@1", "--pass-above", "1.5")
+    assert figure["value"] == pytest.approx((1 / 3 + 1 / 2 + 0) / 3) and figure["pass_above"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("pass@4",), "rows.jsonl row 1: has 3 responses, and pass@4 needs 4; sample more (`kleash generate -n 4`)"),
+        (("pass@1", "mean@9"), "rows.jsonl row 1: has 3 responses, and mean@9 needs 9"),
+        (("pass@0",), "'metric' is ['pass@0'], but should be pass@K or mean@K with a K of at least 1"),
+        (("best@2",), "pass@K or mean@K"),
+        (("mean@1", "--pass-above", "1"), "pass_above says which responses pass@K counts; give 'metric' too"),
+        (("pass@1", "--pass-above", "nan"), "'pass_above' is 'nan', but should be a finite number"),
+    ],
+)
+def test_a_metric_that_cannot_be_had_is_refused_before_anything_is_scored(
+    words: tuple[str, ...], message: str, write: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write("rows.jsonl", PASSES), tmp_path / "out.jsonl"
+    assert kleash("score", "--reward", "number", "--data", data, "--out", out, "--metric", *words) == 2
+    assert message in capsys.readouterr().err and not out.exists()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from kleash.config import (
     Columns,
@@ -18,11 +19,22 @@ from kleash.config import (
     RewardRef,
     RunRef,
     StopTexts,
+    one_or_several,
 )
 from kleash.models.compute import DType
 from kleash.training.settings import StageConfig
 
 Price = Annotated[float, Field(ge=0)]
+
+
+def _are_metrics(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(re.fullmatch(r"(pass|mean)@[1-9][0-9]{0,5}", name) for name in names):
+        raise ValueError("pass@K or mean@K with a K of at least 1, as pass@1 pass@8")
+    return tuple(dict.fromkeys(names))
+
+
+Metrics = Annotated[tuple[str, ...], BeforeValidator(one_or_several), AfterValidator(_are_metrics)]
+"""Names of metrics of scored responses."""
 
 
 class GenerateConfig(StageConfig):
@@ -69,10 +81,26 @@ class ScoreConfig(Config):
     two schemas, those that count. Null: the schemas of docs/data.md."""
     as_chat: bool = False
     """Make a prompt of plain text one turn of the user, so that it goes through the chat template."""
+    metric: Metrics = ()
+    """Figures for the summary, each with its 95 % interval over prompts. pass@K: the probability that one of K
+    responses is right. mean@K: their mean score."""
+    pass_above: float | None = None
+    """pass@K: a response is right if its score is greater than this; null: if a verifier, as `reward`, calls it
+    right."""
     dtype: DType = "float32"
     """Precision of a reward model's forward pass."""
     device: str = "auto"
     """`cpu`, `cuda`, …; `auto` uses a GPU if there is one."""
+
+    def metrics(self) -> list[tuple[Literal["pass", "mean"], int]]:
+        """The kind and the K of each metric."""
+        return [("pass" if name.startswith("pass") else "mean", int(name.partition("@")[2])) for name in self.metric]
+
+    @model_validator(mode="after")
+    def _threshold_has_a_metric(self) -> ScoreConfig:
+        if self.pass_above is not None and not any(name.startswith("pass@") for name in self.metric):
+            raise ValueError("pass_above says which responses pass@K counts; give 'metric' too, as pass@1")
+        return self
 
 
 class BestOfNConfig(GenerateConfig):

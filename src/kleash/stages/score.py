@@ -18,21 +18,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kleash.data.formats import Row, read_rows, write_rows
-from kleash.data.group import Group, Preference, Ranking
+from kleash.data.group import Group, Preference, Ranking, prompt_key
 from kleash.data.row_format import RowFormat
-from kleash.errors import DataError
+from kleash.errors import ConfigError, DataError
+from kleash.evals.pass_at_k import AtK, at_k
 from kleash.evals.policy_stats import MeanSE, mean_se
 from kleash.models.compute import Compute
 from kleash.outputs import finish, identity_of, is_done, only_writer
 from kleash.progress import Progress
 from kleash.rewards.build import build_reward
 from kleash.rewards.reward import Reward, explain
+from kleash.rewards.verifier import VerifierReward
 from kleash.rewards.verifiers import OUTCOMES
 from kleash.stages.data_configs import ScoreConfig
 
 logger = logging.getLogger("kleash")
 
 GROUPS_AT_ONCE = 256
+
+VERIFIED = 0.5
+"""A verifier gives 1 to a right response and 0 to any other."""
 
 GroupScores = list[list[float]]
 """One list per group, one number per response."""
@@ -64,17 +69,25 @@ def run(config: ScoreConfig, *, reward: Reward | None = None) -> Path:
         The file written: the rows of `data` with `score`. Figures are in `….summary.json` next to it.
 
     Raises:
-        DataError: a row has no response or is a preference, or `out` exists and was written with other settings.
+        ConfigError: pass@K is asked for, and nothing says which responses are right.
+        DataError: a row has no response, too few for a metric, or is a preference, or `out` exists and was written with
+            other settings.
     """
     identity = identity_of("score", config)
     if is_done(config.out, identity):
         return config.out
     reward = reward or build_reward(config.reward, compute=Compute(config.device, config.dtype))
     rows, groups = _read_scorable(config.data, RowFormat(config.columns, config.as_chat))
+    above = _threshold(config, reward)
+    _refuse_too_few(config, groups)
     scores, parts = score_groups(reward, groups)
     report = score_report(scores, parts)
     log_outcomes(report)
-    finish(config.out, identity, asdict(report))
+    keys = [prompt_key(group.prompt) for group in groups]
+    metrics = [at_k(kind, k, scores, keys, above=above) for kind, k in config.metrics()]
+    _log_metrics(metrics)
+    asked = {"metrics": [asdict(metric) for metric in metrics], "pass_above": above} if metrics else {}
+    finish(config.out, identity, asdict(report) | asked)
     write_rows(map(_with_score, rows, scores), config.out)
     return config.out
 
@@ -114,6 +127,44 @@ def log_outcomes(report: ScoreReport) -> None:
     """Log the number of responses with each outcome: many unparsable ones are a fault of the verifier (F15)."""
     if report.verdicts:
         logger.info("verifier: %s", ", ".join(f"{count} {name}" for name, count in report.verdicts.items()))
+
+
+def _threshold(config: ScoreConfig, reward: Reward) -> float:
+    """The score above which a response is right.
+
+    Raises:
+        ConfigError: pass@K is asked for, and nothing says what is right.
+    """
+    if config.pass_above is not None:
+        return config.pass_above
+    passes = [name for name in config.metric if name.startswith("pass")]
+    if passes and not isinstance(reward, VerifierReward):
+        raise ConfigError(
+            f"{passes[0]} counts right responses, which only a verifier names; give --pass-above, the score above "
+            "which a response is right"
+        )
+    return VERIFIED
+
+
+def _refuse_too_few(config: ScoreConfig, groups: Sequence[Group]) -> None:
+    most = max((k for _, k in config.metrics()), default=0)
+    for row, group in enumerate(groups, start=1):
+        if len(group.responses) < most:
+            metric = next(name for name in config.metric if name.endswith(f"@{most}"))
+            raise DataError(
+                f"{config.data} row {row}: has {len(group.responses)} responses, and {metric} needs {most}; sample "
+                f"more (`kleash generate -n {most}`) or ask for a smaller K"
+            )
+
+
+def _log_metrics(metrics: Sequence[AtK]) -> None:
+    for metric in metrics:
+        if metric.value is None:
+            logger.info("%-8s of no row: the reward had an opinion of too few responses", metric.metric)
+            continue
+        interval = "one prompt" if metric.low is None else f"{metric.low:.3f} to {metric.high:.3f}, 95 %"
+        left_out = f", {metric.left_out} rows left out" if metric.left_out else ""
+        logger.info("%-8s %.3f (%s; %d rows%s)", metric.metric, metric.value, interval, metric.rows, left_out)
 
 
 def _read_scorable(data: str, row_format: RowFormat) -> tuple[list[Row], list[Group]]:
