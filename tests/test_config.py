@@ -117,7 +117,7 @@ def test_every_field_of_every_stage_has_a_help_text() -> None:
 REWARD_MODULE = "kleash.stages.reward_ensemble"
 
 TEXT = {"accept_changed", "annotators", "device", "endpoint", "store", "response_column", "push_to_hub"}
-TEXT |= {"run_name", "tracker_project", "tracker_tags"}
+TEXT |= {"run_name", "tracker_project", "tracker_tags", "metric", "stop"}
 """Fields of stage configs that are text and name no file: a device, an address, a label store, a column, names."""
 
 

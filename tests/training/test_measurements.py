@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import LlamaModel
 
+from kleash.io import read_jsonl
+from kleash.rollout import HeldOutPrompts
 from kleash.run import RunFolder
-from kleash.stages import STAGES, reward_model, sft
+from kleash.stages import STAGES, grpo, ppo, reward_model, sft
+from kleash.testing import ConstantReward
 from kleash.training import measurements
 from kleash.training.measurements import FEWEST, SAMPLED, TRAINED, Measurements
 from tests.conftest import letters
@@ -32,14 +35,17 @@ MEASURED = {
 class Work:
     """Tokens that models read before and after the final weights were written, in the units of `Measurements`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, samples: bool = False) -> None:
+        self.samples = samples
+        """Whether the training samples, too."""
         self.training, self.after, self.written = 0, 0, False
 
     def count(self, ids: torch.Tensor) -> None:
-        if torch.is_grad_enabled():
-            self.training += TRAINED * ids.numel()
-        elif self.written:
-            self.after += (SAMPLED if ids.shape[1] == 1 else 1) * ids.numel()
+        work = TRAINED if torch.is_grad_enabled() else SAMPLED if ids.shape[1] == 1 else 1
+        if self.written:
+            self.after += work * ids.numel()
+        elif torch.is_grad_enabled() or self.samples:
+            self.training += work * ids.numel()
 
 
 @contextmanager
@@ -51,6 +57,12 @@ def counted(work: Work, stage: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator
         work.written = True
 
     monkeypatch.setattr(stage, "write_model", writes)
+    with counted_forwards(work, monkeypatch):
+        yield
+
+
+@contextmanager
+def counted_forwards(work: Work, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     call = LlamaModel.forward
 
     @wraps(call)
@@ -98,6 +110,45 @@ def test_they_take_at_most_a_fifth_of_the_work_of_training(
     assert all(entry["rows"] < entry["of"] for entry in limited.record["measured"].values())
     assert set(limited.record["measured"]) <= MEASURED[stage] and limited.record["measured"]
     assert folder.finished
+
+
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_one_measurement_of_held_out_prompts_takes_at_most_a_fifth_of_the_work_of_training(
+    stage: str, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": letters(n, 6 + n % 3)} for n in range(300)]
+    for name, some in (("prompts", rows[:20]), ("held-out", rows)):
+        (base.parent / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    values = {
+        "model": str(base), "data": base.parent / "prompts.jsonl", "eval_data": base.parent / "held-out.jsonl",
+        "reward": "constant", "max_steps": 4, "batch_size": 8, "max_new_tokens": 8,
+    }  # fmt: skip
+    config, work = STAGES[stage].config, Work(samples=True)
+    monkeypatch.setattr(measurements, "FREE", 0.0)
+    measure = HeldOutPrompts.measure
+
+    def measures(self: HeldOutPrompts, *arguments: Any, **options: Any) -> dict[str, float]:
+        work.written = True
+        try:
+            return measure(self, *arguments, **options)
+        finally:
+            work.written = False
+
+    def run_with(out: str, **changes: Any) -> RunFolder:
+        stage_run = {"grpo": grpo.run, "ppo": ppo.run}[stage]
+        folder = stage_run(config.make(values | {"out": base.parent / out} | changes), reward=ConstantReward())
+        assert isinstance(folder, RunFolder)
+        return folder
+
+    monkeypatch.setattr(HeldOutPrompts, "measure", measures)
+    with counted_forwards(work, monkeypatch):
+        folder = run_with("limited", eval_every=2)
+    limited = folder.record["measured"]["held-out prompts"]
+    assert FEWEST < limited["rows"] < limited["of"] == 300
+    assert 0.05 * work.training < work.after / 2 <= 0.2 * work.training, "two measurements"
+    prompts = [[row["prompt"] for row in read_jsonl(folder.path / "samples.jsonl") if row["step"] == s] for s in (2, 4)]
+    assert prompts[0] == prompts[1] and len(prompts[0]) == limited["rows"]
+    assert "measured" not in run_with("whole", measure_share=1e3).record
 
 
 @given(

@@ -10,6 +10,7 @@ from kleash.rollout.rollout import Components, measured, refuse_scores, sample_s
 from kleash.run import RunFolder, derive_seed
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop
+from kleash.training.measurements import SAMPLED, TRAINED, Measurements, mean_tokens
 
 
 def evaluate(
@@ -65,6 +66,11 @@ class HeldOutPrompts:
         best: keeps the weights of the best figure.
         criterion: defines the figure, see `criterion_of`.
         seed: of the draws.
+        max_new_tokens: longest response.
+        group_size: responses of a prompt in the training; a forward pass reads it once for all of them.
+        trained: responses that the run samples to train on, each `passes` times.
+        share: of the training's work that one measurement may take; it takes fewer prompts where that does not suffice,
+            the same ones each time.
 
     Attributes:
         figure: the last measurement; higher is better.
@@ -79,8 +85,18 @@ class HeldOutPrompts:
         *,
         criterion: Literal["objective", "gold", "validation"],
         seed: int,
+        max_new_tokens: int,
+        group_size: int,
+        trained: int,
+        passes: int,
+        share: float,
     ) -> None:
-        self.parts, self.prompts, self.folder, self.best = parts, prompts, folder, best
+        self.parts, self.folder, self.best = parts, folder, best
+        prompt, response = mean_tokens(prompts), max_new_tokens
+        rollout = (2 + passes * TRAINED) * prompt / group_size + (1 + SAMPLED + passes * TRAINED) * response
+        limits = Measurements(folder, parts.policy, prompts, rows=trained, share=share, seed=seed, work_of_row=rollout)
+        sample = 2 * prompt + (1 + SAMPLED) * response  # sampled, then read by the reference
+        self.prompts = limits.some("held-out prompts", prompts, part=1, work=sample)
         self.criterion, self.seed = criterion, seed
         self.figure: float | None = None
 

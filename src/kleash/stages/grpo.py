@@ -138,7 +138,7 @@ def run(
     same_scores = lambda sampled: zero_spread(penalised(sampled, config))  # noqa: E731
     rollouts = Rollouts(parts, prompts, zero_spread=same_scores, **config.rollout_settings())
     best, groups = BestCheckpoint(folder, config.keep_weights), DegenerateRun()
-    held_out = HeldOutPrompts(parts, held_out_prompts, folder, best, criterion=config.criterion, seed=config.seed)
+    held_out = HeldOutPrompts(parts, held_out_prompts, folder, best, **config.held_out_settings(steps))
     stop = StopRules(kl=KLBudget(config.kl_budget), groups=groups, figure=Plateau(config.patience, config.criterion))
     state: State = {"model": parts.policy, "optimizer": optimizer, "rollouts": rollouts, "best": best, "stop": stop}
     loop = Loop(folder, total=steps, state=state, shown=SHOWN, **config.loop_settings())

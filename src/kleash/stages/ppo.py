@@ -99,7 +99,7 @@ def run(
     controller = KLController(config.beta, config.target_kl, config.kl_horizon)
     rollouts = Rollouts(parts, prompts, batch_size=config.batch_size, seed=config.seed)
     best = BestCheckpoint(folder, config.keep_weights)
-    held_out = HeldOutPrompts(parts, held_out_prompts, folder, best, criterion=config.criterion, seed=config.seed)
+    held_out = HeldOutPrompts(parts, held_out_prompts, folder, best, **config.held_out_settings(steps))
     stop = StopRules(kl=KLBudget(config.kl_budget), figure=Plateau(config.patience, config.criterion))
     state: State = {"kl_controller": controller, "rollouts": rollouts, "best": best, "stop": stop, **optimizers.state}
     loop = Loop(folder, total=steps, state=state, shown=SHOWN, **config.loop_settings())

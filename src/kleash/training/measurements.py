@@ -1,4 +1,5 @@
 """The measurements after a run's training: each a bar with its name, limited in its work, and kept once it is done.
+Those during the training that are repeated after it (held-out prompts) are limited in the same way.
 
 Work is counted and not timed, so that a run on a faster machine measures the same rows: a token that is read counts 1,
 one that is trained on 3 (forward and backward pass), and one that is sampled 3, as it takes on a CPU. Together the
@@ -49,6 +50,7 @@ class Measurements:
         rows: how many were trained on, those of each epoch.
         share: of the training's work.
         seed: of which rows are taken.
+        work_of_row: work of training on one of `rows`; None: that of its tokens.
     """
 
     def __init__(
@@ -60,10 +62,12 @@ class Measurements:
         rows: int,
         share: float,
         seed: int,
+        work_of_row: float | None = None,
     ) -> None:
         self.folder, self.seed = folder, seed
+        training = rows * (TRAINED * mean_tokens(train) if work_of_row is None else work_of_row)
         weights = 0 if model is None else sum(parameter.numel() for parameter in model.parameters())
-        self.work = max(share * TRAINED * rows * mean_tokens(train), FREE / weights if weights else math.inf)
+        self.work = max(share * training, FREE / weights if weights else math.inf)
 
     def count(self, name: str, most: int, *, part: float, work: float, least: int = FEWEST) -> int:
         """How many rows a measurement takes: as many as fit into its part; fewer than `most` are noted in run.json.
@@ -80,9 +84,18 @@ class Measurements:
             self.folder.note("measured", **{name: {"rows": rows, "of": most}})
         return rows
 
-    def some(self, name: str, groups: Sequence[EncodedGroup], *, part: float, passes: float = 1) -> list[EncodedGroup]:
-        """The rows of a measurement that reads each of them `passes` times; the same ones on every call."""
-        rows = self.count(name, len(groups), part=part, work=passes * mean_tokens(groups))
+    def some(
+        self, name: str, groups: Sequence[EncodedGroup], *, part: float, work: float | None = None
+    ) -> list[EncodedGroup]:
+        """The rows of a measurement, the same ones on every call.
+
+        Args:
+            name: of the measurement.
+            groups: rows that it would take.
+            part: of the work that all measurements may take.
+            work: of one row; None: that of reading it once.
+        """
+        rows = self.count(name, len(groups), part=part, work=mean_tokens(groups) if work is None else work)
         if rows == len(groups):
             return list(groups)
         chosen = order(len(groups), seed=derive_seed(self.seed, "measure", name), epoch=0)[:rows]

@@ -139,8 +139,9 @@ class TrainingConfig(StageConfig):
     """What may differ from the run in `out`, which goes on from its last state: reward, data, learning_rate, … Each
     change is recorded in run.json. More steps and other `micro_batch_tokens` need no leave."""
     measure_share: float = Field(0.2, gt=0)
-    """Most work of the measurements after training, as a share of the training's; they read fewer rows where it does
-    not suffice. Work is counted in tokens, not by the clock, and small models are not limited."""
+    """Most work of the measurements after training, and of one measurement of held-out prompts, as a share of the
+    training's; they read fewer rows where it does not suffice. Work is counted in tokens, not by the clock, and small
+    models are not limited."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where to log metrics besides metrics.jsonl. Each needs its extra: pip install 'kleash[tensorboard]'."""
     tracker_project: str | None = None
@@ -309,6 +310,19 @@ class RolloutConfig(TrainingConfig):
             "gradient_checkpointing": self.gradient_checkpointing,
             "seed": self.seed,
             "compute": self.compute,
+        }
+
+    def held_out_settings(self, rollouts: int) -> Settings:
+        """The settings of `HeldOutPrompts` for a number of rollouts."""
+        group_size = getattr(self, "group_size", 1)
+        return {
+            "criterion": self.criterion,
+            "seed": self.seed,
+            "max_new_tokens": self.max_new_tokens,
+            "group_size": group_size,
+            "trained": rollouts * self.batch_size * group_size,
+            "passes": self.inner_epochs,
+            "share": self.measure_share,
         }
 
     def prompt_settings(self) -> Settings:
