@@ -82,7 +82,9 @@ from pathlib import Path
 from kleash.run import RunFolder
 from kleash.training.trackers import Trackers
 name, path, step = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-record = json.loads((path / "run.json").read_text()) if step > 1 else {"stage": "ppo", "config": {"beta": 0.05} | json.loads(sys.argv[4])}
+record = {"stage": "ppo", "config": {"beta": 0.05} | json.loads(sys.argv[4])}
+if step > 1:
+    record = json.loads((path / "run.json").read_text())
 with Trackers([name], RunFolder(path, record)) as trackers:
     trackers.log(step, {"kl": 1.5 * step})
 print("a result")

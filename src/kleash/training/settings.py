@@ -57,18 +57,8 @@ class TrainingConfig(StageConfig):
         "micro_batch_tokens", "push_to_hub",
     }  # fmt: skip
     MAY_CHANGE: ClassVar[frozenset[str]] = frozenset(
-        {
-            "data",
-            "eval_data",
-            "learning_rate",
-            "warmup_steps",
-            "warmup_ratio",
-            "min_lr_ratio",
-            "max_grad_norm",
-            "dtype",
-            "max_steps",
-            "epochs",
-        }  # fmt: skip
+        ["data", "eval_data", "learning_rate", "warmup_steps", "warmup_ratio", "min_lr_ratio", "max_grad_norm"]
+        + ["dtype", "max_steps", "epochs"]
     )
 
     max_steps: int | None = Field(None, ge=1)
