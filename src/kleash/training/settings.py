@@ -56,10 +56,9 @@ class TrainingConfig(StageConfig):
         "trackers", "tracker_project", "run_name", "tracker_tags", "save_every", "keep_states", "accept_changed",
         "micro_batch_tokens", "push_to_hub",
     }  # fmt: skip
-    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset(
-        ["data", "eval_data", "learning_rate", "warmup_steps", "warmup_ratio", "min_lr_ratio", "max_grad_norm"]
-        + ["dtype", "max_steps", "epochs"]
-    )
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"data", "eval_data", "dtype", "max_steps", "epochs"}) | {
+        "learning_rate", "warmup_steps", "warmup_ratio", "min_lr_ratio", "max_grad_norm",
+    }  # fmt: skip
 
     max_steps: int | None = Field(None, ge=1)
     """Optimiser steps to take (rollouts for ppo and grpo), repeating the data as needed; overrides `epochs`."""
