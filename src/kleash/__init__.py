@@ -23,6 +23,8 @@ _HOMES = {
     "kleash.rewards.reward": ("Reward",),
     "kleash.rewards.learned": ("LearnedReward",),
     "kleash.run": ("RunFolder",),
+    "kleash.api.finished": ("Run", "open_run"),
+    "kleash.api.checking": ("check",),
     "kleash.stages.training_configs": ("SFTConfig", "EnsembleConfig", "PPOConfig", "GRPOConfig", "DPOConfig"),
     "kleash.stages.data_configs": (
         "GenerateConfig", "ScoreConfig", "BestOfNConfig", "JudgeConfig", "ReviseConfig", "OveroptConfig", "AskConfig",
@@ -31,24 +33,23 @@ _HOMES = {
     "kleash.recipe": ("run_recipe",),
     "kleash.errors": (
         "ConfigError", "DataError", "GateError", "InputError", "KleashError", "MachineError", "ModelError",
-        "RewardError", "SavingError", "TrainingError",
+        "OnStepError", "RewardError", "SavingError", "TrainingError",
     ),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-_STAGES = {
-    "sft": "sft", "reward": "reward_ensemble", "ppo": "ppo", "grpo": "grpo", "dpo": "dpo", "generate": "generate",
-    "score": "score", "best_of_n": "best_of_n", "judge": "judge", "revise": "revise", "overopt": "overopt",
-    "ask": "ask", "export": "export",
-}  # fmt: skip
-"""Stages as functions, each with the module whose `run` it is."""
+_STAGES = (
+    "sft", "reward", "ppo", "grpo", "dpo", "generate", "score", "best_of_n", "judge", "revise", "overopt", "ask",
+    "export", "label",
+)  # fmt: skip
+"""Stages as functions of keyword arguments, see `api/functions.py`."""
 
 __all__ = ["__version__", *sorted((*_HOME_OF, *_STAGES))]
 
 
 def __getattr__(name: str) -> Any:
     if name in _STAGES:
-        return import_module(f"kleash.stages.{_STAGES[name]}").run
+        return import_module("kleash.api.functions").stage_function(name)
     if name not in _HOME_OF:
         raise AttributeError(f"kleash has no {name!r}; the public names are in docs/api.md")
     return getattr(import_module(_HOME_OF[name]), name)

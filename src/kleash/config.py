@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
@@ -45,12 +45,14 @@ CONSTITUTION = Kind("constitution", "FILE")
 
 
 def _as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 _NAME = BeforeValidator(_as_text)
 """From Python a path may be given as a `Path`."""
 
+PathText = Annotated[str, _NAME]
+"""A path, or an address that is not one."""
 ModelRef = Annotated[str, _NAME, MODEL]
 """A model's folder or hub name."""
 RewardRef = Annotated[str, _NAME, REWARD]
@@ -113,6 +115,20 @@ class Config(BaseModel):
     MAY_CHANGE: ClassVar[frozenset[str]] = frozenset()
     """Fields that do, and with whose other value or content a run may go on if asked to (`--accept-changed`)."""
 
+    if not TYPE_CHECKING:  # mypy's plugin writes a typed one
+
+        def __init__(self, /, **values: Any) -> None:
+            """Validate values into a config.
+
+            Raises:
+                ConfigError: one line that names each wrong key, its value and the valid values.
+            """
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                problems = "; ".join(self._problem(dict(problem)) for problem in error.errors())
+                raise ConfigError(problems) from None
+
     @classmethod
     def make(cls: type[C], values: Mapping[str, Any], *, source: str = "config") -> C:
         """Validate values into a config.
@@ -125,12 +141,9 @@ class Config(BaseModel):
             ConfigError: one line that names each wrong key, its value and the valid values.
         """
         try:
-            return cls.model_validate(dict(values))
+            return cls(**values)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
-        except ValidationError as error:
-            problems = "; ".join(cls._problem(dict(problem)) for problem in error.errors())
-            raise ConfigError(f"{source}: {problems}") from None
 
     @model_validator(mode="after")
     def _numbers_fit(self: C) -> C:
@@ -175,7 +188,7 @@ class Config(BaseModel):
         return {
             name: (kind, str(value))
             for name, kind in self.kinds().items()
-            if (value := getattr(self, name)) is not None
+            if (value := getattr(self, name)) is not None and not isinstance(value, tuple)
         }
 
     def identity(self) -> Settings:

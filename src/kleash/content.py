@@ -22,6 +22,7 @@ import kleash
 from kleash.config import MODEL, Config, Kind, is_possible_path, read_yaml
 from kleash.errors import ConfigError, DataError, InputError, ModelError
 from kleash.io import READABLE_ENDINGS, Json
+from kleash.live import MARK, live_object
 from kleash.unfinished import refuse_unfinished_rows, refuse_unfinished_run
 
 Fingerprint = dict[str, str]
@@ -77,6 +78,8 @@ def content_hash(name: str | Path, kind: Kind) -> str:
         name: a path, a hub name, or for a reward any value that `--reward` takes.
         kind: what the name refers to.
     """
+    if (live := live_object(name)) is not None:
+        return live.sha256
     if kind.name == "reward":
         return reward_hash(str(name))
     path = Path(name).expanduser()
@@ -232,6 +235,10 @@ def refuse_missing(name: str | Path, kind: Kind) -> None:
         InputError: the subclass of the kind; names what is missing and what to give.
     """
     text, path = str(name), Path(name).expanduser()
+    if live_object(text) is not None:
+        return
+    if MARK in text:
+        raise _MISSING[kind.name][0](f"{text} was passed to an earlier call in Python and is not here; pass it again")
     if kind.name == "reward":
         _refuse_missing_module(text)
     if kind.name in ("model", "reward"):
@@ -279,6 +286,7 @@ _MISSING: dict[str, tuple[type[InputError], str]] = {
     "model": (ModelError, "{}: there is no such folder; give a folder with config.json or a hub name"),
     "data": (DataError, "there is no file or folder {}; give a path that exists, or owner/name on the hub"),
     "run": (InputError, "{}: there is no such folder; give the folder of a ppo, grpo or dpo run"),
+    "reward": (ConfigError, "reward {}: there is no such reward"),
     "constitution": (ConfigError, "{}: there is no such file; give a YAML file, or `assistant`, which kleash ships"),
 }
 

@@ -10,6 +10,7 @@
     ├── TrainingError              1      the numbers went wrong while training (F7, F13)
     │   └── NotFiniteError                loss, gradient, weights or outputs overflow
     ├── RewardError                1      a reward raised an exception, or gave what is not a finite number
+    ├── OnStepError                1      the user's on_step raised an exception
     ├── SavingError                1      what was written is not the model in memory
     ├── MachineError               3      disk or memory
     └── WaitingError              75      nothing is wrong: labels by people are still missing
@@ -33,6 +34,10 @@ class InputError(KleashError):
     """The user's input is wrong."""
 
     exit_code = 2
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the line that says what to give, without the calls that led to it."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 class ConfigError(InputError):
@@ -59,6 +64,9 @@ class ModelError(InputError):
 class GateError(KleashError):
     """A stage's precondition does not hold; `--force` continues anyway."""
 
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
 
 class TrainingError(KleashError):
     """Training produced impossible numbers; the message names the cause."""
@@ -70,6 +78,10 @@ class NotFiniteError(TrainingError):
 
 class RewardError(KleashError):
     """A reward raised an exception, or gave what is not a finite number; the message names it and the line."""
+
+
+class OnStepError(KleashError):
+    """The user's `on_step` raised an exception, which is the cause; the message names it and the step."""
 
 
 class SavingError(KleashError):
@@ -86,6 +98,13 @@ class WaitingError(KleashError):
     """Labels by people are still missing; the same command continues once they exist (sysexits: EX_TEMPFAIL)."""
 
     exit_code = 75
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user interrupted a stage; the message says what was kept. Notebooks show it as one line."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"KeyboardInterrupt: {self}"]
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:

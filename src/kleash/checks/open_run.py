@@ -9,8 +9,8 @@ from typing import Any, ParamSpec
 from torch import nn
 
 from kleash.checks.gates import check_parents
+from kleash.models.live_copy import live_hash
 from kleash.run import RunFolder
-from kleash.training.model_folder import weights_hash
 from kleash.training.push import push, require_token
 from kleash.training.settings import TrainingConfig
 from kleash.training.trackers import require
@@ -56,7 +56,7 @@ def open_run(stage: str, config: TrainingConfig, **live: tuple[nn.Module, Any] |
         config: its settings. Fields of the kinds `ModelRef`, `RewardRef`, `DataRef` are hashed by content; models and
             rewards that the stage is built on must have passed their own checks.
         live: objects in place of what the config names, by field (`model=(model, tokenizer)`). A model is identified by
-            its weights, a live reward by the name in `config.reward`, since a function has no hash.
+            its weights and settings, a live reward by the name in `config.reward`, since a function has no hash.
 
     Raises:
         ConfigError: a tracker is not installed, or there is no token to push the model with.
@@ -65,9 +65,10 @@ def open_run(stage: str, config: TrainingConfig, **live: tuple[nn.Module, Any] |
     """
     require(config.trackers)
     require_token(config.push_to_hub)
-    models = {role: value[0] for role, value in live.items() if isinstance(value, tuple)}
     inputs = {
-        role: {"path": f"live {type(model).__name__}", "sha256": weights_hash(model)} for role, model in models.items()
+        role: {"path": f"live {type(value[0]).__name__}", "sha256": live_hash(*value)}
+        for role, value in live.items()
+        if isinstance(value, tuple)
     }
     folder = RunFolder.open(config.out, stage=stage, config=config, inputs=inputs)
     if not folder.finished:

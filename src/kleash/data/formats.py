@@ -17,6 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kleash.config import DATA
+from kleash.content import refuse_missing
 from kleash.data.group import Group
 from kleash.data.mixture import parts_of
 from kleash.data.other_schemas import read_row, renamed
@@ -26,6 +28,7 @@ from kleash.data.schemas import Row, parse_row, to_row
 from kleash.errors import DataError
 from kleash.io import READABLE_ENDINGS as ENDINGS
 from kleash.io import machine_errors, replacing, write_folder
+from kleash.live import MARK, live_object
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
@@ -73,6 +76,8 @@ def _own_row(row: Any, group: Group) -> Row:
 
 def _open(source: str | Path, split: str | None) -> tuple[str, NumberedRows]:
     """The name for messages and the numbered rows; fails at once where there is nothing to read."""
+    if (live := live_object(source)) is not None:
+        return str(source), enumerate(live.value, start=1)
     path = Path(source).expanduser()
     if path.is_dir():
         return path.name, _folder_rows(path, split)
@@ -82,6 +87,8 @@ def _open(source: str | Path, split: str | None) -> tuple[str, NumberedRows]:
         if path.stat().st_size == 0:
             raise DataError(f"{path.name} is empty; give a file with at least one row")
         return path.name, file_rows(path)
+    if MARK in str(source):
+        refuse_missing(source, DATA)
     if not _is_hub_name(str(source)):
         raise DataError(f"there is no file or folder {source}; give a path that exists, or owner/name on the hub")
     return str(source), _hub_rows(str(source), split)

@@ -26,7 +26,9 @@ from transformers import (
 from kleash.content import adapter_base
 from kleash.errors import ModelError
 from kleash.io import write_folder
+from kleash.live import live_object
 from kleash.models.forward import Live
+from kleash.models.live_copy import copy_of
 from kleash.models.place import adapter_folder, config_of, loading, name_of, quiet, settings_of
 from kleash.models.read_back import cast, compare_tensors
 from kleash.models.weights import described, read_weights
@@ -130,6 +132,9 @@ def new_reward_model(
 
 def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub name; an adapter without its own has that of its base."""
+    if (live := live_object(model)) is not None:
+        own: PreTrainedTokenizerBase = copy.deepcopy(live.value[1])
+        return own
     folder = adapter_folder(model)
     if folder is not None and not any(folder.glob("tokenizer*")):
         return load_tokenizer(adapter_base(folder))
@@ -140,6 +145,8 @@ def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
 
 def outputs_of(model: str | Path) -> int | None:
     """How many outputs a sequence classifier has; None for any other model."""
+    if (live := live_object(model)) is not None:
+        return len(live.value[0].config.id2label or ()) if hasattr(live.value[0], "score") else None
     folder = adapter_folder(model)
     if folder is not None:
         from kleash.models.adapter import head_rows  # here: `peft` takes seconds to import
@@ -263,6 +270,9 @@ def _read(
         adapter: what to do with an adapter.
         settings: of the model's config.
     """
+    if (live := live_object(model)) is not None:
+        copied = copy_of(live.value[0], kind, name=str(model), new_head=new_head, **settings)
+        return _live(copied, load_tokenizer(model), adapter=adapter)[0]
     folder = adapter_folder(model)
     if folder is None:
         if adapter == "continue":
@@ -279,12 +289,12 @@ def _read(
         )
     new_head = new_head or brings_head
     try:
-        live = _read(kind, base, new_head=new_head, **settings)
+        policy = _read(kind, base, new_head=new_head, **settings)
     except ModelError as error:
         raise ModelError(f"{model} is an adapter, and its base cannot be used: {error}") from None
-    attach(live, folder)
-    take_adapter(live, train_on=adapter == "continue")
-    return live
+    attach(policy, folder)
+    take_adapter(policy, train_on=adapter == "continue")
+    return policy
 
 
 def _live(

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from kleash.config import MODEL
 from kleash.content import ADAPTER, cached_commit, refuse_missing
 from kleash.errors import KleashError, ModelError
+from kleash.live import live_object
 
 _remote_code: ContextVar[bool] = ContextVar("remote code", default=False)
 
@@ -36,6 +37,8 @@ def trust_remote_code(trust: bool = True) -> Iterator[None]:
 
 def model_file(model: str | Path, name: str) -> Path | None:
     """One file of a model's folder or hub name; None where it has no such file."""
+    if live_object(model) is not None:
+        return None
     place = Path(model).expanduser()
     if place.is_dir():
         return place / name if (place / name).is_file() else None
@@ -62,6 +65,9 @@ def adapter_folder(model: str | Path) -> Path | None:
 
 def config_of(model: str | Path) -> PretrainedConfig:
     """The config of a model (not of an adapter)."""
+    if (live := live_object(model)) is not None:
+        own: PretrainedConfig = live.value[0].config
+        return own
     with loading(model):
         config: PretrainedConfig = AutoConfig.from_pretrained(name_of(model), **settings_of(model))
     return config

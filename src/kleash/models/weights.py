@@ -1,4 +1,4 @@
-"""Read the weights of a model from its files: all of them, or none."""
+"""The weights of a model: as tensors by name, and read from its files, all of them or none."""
 
 from __future__ import annotations
 
@@ -11,10 +11,22 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kleash.errors import ModelError, listed
 from kleash.models.place import adapter_folder, config_of, loading, model_file, name_of, settings_of
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """A module's tensors, each stored once where weights are tied."""
+    tensors: dict[str, Tensor] = {}
+    pointers: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in pointers or tensor.numel() == 0:
+            pointers.add(tensor.data_ptr())
+            tensors[name] = tensor.detach().contiguous()
+    return tensors
 
 
 def read_weights(kind: Any, model: str | Path, *, new_head: bool = False, **settings: Any) -> PreTrainedModel:

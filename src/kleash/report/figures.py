@@ -453,6 +453,37 @@ def loss(rows: Sequence[Row], *, name: str, held_out: Sequence[str], unit: str, 
         return svg()
 
 
+def steps(rows: Sequence[Row], panels: Sequence[tuple[str, Sequence[str]]], *, name: str) -> str:
+    """Figures of a run over its steps, two panels a line.
+
+    Args:
+        rows: of metrics.jsonl.
+        panels: a title, and the figures in it: the first as a line, those on held-out rows (`eval_…`) as dots on one.
+        name: of the run, for ids.
+    """
+    depth = -(-len(panels) // 2)
+    with _figure(f"steps-{name}", 1.5 * depth + 0.2, width=7.0 if len(panels) > 1 else 3.5) as (figure, svg):
+        grid = figure.subplots(depth, min(2, len(panels)), squeeze=False)
+        for axes, (title, keys) in zip(grid.flatten(), panels, strict=False):
+            for key in keys:
+                points = [(row["step"], row[key]) for row in rows if _number(row.get(key))]
+                held_out = key.startswith("eval_")
+                style: dict[str, Any] = {"marker": "o", "markersize": 3.5} if held_out or len(points) < 2 else {}
+                colour = PROXY if held_out else INK
+                if points:
+                    axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, gid=key, **style)
+            both = len(keys) > 1
+            axes.set_title(f"{title} (● held out)" if both else title, fontsize=9)
+            axes.tick_params(labelsize=8)
+            axes.locator_params(axis="y", nbins=4)
+            axes.locator_params(axis="x", integer=True, nbins=6)
+        for axes in grid.flatten()[len(panels) :]:
+            axes.set_axis_off()
+        for axes in grid[-1]:
+            axes.set_xlabel("step", fontsize=8)
+        return svg()
+
+
 def _against_distance(
     axes: Axes, rows: Curve, quantity: str, *, colour: str, gid: str, errors: bool = False, **style: Any
 ) -> None:
@@ -526,11 +557,11 @@ def _percent(value: float, _: float | None) -> str:
 
 
 @contextmanager
-def _figure(name: str, height: float) -> Iterator[tuple[Figure, Callable[[], str]]]:
+def _figure(name: str, height: float, *, width: float = 4.6) -> Iterator[tuple[Figure, Callable[[], str]]]:
     """A figure in the style of the report, and a function that turns it into SVG for the inside of a page."""
     name = _slug(name)
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):  # the same numbers give the same file
-        figure = Figure(figsize=(4.6, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, lambda: _inline(figure, name)
 
 

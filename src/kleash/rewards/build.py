@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from kleash.config import REWARD, read_yaml
-from kleash.content import HUB_NAME, refuse_missing, refuse_unfinished
+from kleash.content import HUB_NAME, refuse_missing, refuse_unfinished, reward_hash, text_hash
 from kleash.errors import ConfigError
+from kleash.live import live_object, named
 from kleash.models.compute import Compute
-from kleash.rewards.composition import ComposedReward, read_parts
+from kleash.models.live_copy import live_model
+from kleash.rewards.composition import ComposedReward, Part, read_parts
 from kleash.rewards.ended import EndedReward
 from kleash.rewards.ensemble import FILE as ENSEMBLE
 from kleash.rewards.ensemble import EnsembleReward
@@ -20,6 +24,7 @@ from kleash.rewards.learned import LearnedReward
 from kleash.rewards.reward import Reward
 from kleash.rewards.verifier import VerifierReward
 from kleash.rewards.verifiers import verifiers
+from kleash.run import RunFolder
 
 NAMED: dict[str, Callable[[], Reward]] = {
     "ended": EndedReward,
@@ -42,6 +47,8 @@ def build_reward(
     Raises:
         ConfigError: the name is none of these.
     """
+    if (live := live_object(name)) is not None:
+        return as_reward(live.value, policy_tokenizer=policy_tokenizer, compute=compute)
     compute, name = compute or Compute(), str(name)
     if name in verifiers():
         return VerifierReward(verifiers()[name])
@@ -61,6 +68,76 @@ def build_reward(
         f"reward {name}: no such folder; give a reward model's folder, module:function, a .yaml composition, a hub "
         f"name or a verifier ({', '.join(verifiers())}; or {', '.join(NAMED)})"
     )
+
+
+def as_reward(
+    value: Any, *, policy_tokenizer: PreTrainedTokenizerBase | None = None, compute: Compute | None = None
+) -> Reward:
+    """The reward that a Python value stands for.
+
+    Args:
+        value: a name as for `build_reward`; the run of a reward model; a classifier and its tokenizer; a function with
+            TRL's signature or a `Reward`; a list of those, or of pairs of one with its weight, whose sum counts.
+        policy_tokenizer, compute: see `build_reward`.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if isinstance(value, str | Path | RunFolder):
+        name = value.path if isinstance(value, RunFolder) else value
+        return build_reward(name, policy_tokenizer=policy_tokenizer, compute=compute)
+    if isinstance(value, list):
+        parts = [_weighted(item, number) for number, item in enumerate(value, start=1)]
+        titles = [part.title for part, _ in parts]
+        if len(set(titles)) < len(titles):
+            parts = [
+                (part.model_copy(update={"name": f"{part.title} {n}"}), item) for n, (part, item) in enumerate(parts, 1)
+            ]
+        return ComposedReward(
+            [(part, as_reward(item, policy_tokenizer=policy_tokenizer, compute=compute)) for part, item in parts]
+        )
+    if (model := live_model(value)) is not None:
+        with named([model]):
+            return LearnedReward.load(model.name, policy_tokenizer=policy_tokenizer, compute=compute)
+    if not callable(value):
+        raise ConfigError(f"reward {value!r}: give a name, a run, a function, or a list of them with weights")
+    return FunctionReward.of(value) if _reads_completions(value) else value
+
+
+def reward_identity(value: Any) -> str:
+    """Hash of what a Python reward depends on: of a function its source and what it closes over."""
+    if isinstance(value, str | Path | RunFolder):
+        return reward_hash(str(value.path if isinstance(value, RunFolder) else value))
+    if isinstance(value, list | tuple) and live_model(value) is None:
+        return text_hash(*(repr(item) if isinstance(item, int | float) else reward_identity(item) for item in value))
+    if (model := live_model(value)) is not None:
+        return model.sha256
+    function = getattr(value, "__func__", value)
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        code = getattr(function, "__code__", None)
+        source = repr((code.co_code, code.co_consts, code.co_names) if code else type(function))
+    cells = [repr(cell.cell_contents) for cell in getattr(function, "__closure__", None) or ()]
+    return text_hash(source, *cells)
+
+
+def _weighted(item: Any, number: int) -> tuple[Part, Any]:
+    value, weight = item if isinstance(item, tuple) and isinstance(item[-1], int | float) else (item, 1.0)
+    name = value if isinstance(value, str) else getattr(getattr(value, "path", value), "__name__", None)
+    if isinstance(value, RunFolder):
+        name = value.path.name
+    title = f"reward {number}" if name in (None, "<lambda>") else str(name)
+    return Part(reward=title, weight=weight), value
+
+
+def _reads_completions(function: Callable[..., Any]) -> bool:
+    """Whether a callable has TRL's signature; otherwise it takes groups."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return True
+    return "completions" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _is_on_hub(name: str) -> bool:

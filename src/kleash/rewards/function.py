@@ -40,6 +40,13 @@ class FunctionReward:
         self.name = name
         self.function = _find(name)
 
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> FunctionReward:
+        """A function itself, in place of its name."""
+        reward = cls.__new__(cls)
+        reward.name, reward.function = getattr(function, "__name__", type(function).__name__), function
+        return reward
+
     def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
         """See `Reward`.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from kleash.data.group import EncodedGroup
@@ -64,6 +64,7 @@ class HeldOutPrompts:
         prompts: if empty, nothing is measured.
         folder: the run, whose samples.jsonl takes the responses.
         best: keeps the weights of the best figure.
+        see: takes each figure by the name `figure`: that of the rules that stop the run.
         criterion: defines the figure, see `criterion_of`.
         seed: of the draws.
         max_new_tokens: longest response.
@@ -72,8 +73,6 @@ class HeldOutPrompts:
         share: of the training's work that one measurement may take; it takes fewer prompts where that does not suffice,
             the same ones each time.
 
-    Attributes:
-        figure: the last measurement; higher is better.
     """
 
     def __init__(
@@ -82,6 +81,7 @@ class HeldOutPrompts:
         prompts: Sequence[EncodedGroup],
         folder: RunFolder,
         best: BestCheckpoint,
+        see: Callable[..., object],
         *,
         criterion: Literal["objective", "gold", "validation"],
         seed: int,
@@ -97,8 +97,7 @@ class HeldOutPrompts:
         limits = Measurements(folder, parts.policy, prompts, rows=trained, share=share, seed=seed, work_of_row=rollout)
         sample = 2 * prompt + (1 + SAMPLED) * response  # sampled, then read by the reference
         self.prompts = limits.some("held-out prompts", prompts, part=1, work=sample)
-        self.criterion, self.seed = criterion, seed
-        self.figure: float | None = None
+        self.criterion, self.seed, self.see = criterion, seed, see
 
     def measure_start(self, loop: Loop) -> None:
         """Measure the policy before training, if the run is evaluated at all."""
@@ -110,8 +109,9 @@ class HeldOutPrompts:
         if not self.prompts:
             return {}
         metrics = evaluate(self.parts, self.prompts, self.folder, step, seed=self.seed)
-        self.figure = criterion_of(metrics, self.criterion, beta=beta)
-        self.best.update(self.parts.policy, step, -self.figure)
+        figure = criterion_of(metrics, self.criterion, beta=beta)
+        self.best.update(self.parts.policy, step, -figure)
+        self.see(figure=figure)
         return metrics
 
 

@@ -16,6 +16,7 @@ from kleash.config import (
     Kind,
     MeasureRef,
     ModelRef,
+    PathText,
     RewardRef,
     RunRef,
     StopTexts,
@@ -136,7 +137,7 @@ class AskingConfig(Config):
     two schemas, those that count. Null: the schemas of docs/data.md."""
     as_chat: bool = False
     """Make a prompt of plain text one turn of the user, so that it goes through the chat template."""
-    store: str | None = None
+    store: PathText | None = None
     """Label store that caches every reply, so that no request is paid for twice: a path or a database URL. Null: a file
     next to `out`."""
     mix_in: DataRef | None = None
@@ -284,7 +285,7 @@ class AskConfig(Config):
 
     data: DataRef
     """Rows with two or more responses, as `kleash generate -n 2` writes them. All their pairs are labelled."""
-    store: str
+    store: PathText
     """Label store: an SQLite file, made if missing, or a PostgreSQL URL."""
     out: Path
     """Preferences to write: .jsonl, .jsonl.gz, .json or .parquet."""
@@ -307,7 +308,7 @@ class AskConfig(Config):
 class ExportConfig(Config):
     """Write the labels of a store as preference files, which every stage reads."""
 
-    store: str
+    store: PathText
     """Label store: an SQLite file, or a PostgreSQL URL."""
     out: Path
     """Folder to write."""

@@ -49,7 +49,7 @@ from kleash.sampling.sampler import build_sampler, sample_groups
 from kleash.stages.training_configs import DPOConfig
 from kleash.training.after_training import after_training
 from kleash.training.best_checkpoint import BestCheckpoint
-from kleash.training.loop import Loop, State
+from kleash.training.loop import Loop, OnStep, State
 from kleash.training.measurements import SAMPLED, Measurements
 from kleash.training.model_folder import model_card, parameters_held, save_snapshot, write_model
 from kleash.training.optim import Optimizer
@@ -68,12 +68,13 @@ each of their tokens is then a tenth less likely."""
 
 
 @records_stop
-def run(config: DPOConfig, *, policy: Live | None = None) -> RunFolder:
+def run(config: DPOConfig, *, policy: Live | None = None, on_step: OnStep | None = None) -> RunFolder:
     """Train a policy on comparisons and write a folder that `transformers` loads.
 
     Args:
         config: the settings.
         policy: a live model and tokenizer to train in place of loading `config.model`.
+        on_step: called after each step is logged, see `Loop`.
 
     Returns:
         The finished run; run.json holds the report on held-out pairs and the KL to the reference under `results`.
@@ -93,17 +94,14 @@ def run(config: DPOConfig, *, policy: Live | None = None) -> RunFolder:
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
     best = BestCheckpoint(folder, config.keep_weights)
     state: State = {"model": model, "optimizer": optimizer, "best": best}
-    loop = Loop(folder, total=steps, state=state, shown=SHOWN, **config.loop_settings())
+    loop = Loop(folder, total=steps, state=state, shown=SHOWN, on_step=on_step, **config.loop_settings())
     folder.note("formulas", loss=formula(config))
     folder.note("models", **parameters_held(policy=model))
+
     for step, rows in loop.over(batches(range(len(train)), **config.batch_settings(len(train)), start=loop.step)):
         metrics = update(model, [train[row] for row in rows], [references[row] for row in rows], optimizer, config)
-        if held_out and loop.due_to_evaluate(step):
-            with loop.measuring(step):
-                means, figures = pairs.measure(model, step)
-                metrics |= eval_metrics(means, figures)
-                best.update(model, step, means["loss"] or 0.0)
-                warn_of_displacement(folder, step, means)
+        if held_out:
+            metrics |= loop.evaluated(step, lambda step: measure_held_out(folder, model, step, pairs, best))
         if held_out and config.kl_due(step, steps):
             with loop.measuring(step):
                 metrics |= kl_meter.measure(model, step)
@@ -112,7 +110,7 @@ def run(config: DPOConfig, *, policy: Live | None = None) -> RunFolder:
     last = best.take(model, loop.step)
     write_model(folder, merged_copy(model), tokenizer, "")
     results = after_training(folder, "report", lambda: report(folder, model, last, pairs, kl_meter)) or {}
-    return folder.finish(step=last, rows=len(train), **results)
+    return folder.finish(step=last, ended=loop.ended, rows=len(train), **results)
 
 
 def group_loss(
@@ -199,6 +197,16 @@ def evaluate(
         rewards += implicit_rewards(policy, reference, beta=config.beta, lengths=per_length).tolist()
         ordered += groups
     return means, preference_figures(ordered, rewards, train)
+
+
+def measure_held_out(
+    folder: RunFolder, model: PreTrainedModel, step: int, pairs: HeldOut, best: BestCheckpoint
+) -> StepMetrics:
+    """What metrics.jsonl has of the held-out rows after a step; keeps the weights if they are the best so far."""
+    means, figures = pairs.measure(model, step)
+    best.update(model, step, means["loss"] or 0.0)
+    warn_of_displacement(folder, step, means)
+    return eval_metrics(means, figures)
 
 
 def eval_metrics(means: Mapping[str, float | None], figures: PreferenceReport) -> StepMetrics:

@@ -54,7 +54,7 @@ from kleash.run import RunFolder, StepMetrics
 from kleash.stages.training_configs import GRPOConfig
 from kleash.stopping import DegenerateRun, GroupScores, KLBudget, Plateau, StopRules, zero_spread
 from kleash.training.best_checkpoint import BestCheckpoint
-from kleash.training.loop import Loop, State
+from kleash.training.loop import Loop, OnStep, State
 from kleash.training.model_folder import save_snapshot
 from kleash.training.optim import Optimizer
 
@@ -114,6 +114,7 @@ def run(
     *,
     policy: Live | None = None,
     reward: Reward | None = None,
+    on_step: OnStep | None = None,
 ) -> RunFolder:
     """Train a policy against a reward and write a folder that `transformers` loads.
 
@@ -121,6 +122,7 @@ def run(
         config: the settings.
         policy: a live model and tokenizer to train in place of loading `config.model`.
         reward: a live reward in place of `config.reward`.
+        on_step: called after each step is logged, see `Loop`.
 
     Returns:
         The finished run; metrics.jsonl has a row per rollout, samples.jsonl the responses to the held-out prompts.
@@ -138,10 +140,10 @@ def run(
     same_scores = lambda sampled: zero_spread(penalised(sampled, config))  # noqa: E731
     rollouts = Rollouts(parts, prompts, zero_spread=same_scores, **config.rollout_settings())
     best, groups = BestCheckpoint(folder, config.keep_weights), DegenerateRun()
-    held_out = HeldOutPrompts(parts, held_out_prompts, folder, best, **config.held_out_settings(steps))
     stop = StopRules(kl=KLBudget(config.kl_budget), groups=groups, figure=Plateau(config.patience, config.criterion))
+    held_out = HeldOutPrompts(parts, held_out_prompts, folder, best, stop.see, **config.held_out_settings(steps))
     state: State = {"model": parts.policy, "optimizer": optimizer, "rollouts": rollouts, "best": best, "stop": stop}
-    loop = Loop(folder, total=steps, state=state, shown=SHOWN, **config.loop_settings())
+    loop = Loop(folder, total=steps, state=state, shown=SHOWN, on_step=on_step, **config.loop_settings())
     monitor = RolloutMonitor(folder, loop.step, parts.validation_reward, responses=config.log_rollouts)
     folder.note("formulas", **formulas(config))
     folder.note("models", **parts.parameters)
@@ -155,10 +157,8 @@ def run(
         for minibatch in minibatches(rollout, config.minibatches, config.inner_epochs, seed=config.seed, step=step):
             figures = update(parts, minibatch, optimizer, config, first="updates" not in metrics)
             metrics = merge(metrics, figures, weight=1 / updates)
-        if loop.due_to_evaluate(step):
-            with loop.measuring(step):
-                metrics |= held_out.measure(step, beta=config.beta)
-                loop.stop = stop.see(figure=held_out.figure)
+        metrics |= loop.evaluated(step, lambda step: held_out.measure(step, beta=config.beta))
+        loop.stop = stop.reason
         save_snapshot(folder, step, parts.policy, parts.tokenizer, every=config.snapshot_every)
         row, empty = loop.log(step, metrics), not bool(rollout.batch.mask.any())
         groups.raise_if_dead(end_rate=row["end_rate"], empty=empty, longest=config.max_new_tokens)

@@ -53,7 +53,7 @@ from kleash.stages.training_configs import PPOConfig
 from kleash.stopping import KLBudget, Plateau, StopRules
 from kleash.training.actor_critic import ActorCritic
 from kleash.training.best_checkpoint import BestCheckpoint
-from kleash.training.loop import Loop, State
+from kleash.training.loop import Loop, OnStep, State
 from kleash.training.model_folder import save_snapshot
 from kleash.training.pretraining import PretrainingMix
 
@@ -77,6 +77,7 @@ def run(
     *,
     policy: Live | None = None,
     reward: Reward | None = None,
+    on_step: OnStep | None = None,
 ) -> RunFolder:
     """Train a policy against a reward and write a folder that `transformers` loads.
 
@@ -84,6 +85,7 @@ def run(
         config: the settings.
         policy: a live model and tokenizer to train in place of loading `config.model`.
         reward: a live reward in place of `config.reward`.
+        on_step: called after each step is logged, see `Loop`.
 
     Returns:
         The finished run; metrics.jsonl has a row per rollout, samples.jsonl the responses to the held-out prompts.
@@ -99,10 +101,10 @@ def run(
     controller = KLController(config.beta, config.target_kl, config.kl_horizon)
     rollouts = Rollouts(parts, prompts, batch_size=config.batch_size, seed=config.seed)
     best = BestCheckpoint(folder, config.keep_weights)
-    held_out = HeldOutPrompts(parts, held_out_prompts, folder, best, **config.held_out_settings(steps))
     stop = StopRules(kl=KLBudget(config.kl_budget), figure=Plateau(config.patience, config.criterion))
+    held_out = HeldOutPrompts(parts, held_out_prompts, folder, best, stop.see, **config.held_out_settings(steps))
     state: State = {"kl_controller": controller, "rollouts": rollouts, "best": best, "stop": stop, **optimizers.state}
-    loop = Loop(folder, total=steps, state=state, shown=SHOWN, **config.loop_settings())
+    loop = Loop(folder, total=steps, state=state, shown=SHOWN, on_step=on_step, **config.loop_settings())
     monitor = RolloutMonitor(folder, loop.step, parts.validation_reward, responses=config.log_rollouts)
     folder.note("formulas", **FORMULA)
     folder.note("models", **parts.parameters)
@@ -115,10 +117,10 @@ def run(
             figures = update(parts, minibatch, optimizers, pretraining, config, first="updates" not in metrics)
             metrics = merge(metrics, figures, weight=1 / updates)
         controller.see(float(metrics["kl"]), responses=len(rollout.groups))
-        if loop.due_to_evaluate(step):
-            with loop.measuring(step):
-                metrics |= held_out.measure(step, beta=config.beta)  # one β, so that figures can be compared
-                loop.stop = stop.see(figure=held_out.figure)
+        metrics |= loop.evaluated(
+            step, lambda step: held_out.measure(step, beta=config.beta)
+        )  # one β, so that figures can be compared
+        loop.stop = stop.reason
         save_snapshot(folder, step, parts.policy, parts.tokenizer, every=config.snapshot_every)
         loop.log(step, metrics)
     results = {"beta": controller.beta, "prompts": len(prompts)}

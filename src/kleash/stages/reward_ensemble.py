@@ -44,6 +44,7 @@ from kleash.run import RunFolder, derive_seed, read_record
 from kleash.stages import reward_model
 from kleash.stages.training_configs import EnsembleConfig, RewardConfig
 from kleash.training.after_training import after_training
+from kleash.training.loop import OnStep
 from kleash.training.measurements import Measurements
 from kleash.training.model_folder import model_card, write_model
 
@@ -56,18 +57,19 @@ OWN = ("members", "average_weights", "validation_share")
 
 
 @records_stop
-def run(config: EnsembleConfig, *, reward: Live | None = None) -> RunFolder:
+def run(config: EnsembleConfig, *, reward: Live | None = None, on_step: OnStep | None = None) -> RunFolder:
     """Train a reward model, or several, as the settings say.
 
     Args:
         config: the settings.
         reward: for a single model: a live classifier to train, see `reward_model.run`.
+        on_step: called after each step of each model is logged, see `Loop`.
 
     Returns:
         The finished run. The report in its run.json is on the reward in the folder: ensemble, average or single model.
     """
     if config.members == 1 and not config.validation_share:
-        return reward_model.run(_single(config), reward=reward)
+        return reward_model.run(_single(config), reward=reward, on_step=on_step)
     if reward is not None:
         raise ConfigError("a live reward model is a single one; leave out members and validation_share, or the model")
     folder = open_run("reward", config)
@@ -75,9 +77,9 @@ def run(config: EnsembleConfig, *, reward: Live | None = None) -> RunFolder:
         return folder
     files = _split(config, folder)
     if config.validation_share:
-        validation = _member(config, folder.path / VALIDATION, files, data="validation")
+        validation = _member(config, folder.path / VALIDATION, files, on_step, data="validation")
         folder.note("validation_reward", **(validation.record["results"].get("report") or {}))
-    members = [_member(config, folder.path / name, files) for name in _names(config)]
+    members = [_member(config, folder.path / name, files, on_step) for name in _names(config)]
     finish = _one if config.members == 1 or config.average_weights else _ensemble
     report = finish(config, folder, members, files)
     results: Json = {"members": [member.record["results"] for member in members]}
@@ -145,7 +147,9 @@ def _centred_on(config: EnsembleConfig, train: Sequence[Group]) -> Sequence[Grou
     return [group for group in sampled if group.responses[0].finished or group.responses[0].text]
 
 
-def _member(config: EnsembleConfig, out: Path, files: Files, *, data: str = "reward") -> RunFolder:
+def _member(
+    config: EnsembleConfig, out: Path, files: Files, on_step: OnStep | None, *, data: str = "reward"
+) -> RunFolder:
     """Train one model, unless it is finished; what was accepted as changed since then concerns the others."""
     record = read_record(out)
     if record is not None and record["status"] == "finished":
@@ -161,7 +165,7 @@ def _member(config: EnsembleConfig, out: Path, files: Files, *, data: str = "rew
     if config.average_weights:
         live = new_reward_model(config.model, seed=config.seed, device=config.device, adapter=config.adapter)
     logger.info("reward model %s", out)
-    return reward_model.run(_single(config, **changes), reward=live if data == "reward" else None)
+    return reward_model.run(_single(config, **changes), reward=live if data == "reward" else None, on_step=on_step)
 
 
 def _one(

@@ -69,7 +69,7 @@ from kleash.run import RunFolder, StepMetrics, derive_seed
 from kleash.stages.training_configs import RewardConfig
 from kleash.training.after_training import after_training
 from kleash.training.best_checkpoint import BestCheckpoint
-from kleash.training.loop import Loop, State
+from kleash.training.loop import Loop, OnStep, State
 from kleash.training.measurements import SAMPLED, Measurements, mean_tokens
 from kleash.training.model_folder import model_card, write_model
 from kleash.training.optim import Optimizer
@@ -95,12 +95,13 @@ WITHOUT_REPORT: Mapping[str, Any] = {
 
 
 @records_stop
-def run(config: RewardConfig, *, reward: Live | None = None) -> RunFolder:
+def run(config: RewardConfig, *, reward: Live | None = None, on_step: OnStep | None = None) -> RunFolder:
     """Train a reward model and write a folder that `transformers` loads as a sequence classifier.
 
     Args:
         config: the settings.
         reward: a live classifier with one output, and its tokenizer, to train in place of a new head on `config.model`.
+        on_step: called after each step is logged, see `Loop`.
 
     Returns:
         The finished run; the report on held-out pairs is in run.json under `results`.
@@ -123,22 +124,25 @@ def run(config: RewardConfig, *, reward: Live | None = None) -> RunFolder:
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
     best = BestCheckpoint(folder, config.keep_weights)
     state: State = {"model": model, "optimizer": optimizer, "best": best}
-    loop = Loop(folder, total=steps, state=state, shown=SHOWN, **config.loop_settings())
+    loop = Loop(folder, total=steps, state=state, shown=SHOWN, on_step=on_step, **config.loop_settings())
     folder.note("formulas", loss=FORMULA)
+
+    def evaluate(step: int) -> StepMetrics:
+        figures = preference_figures(held_out, held_out_rewards(model, held_out, compute=config.compute), train)
+        best.update(model, step, figures.log_loss)
+        return {"eval_accuracy": figures.accuracy, "eval_log_loss": figures.log_loss}
+
     for step, rows in loop.over(batches(range(len(train)), **config.batch_settings(len(train)), start=loop.step)):
         metrics = update(model, [train[row] for row in rows], optimizer, config, head_weights(config, rows))
-        if held_out and loop.due_to_evaluate(step):
-            with loop.measuring(step):
-                figures = preference_figures(held_out, held_out_rewards(model, held_out, compute=config.compute), train)
-                metrics |= {"eval_accuracy": figures.accuracy, "eval_log_loss": figures.log_loss}
-                best.update(model, step, figures.log_loss)
+        if held_out:
+            metrics |= loop.evaluated(step, evaluate)
         loop.log(step, metrics)
     last = best.take(model, loop.step)
     write_model(folder, model, tokenizer, summary(None))
     samples, centred_on = centre_model(folder, model, tokenizer, train, config)
     live, measured = reward is not None, Measured(train, held_out, samples)
     results = after_training(folder, "report", lambda: report(folder, model, tokenizer, measured, config, gold, live))
-    return folder.finish(step=last, rows=len(train), centred_on=centred_on, **(results or {}))
+    return folder.finish(step=last, ended=loop.ended, rows=len(train), centred_on=centred_on, **(results or {}))
 
 
 @dataclass(frozen=True)

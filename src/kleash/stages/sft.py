@@ -38,7 +38,7 @@ from kleash.run import RunFolder, StepMetrics
 from kleash.stages.training_configs import SFTConfig
 from kleash.training.after_training import after_training
 from kleash.training.best_checkpoint import BestCheckpoint
-from kleash.training.loop import Loop, State
+from kleash.training.loop import Loop, OnStep, State
 from kleash.training.measurements import SAMPLED, Measurements, mean_tokens
 from kleash.training.model_folder import write_model
 from kleash.training.optim import Optimizer
@@ -56,12 +56,13 @@ FORMULA = "loss = − Σ log π(y_t | x, y_<t) / (trained tokens of the step)"
 
 
 @records_stop
-def run(config: SFTConfig, *, policy: Live | None = None) -> RunFolder:
+def run(config: SFTConfig, *, policy: Live | None = None, on_step: OnStep | None = None) -> RunFolder:
     """Train on demonstrations and write a folder that `transformers` loads.
 
     Args:
         config: the settings.
         policy: a live model and tokenizer to train in place of loading `config.model`.
+        on_step: called after each step is logged, see `Loop`.
 
     Returns:
         The finished run; run.json holds `eval_loss` (nats a token) before and after.
@@ -78,19 +79,23 @@ def run(config: SFTConfig, *, policy: Live | None = None) -> RunFolder:
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
     best = BestCheckpoint(folder, config.keep_weights)
     state: State = {"model": model, "optimizer": optimizer, "best": best}
-    loop = Loop(folder, total=steps, state=state, shown=SHOWN, **config.loop_settings())
+    loop = Loop(folder, total=steps, state=state, shown=SHOWN, on_step=on_step, **config.loop_settings())
     folder.note("formulas", loss=FORMULA)
+
+    def evaluate(step: int) -> StepMetrics:
+        return {"eval_loss": best.update(model, step, held_out_loss(model, held_out, config.compute))}
+
     for step, groups in loop.over(batches(train, **config.batch_settings(len(train)), start=loop.step)):
         metrics = update(model, groups, optimizer, config.compute)
-        if held_out and loop.due_to_evaluate(step):
-            with loop.measuring(step):
-                metrics["eval_loss"] = best.update(model, step, held_out_loss(model, held_out, config.compute))
+        if held_out:
+            metrics |= loop.evaluated(step, evaluate)
         loop.log(step, metrics)
     last = best.take(model, loop.step)
     after = best.figures.get(last, math.nan)
     write_model(folder, model, tokenizer, f"Held-out loss {after:.4f} nats a token.")
     after_training(folder, "checks", lambda: check(folder, model, tokenizer, train, held_out, before, after, config))
-    return folder.finish(eval_loss_before=mean_loss(before), eval_loss=after, step=last, rows=len(train))
+    figures = {"eval_loss_before": mean_loss(before), "eval_loss": after}
+    return folder.finish(step=last, ended=loop.ended, rows=len(train), **figures)
 
 
 def held_out_loss(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: Compute) -> float:

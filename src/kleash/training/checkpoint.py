@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from kleash.errors import DataError
 from kleash.io import Json, read_json, remove, write_folder
+from kleash.models.weights import weights
 from kleash.run import RunFolder
 
 logger = logging.getLogger("kleash")
@@ -130,17 +131,6 @@ def _read(path: Path) -> Json | None:
 def saved(folder: RunFolder) -> list[Path]:
     """The states of a run, oldest first."""
     return sorted(folder.checkpoints.glob("step-*"))
-
-
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    """A module's tensors, each stored once where weights are tied."""
-    tensors: dict[str, Tensor] = {}
-    pointers: set[int] = set()
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() not in pointers or tensor.numel() == 0:
-            pointers.add(tensor.data_ptr())
-            tensors[name] = tensor.detach().contiguous()
-    return tensors
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -3,8 +3,7 @@
     loop = Loop(folder, total=steps, state={"model": model, "optimizer": optimizer})
     for step, groups in loop.over(batches):
         metrics = update(model, optimizer, groups)
-        if loop.due_to_evaluate(step):
-            metrics |= evaluate(model)
+        metrics |= loop.evaluated(step, lambda step: evaluate(model))
         loop.log(step, metrics)
 
 An interrupted run resumes after its newest saved state with the same result: parts with a state are restored, and
@@ -13,13 +12,13 @@ everything else is a function of the step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
-from kleash.errors import ConfigError, MachineError, TrainingError
+from kleash.errors import ConfigError, MachineError, OnStepError, TrainingError
 from kleash.io import remove
 from kleash.models.finite import refuse_overflow
 from kleash.progress import Progress
@@ -30,6 +29,9 @@ from kleash.training.checkpoint import State
 from kleash.training.trackers import Trackers
 
 T = TypeVar("T")
+
+OnStep = Callable[[int, dict[str, float]], Literal["stop"] | None]
+"""A function of the user's that sees each step and its figures once they are logged, and may end the run."""
 
 
 class Loop:
@@ -44,10 +46,11 @@ class Loop:
         keep_states: how many of those states to keep at the end; before, at least one.
         eval_every: steps between measurements on held-out rows; None: only at the end.
         trackers: destinations of metrics besides metrics.jsonl.
+        on_step: called after a step is logged; where it returns "stop" the run ends with what it has.
 
     Attributes:
         step: steps done.
-        stop: why the run ends before `total`; None while it continues. Set by the stage.
+        stop: why the run ends before `total`; None while it continues. Set by the stage, and by `on_step`.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Loop:
         keep_states: int = 0,
         eval_every: int | None = None,
         trackers: Sequence[str] = (),
+        on_step: OnStep | None = None,
     ) -> None:
         self.folder, self.total, self.shown, self.eval_every = folder, total, shown, eval_every
         self.save_every, self.keep_states = save_every or max(1, total // 10), max(1, keep_states)
@@ -74,6 +78,8 @@ class Loop:
             )
         self.stop: str | None = numbers.get("stop")
         folder.note("training", steps=total)
+        self.on_step = on_step
+        self._measure: Callable[[int], StepMetrics] | None = None
         self._saved: int | None = None
         self._progress = Progress(total, folder.record["stage"], start=self.step)
         self._trackers = Trackers(trackers, folder)
@@ -104,6 +110,24 @@ class Loop:
             step == self.total or self.stop is not None or (self.eval_every is not None and step % self.eval_every == 0)
         )
 
+    @property
+    def ended(self) -> str:
+        """Why the steps ended, for run.json."""
+        return self.stop or "all steps done"
+
+    def evaluated(self, step: int, measure: Callable[[int], StepMetrics]) -> StepMetrics:
+        """The figures of `measure` where the held-out rows are to be measured after this step; elsewhere none, but for
+        the step after which `on_step` ends the run (`log`).
+        """
+        self._measure = measure
+        if not self.due_to_evaluate(step):
+            return {}
+        self._measure = None
+        figures: StepMetrics = {}
+        with self.measuring(step):
+            figures = measure(step)
+        return figures
+
     @contextmanager
     def measuring(self, step: int) -> Iterator[None]:
         """Around the measurement on held-out rows: after the last step a fault of it costs the figures, not the run."""
@@ -117,11 +141,42 @@ class Loop:
             skip(self.folder, "held-out rows after the last step", error)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> StepMetrics:
-        """Write a step's metrics, show them, and hand them to the trackers; returns them as plain numbers."""
-        row = self.folder.log(step, metrics)
+        """Write a step's metrics, show them, hand them to the trackers and to `on_step`; returns them as plain numbers.
+
+        Raises:
+            OnStepError: `on_step` raised an exception; the state after this step is saved first.
+        """
+        row = self._write(step, metrics)
+        if self._asks_to_stop(step, row) and self.stop is None:
+            self.stop = "on_step asked to stop"
+            if self._measure is not None:  # the last step of a run is measured
+                self.folder.rewind(step - 1)
+                with self.measuring(step):
+                    row |= self._measure(step)
+                row = self._write(step, row)
+        return row
+
+    def _write(self, step: int, metrics: Mapping[str, Any]) -> StepMetrics:
+        row = self.folder.log(step, {name: value for name, value in metrics.items() if name != "step"})
         self._trackers.log(step, row)
         self._progress.update(step, **{name: row[name] for name in self.shown if row.get(name) is not None})
         return row
+
+    def _asks_to_stop(self, step: int, row: StepMetrics) -> bool:
+        if self.on_step is None:
+            return False
+        figures = {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
+        try:
+            reply = self.on_step(step, {name: value for name, value in figures.items() if name != "step"})
+        except Exception as error:
+            self.step = step
+            self.save()
+            message = " ".join(str(error).split())[:200]
+            raise OnStepError(
+                f"on_step raised {type(error).__name__}{f': {message}' if message else ''} after step {step}; the "
+                "state is saved, and the same call goes on from there"
+            ) from error
+        return reply == "stop"
 
     def save(self) -> None:
         """Write the state to resume from; the one before it is kept until a step was taken from this one.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 
@@ -16,7 +15,6 @@ from kleash.models.load import save_model, stored_dtype
 from kleash.models.lora import merge_lora, merged_copy
 from kleash.models.read_back import compare_outputs, round_weights
 from kleash.run import RunFolder
-from kleash.training.checkpoint import weights
 
 logger = logging.getLogger("kleash")
 
@@ -103,12 +101,3 @@ def model_card(folder: RunFolder, summary: str) -> str:
         f"Settings:\n\n```json\n{settings}\n```\n\n"
         "Every figure is in `run.json` and `metrics.jsonl` next to this file.\n"
     )
-
-
-def weights_hash(model: nn.Module) -> str:
-    """Hash of a live model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in weights(model).items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()

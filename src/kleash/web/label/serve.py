@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from kleash.config import Columns, Config
+from kleash.config import Columns, Config, DataRef, PathText
 from kleash.data.row_format import RowFormat
 from kleash.errors import DataError, InputError
 from kleash.labels.open_store import extra_installed, open_store
@@ -37,14 +37,14 @@ class LabelConfig(Config):
     shows the agreement, and exports the labels.
     """
 
-    store: str = "labels.db"
+    store: PathText = "labels.db"
     """Label store: path of an SQLite file, created if missing, or a PostgreSQL URL."""
-    data: tuple[str, ...] = ()
+    data: tuple[DataRef, ...] = ()
     """Rows with two or more responses, whose pairs are added to the store; their labels are not shown. A column
     `uncertainty` decides which pairs come first. Without data the pairs of the store are served."""
     columns: Columns | None = None
     """Columns of the data whose names kleash does not know, as `prompt=question,response_0=first`."""
-    practice: str | None = None
+    practice: DataRef | None = None
     """Preferences with a known answer: each annotator begins with them and sees the answer after each vote."""
     guidelines: Path | None = None
     """Guidelines for annotators, a Markdown file. Each vote stores the version that it was made under."""
