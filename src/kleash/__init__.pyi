@@ -54,7 +54,8 @@ def sft(
     max_grad_norm: float | None = 1.0,
     lora_rank: int | None = None,
     lora_alpha: float = 32.0,
-    adapter: Literal['merge', 'continue'] = 'merge',
+    peft_config: Mapping[str, Any] | None = None,
+    adapter: Literal['merge', 'continue', 'keep'] = 'merge',
     gradient_checkpointing: bool = False,
     max_length: int | None = None,
     eval_data: Data | None = None,
@@ -117,10 +118,14 @@ def sft(
             plain model. Null trains all weights.
         lora_alpha: LoRA's α: the adapters' output is scaled by α/rank, so that the learning rate need
             not change with the rank.
+        peft_config: Settings of the adapters by `peft.LoraConfig`'s names, in place of `lora_rank` and
+            `lora_alpha`: in Python a LoraConfig, elsewhere YAML, as `{r: 8, use_dora: true,
+            target_modules: [q_proj, v_proj]}`, or a file of it.
         adapter: What to do with the adapter that `model` is or has (a LoRA folder, a `PeftModel`).
             merge: merge it into its base and train as `lora_rank` says. continue: train the adapter on
-            and freeze the other weights. The reference is the base with the adapter as it came in both
-            cases, and `out` holds a plain model.
+            and freeze the other weights. keep: the same, or with `lora_rank` or `peft_config` train a
+            new one, and write `out` as a folder with the adapter only, which `peft` reads; otherwise
+            `out` holds a plain model. The reference is the base with the adapter as it came.
         gradient_checkpointing: Compute each layer's activations again in the backward pass. Takes less
             memory and about a third more time, and the prompt is computed once for each response. Does
             not change the gradient.
@@ -191,7 +196,8 @@ def reward(
     max_grad_norm: float | None = 1.0,
     lora_rank: int | None = None,
     lora_alpha: float = 32.0,
-    adapter: Literal['merge', 'continue'] = 'merge',
+    peft_config: Mapping[str, Any] | None = None,
+    adapter: Literal['merge', 'continue', 'keep'] = 'merge',
     gradient_checkpointing: bool = False,
     max_length: int | None = None,
     eval_data: Data | None = None,
@@ -262,10 +268,14 @@ def reward(
             plain model. Null trains all weights.
         lora_alpha: LoRA's α: the adapters' output is scaled by α/rank, so that the learning rate need
             not change with the rank.
+        peft_config: Settings of the adapters by `peft.LoraConfig`'s names, in place of `lora_rank` and
+            `lora_alpha`: in Python a LoraConfig, elsewhere YAML, as `{r: 8, use_dora: true,
+            target_modules: [q_proj, v_proj]}`, or a file of it.
         adapter: What to do with the adapter that `model` is or has (a LoRA folder, a `PeftModel`).
             merge: merge it into its base and train as `lora_rank` says. continue: train the adapter on
-            and freeze the other weights. The reference is the base with the adapter as it came in both
-            cases, and `out` holds a plain model.
+            and freeze the other weights. keep: the same, or with `lora_rank` or `peft_config` train a
+            new one, and write `out` as a folder with the adapter only, which `peft` reads; otherwise
+            `out` holds a plain model. The reference is the base with the adapter as it came.
         gradient_checkpointing: Compute each layer's activations again in the backward pass. Takes less
             memory and about a third more time, and the prompt is computed once for each response. Does
             not change the gradient.
@@ -359,7 +369,8 @@ def ppo(
     max_grad_norm: float | None = 1.0,
     lora_rank: int | None = None,
     lora_alpha: float = 32.0,
-    adapter: Literal['merge', 'continue'] = 'merge',
+    peft_config: Mapping[str, Any] | None = None,
+    adapter: Literal['merge', 'continue', 'keep'] = 'merge',
     gradient_checkpointing: bool = False,
     max_length: int | None = None,
     eval_data: Data | None = None,
@@ -446,10 +457,14 @@ def ppo(
             plain model. Null trains all weights.
         lora_alpha: LoRA's α: the adapters' output is scaled by α/rank, so that the learning rate need
             not change with the rank.
+        peft_config: Settings of the adapters by `peft.LoraConfig`'s names, in place of `lora_rank` and
+            `lora_alpha`: in Python a LoraConfig, elsewhere YAML, as `{r: 8, use_dora: true,
+            target_modules: [q_proj, v_proj]}`, or a file of it.
         adapter: What to do with the adapter that `model` is or has (a LoRA folder, a `PeftModel`).
             merge: merge it into its base and train as `lora_rank` says. continue: train the adapter on
-            and freeze the other weights. The reference is the base with the adapter as it came in both
-            cases, and `out` holds a plain model.
+            and freeze the other weights. keep: the same, or with `lora_rank` or `peft_config` train a
+            new one, and write `out` as a folder with the adapter only, which `peft` reads; otherwise
+            `out` holds a plain model. The reference is the base with the adapter as it came.
         gradient_checkpointing: Compute each layer's activations again in the backward pass. Takes less
             memory and about a third more time, and the prompt is computed once for each response. Does
             not change the gradient.
@@ -565,7 +580,8 @@ def grpo(
     max_grad_norm: float | None = 1.0,
     lora_rank: int | None = None,
     lora_alpha: float = 32.0,
-    adapter: Literal['merge', 'continue'] = 'merge',
+    peft_config: Mapping[str, Any] | None = None,
+    adapter: Literal['merge', 'continue', 'keep'] = 'merge',
     gradient_checkpointing: bool = False,
     max_length: int | None = None,
     eval_data: Data | None = None,
@@ -644,10 +660,14 @@ def grpo(
             plain model. Null trains all weights.
         lora_alpha: LoRA's α: the adapters' output is scaled by α/rank, so that the learning rate need
             not change with the rank.
+        peft_config: Settings of the adapters by `peft.LoraConfig`'s names, in place of `lora_rank` and
+            `lora_alpha`: in Python a LoraConfig, elsewhere YAML, as `{r: 8, use_dora: true,
+            target_modules: [q_proj, v_proj]}`, or a file of it.
         adapter: What to do with the adapter that `model` is or has (a LoRA folder, a `PeftModel`).
             merge: merge it into its base and train as `lora_rank` says. continue: train the adapter on
-            and freeze the other weights. The reference is the base with the adapter as it came in both
-            cases, and `out` holds a plain model.
+            and freeze the other weights. keep: the same, or with `lora_rank` or `peft_config` train a
+            new one, and write `out` as a folder with the adapter only, which `peft` reads; otherwise
+            `out` holds a plain model. The reference is the base with the adapter as it came.
         gradient_checkpointing: Compute each layer's activations again in the backward pass. Takes less
             memory and about a third more time, and the prompt is computed once for each response. Does
             not change the gradient.
@@ -756,7 +776,8 @@ def dpo(
     max_grad_norm: float | None = 1.0,
     lora_rank: int | None = None,
     lora_alpha: float = 32.0,
-    adapter: Literal['merge', 'continue'] = 'merge',
+    peft_config: Mapping[str, Any] | None = None,
+    adapter: Literal['merge', 'continue', 'keep'] = 'merge',
     gradient_checkpointing: bool = False,
     max_length: int | None = None,
     eval_data: Data | None = None,
@@ -827,10 +848,14 @@ def dpo(
             plain model. Null trains all weights.
         lora_alpha: LoRA's α: the adapters' output is scaled by α/rank, so that the learning rate need
             not change with the rank.
+        peft_config: Settings of the adapters by `peft.LoraConfig`'s names, in place of `lora_rank` and
+            `lora_alpha`: in Python a LoraConfig, elsewhere YAML, as `{r: 8, use_dora: true,
+            target_modules: [q_proj, v_proj]}`, or a file of it.
         adapter: What to do with the adapter that `model` is or has (a LoRA folder, a `PeftModel`).
             merge: merge it into its base and train as `lora_rank` says. continue: train the adapter on
-            and freeze the other weights. The reference is the base with the adapter as it came in both
-            cases, and `out` holds a plain model.
+            and freeze the other weights. keep: the same, or with `lora_rank` or `peft_config` train a
+            new one, and write `out` as a folder with the adapter only, which `peft` reads; otherwise
+            `out` holds a plain model. The reference is the base with the adapter as it came.
         gradient_checkpointing: Compute each layer's activations again in the backward pass. Takes less
             memory and about a third more time, and the prompt is computed once for each response. Does
             not change the gradient.

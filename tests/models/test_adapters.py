@@ -356,7 +356,7 @@ def test_adapters_on_experts_are_merged_and_written(
     model = Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=len(tiny_tokenizer), **MOE))
     model.save_pretrained(tmp_path / "moe")
     tiny_tokenizer.save_pretrained(tmp_path / "moe")
-    add_lora(model, rank=2, alpha=4, seed=0)
+    add_lora(model, {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}, seed=0)
     assert adapted_experts(model) == 2
     after = logprobs(train_a_little(model), batch)
     with as_it_came(model):

@@ -32,7 +32,7 @@ def train_adapters(model: LlamaForCausalLM) -> None:
 
 def test_new_adapters_change_no_output_and_are_all_that_is_trained(tiny_model: Any, batch: GroupBatch) -> None:
     before = logprobs(tiny_model, batch)
-    add_lora(tiny_model, rank=2, alpha=4, seed=0)
+    add_lora(tiny_model, {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}, seed=0)
     assert torch.equal(logprobs(tiny_model, batch), before)
     trained = [name for name, parameter in tiny_model.named_parameters() if parameter.requires_grad]
     assert trained and all("lora_" in name for name in trained)
@@ -41,7 +41,7 @@ def test_new_adapters_change_no_output_and_are_all_that_is_trained(tiny_model: A
 
 def test_switched_off_they_leave_the_model_that_training_began_with(tiny_model: Any, batch: GroupBatch) -> None:
     before = logprobs(tiny_model, batch)
-    add_lora(tiny_model, rank=2, alpha=4, seed=0)
+    add_lora(tiny_model, {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}, seed=0)
     train_adapters(tiny_model)
     after = logprobs(tiny_model, batch)
     assert (after - before).abs().max() > 1e-2
@@ -51,12 +51,12 @@ def test_switched_off_they_leave_the_model_that_training_began_with(tiny_model: 
 
 
 def test_alpha_over_rank_scales_what_they_add(tiny_model: Any) -> None:
-    add_lora(tiny_model, rank=4, alpha=6, seed=0)
+    add_lora(tiny_model, {"r": 4, "lora_alpha": 6, "target_modules": "all-linear"}, seed=0)
     assert tiny_model.model.layers[0].self_attn.q_proj.scaling == {"default": 1.5}
 
 
 def test_merged_and_saved_they_are_a_plain_model(tiny_model: Any, batch: GroupBatch, tmp_path: Path) -> None:
-    add_lora(tiny_model, rank=2, alpha=4, seed=0)
+    add_lora(tiny_model, {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}, seed=0)
     train_adapters(tiny_model)
     after = logprobs(tiny_model, batch)
     merge_lora(tiny_model)

@@ -42,8 +42,8 @@ def check(
     if not isinstance(what, RunFolder | str | Path):
         raise ConfigError(f"kleash.check: got a {type(what).__name__}; give a run, a folder or a file of rows")
     path = what.path if isinstance(what, RunFolder) else Path(what)
-    given = {name: value for name, value in (("data", data), ("labeller", labeller)) if value is not None}
-    values, objects = config_values(_Checked, given)
+    arguments = {name: value for name, value in (("data", data), ("labeller", labeller)) if value is not None}
+    values, objects = config_values(_Checked, arguments)
     with named(objects):
         for name, value in values.items():
             refuse_missing(value, _Checked.kinds()[name])

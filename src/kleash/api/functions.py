@@ -72,13 +72,13 @@ def stage_function(name: str) -> Callable[..., Any]:
         )
         for field, info in config.model_fields.items()
     ]  # fmt: skip
-    beside = [
+    others = [
         inspect.Parameter(other, inspect.Parameter.KEYWORD_ONLY, annotation=ARGUMENTS[other][0], default=None)
         for other in beside_of(name)
     ]
     required = [field for field in fields if field.default is empty]
     optional = [field for field in fields if field.default is not empty]
-    signature = inspect.Signature([*required, *optional, *beside])
+    signature = inspect.Signature([*required, *optional, *others])
     function.__signature__ = signature  # type: ignore[attr-defined]
     return function
 
@@ -134,9 +134,9 @@ def _call(name: str, config: Config | None, arguments: dict[str, Any]) -> Any:
             raise ConfigError(
                 f"{source}: got {shorten(repr(config))} without a name; name each argument, as {source}(out=…)"
             )
-        made, beside, objects = _make(name, arguments, source)
+        settings, others, objects = _make(name, arguments, source)
         with named(objects):
-            return _result(run(made, **beside))
+            return _result(run(settings, **others))
     except KeyboardInterrupt as error:
         if isinstance(error, Interrupted):
             raise
@@ -147,18 +147,18 @@ def _call(name: str, config: Config | None, arguments: dict[str, Any]) -> Any:
 def _make(name: str, arguments: dict[str, Any], source: str) -> tuple[Config, dict[str, Any], list[Any]]:
     """The config, what goes beside it, and the objects that it names."""
     config = config_of(name)
-    beside = {key: arguments.pop(key) for key in beside_of(name) if key in arguments and key not in config.model_fields}
-    beside = {key: value for key, value in beside.items() if value is not None}
-    if (live := beside.get("policy") or beside.get("reward")) and "model" not in arguments:
+    others = {key: arguments.pop(key) for key in beside_of(name) if key in arguments and key not in config.model_fields}
+    others = {key: value for key, value in others.items() if value is not None}
+    if (live := others.get("policy") or others.get("reward")) and "model" not in arguments:
         arguments["model"] = f"live {type(live[0]).__name__}"
-    if beside.get("chat") is not None:
-        arguments.setdefault("model", str(getattr(beside["chat"], "name", "live chat model")))
+    if others.get("chat") is not None:
+        arguments.setdefault("model", str(getattr(others["chat"], "name", "live chat model")))
     unknown = [key for key in arguments if key not in config.model_fields and renamed(key, config.model_fields) is None]
     if unknown and (close := [other for other in beside_of(name) if _is_like(unknown[0], other)]):
         raise ConfigError(f"{source}: unknown key '{unknown[0]}'; did you mean '{close[0]}'?")
-    known = {key: value for key, value in arguments.items() if key in config.model_fields}
-    values, objects = config_values(config, known)
-    return config.make({**arguments, **values}, source=source), beside, objects
+    fields = {key: value for key, value in arguments.items() if key in config.model_fields}
+    values, objects = config_values(config, fields)
+    return config.make({**arguments, **values}, source=source), others, objects
 
 
 def _is_like(name: str, other: str) -> bool:
@@ -168,12 +168,12 @@ def _is_like(name: str, other: str) -> bool:
 
 
 def _refuse_beside_a_config(name: str, config: Config, arguments: dict[str, Any], run: Callable[..., Any]) -> None:
-    taken = set(inspect.signature(run).parameters)
-    if unknown := [key for key in arguments if key not in taken]:
+    parameters = set(inspect.signature(run).parameters)
+    if unknown := [key for key in arguments if key not in parameters]:
         remedy = (
             f"put '{unknown[0]}' into the {type(config).__name__}"
             if unknown[0] in type(config).model_fields
-            else (f"known beside a config: {', '.join(sorted(taken - {'config'})) or 'nothing'}")
+            else (f"known beside a config: {', '.join(sorted(parameters - {'config'})) or 'nothing'}")
         )
         raise ConfigError(f"kleash.{name}: unknown key '{unknown[0]}' beside a config; {remedy}")
     if not isinstance(config, config_of(name)):

@@ -65,6 +65,10 @@ def open_run(stage: str, config: TrainingConfig, **live: tuple[nn.Module, Any] |
     """
     require(config.trackers)
     require_token(config.push_to_hub)
+    if config.adapter == "keep":
+        from kleash.models.save_adapter import refuse_unnamed_base  # here: `peft` takes seconds to import
+
+        refuse_unnamed_base(config.model)
     inputs = {
         role: {"path": f"live {type(value[0]).__name__}", "sha256": live_hash(*value)}
         for role, value in live.items()

@@ -19,7 +19,7 @@ from transformers import (
 
 from kleash.errors import ModelError
 from kleash.live import LiveObject
-from kleash.models.place import quiet
+from kleash.models.place import name_of, quiet, settings_of
 from kleash.models.weights import weights
 
 
@@ -122,11 +122,11 @@ def _plain(model: Any) -> Any:
 def _own_tokenizer(model: Any) -> PreTrainedTokenizerBase:
     """The tokenizer of the folder or hub name that a model was loaded from."""
     name = getattr(_plain(model), "name_or_path", "")
+    if name:
+        with suppress(Exception), quiet():  # of many kinds
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_of(name), **settings_of(name))
+            return tokenizer
     where = f"{name} has none" if name else "it was not loaded from a folder or the hub"
-    with suppress(Exception), quiet():  # of many kinds
-        tokenizer: Any = AutoTokenizer.from_pretrained(name or None)
-        own: PreTrainedTokenizerBase = tokenizer
-        return own
     raise ModelError(f"{type(model).__name__}: its tokenizer is not known ({where}); give (model, tokenizer)")
 
 

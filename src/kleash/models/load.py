@@ -38,8 +38,8 @@ logger = logging.getLogger("kleash")
 
 PAD_TOKEN = "<|pad|>"
 
-AdapterUse = Literal["merge", "continue"]
-"""What to do with the adapter that a model comes with: merge it into its base, or train it on."""
+AdapterUse = Literal["merge", "continue", "keep"]
+"""What to do with the adapter that a model comes with: merge it into its base, or train it on (`continue`, `keep`)."""
 
 
 def load_policy(
@@ -59,7 +59,7 @@ def load_policy(
     if isinstance(model, tuple):
         return _live(*model, adapter=adapter)
     tokenizer = load_tokenizer(model)
-    policy = _read(AutoModelForCausalLM, model, adapter=adapter)
+    policy = read_model(AutoModelForCausalLM, model, adapter=adapter)
     _refuse_tokens_without_row(policy, tokenizer, model)
     disable_dropout(policy)
     return move(policy, device), tokenizer
@@ -78,7 +78,7 @@ def load_reward_model(model: str | Path, *, device: str = "auto") -> tuple[PreTr
             f"{model} is {described(model)} and not a reward model; "
             "give a folder made by `kleash reward` or a sequence classifier with one output"
         )
-    reward = _read(AutoModelForSequenceClassification, model, num_labels=outputs)
+    reward = read_model(AutoModelForSequenceClassification, model, num_labels=outputs)
     heads = getattr(reward.config, "kleash_heads", None)  # several on one trunk, made by `kleash reward --heads`
     if (outputs != 1 and heads is None) or not hasattr(reward, "score"):
         raise ModelError(f"{model} has {outputs} outputs; a reward model has one, named `score`")
@@ -113,7 +113,9 @@ def new_reward_model(
     tokenizer = load_tokenizer(model)
     outputs = outputs_of(model)
     trained = outputs == heads and (heads == 1 or bool(getattr(config_of(model), "kleash_heads", None)))
-    reward = _read(AutoModelForSequenceClassification, model, new_head=not trained, adapter=adapter, num_labels=heads)
+    reward = read_model(
+        AutoModelForSequenceClassification, model, new_head=not trained, adapter=adapter, num_labels=heads
+    )
     if not isinstance(getattr(reward, "score", None), nn.Linear):
         raise ModelError(f"{model}: {type(reward).__name__} has no linear `score` head; use a decoder-only model")
     _refuse_tokens_without_row(reward, tokenizer, model)
@@ -133,8 +135,8 @@ def new_reward_model(
 def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub name; an adapter without its own has that of its base."""
     if (live := live_object(model)) is not None:
-        own: PreTrainedTokenizerBase = copy.deepcopy(live.value[1])
-        return own
+        copied: PreTrainedTokenizerBase = copy.deepcopy(live.value[1])
+        return copied
     folder = adapter_folder(model)
     if folder is not None and not any(folder.glob("tokenizer*")):
         return load_tokenizer(adapter_base(folder))
@@ -258,7 +260,7 @@ def context_length(model: PreTrainedModel) -> int | None:
     return int(length) if length else None
 
 
-def _read(
+def read_model(
     kind: Any, model: str | Path, *, new_head: bool = False, adapter: AdapterUse = "merge", **settings: Any
 ) -> PreTrainedModel:
     """All weights of a model, in float32; those of an adapter on top of those of its base.
@@ -289,11 +291,11 @@ def _read(
         )
     new_head = new_head or brings_head
     try:
-        policy = _read(kind, base, new_head=new_head, **settings)
+        policy = read_model(kind, base, new_head=new_head, **settings)
     except ModelError as error:
         raise ModelError(f"{model} is an adapter, and its base cannot be used: {error}") from None
     attach(policy, folder)
-    take_adapter(policy, train_on=adapter == "continue")
+    take_adapter(policy, train_on=adapter != "merge")
     return policy
 
 
@@ -314,7 +316,7 @@ def _live(
 
         adapted = has_adapters(model)
         if adapted:
-            take_adapter(model, train_on=adapter == "continue")
+            take_adapter(model, train_on=adapter != "merge")
     if adapter == "continue" and not adapted:
         raise ModelError("the live model has no adapter that could be trained on; leave --adapter at merge")
     dtype = next(model.parameters()).dtype

@@ -11,8 +11,9 @@ copy of it stays in the model as the reference: without any adapter the model wo
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,38 +26,70 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
+from kleash.config import Settings
 from kleash.errors import ModelError
 from kleash.run import derive_seed
+
+logger = logging.getLogger("kleash")
 
 REFERENCE = "reference"
 """Name of the frozen copy of an adapter that is trained on."""
 
 
-def add_lora(model: PreTrainedModel, *, rank: int, alpha: float, seed: int) -> None:
-    """Freeze a model and add an adapter to every linear layer of its blocks, and to the experts of a mixture.
+def add_lora(model: PreTrainedModel, settings: Settings, *, seed: int) -> None:
+    """Freeze a model and add adapters, of `lora_rank` to every linear layer of its blocks and to a mixture's experts.
 
-    The head of a reward model gets no adapter and is trained in full.
+    The head of a reward model gets no adapter and is trained in full. Dropout is off, as in all training.
 
     Args:
         model: changed in place; its outputs are not, since B is zero.
-        rank: r, ≥ 1.
-        alpha: α; the adapter's share of the output is scaled by α/r.
+        settings: by the names of `peft.LoraConfig`.
         seed: of A.
+
+    Raises:
+        ModelError: the settings do not fit the model.
     """
     head: Any = getattr(model, "score", None)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # it is divided by r, and need not be whole
-        target_modules="all-linear",
-        exclude_modules=None if head is None else ["score"],
-    )
+    config = LoraConfig(**settings)
+    if head is not None:
+        every = config.target_modules == "all-linear"
+        config.exclude_modules = ["score"] if every else config.exclude_modules
+    if config.lora_dropout:
+        logger.info("lora_dropout %g is set to 0: dropout is off in all training", config.lora_dropout)
+        config.lora_dropout = 0.0
+    config.modules_to_save = _whole_modules(model, config.modules_to_save)
     with torch.random.fork_rng(), warnings.catch_warnings():
         # `peft` writes patterns of experts' names for itself, and then warns that no linear layer has such a name
         warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
         torch.manual_seed(derive_seed(seed, "lora"))
-        inject_adapter_in_model(config, model)
+        try:
+            inject_adapter_in_model(config, model)
+        except (ValueError, TypeError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(f"peft_config does not fit {type(model).__name__}: {reason}") from None
     if head is not None:
         head.requires_grad_(True)
+
+
+def can_be_disabled(settings: Settings | None) -> bool:
+    """Whether a model with new adapters of these settings is the one that it was once they are disabled: where biases
+    of the model itself are trained it is not.
+    """
+    return settings is not None and settings.get("bias", "none") == "none"
+
+
+def _whole_modules(model: Any, names: Sequence[str] | None) -> list[str] | None:
+    """The modules to train whole; the head of a reward model is in any case, and a decoder has no head.
+
+    Raises:
+        ModelError: the model has no such module.
+    """
+    ends = {name.rpartition(".")[2] for name, _ in model.named_modules()} | {n for n, _ in model.named_modules()}
+    wanted = [name for name in names or () if name != "score"]
+    missing = [name for name in wanted if name.rpartition(".")[2] not in ends]
+    if missing and (hasattr(model, "score") or model.get_output_embeddings() is not None):
+        raise ModelError(f"peft_config: {type(model).__name__} has no module {missing[0]!r} (modules_to_save)")
+    return [name for name in wanted if name not in missing] or None
 
 
 def has_adapters(model: nn.Module) -> bool:
@@ -198,6 +231,12 @@ def _take_head(model: Any) -> None:
     """Make the head of a reward model, which an adapter brings whole, its plain head, trained in full."""
     if isinstance(getattr(model, "score", None), AuxiliaryTrainingWrapper):
         model.score = _merged(model.score).requires_grad_(True)
+
+
+def trained_adapter(model: nn.Module) -> str:
+    """The name of the adapter that is trained."""
+    (name,) = _active(model)
+    return name
 
 
 def _active(model: nn.Module) -> list[str]:

@@ -66,8 +66,8 @@ def adapter_folder(model: str | Path) -> Path | None:
 def config_of(model: str | Path) -> PretrainedConfig:
     """The config of a model (not of an adapter)."""
     if (live := live_object(model)) is not None:
-        own: PretrainedConfig = live.value[0].config
-        return own
+        live_config: PretrainedConfig = live.value[0].config
+        return live_config
     with loading(model):
         config: PretrainedConfig = AutoConfig.from_pretrained(name_of(model), **settings_of(model))
     return config

@@ -7,6 +7,7 @@ what it computes: a config that lost a value (a head's offset, tied embeddings) 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,13 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def compare_outputs(folder: Path, model: PreTrainedModel) -> None:
+def compare_outputs(folder: Path, model: PreTrainedModel, *, load: Callable[[], PreTrainedModel] | None = None) -> None:
     """Compare what the model in a folder computes with what the model in memory does, where a second one fits there.
 
     Args:
         folder: of a finished model.
         model: in memory, its weights those of the folder (see `round_weights`).
+        load: loads the folder; None: as a whole model.
 
     Raises:
         SavingError: the folder cannot be loaded, or computes something else.
@@ -112,7 +114,7 @@ def compare_outputs(folder: Path, model: PreTrainedModel) -> None:
         logger.info("%s: a second model does not fit into memory, so only its tensors were read back", folder)
         return
     try:
-        second = read_weights(type(model), folder)
+        second = read_weights(type(model), folder) if load is None else load()
     except ModelError as error:
         raise SavingError(f"what was written cannot be read back: {error}") from None
     gap = float((_probe(second.eval()) - _probe(model)).abs().max())
@@ -124,7 +126,7 @@ def compare_outputs(folder: Path, model: PreTrainedModel) -> None:
 
 def _probe(model: Any) -> Float[Tensor, "P K ..."]:
     """Scores, or log-probabilities, of rows of random tokens, on the CPU."""
-    rows = model.get_input_embeddings().num_embeddings
+    rows = len(model.get_input_embeddings().weight)
     length = min(TOKENS, getattr(model.config, "max_position_embeddings", None) or TOKENS)
     generator = torch.Generator().manual_seed(derive_seed("read back"))
     ids = torch.randint(rows, (ROWS, length), generator=generator).tolist()

@@ -30,7 +30,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def read_weights(kind: Any, model: str | Path, *, new_head: bool = False, **settings: Any) -> PreTrainedModel:
-    """All weights of a model (not of an adapter), in float32; for the arguments see `load._read`.
+    """All weights of a model (not of an adapter), in float32; for the arguments see `load.read_model`.
 
     Raises:
         ModelError: weights are missing, of another shape or of another model, and not those of a replaced head.

@@ -8,6 +8,7 @@ from typing import Literal
 
 from transformers import PreTrainedModel
 
+from kleash.config import Settings
 from kleash.data.group import EncodedGroup, Group
 from kleash.data.read import read_encoded
 from kleash.data.row_format import AS_IT_IS, RowFormat
@@ -18,7 +19,7 @@ from kleash.models.compute import Compute
 from kleash.models.forward import Live
 from kleash.models.heads import ValueModel
 from kleash.models.load import AdapterUse, context_length, load_policy
-from kleash.models.lora import merged_copy
+from kleash.models.lora import can_be_disabled, merged_copy
 from kleash.models.reference import reference_of
 from kleash.models.trainable import make_trainable
 from kleash.rewards.build import build_reward
@@ -43,8 +44,7 @@ def build_components(
     value_init: Literal["reward", "policy"] | None = None,
     needs_validation: bool = False,
     adapter: AdapterUse = "merge",
-    lora_rank: int | None = None,
-    lora_alpha: float = 32.0,
+    lora: Settings | None = None,
     gradient_checkpointing: bool = False,
     seed: int = 0,
     compute: Compute,
@@ -65,8 +65,7 @@ def build_components(
             policy's ids, otherwise the policy; None: the method has no value network.
         needs_validation: whether the criterion is the validation reward, so that there has to be one.
         adapter: what to do with the adapter that the policy comes with.
-        lora_rank, lora_alpha, gradient_checkpointing: which weights of policy and value network are trained, see
-            `make_trainable`.
+        lora, gradient_checkpointing: which weights of policy and value network are trained, see `make_trainable`.
         seed: of new weights: adapters and a value head.
         compute: where and how.
 
@@ -84,13 +83,12 @@ def build_components(
         return build_reward(name, policy_tokenizer=tokenizer, compute=compute)
 
     # at β = 0 no loss needs the reference, but the KL is the figure that shows a missing penalty
-    frozen = reference_of(model, reference, device=compute.device, adapters=lora_rank is not None)
+    frozen = reference_of(model, reference, device=compute.device, adapters=can_be_disabled(lora))
     scorer = build(reward) if isinstance(reward, str) else reward
     critic = None if value_init is None else build_critic(model, scorer, value_init, seed=seed)
     for trained in (model,) if critic is None else (model, critic.decoder):
-        make_trainable(
-            trained, rank=lora_rank, alpha=lora_alpha, seed=seed, gradient_checkpointing=gradient_checkpointing
-        )
+        keep = adapter == "keep" and trained is model
+        make_trainable(trained, lora=lora, seed=seed, gradient_checkpointing=gradient_checkpointing, keep=keep)
     return Components(
         policy=model,
         tokenizer=tokenizer,

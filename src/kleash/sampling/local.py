@@ -246,7 +246,7 @@ def all_end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ..
     """
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     configured = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    rows = model.get_input_embeddings().num_embeddings if configured else 0
+    rows = len(model.get_input_embeddings().weight) if configured else 0
     return tuple(dict.fromkeys((*chat.end_ids(tokenizer), *(end for end in configured if 0 <= end < rows))))
 
 

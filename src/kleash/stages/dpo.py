@@ -37,7 +37,7 @@ from kleash.io import write_text
 from kleash.models.forward import Live, check_forward, response_logprobs
 from kleash.models.inference import summed_logprobs
 from kleash.models.load import context_length, freeze, frozen_copy, load_policy
-from kleash.models.lora import has_adapters, keep_reference, merged_copy
+from kleash.models.lora import can_be_disabled, has_adapters, keep_reference
 from kleash.models.reference import Reference, kept_logprobs
 from kleash.models.trainable import make_trainable
 from kleash.objectives import LOSSES, implicit_rewards, kl, masked_sum, plackett_luce_loss
@@ -108,9 +108,9 @@ def run(config: DPOConfig, *, policy: Live | None = None, on_step: OnStep | None
         save_snapshot(folder, step, model, tokenizer, every=config.snapshot_every)
         loop.log(step, metrics)
     last = best.take(model, loop.step)
-    write_model(folder, merged_copy(model), tokenizer, "")
+    write_model(folder, model, tokenizer, "", merge=False)
     results = after_training(folder, "report", lambda: report(folder, model, last, pairs, kl_meter)) or {}
-    return folder.finish(step=last, ended=loop.ended, rows=len(train), **results)
+    return folder.finish(step=last, rows=len(train), **results)
 
 
 def group_loss(
@@ -338,7 +338,7 @@ def reference_loader(config: DPOConfig, model: PreTrainedModel, *, live: bool) -
     """A function that loads the reference for each measurement of the KL, so that it takes no memory in between."""
     if config.reference is None and has_adapters(model):  # one that is trained on
         keep_reference(model)
-    if config.reference is None and (has_adapters(model) or config.lora_rank is not None):
+    if config.reference is None and (has_adapters(model) or can_be_disabled(config.lora)):
         return lambda: Reference(model)  # evaluated with its adapters as they came: new ones disabled
     if live and config.reference is None and config.kl_due(1, 1):
         frozen = frozen_copy(model)  # the initial weights of a live model are stored nowhere else

@@ -126,23 +126,31 @@ def run(config: RewardConfig, *, reward: Live | None = None, on_step: OnStep | N
     state: State = {"model": model, "optimizer": optimizer, "best": best}
     loop = Loop(folder, total=steps, state=state, shown=SHOWN, on_step=on_step, **config.loop_settings())
     folder.note("formulas", loss=FORMULA)
-
-    def evaluate(step: int) -> StepMetrics:
-        figures = preference_figures(held_out, held_out_rewards(model, held_out, compute=config.compute), train)
-        best.update(model, step, figures.log_loss)
-        return {"eval_accuracy": figures.accuracy, "eval_log_loss": figures.log_loss}
-
     for step, rows in loop.over(batches(range(len(train)), **config.batch_settings(len(train)), start=loop.step)):
         metrics = update(model, [train[row] for row in rows], optimizer, config, head_weights(config, rows))
         if held_out:
-            metrics |= loop.evaluated(step, evaluate)
+            metrics |= loop.evaluated(step, lambda step: evaluate(model, step, held_out, train, best, config.compute))
         loop.log(step, metrics)
     last = best.take(model, loop.step)
     write_model(folder, model, tokenizer, summary(None))
     samples, centred_on = centre_model(folder, model, tokenizer, train, config)
     live, measured = reward is not None, Measured(train, held_out, samples)
     results = after_training(folder, "report", lambda: report(folder, model, tokenizer, measured, config, gold, live))
-    return folder.finish(step=last, ended=loop.ended, rows=len(train), centred_on=centred_on, **(results or {}))
+    return folder.finish(step=last, rows=len(train), centred_on=centred_on, **(results or {}))
+
+
+def evaluate(
+    model: PreTrainedModel,
+    step: int,
+    held_out: Sequence[EncodedGroup],
+    train: Sequence[EncodedGroup],
+    best: BestCheckpoint,
+    compute: Compute,
+) -> StepMetrics:
+    """The figures of the held-out rows after a step; keeps the weights if their loss is the least so far."""
+    figures = preference_figures(held_out, held_out_rewards(model, held_out, compute=compute), train)
+    best.update(model, step, figures.log_loss)
+    return {"eval_accuracy": figures.accuracy, "eval_log_loss": figures.log_loss}
 
 
 @dataclass(frozen=True)

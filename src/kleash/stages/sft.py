@@ -81,21 +81,23 @@ def run(config: SFTConfig, *, policy: Live | None = None, on_step: OnStep | None
     state: State = {"model": model, "optimizer": optimizer, "best": best}
     loop = Loop(folder, total=steps, state=state, shown=SHOWN, on_step=on_step, **config.loop_settings())
     folder.note("formulas", loss=FORMULA)
-
-    def evaluate(step: int) -> StepMetrics:
-        return {"eval_loss": best.update(model, step, held_out_loss(model, held_out, config.compute))}
-
     for step, groups in loop.over(batches(train, **config.batch_settings(len(train)), start=loop.step)):
         metrics = update(model, groups, optimizer, config.compute)
         if held_out:
-            metrics |= loop.evaluated(step, evaluate)
+            metrics |= loop.evaluated(step, lambda step: evaluate(model, step, held_out, best, config.compute))
         loop.log(step, metrics)
     last = best.take(model, loop.step)
     after = best.figures.get(last, math.nan)
     write_model(folder, model, tokenizer, f"Held-out loss {after:.4f} nats a token.")
     after_training(folder, "checks", lambda: check(folder, model, tokenizer, train, held_out, before, after, config))
-    figures = {"eval_loss_before": mean_loss(before), "eval_loss": after}
-    return folder.finish(step=last, ended=loop.ended, rows=len(train), **figures)
+    return folder.finish(eval_loss_before=mean_loss(before), eval_loss=after, step=last, rows=len(train))
+
+
+def evaluate(
+    model: PreTrainedModel, step: int, groups: Sequence[EncodedGroup], best: BestCheckpoint, compute: Compute
+) -> StepMetrics:
+    """The loss on the held-out rows after a step; keeps the weights if it is the least so far."""
+    return {"eval_loss": best.update(model, step, held_out_loss(model, groups, compute))}
 
 
 def held_out_loss(model: PreTrainedModel, groups: Sequence[EncodedGroup], compute: Compute) -> float:

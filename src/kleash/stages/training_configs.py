@@ -75,6 +75,8 @@ class RewardConfig(TrainingConfig):
     def _fits_together(self) -> RewardConfig:
         if self.gold is not None and not self.best_of:
             raise ValueError("gold scores what is chosen from best_of samples; give 'best_of' too, or leave 'gold' out")
+        if self.adapter == "keep":
+            raise ValueError("adapter keep is for policies: a reward model is written whole; take merge or continue")
         return self
 
 

@@ -97,6 +97,7 @@ class Loop:
                 if self.step % self.save_every == 0 and self.step < self.total and self.stop is None:
                     self.save()
         self.save()
+        self.folder.note("results", ended=self.stop or "all steps done")
 
     def over(self, source: Iterable[T]) -> Iterator[tuple[int, T]]:
         """Each step with the next item of a source, which has its own state if it needs one."""
@@ -109,11 +110,6 @@ class Loop:
         return (
             step == self.total or self.stop is not None or (self.eval_every is not None and step % self.eval_every == 0)
         )
-
-    @property
-    def ended(self) -> str:
-        """Why the steps ended, for run.json."""
-        return self.stop or "all steps done"
 
     def evaluated(self, step: int, measure: Callable[[int], StepMetrics]) -> StepMetrics:
         """The figures of `measure` where the held-out rows are to be measured after this step; elsewhere none, but for

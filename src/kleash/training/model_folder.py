@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kleash.errors import NotFiniteError
 from kleash.models.finite import faulty_weights
 from kleash.models.load import save_model, stored_dtype
-from kleash.models.lora import merge_lora, merged_copy
+from kleash.models.lora import has_adapters, merge_lora, merged_copy
 from kleash.models.read_back import compare_outputs, round_weights
+from kleash.models.save_adapter import save_adapter
 from kleash.run import RunFolder
 
 logger = logging.getLogger("kleash")
@@ -39,16 +40,36 @@ def parameters_held(**models: object) -> dict[str, int]:
     return dict(counts.values())
 
 
-def write_model(folder: RunFolder, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, summary: str) -> None:
-    """Write the final model of a run, adapters merged, and its card; and read it back.
+def write_model(
+    folder: RunFolder, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, summary: str, *, merge: bool = True
+) -> None:
+    """Write the final model of a run and its card, adapters merged or (`adapter keep`) only the adapter; and read it
+    back.
 
     The weights in memory become those that were written, so that whatever is measured later is measured on them.
+
+    Args:
+        folder: the run.
+        model: the policy or reward model.
+        tokenizer: its own.
+        summary: sentences of the card.
+        merge: whether the adapters of the model in memory are merged too; otherwise those of a copy.
 
     Raises:
         SavingError: the folder holds another model than the memory.
         NotFiniteError: a weight is not finite in the type to save in; nothing is written.
     """
-    merge_lora(model)
+    if folder.record["config"].get("adapter") == "keep":
+        if faulty := faulty_weights(model):
+            raise NotFiniteError(f"{folder.path}: the weights of {faulty[0]} are not finite, so nothing is saved")
+        save_adapter(folder.path, model, tokenizer, model_card(folder, summary), base=folder.record["config"]["model"])
+        return
+    if has_adapters(model):
+        logger.info("%s: the adapters are merged; --adapter keep writes them as an adapter's folder", folder.path)
+    if merge:
+        merge_lora(model)
+    else:
+        model = merged_copy(model)
     dtype = _save_dtype(folder, model)
     if dtype != model.dtype:
         logger.info(
@@ -95,8 +116,9 @@ def model_card(folder: RunFolder, summary: str) -> str:
     parents = "\n".join(
         f"- {role}: `{value['path']}` (sha256 {value['sha256'][:12]})" for role, value in record["inputs"].items()
     )
+    library = "peft" if record["config"].get("adapter") == "keep" else "transformers"
     return (
-        f"---\nlibrary_name: transformers\ntags: [kleash, {record['stage']}]\n---\n\n"
+        f"---\nlibrary_name: {library}\ntags: [kleash, {record['stage']}]\n---\n\n"
         f"# Made by `kleash {record['stage']}`\n\n{summary}\n\nFrom:\n\n{parents}\n\n"
         f"Settings:\n\n```json\n{settings}\n```\n\n"
         "Every figure is in `run.json` and `metrics.jsonl` next to this file.\n"

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from kleash.config import Columns, Config, DataRef, MeasureRef, ModelRef, RewardRef, Settings, StopTexts
 from kleash.data.row_format import RowFormat
 from kleash.models.compute import Compute, DType
+from kleash.training.peft_settings import PeftSettings
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -97,10 +98,14 @@ class TrainingConfig(StageConfig):
     merged at the end: `out` holds a plain model. Null trains all weights."""
     lora_alpha: float = Field(32.0, gt=0)
     """LoRA's α: the adapters' output is scaled by α/rank, so that the learning rate need not change with the rank."""
-    adapter: Literal["merge", "continue"] = "merge"
+    peft_config: PeftSettings | None = None
+    """Settings of the adapters by `peft.LoraConfig`'s names, in place of `lora_rank` and `lora_alpha`: in Python a
+    LoraConfig, elsewhere YAML, as `{r: 8, use_dora: true, target_modules: [q_proj, v_proj]}`, or a file of it."""
+    adapter: Literal["merge", "continue", "keep"] = "merge"
     """What to do with the adapter that `model` is or has (a LoRA folder, a `PeftModel`). merge: merge it into its base
-    and train as `lora_rank` says. continue: train the adapter on and freeze the other weights. The reference is the
-    base with the adapter as it came in both cases, and `out` holds a plain model."""
+    and train as `lora_rank` says. continue: train the adapter on and freeze the other weights. keep: the same, or with
+    `lora_rank` or `peft_config` train a new one, and write `out` as a folder with the adapter only, which `peft` reads;
+    otherwise `out` holds a plain model. The reference is the base with the adapter as it came."""
     gradient_checkpointing: bool = False
     """Compute each layer's activations again in the backward pass. Takes less memory and about a third more time, and
     the prompt is computed once for each response. Does not change the gradient."""
@@ -190,8 +195,13 @@ class TrainingConfig(StageConfig):
 
     @model_validator(mode="after")
     def _one_adapter(self) -> TrainingConfig:
-        if self.adapter == "continue" and self.lora_rank is not None:
-            raise ValueError("adapter continue trains the adapter that the model has; leave 'lora_rank' out")
+        if self.lora_rank is not None and self.peft_config is not None:
+            raise ValueError("peft_config has the rank as 'r'; leave 'lora_rank' out")
+        if self.peft_config is not None and "lora_alpha" in self.model_fields_set and self.lora_alpha != 32:
+            raise ValueError("peft_config has α as 'lora_alpha'; put it there")
+        if self.adapter == "continue" and (self.lora_rank is not None or self.peft_config is not None):
+            name = "lora_rank" if self.lora_rank is not None else "peft_config"
+            raise ValueError(f"adapter continue trains the adapter that the model has; leave '{name}' out")
         return self
 
     def steps(self, rows: int) -> int:
@@ -228,11 +238,18 @@ class TrainingConfig(StageConfig):
     def adapter_settings(self) -> Settings:
         """The settings of `make_trainable`."""
         return {
-            "rank": self.lora_rank,
-            "alpha": self.lora_alpha,
+            "lora": self.lora,
             "seed": self.seed,
             "gradient_checkpointing": self.gradient_checkpointing,
+            "keep": self.adapter == "keep",
         }
+
+    @property
+    def lora(self) -> Settings | None:
+        """The settings of new adapters, by `peft.LoraConfig`'s names; None: there are none."""
+        if self.lora_rank is not None:
+            return {"r": self.lora_rank, "lora_alpha": self.lora_alpha, "target_modules": "all-linear"}
+        return self.peft_config
 
 
 class RolloutConfig(TrainingConfig):
@@ -294,8 +311,7 @@ class RolloutConfig(TrainingConfig):
             "stop": self.stop,
             "needs_validation": self.criterion == "validation",
             "adapter": self.adapter,
-            "lora_rank": self.lora_rank,
-            "lora_alpha": self.lora_alpha,
+            "lora": self.lora,
             "gradient_checkpointing": self.gradient_checkpointing,
             "seed": self.seed,
             "compute": self.compute,
