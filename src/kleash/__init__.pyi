@@ -30,6 +30,8 @@ from kleash.recipe import run_recipe as run_recipe
 from kleash.models.place import trust_remote_code as trust_remote_code
 from kleash.web.label.serve import LabelConfig
 __version__: str
+_STAGES: tuple[str, ...]
+_HOME_OF: dict[str, str]
 __all__ = ["__version__", "AskConfig", "BestOfNConfig", "ConfigError", "DPOConfig", "DataError", "EnsembleConfig", "ExportConfig", "GRPOConfig", "GateError", "GenerateConfig", "Group", "GroupBatch", "InputError", "JudgeConfig", "KleashError", "LearnedReward", "LocalSampler", "MachineError", "ModelError", "OnStepError", "OveroptConfig", "PPOConfig", "Preference", "Ranking", "Response", "ReviseConfig", "Reward", "RewardError", "Run", "RunFolder", "SFTConfig", "SavingError", "ScoreConfig", "Scores", "TrainingError", "ask", "best_of_n", "build_reward", "check", "dpo", "encode", "encode_prompt", "export", "generate", "grpo", "judge", "label", "load_policy", "load_reward_model", "open_run", "overopt", "ppo", "read_groups", "response_logprobs", "response_scores", "revise", "reward", "run_recipe", "score", "sft", "trust_remote_code", "write_groups"]
 @overload
 def sft(

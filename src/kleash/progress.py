@@ -1,4 +1,5 @@
-"""Progress of long work, on stderr: a bar with live figures in a terminal, a plain line now and then in a log.
+"""Progress of long work: a bar with live figures on stderr in a terminal and below the cell in a notebook, a plain line
+now and then in a log.
 
 Work of less than two seconds shows nothing. One display serves all running work, so that a sampler's bar appears under
 the bar of the stage that called it. stdout is left to results.
@@ -7,8 +8,11 @@ the bar of the stage that called it. stdout is left to results.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from io import StringIO
 from time import monotonic
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -82,7 +86,7 @@ class _Display:
 
     def __init__(self) -> None:
         self._work: list[Progress] = []
-        self._live: Live | None = None
+        self._live: Live | _Cell | None = None
         self._last_line = 0.0
 
     def add(self, progress: Progress) -> None:
@@ -92,7 +96,9 @@ class _Display:
         self._last_line = monotonic()
         with suppress(Exception):
             console = Console(stderr=True)
-            if sys.stderr.isatty() and not console.is_dumb_terminal:
+            if console.is_jupyter:
+                self._live = _Cell(self._render)
+            elif sys.stderr.isatty() and not console.is_dumb_terminal:
                 # Results on stdout stay there: rich would redirect them to stderr.
                 live = Live(get_renderable=self._render, console=console, refresh_per_second=4, redirect_stdout=False)
                 live.start()
@@ -114,7 +120,10 @@ class _Display:
         self._work.clear()
 
     def line(self, progress: Progress, *, last: bool = False) -> None:
-        """In a log: a line if the last one is a while ago, and one for the end of long work."""
+        """In a log: a line if the last one is a while ago, and one for the end of long work; in a notebook the bar."""
+        if isinstance(self._live, _Cell):
+            with suppress(Exception):
+                self._live.refresh()
         due = progress.seconds >= SHOW_AFTER if last else monotonic() - self._last_line >= LINE_EVERY
         if self._live or not due:
             return
@@ -142,6 +151,38 @@ class _Display:
             steps = f"{work.step}/{work.total}"
             table.add_row(Text(work.title), bar, Text(steps), Text(work.clock, "cyan"), Text(work.text, "dim"))
         return table
+
+
+class _Cell:
+    """The display below a notebook's cell; it appears with the first work that is shown and stays as it was last."""
+
+    transient = False
+
+    def __init__(self, render: Callable[[], Table | Group]) -> None:
+        self._render = render
+        self._handle: Any = None
+        self._last = monotonic()
+
+    def refresh(self, *, least: float = 0.5) -> None:
+        """Show the work as it is, unless it was shown less than `least` seconds ago."""
+        table = self._render()
+        if monotonic() - self._last < least or isinstance(table, Group):
+            return
+        self._last = monotonic()
+        from IPython.display import HTML, display
+
+        console = Console(file=StringIO(), record=True, width=110, force_terminal=True, force_jupyter=False)
+        console.print(table)
+        code = '<pre style="line-height:normal;white-space:pre;overflow-x:auto">{code}</pre>'
+        bar = HTML(console.export_html(inline_styles=True, code_format=code))
+        if self._handle is None:
+            self._handle = display(bar, display_id=True)
+        else:
+            self._handle.update(bar)
+
+    def stop(self) -> None:
+        """Show the end of the work."""
+        self.refresh(least=0.0)
 
 
 _display = _Display()

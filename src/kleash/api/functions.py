@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -58,7 +59,7 @@ def stage_function(name: str) -> Callable[..., Any]:
     """The function of a stage, with its signature and documentation."""
     config = config_of(name)
 
-    def function(config: Config | None = None, /, **arguments: Any) -> Any:
+    def function(config: Any = None, /, **arguments: Any) -> Any:
         return _call(name, config, arguments)
 
     function.__name__ = function.__qualname__ = name
@@ -123,7 +124,7 @@ def _short(annotation: str) -> str:
     return annotation.removeprefix("<class '").removesuffix("'>").replace("typing.", "").replace("pathlib.", "")
 
 
-def _call(name: str, config: Config | None, arguments: dict[str, Any]) -> Any:
+def _call(name: str, config: Any, arguments: dict[str, Any]) -> Any:
     run = _run_of(name)
     source = f"kleash.{name}"
     try:
@@ -153,18 +154,14 @@ def _make(name: str, arguments: dict[str, Any], source: str) -> tuple[Config, di
         arguments["model"] = f"live {type(live[0]).__name__}"
     if others.get("chat") is not None:
         arguments.setdefault("model", str(getattr(others["chat"], "name", "live chat model")))
-    unknown = [key for key in arguments if key not in config.model_fields and renamed(key, config.model_fields) is None]
-    if unknown and (close := [other for other in beside_of(name) if _is_like(unknown[0], other)]):
-        raise ConfigError(f"{source}: unknown key '{unknown[0]}'; did you mean '{close[0]}'?")
+    for key in arguments:
+        if key not in config.model_fields and renamed(key, config.model_fields) is None:
+            close = get_close_matches(key, [*config.model_fields, *beside_of(name)], n=1)
+            if close and close[0] not in config.model_fields:
+                raise ConfigError(f"{source}: unknown key '{key}'; did you mean '{close[0]}'?")
     fields = {key: value for key, value in arguments.items() if key in config.model_fields}
     values, objects = config_values(config, fields)
     return config.make({**arguments, **values}, source=source), others, objects
-
-
-def _is_like(name: str, other: str) -> bool:
-    from difflib import get_close_matches
-
-    return bool(get_close_matches(name, [other], n=1))
 
 
 def _refuse_beside_a_config(name: str, config: Config, arguments: dict[str, Any], run: Callable[..., Any]) -> None:

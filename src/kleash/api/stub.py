@@ -48,7 +48,13 @@ def stub() -> str:
         imports.append("from kleash.web.label.serve import LabelConfig")
     functions = [_function(name) for name in kleash._STAGES]
     names = ", ".join(f'"{name}"' for name in kleash.__all__)
-    parts = [HEAD, "\n".join(imports), "__version__: str", f"__all__ = [{names}]", *functions]
+    parts = [
+        HEAD,
+        "\n".join(imports),
+        "__version__: str\n_STAGES: tuple[str, ...]\n_HOME_OF: dict[str, str]",
+        f"__all__ = [{names}]",
+        *functions,
+    ]
     return "\n".join(parts) + "\n"
 
 

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec
 from torch import nn
 
 from kleash.checks.gates import check_parents
-from kleash.models.live_copy import live_hash
+from kleash.models.live_copy import live_inputs
 from kleash.run import RunFolder
 from kleash.training.push import push, require_token
 from kleash.training.settings import TrainingConfig
@@ -69,12 +69,7 @@ def open_run(stage: str, config: TrainingConfig, **live: tuple[nn.Module, Any] |
         from kleash.models.save_adapter import refuse_unnamed_base  # here: `peft` takes seconds to import
 
         refuse_unnamed_base(config.model)
-    inputs = {
-        role: {"path": f"live {type(value[0]).__name__}", "sha256": live_hash(*value)}
-        for role, value in live.items()
-        if isinstance(value, tuple)
-    }
-    folder = RunFolder.open(config.out, stage=stage, config=config, inputs=inputs)
+    folder = RunFolder.open(config.out, stage=stage, config=config, inputs=live_inputs(**live))
     if not folder.finished:
         _OPEN.append(folder)
         for role, (kind, name) in config.references().items():

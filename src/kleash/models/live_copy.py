@@ -36,12 +36,30 @@ def live_model(value: Any) -> LiveObject | None:
     if not pair and not _is_model(value):
         return None
     model, tokenizer = value if pair else (value, _own_tokenizer(value))
+    if hasattr(model, "get_base_model") and model.active_peft_config.is_prompt_learning:
+        raise ModelError(
+            f"{type(model).__name__} has an adapter without weights to merge into a model (prompt learning); give a "
+            "LoRA or a whole model"
+        )
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ModelError(
             f"{type(model).__name__} came with a {type(tokenizer).__name__}; give (model, tokenizer), both of "
             "`transformers`"
         )
     return LiveObject(type(_plain(model)).__name__, (model, tokenizer), live_hash(model, tokenizer))
+
+
+def live_inputs(**live: Any) -> dict[str, dict[str, str]]:
+    """What live models are known by in run.json, in place of what a config names.
+
+    Args:
+        live: by field, a model and its tokenizer, or None; other objects have no entry.
+    """
+    return {
+        role: {"path": f"live {type(value[0]).__name__}", "sha256": live_hash(*value)}
+        for role, value in live.items()
+        if isinstance(value, tuple)
+    }
 
 
 def live_hash(model: Any, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -79,7 +97,8 @@ def copy_of(model: Any, kind: Any, *, name: str, new_head: bool, num_labels: int
         raise ModelError(f"{name} is a classifier and not a language model; give one of a language model")
     if kind is AutoModelForCausalLM or not new_head:
         with torch.random.fork_rng():
-            return copy.deepcopy(model)
+            copied: PreTrainedModel = copy.deepcopy(_plain(model))
+            return copied
     if hasattr(model, "peft_config"):
         from kleash.models.lora import merge_lora  # here: `peft` takes seconds to import
 

@@ -37,7 +37,7 @@ def save_adapter(
         SavingError: base and adapter as written compute something else than the model in memory.
     """
     name = trained_adapter(model)
-    config: Any = copy.deepcopy(model.peft_config[name])  # type: ignore[operator, index]
+    config: Any = copy.deepcopy(model.peft_config[name])
     adapter = adapter_folder(base)
     base = base if adapter is None else adapter_base(adapter)
     config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base

@@ -78,7 +78,7 @@ def metrics_table(rows: Sequence[Json]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     body = "".join(f"<tr>{''.join(f'<td>{_text(row.get(name))}</td>' for name in names)}</tr>" for row in last)
     more = f"<p>the last {len(last)} of {len(rows)} steps</p>" if len(rows) > len(last) else ""
-    return f'{more}<div style="overflow-x:auto"><table><tr>{head}</tr>{body}</table></div>'
+    return f'{more}<div style="overflow-x:auto;white-space:nowrap"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _curves(stage: str, rows: Sequence[Json], *, name: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
+from kleash.content import fingerprints
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.group import Group, Scores
 from kleash.evals.best_of_n_report import best_of_n_curve
@@ -21,6 +22,7 @@ from kleash.io import beside
 from kleash.models.compute import Compute
 from kleash.models.forward import Live
 from kleash.outputs import finish, identity_of, is_done, only_writer
+from kleash.models.live_copy import live_inputs
 from kleash.rewards.build import build_reward
 from kleash.rewards.reward import Reward, check_rows
 from kleash.stages import generate
@@ -47,7 +49,7 @@ def run(
     Returns:
         The file of the best responses; the pool and the figures are written next to it.
     """
-    identity = identity_of("best-of-n", config)
+    identity = identity_of("best-of-n", config, fingerprints(config, instead=live_inputs(model=policy)))
     if is_done(config.out, identity):
         return config.out
     compute = Compute(config.device, config.dtype)

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from kleash.content import fingerprints
 from kleash.data.chat import encode_prompt
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.read import announce_text
@@ -21,6 +22,7 @@ from kleash.data.unread_columns import log_unread_columns
 from kleash.errors import DataError
 from kleash.io import read_json, remove, write_json
 from kleash.models.forward import Live
+from kleash.models.live_copy import live_inputs
 from kleash.models.load import context_length, load_policy
 from kleash.outputs import finish, identity_of, is_done, only_writer
 from kleash.progress import Progress
@@ -48,7 +50,7 @@ def run(config: GenerateConfig, *, policy: Live | None = None) -> Path:
     Raises:
         DataError: a prompt leaves no room for a response, or `out` exists and was written with other settings.
     """
-    identity = identity_of("generate", config)
+    identity = identity_of("generate", config, fingerprints(config, instead=live_inputs(model=policy)))
     if is_done(config.out, identity):
         remove(_blocks_of(config.out))
         return config.out

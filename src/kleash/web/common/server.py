@@ -11,6 +11,7 @@ import asyncio
 import logging
 import socket
 import sys
+import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -182,5 +183,25 @@ def serve(app: Starlette, listener: socket.socket, limits: Limits) -> None:
     for name in ("uvicorn", "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [log], False
+    server = server_of(app, limits)
     with suppress(KeyboardInterrupt):  # the usual way to stop
-        server_of(app, limits).run(sockets=[listener])
+        if not _in_a_loop():
+            server.run(sockets=[listener])
+            return
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(0.2)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _in_a_loop() -> bool:
+    """Whether an event loop runs in this thread, as in a notebook's: then another one needs a thread of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
