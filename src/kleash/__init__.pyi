@@ -50,8 +50,11 @@ def sft(
     micro_batch_tokens: int = 8192,
     learning_rate: float = 1e-05,
     schedule: Literal['linear', 'cosine', 'constant'] = 'linear',
+    min_lr_ratio: float | None = None,
     warmup_steps: int = 0,
+    warmup_ratio: float | None = None,
     weight_decay: float = 0.0,
+    adam_betas: tuple[float, float] = (0.9, 0.999),
     adam_eps: float = 1e-08,
     max_grad_norm: float | None = 1.0,
     lora_rank: int | None = None,
@@ -70,6 +73,10 @@ def sft(
     accept_changed: Sequence[str] = (),
     measure_share: float = 0.2,
     trackers: Sequence[Literal['tensorboard', 'wandb', 'trackio']] = (),
+    tracker_project: str | None = None,
+    run_name: str | None = None,
+    tracker_tags: Sequence[str] = (),
+    push_to_hub: str | None = None,
     force: bool = False,
     response_column: str | None = None,
     gate_prompts: int = 64,
@@ -108,10 +115,16 @@ def sft(
             the gradient. Lower it if memory runs out.
         learning_rate: Peak learning rate. InstructGPT used 9.65e-6, N+ 3e-6; models of a few million
             parameters take 100 times as much.
-        schedule: Learning-rate schedule after the warm-up: linear to 0, cosine to a tenth of the peak,
-            or constant.
+        schedule: Learning-rate schedule after the warm-up: linear to 0, cosine to a tenth of the peak
+            (`min_lr_ratio` sets other ends), or constant.
+        min_lr_ratio: Learning rate at the end of the schedule, as a share of the peak. Null: 0 for
+            linear, 0.1 for cosine.
         warmup_steps: Steps over which the learning rate rises to its peak.
+        warmup_ratio: The same as a share of all optimiser steps, rounded up, in place of
+            `warmup_steps`.
         weight_decay: AdamW's decoupled weight decay, applied to matrices only.
+        adam_betas: Adam's β₁ and β₂: decay of its means of the gradient and of the squared gradient.
+            DeepSeek-V3 and others use 0.9 and 0.95.
         adam_eps: Adam's ε. N+ (arXiv:2403.17031) reports that 1e-5 matters for PPO.
         max_grad_norm: Clip the norm of the gradient to this; null does not clip.
         lora_rank: Train LoRA adapters of this rank and freeze the other weights (Hu et al. 2021,
@@ -153,6 +166,13 @@ def sft(
             small models are not limited.
         trackers: Where to log metrics besides metrics.jsonl. Each needs its extra: pip install
             'kleash[tensorboard]'.
+        tracker_project: Project of the run in W&B and trackio; null is `kleash`.
+        run_name: Name of the run in W&B and trackio; null is the name of the folder `out`, which is its
+            name in TensorBoard.
+        tracker_tags: Tags of the run in W&B; trackio and TensorBoard, which have none, show them with
+            the settings.
+        push_to_hub: Repository of the hub, OWNER/NAME, to push the finished model to; a new one is
+            private. Needs `hf auth login` or HF_TOKEN. States, snapshots and rows are not pushed.
         force: Continue although a check of this stage's inputs failed.
         response_column: Column that holds the response, if it is not `response`, `completion` or
             `messages` (`solution`, say).
@@ -192,8 +212,11 @@ def reward(
     micro_batch_tokens: int = 8192,
     learning_rate: float = 9e-06,
     schedule: Literal['linear', 'cosine', 'constant'] = 'cosine',
+    min_lr_ratio: float | None = None,
     warmup_steps: int = 0,
+    warmup_ratio: float | None = None,
     weight_decay: float = 0.0,
+    adam_betas: tuple[float, float] = (0.9, 0.999),
     adam_eps: float = 1e-08,
     max_grad_norm: float | None = 1.0,
     lora_rank: int | None = None,
@@ -212,6 +235,10 @@ def reward(
     accept_changed: Sequence[str] = (),
     measure_share: float = 0.2,
     trackers: Sequence[Literal['tensorboard', 'wandb', 'trackio']] = (),
+    tracker_project: str | None = None,
+    run_name: str | None = None,
+    tracker_tags: Sequence[str] = (),
+    push_to_hub: str | None = None,
     force: bool = False,
     margin: float = 0.0,
     centring: float = 0.0,
@@ -258,10 +285,16 @@ def reward(
         micro_batch_tokens: Tokens computed at once, padding included. Changes memory and speed, never
             the gradient. Lower it if memory runs out.
         learning_rate: Peak learning rate; N+ (arXiv:2403.17031) used 3e-6.
-        schedule: Learning-rate schedule: cosine to a tenth of the peak (InstructGPT), linear to 0, or
-            constant.
+        schedule: Learning-rate schedule: cosine to a tenth of the peak (InstructGPT), linear to 0
+            (`min_lr_ratio` sets other ends), or constant.
+        min_lr_ratio: Learning rate at the end of the schedule, as a share of the peak. Null: 0 for
+            linear, 0.1 for cosine.
         warmup_steps: Steps over which the learning rate rises to its peak.
+        warmup_ratio: The same as a share of all optimiser steps, rounded up, in place of
+            `warmup_steps`.
         weight_decay: AdamW's decoupled weight decay, applied to matrices only.
+        adam_betas: Adam's β₁ and β₂: decay of its means of the gradient and of the squared gradient.
+            DeepSeek-V3 and others use 0.9 and 0.95.
         adam_eps: Adam's ε. N+ (arXiv:2403.17031) reports that 1e-5 matters for PPO.
         max_grad_norm: Clip the norm of the gradient to this; null does not clip.
         lora_rank: Train LoRA adapters of this rank and freeze the other weights (Hu et al. 2021,
@@ -303,6 +336,13 @@ def reward(
             small models are not limited.
         trackers: Where to log metrics besides metrics.jsonl. Each needs its extra: pip install
             'kleash[tensorboard]'.
+        tracker_project: Project of the run in W&B and trackio; null is `kleash`.
+        run_name: Name of the run in W&B and trackio; null is the name of the folder `out`, which is its
+            name in TensorBoard.
+        tracker_tags: Tags of the run in W&B; trackio and TensorBoard, which have none, show them with
+            the settings.
+        push_to_hub: Repository of the hub, OWNER/NAME, to push the finished model to; a new one is
+            private. Needs `hf auth login` or HF_TOKEN. States, snapshots and rows are not pushed.
         force: Continue although a check of this stage's inputs failed.
         margin: Margin m by which the chosen response's score has to lead (Touvron et al. 2023,
             arXiv:2307.09288, eq. 2).
@@ -365,8 +405,11 @@ def ppo(
     micro_batch_tokens: int = 8192,
     learning_rate: float = 1e-05,
     schedule: Literal['linear', 'cosine', 'constant'] = 'linear',
+    min_lr_ratio: float | None = None,
     warmup_steps: int = 0,
+    warmup_ratio: float | None = None,
     weight_decay: float = 0.0,
+    adam_betas: tuple[float, float] = (0.9, 0.999),
     adam_eps: float = 1e-08,
     max_grad_norm: float | None = 1.0,
     lora_rank: int | None = None,
@@ -385,6 +428,10 @@ def ppo(
     accept_changed: Sequence[str] = (),
     measure_share: float = 0.2,
     trackers: Sequence[Literal['tensorboard', 'wandb', 'trackio']] = (),
+    tracker_project: str | None = None,
+    run_name: str | None = None,
+    tracker_tags: Sequence[str] = (),
+    push_to_hub: str | None = None,
     force: bool = False,
     reference: Model | None = None,
     beta: float = 0.05,
@@ -447,10 +494,16 @@ def ppo(
         micro_batch_tokens: Tokens computed at once, padding included. Changes memory and speed, never
             the gradient. Lower it if memory runs out.
         learning_rate: Peak learning rate of AdamW.
-        schedule: Learning-rate schedule after the warm-up: linear to 0, cosine to a tenth of the peak,
-            or constant.
+        schedule: Learning-rate schedule after the warm-up: linear to 0, cosine to a tenth of the peak
+            (`min_lr_ratio` sets other ends), or constant.
+        min_lr_ratio: Learning rate at the end of the schedule, as a share of the peak. Null: 0 for
+            linear, 0.1 for cosine.
         warmup_steps: Steps over which the learning rate rises to its peak.
+        warmup_ratio: The same as a share of all optimiser steps, rounded up, in place of
+            `warmup_steps`.
         weight_decay: AdamW's decoupled weight decay, applied to matrices only.
+        adam_betas: Adam's β₁ and β₂: decay of its means of the gradient and of the squared gradient.
+            DeepSeek-V3 and others use 0.9 and 0.95.
         adam_eps: Adam's ε. N+ (arXiv:2403.17031) reports that 1e-5 matters for PPO.
         max_grad_norm: Clip the norm of the gradient to this; null does not clip.
         lora_rank: Train LoRA adapters of this rank and freeze the other weights (Hu et al. 2021,
@@ -492,6 +545,13 @@ def ppo(
             small models are not limited.
         trackers: Where to log metrics besides metrics.jsonl. Each needs its extra: pip install
             'kleash[tensorboard]'.
+        tracker_project: Project of the run in W&B and trackio; null is `kleash`.
+        run_name: Name of the run in W&B and trackio; null is the name of the folder `out`, which is its
+            name in TensorBoard.
+        tracker_tags: Tags of the run in W&B; trackio and TensorBoard, which have none, show them with
+            the settings.
+        push_to_hub: Repository of the hub, OWNER/NAME, to push the finished model to; a new one is
+            private. Needs `hf auth login` or HF_TOKEN. States, snapshots and rows are not pushed.
         force: Continue although a check of this stage's inputs failed.
         reward: Reward to train against: a reward model's folder, `module:function` with TRL's
             signature, a verifier (exact, json-schema, math, number, regex), or a .yaml composition.
@@ -576,8 +636,11 @@ def grpo(
     micro_batch_tokens: int = 8192,
     learning_rate: float = 1e-05,
     schedule: Literal['linear', 'cosine', 'constant'] = 'linear',
+    min_lr_ratio: float | None = None,
     warmup_steps: int = 0,
+    warmup_ratio: float | None = None,
     weight_decay: float = 0.0,
+    adam_betas: tuple[float, float] = (0.9, 0.999),
     adam_eps: float = 1e-08,
     max_grad_norm: float | None = 1.0,
     lora_rank: int | None = None,
@@ -596,6 +659,10 @@ def grpo(
     accept_changed: Sequence[str] = (),
     measure_share: float = 0.2,
     trackers: Sequence[Literal['tensorboard', 'wandb', 'trackio']] = (),
+    tracker_project: str | None = None,
+    run_name: str | None = None,
+    tracker_tags: Sequence[str] = (),
+    push_to_hub: str | None = None,
     force: bool = False,
     reference: Model | None = None,
     beta: float = 0.05,
@@ -650,10 +717,16 @@ def grpo(
         micro_batch_tokens: Tokens computed at once, padding included. Changes memory and speed, never
             the gradient. Lower it if memory runs out.
         learning_rate: Peak learning rate of AdamW.
-        schedule: Learning-rate schedule after the warm-up: linear to 0, cosine to a tenth of the peak,
-            or constant.
+        schedule: Learning-rate schedule after the warm-up: linear to 0, cosine to a tenth of the peak
+            (`min_lr_ratio` sets other ends), or constant.
+        min_lr_ratio: Learning rate at the end of the schedule, as a share of the peak. Null: 0 for
+            linear, 0.1 for cosine.
         warmup_steps: Steps over which the learning rate rises to its peak.
+        warmup_ratio: The same as a share of all optimiser steps, rounded up, in place of
+            `warmup_steps`.
         weight_decay: AdamW's decoupled weight decay, applied to matrices only.
+        adam_betas: Adam's β₁ and β₂: decay of its means of the gradient and of the squared gradient.
+            DeepSeek-V3 and others use 0.9 and 0.95.
         adam_eps: Adam's ε. N+ (arXiv:2403.17031) reports that 1e-5 matters for PPO.
         max_grad_norm: Clip the norm of the gradient to this; null does not clip.
         lora_rank: Train LoRA adapters of this rank and freeze the other weights (Hu et al. 2021,
@@ -695,6 +768,13 @@ def grpo(
             small models are not limited.
         trackers: Where to log metrics besides metrics.jsonl. Each needs its extra: pip install
             'kleash[tensorboard]'.
+        tracker_project: Project of the run in W&B and trackio; null is `kleash`.
+        run_name: Name of the run in W&B and trackio; null is the name of the folder `out`, which is its
+            name in TensorBoard.
+        tracker_tags: Tags of the run in W&B; trackio and TensorBoard, which have none, show them with
+            the settings.
+        push_to_hub: Repository of the hub, OWNER/NAME, to push the finished model to; a new one is
+            private. Needs `hf auth login` or HF_TOKEN. States, snapshots and rows are not pushed.
         force: Continue although a check of this stage's inputs failed.
         reward: Reward to train against: a reward model's folder, `module:function` with TRL's
             signature, a verifier (exact, json-schema, math, number, regex), or a .yaml composition.
@@ -772,8 +852,11 @@ def dpo(
     micro_batch_tokens: int = 8192,
     learning_rate: float = 5e-07,
     schedule: Literal['linear', 'cosine', 'constant'] = 'linear',
+    min_lr_ratio: float | None = None,
     warmup_steps: int = 0,
+    warmup_ratio: float | None = None,
     weight_decay: float = 0.0,
+    adam_betas: tuple[float, float] = (0.9, 0.999),
     adam_eps: float = 1e-08,
     max_grad_norm: float | None = 1.0,
     lora_rank: int | None = None,
@@ -792,6 +875,10 @@ def dpo(
     accept_changed: Sequence[str] = (),
     measure_share: float = 0.2,
     trackers: Sequence[Literal['tensorboard', 'wandb', 'trackio']] = (),
+    tracker_project: str | None = None,
+    run_name: str | None = None,
+    tracker_tags: Sequence[str] = (),
+    push_to_hub: str | None = None,
     force: bool = False,
     loss: Literal['sigmoid', 'smoothed', 'robust', 'ipo', 'simpo', 'length-normalised'] = 'sigmoid',
     beta: float = 0.1,
@@ -838,10 +925,16 @@ def dpo(
             the gradient. Lower it if memory runs out.
         learning_rate: Peak learning rate; the paper used 1e-6 with RMSprop. Models of a few million
             parameters take 100 times as much.
-        schedule: Learning-rate schedule after the warm-up: linear to 0, cosine to a tenth of the peak,
-            or constant.
+        schedule: Learning-rate schedule after the warm-up: linear to 0, cosine to a tenth of the peak
+            (`min_lr_ratio` sets other ends), or constant.
+        min_lr_ratio: Learning rate at the end of the schedule, as a share of the peak. Null: 0 for
+            linear, 0.1 for cosine.
         warmup_steps: Steps over which the learning rate rises to its peak.
+        warmup_ratio: The same as a share of all optimiser steps, rounded up, in place of
+            `warmup_steps`.
         weight_decay: AdamW's decoupled weight decay, applied to matrices only.
+        adam_betas: Adam's β₁ and β₂: decay of its means of the gradient and of the squared gradient.
+            DeepSeek-V3 and others use 0.9 and 0.95.
         adam_eps: Adam's ε. N+ (arXiv:2403.17031) reports that 1e-5 matters for PPO.
         max_grad_norm: Clip the norm of the gradient to this; null does not clip.
         lora_rank: Train LoRA adapters of this rank and freeze the other weights (Hu et al. 2021,
@@ -883,6 +976,13 @@ def dpo(
             small models are not limited.
         trackers: Where to log metrics besides metrics.jsonl. Each needs its extra: pip install
             'kleash[tensorboard]'.
+        tracker_project: Project of the run in W&B and trackio; null is `kleash`.
+        run_name: Name of the run in W&B and trackio; null is the name of the folder `out`, which is its
+            name in TensorBoard.
+        tracker_tags: Tags of the run in W&B; trackio and TensorBoard, which have none, show them with
+            the settings.
+        push_to_hub: Repository of the hub, OWNER/NAME, to push the finished model to; a new one is
+            private. Needs `hf auth login` or HF_TOKEN. States, snapshots and rows are not pushed.
         force: Continue although a check of this stage's inputs failed.
         loss: Loss of a comparison. sigmoid: DPO. smoothed: conservative DPO, for noisy labels. robust:
             corrected for noisy labels. ipo: a finite target for the margin. simpo: mean log-probability

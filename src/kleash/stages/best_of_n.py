@@ -21,8 +21,8 @@ from kleash.evals.report_values import as_json
 from kleash.io import beside
 from kleash.models.compute import Compute
 from kleash.models.forward import Live
-from kleash.outputs import finish, identity_of, is_done, only_writer
 from kleash.models.live_copy import live_inputs
+from kleash.outputs import finish, identity_of, is_done, only_writer
 from kleash.rewards.build import build_reward
 from kleash.rewards.reward import Reward, check_rows
 from kleash.stages import generate
