@@ -35,7 +35,7 @@ def test_public_names_exist_and_are_documented(name: str) -> None:
 
 def test_every_stage_is_a_function_and_its_config_is_public() -> None:
     for name, stage in STAGES.items():
-        assert getattr(kleash, name.replace("-", "_")).__name__ == "run"
+        assert getattr(kleash, name.replace("-", "_")).__name__ == name.replace("-", "_")
         assert getattr(kleash, stage.config.__name__) is stage.config
 
 
