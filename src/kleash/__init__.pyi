@@ -161,9 +161,9 @@ def sft(
         accept_changed: What may differ from the run in `out`, which goes on from its last state:
             reward, data, learning_rate, … Each change is recorded in run.json. More steps and other
             `micro_batch_tokens` need no leave.
-        measure_share: Most work of the measurements after training, as a share of the training's; they
-            read fewer rows where it does not suffice. Work is counted in tokens, not by the clock, and
-            small models are not limited.
+        measure_share: Most work of the measurements after training, and of one measurement of held-out
+            prompts, as a share of the training's; they read fewer rows where it does not suffice. Work
+            is counted in tokens, not by the clock, and small models are not limited.
         trackers: Where to log metrics besides metrics.jsonl. Each needs its extra: pip install
             'kleash[tensorboard]'.
         tracker_project: Project of the run in W&B and trackio; null is `kleash`.
@@ -331,9 +331,9 @@ def reward(
         accept_changed: What may differ from the run in `out`, which goes on from its last state:
             reward, data, learning_rate, … Each change is recorded in run.json. More steps and other
             `micro_batch_tokens` need no leave.
-        measure_share: Most work of the measurements after training, as a share of the training's; they
-            read fewer rows where it does not suffice. Work is counted in tokens, not by the clock, and
-            small models are not limited.
+        measure_share: Most work of the measurements after training, and of one measurement of held-out
+            prompts, as a share of the training's; they read fewer rows where it does not suffice. Work
+            is counted in tokens, not by the clock, and small models are not limited.
         trackers: Where to log metrics besides metrics.jsonl. Each needs its extra: pip install
             'kleash[tensorboard]'.
         tracker_project: Project of the run in W&B and trackio; null is `kleash`.
@@ -437,6 +437,7 @@ def ppo(
     beta: float = 0.05,
     max_new_tokens: int = 64,
     temperature: float = 1.0,
+    stop: Sequence[str] = (),
     inner_epochs: int = 4,
     minibatches: int = 1,
     clip: float = 0.2,
@@ -540,9 +541,9 @@ def ppo(
         accept_changed: What may differ from the run in `out`, which goes on from its last state:
             reward, data, learning_rate, … Each change is recorded in run.json. More steps and other
             `micro_batch_tokens` need no leave.
-        measure_share: Most work of the measurements after training, as a share of the training's; they
-            read fewer rows where it does not suffice. Work is counted in tokens, not by the clock, and
-            small models are not limited.
+        measure_share: Most work of the measurements after training, and of one measurement of held-out
+            prompts, as a share of the training's; they read fewer rows where it does not suffice. Work
+            is counted in tokens, not by the clock, and small models are not limited.
         trackers: Where to log metrics besides metrics.jsonl. Each needs its extra: pip install
             'kleash[tensorboard]'.
         tracker_project: Project of the run in W&B and trackio; null is `kleash`.
@@ -561,6 +562,10 @@ def ppo(
             at the reference. Published: 0.02 (InstructGPT), 0.05 (N+).
         max_new_tokens: Longest response, in tokens.
         temperature: Sampling temperature, which divides the logits, in training too.
+        stop: End a response after the first of these texts, as an end token does: it counts as
+            finished, its tokens up to there are trained, and the text that the reward reads ends before
+            the stop text. For models that seldom say their end token. A line break is $'\\n' in the
+            shell.
         inner_epochs: Passes over each rollout, reshuffled each time.
         minibatches: Optimiser steps in one pass over a rollout.
         clip: PPO's ε: beyond 1 ± this the probability ratio no longer adds to the objective.
@@ -668,6 +673,7 @@ def grpo(
     beta: float = 0.05,
     max_new_tokens: int = 64,
     temperature: float = 1.0,
+    stop: Sequence[str] = (),
     inner_epochs: int = 1,
     minibatches: int = 1,
     clip: float = 0.2,
@@ -763,9 +769,9 @@ def grpo(
         accept_changed: What may differ from the run in `out`, which goes on from its last state:
             reward, data, learning_rate, … Each change is recorded in run.json. More steps and other
             `micro_batch_tokens` need no leave.
-        measure_share: Most work of the measurements after training, as a share of the training's; they
-            read fewer rows where it does not suffice. Work is counted in tokens, not by the clock, and
-            small models are not limited.
+        measure_share: Most work of the measurements after training, and of one measurement of held-out
+            prompts, as a share of the training's; they read fewer rows where it does not suffice. Work
+            is counted in tokens, not by the clock, and small models are not limited.
         trackers: Where to log metrics besides metrics.jsonl. Each needs its extra: pip install
             'kleash[tensorboard]'.
         tracker_project: Project of the run in W&B and trackio; null is `kleash`.
@@ -784,6 +790,10 @@ def grpo(
             at the reference. Published: 0.02 (InstructGPT), 0.05 (N+).
         max_new_tokens: Longest response, in tokens.
         temperature: Sampling temperature, which divides the logits, in training too.
+        stop: End a response after the first of these texts, as an end token does: it counts as
+            finished, its tokens up to there are trained, and the text that the reward reads ends before
+            the stop text. For models that seldom say their end token. A line break is $'\\n' in the
+            shell.
         inner_epochs: Passes over each rollout, reshuffled each time.
         minibatches: Optimiser steps in one pass over a rollout.
         clip: PPO's ε: beyond 1 ± this the probability ratio no longer adds to the objective.
@@ -889,6 +899,7 @@ def dpo(
     kl_every: int | None = None,
     kl_samples: int = 128,
     max_new_tokens: int = 64,
+    stop: Sequence[str] = (),
     snapshot_every: int | None = None,
     hold_out: RewardLike | None = None,
     gold: RewardLike | None = None,
@@ -971,9 +982,9 @@ def dpo(
         accept_changed: What may differ from the run in `out`, which goes on from its last state:
             reward, data, learning_rate, … Each change is recorded in run.json. More steps and other
             `micro_batch_tokens` need no leave.
-        measure_share: Most work of the measurements after training, as a share of the training's; they
-            read fewer rows where it does not suffice. Work is counted in tokens, not by the clock, and
-            small models are not limited.
+        measure_share: Most work of the measurements after training, and of one measurement of held-out
+            prompts, as a share of the training's; they read fewer rows where it does not suffice. Work
+            is counted in tokens, not by the clock, and small models are not limited.
         trackers: Where to log metrics besides metrics.jsonl. Each needs its extra: pip install
             'kleash[tensorboard]'.
         tracker_project: Project of the run in W&B and trackio; null is `kleash`.
@@ -1004,6 +1015,7 @@ def dpo(
         kl_samples: Sample at most this many responses for the KL, spread over the held-out prompts; 0
             does not measure it.
         max_new_tokens: Longest of the responses for the KL, in tokens.
+        stop: End the responses for the KL after the first of these texts, as `kleash generate` does.
         snapshot_every: Steps between two copies of the weights in snapshots/, which `kleash overopt`
             measures; null keeps none.
         hold_out: Validation reward, which scores the responses for the KL and is never trained against:
@@ -1037,6 +1049,10 @@ def generate(
     n: int = 1,
     temperature: float = 1.0,
     max_new_tokens: int = 64,
+    stop: Sequence[str] = (),
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
     max_rows: int | None = None,
     rows_at_once: int = 256,
     policy: Live | None = None,
@@ -1062,6 +1078,12 @@ def generate(
         n: Responses to each prompt.
         temperature: Sampling temperature, which divides the logits; 0 takes the most likely token.
         max_new_tokens: Longest response, in tokens.
+        stop: End a response after the first of these texts: it counts as finished, and the stop text is
+            left out. A control token may be named, too. A line break is $'\\n' in the shell.
+        top_k: Sample from the k most likely tokens only; null: from all.
+        top_p: Sample from the most likely tokens whose probabilities sum to this, after `top_k`.
+        min_p: Sample from the tokens that are at least this times as likely as the most likely one,
+            after `top_p`.
         max_rows: Read at most this many prompts of the data.
         rows_at_once: Responses to sample at once. Changes memory and speed, not the responses.
         policy: A live model and tokenizer that are themselves trained, in place of a copy of `model`:
@@ -1084,6 +1106,8 @@ def score(
     out: File,
     columns: Mapping[str, str] | None = None,
     as_chat: bool = False,
+    metric: Sequence[str] = (),
+    pass_above: float | None = None,
     dtype: Literal['float32', 'bfloat16'] = 'float32',
     device: str = 'auto',
 ) -> Path:
@@ -1102,6 +1126,10 @@ def score(
             Null: the schemas of docs/data.md.
         as_chat: Make a prompt of plain text one turn of the user, so that it goes through the chat
             template.
+        metric: Figures for the summary, each with its 95 % interval over prompts. pass@K: the
+            probability that one of K responses is right. mean@K: their mean score.
+        pass_above: pass@K: a response is right if its score is greater than this; null: if a verifier,
+            as `reward`, calls it right.
         dtype: Precision of a reward model's forward pass.
         device: `cpu`, `cuda`, …; `auto` uses a GPU if there is one.
 
@@ -1129,6 +1157,10 @@ def best_of_n(
     n: int = 16,
     temperature: float = 1.0,
     max_new_tokens: int = 64,
+    stop: Sequence[str] = (),
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
     max_rows: int | None = None,
     rows_at_once: int = 256,
     gold: RewardLike | None = None,
@@ -1157,6 +1189,12 @@ def best_of_n(
             same responses.
         temperature: Sampling temperature, which divides the logits; 0 takes the most likely token.
         max_new_tokens: Longest response, in tokens.
+        stop: End a response after the first of these texts: it counts as finished, and the stop text is
+            left out. A control token may be named, too. A line break is $'\\n' in the shell.
+        top_k: Sample from the k most likely tokens only; null: from all.
+        top_p: Sample from the most likely tokens whose probabilities sum to this, after `top_k`.
+        min_p: Sample from the tokens that are at least this times as likely as the most likely one,
+            after `top_p`.
         max_rows: Read at most this many prompts of the data.
         rows_at_once: Responses to sample at once. Changes memory and speed, not the responses.
         reward: Reward that chooses: a reward model's folder, `module:function` with TRL's signature, a
@@ -1363,6 +1401,7 @@ def overopt(
     choose_share: float = 0.5,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
+    stop: Sequence[str] | None = None,
     seed: int = 0,
     dtype: Literal['float32', 'bfloat16'] = 'float32',
     device: str = 'auto',
@@ -1399,6 +1438,8 @@ def overopt(
             checkpoint are chosen; the reported figures are from the others.
         max_new_tokens: Longest response, in tokens; null is the run's.
         temperature: Sampling temperature; null is the run's, else 1.
+        stop: End a response after the first of these texts, as `kleash generate` does; null is the
+            run's.
         seed: Seed of every random draw. Same seed, same machine: the same numbers, bit for bit.
         dtype: Precision of the forward pass.
         device: `cpu`, `cuda`, …; `auto` uses a GPU if there is one.

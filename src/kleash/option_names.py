@@ -56,7 +56,7 @@ PEERS: tuple[Peer, ...] = (
     Peer((TRL,), "reward_model_path", ("reward",)),
     Peer((TRL,), "reward_model_name_or_path", ("reward",)),
     Peer((TRL,), "reward_funcs", ("reward",), "a list in Python, elsewhere a .yaml composition"),
-    Peer((TRL,), "reward_weights", ("reward",), "as pairs (function, weight) in Python, elsewhere in a .yaml composition"),
+    Peer((TRL,), "reward_weights", ("reward",), "as pairs (function, weight) in Python, else in a .yaml composition"),
     Peer((TRL,), "processing_class", ("model",), "in Python as model=(model, tokenizer)"),
     Peer((TRL,), "callbacks", (), "in Python on_step=f, called as f(step, figures); f returns \"stop\" to end the run"),
     Peer((FACTORY,), "reward_model", ("reward",)),

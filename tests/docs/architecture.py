@@ -12,6 +12,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- layers, drawn by tests/docs/architecture.py -->\n", "<!-- end of layers -->\n"
 
 HOLDS = {
+    "completion": "completion of commands and options in a shell",
     "cli": "the command line: options from the configs, one line an error",
     "testing": "small real stand-ins, shipped for tests of what is built on kleash",
     "web": "the labelling pages",
@@ -39,12 +40,14 @@ HOLDS = {
     "changes": "what may differ where a run goes on, and the record of it",
     "outputs": "is this done already, with these settings?",
     "live": "objects of Python in place of names",
+    "unfinished": "what an unfinished run or file says of itself",
     "content": "hashes of what a file, a folder, a model is",
     "option_names": "what other libraries call an option",
     "run": "a run's folder: run.json, metrics.jsonl",
     "io": "files written whole or not at all",
     "lock": "one process at a time writes an output",
     "parse": "JSON and YAML: a value, or why not in one line",
+    "option_groups": "the options of a command in groups, for its help",
     "config": "typed, frozen settings",
     "progress": "the progress bar",
     "memory": "peak memory of a process",

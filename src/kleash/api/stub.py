@@ -67,13 +67,13 @@ def _function(name: str) -> str:
         f"{field}: {_type(config, field)} = {info.default!r}" for field, info in fields if not info.is_required()
     ]
     arguments = [argument.replace("PosixPath(", "Path(") for argument in arguments]
-    own = [f"{other}: {ARGUMENTS[other][0]} = None" for other in beside_of(name)]
-    arguments += [argument for argument in own if argument.partition(":")[0] not in config.model_fields]
+    live_arguments = [f"{other}: {ARGUMENTS[other][0]} = None" for other in beside_of(name)]
+    arguments += [argument for argument in live_arguments if argument.partition(":")[0] not in config.model_fields]
     stage = STAGES.get(name.replace("_", "-"))
     returns = "None" if stage is None else "Run" if stage.writes in ("model", "page") else "Path"
     listed = "".join(f"    {argument},\n" for argument in arguments)
     text = "\n".join(_wrapped(documentation(name).splitlines()))
-    live = "".join(f", {argument}" for argument in own) or ", **live: Any"
+    live = "".join(f", {argument}" for argument in live_arguments) or ", **live: Any"
     return (
         f"@overload\ndef {name}(\n    *,\n{listed}) -> {returns}:\n"
         f'    """{text}\n    """\n'

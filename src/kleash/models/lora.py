@@ -85,11 +85,11 @@ def _whole_modules(model: Any, names: Sequence[str] | None) -> list[str] | None:
         ModelError: the model has no such module.
     """
     ends = {name.rpartition(".")[2] for name, _ in model.named_modules()} | {n for n, _ in model.named_modules()}
-    wanted = [name for name in names or () if name != "score"]
-    missing = [name for name in wanted if name.rpartition(".")[2] not in ends]
+    modules = [name for name in names or () if name != "score"]
+    missing = [name for name in modules if name.rpartition(".")[2] not in ends]
     if missing and (hasattr(model, "score") or model.get_output_embeddings() is not None):
         raise ModelError(f"peft_config: {type(model).__name__} has no module {missing[0]!r} (modules_to_save)")
-    return [name for name in wanted if name not in missing] or None
+    return [name for name in modules if name not in missing] or None
 
 
 def has_adapters(model: nn.Module) -> bool:
