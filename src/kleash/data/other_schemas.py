@@ -73,6 +73,8 @@ def read_row(row: Any, row_format: RowFormat) -> Group:
     columns = {name: value for name, value in row.items() if value is not None}
     fitting = [schema for schema in SCHEMAS if schema.names(columns)]
     mapped = (row_format.columns or {}).keys() & {name for schema in SCHEMAS for name in schema.columns}
+    if "question" not in mapped:
+        mapped -= {"answer"}  # by itself it names the column that verifiers read, beside any schema
     chosen = [schema for schema in fitting if mapped <= set(schema.columns)]
     if not chosen:
         missing = f"with the columns of --columns ({columns_of(mapped)}) " if mapped else ""

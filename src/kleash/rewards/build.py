@@ -157,6 +157,13 @@ def _from_yaml(path: Path, policy_tokenizer: PreTrainedTokenizerBase | None, com
 
         return JudgeReward.load(path, compute=compute)
     parts = read_parts(path)
-    return ComposedReward(
-        [(part, build_reward(part.reward, policy_tokenizer=policy_tokenizer, compute=compute)) for part in parts]
-    )
+    return ComposedReward([(part, _of_part(part, path, policy_tokenizer, compute)) for part in parts])
+
+
+def _of_part(part: Part, path: Path, policy_tokenizer: PreTrainedTokenizerBase | None, compute: Compute) -> Reward:
+    if part.reward not in verifiers():
+        return build_reward(part.reward, policy_tokenizer=policy_tokenizer, compute=compute)
+    try:
+        return part.verifier()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None

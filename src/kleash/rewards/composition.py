@@ -6,6 +6,8 @@
         weight: 0.1
         clip: [-1, 0]
         gate: math            # brevity counts only where the answer is right
+      - reward: regex
+        pattern: <think>.*</think>.*    # an option of a verifier: answer, pattern, schema, fences
 
 score = Σ weight · clip(part), over the parts whose gate is open. Each part is logged separately, before clip, gate and
 weight: the sum does not show which of its parts the policy optimises.
@@ -15,16 +17,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from kleash.config import Config, is_possible_path, read_yaml
 from kleash.data.group import Group
 from kleash.errors import ConfigError
 from kleash.rewards.reward import Parts, Reward, check_rows, explain
+from kleash.rewards.verifier import VerifierReward
+from kleash.rewards.verifiers import BadRowError, verifiers
 
 
 class Part(Config):
@@ -41,6 +46,15 @@ class Part(Config):
     gate: str | None = None
     """Name of a part that has to be above 0 (right, for a verifier) for this one to count; null: it always does."""
 
+    answer: str = ""
+    """Column of the expected value, where the reward is a verifier; empty: the verifier's own (`answer`, …)."""
+    pattern: str | None = None
+    """Of `regex`: the pattern of every row; null: each row has its own."""
+    json_schema: str | bool | dict[str, Any] | None = Field(None, alias="schema")
+    """Of `json-schema`, as `schema`: the schema of every row; null: each row has its own."""
+    fences: bool = False
+    """Of `json-schema`: whether the JSON may stand in a fence of Markdown."""
+
     @field_validator("clip")
     @classmethod
     def _ordered(cls, clip: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -56,6 +70,33 @@ class Part(Config):
         if not is_possible_path(reward):
             raise ValueError("a name that a file could have")
         return reward
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Part:
+        """Refuse an option of a verifier beside another reward, which would not read it."""
+        for key, reward in (("pattern", "regex"), ("schema", "json-schema"), ("fences", "json-schema")):
+            if getattr(self, "json_schema" if key == "schema" else key) not in (None, False) and self.reward != reward:
+                raise ValueError(
+                    f"'{key}' is an option of {reward}, and the reward here is {self.reward}; leave it out"
+                )
+        if self.answer and self.reward not in verifiers():
+            raise ValueError(f"'answer' is an option of verifiers, and {self.reward} is not one; leave it out")
+        return self
+
+    def verifier(self) -> VerifierReward:
+        """Its reward, where that is a verifier.
+
+        Raises:
+            ConfigError: the pattern or the schema cannot be read.
+        """
+        expected = self.pattern if self.pattern is not None else self.json_schema
+        options = {"fences": True} if self.fences else {}
+        try:
+            return VerifierReward(
+                verifiers()[self.reward], column=self.answer or None, expected=expected, options=options
+            )
+        except BadRowError as error:
+            raise ConfigError(f"'{self.title}': {error}") from None
 
     @property
     def title(self) -> str:

@@ -49,17 +49,18 @@ def count_guesses(text: str) -> int:
     numbers in a list that ends the text. Numbers on the way to an answer do not.
     """
     text = text[-20_000:]
-    return max(len(set(_MARKED_ANSWER.findall(text))), len(_final_list(text)))
+    return max(len(set(_MARKED_ANSWER.findall(text))), len(final_list(text)))
 
 
-def _final_list(text: str) -> set[str]:
+def final_list(text: str) -> set[str]:
     """The numbers of the list that a text ends in; one where it ends in a number, none where it ends in words."""
     numbers = list(re.finditer(_NUMBER, text))
     if not numbers or re.search(r"\w", text[numbers[-1].end() :]):
         return set()
     items = {numbers[-1].group()}
     for before, after in reversed(list(pairwise(numbers))):
-        if not _SEPARATOR.fullmatch(text, before.end(), after.start()):
+        between = text[before.end() : after.start()]
+        if not _SEPARATOR.fullmatch(between) or re.fullmatch(r" +[-−]", between):  # `5 -3` is a subtraction
             break
         items.add(before.group())
     return items

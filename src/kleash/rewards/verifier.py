@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,15 +23,40 @@ LIMITS = Limits(seconds=5.0, memory=4 << 30)
 PROBE = "0"
 """The response with which a row's value is tried before there is any."""
 
+SHORTEST_COPY = 4
+"""Words of a prompt from which a copy of it cannot be an answer: a response to "5" may begin with 5."""
+
 _runner = Runner()
 
 
 class VerifierReward:
     """A `Reward` that checks each response against a column of its row."""
 
-    def __init__(self, verifier: Verifier) -> None:
-        """Take a verifier; see `kleash.rewards.verifiers`."""
+    def __init__(
+        self,
+        verifier: Verifier,
+        *,
+        column: str | None = None,
+        expected: Any = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Take a verifier; see `kleash.rewards.verifiers`.
+
+        Args:
+            verifier: whose check it is.
+            column: the column to read; None: the verifier's own.
+            expected: what every response is checked against, in place of a column: a pattern, a schema.
+            options: of the check, by name.
+
+        Raises:
+            BadRowError: `expected` cannot be read.
+        """
         self.verifier = verifier
+        self.column = column
+        self.expected = expected
+        self.options = options or {}
+        if expected is not None:
+            self._outcome_of(PROBE, expected)
 
     def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
         """See `Reward`."""
@@ -60,7 +85,7 @@ class VerifierReward:
         with Progress(len(groups), f"read each row's {self.verifier.column}") as progress:
             for row, group in enumerate(groups, start=1):
                 try:
-                    value = repr(self._expected(group))
+                    value = repr(self._expected(group) if self.verifier.prepare is None else group.columns)
                     if value not in readable:
                         self._checked(group, PROBE)
                         readable.add(value)
@@ -74,23 +99,46 @@ class VerifierReward:
     def outcome(self, group: Group, response: Response) -> Outcome:
         """The outcome of a response. An empty response or a loop is unparsable in any case."""
         self._expected(group)
-        text = response.text
+        text = self._without_prompt(group, response.text)
         if not text.strip() or (not self.verifier.loops_count and is_loop(text, finished=response.finished)):
             return "unparsable"
         return self._checked(group, text)
 
+    def _without_prompt(self, group: Group, text: str) -> str:
+        """A response without a copy of the prompt at its beginning, which is not an answer to it."""
+        prompt = group.prompt_text.strip()
+        if (
+            not self.verifier.reads_answer
+            or len(prompt.split()) < SHORTEST_COPY
+            or not text.lstrip().startswith(prompt)
+        ):
+            return text
+        return text.lstrip().removeprefix(prompt)
+
     def _checked(self, group: Group, text: str) -> Outcome:
-        expected = self._expected(group)
         try:
-            return self._guarded(text, expected) if self.verifier.guarded else self.verifier.check(text, expected)
+            accepted = self._expected(group)
+            outcomes = [self._outcome_of(text, self._prepared(expected, group)) for expected in accepted]
         except BadRowError as error:
             raise DataError(
                 f"--reward {self.verifier.name}: the row with prompt {group.prompt_text[:60]!r}: {error}"
             ) from None
+        return min(outcomes, key=OUTCOMES.index)  # one of the accepted answers is enough
+
+    def _prepared(self, expected: Any, group: Group) -> Any:
+        prepare = self.verifier.prepare
+        return expected if prepare is None else prepare(expected, group.columns)
+
+    def _outcome_of(self, text: str, expected: Any) -> Outcome:
+        if self.verifier.guarded:
+            return self._guarded(text, expected)
+        return self.verifier.check(text, expected, **self.options)
 
     def _guarded(self, text: str, expected: Any) -> Outcome:
         verifier = self.verifier
-        result = _runner.run(verifier.program, text, expected, limits=LIMITS, imports=verifier.imports)
+        result = _runner.run(
+            verifier.program, text, expected, limits=LIMITS, imports=verifier.imports, options=self.options
+        )
         if isinstance(result, LimitExceeded):
             return "timed_out"
         if isinstance(result, Completed):
@@ -100,13 +148,40 @@ class VerifierReward:
             raise BadRowError(result.message)
         return "unparsable"  # any error of a parser on a model's text: it could not be read, and gets no reward
 
-    def _expected(self, group: Group) -> Any:
-        column, accepts = self.verifier.column, self.verifier.accepts
-        value = group.columns.get(column)
-        if not isinstance(value, accepts) or (isinstance(value, bool) and bool not in accepts):
-            problem = "has none" if value is None else f"has a {type(value).__name__} there"
+    def _expected(self, group: Group) -> list[Any]:
+        """The values of which a response has to match one: that of the row's column, or its items."""
+        if self.expected is not None:
+            return [self.expected]
+        value = self._value(group)
+        accepts = self.verifier.accepts
+        values = list(value) if isinstance(value, (list, tuple)) and list in accepts else [value]
+        if not values or not all(_is_one_of(item, accepts) for item in values):
+            problem = "has none" if value is None or value == [] else f"has a {type(value).__name__} there"
             raise DataError(
-                f"--reward {self.verifier.name} reads the column '{column}', but the row with prompt "
-                f"{group.prompt_text[:60]!r} {problem}; give each row one ({', '.join(t.__name__ for t in accepts)})"
+                f"--reward {self.verifier.name} reads the column '{self.column or self.verifier.column}', but the row "
+                f"with prompt {group.prompt_text[:60]!r} {problem}; give each row one ({_names(accepts)}), or name "
+                f"another column: --columns {self.verifier.column}=NAME"
             )
-        return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+        return [str(item) if isinstance(item, (int, float)) and not isinstance(item, bool) else item for item in values]
+
+    def _value(self, group: Group) -> Any:
+        if self.column is not None:
+            return group.columns.get(self.column)
+        names = (self.verifier.column, *self.verifier.other_columns)
+        value = next((group.columns[name] for name in names if group.columns.get(name) is not None), None)
+        nested = group.columns.get("reward_model")  # verl's rows
+        if value is None and self.verifier.other_columns and isinstance(nested, Mapping):
+            return nested.get("ground_truth")
+        return value
+
+
+def _is_one_of(value: Any, types: tuple[type, ...]) -> bool:
+    return (
+        isinstance(value, types)
+        and not isinstance(value, (list, tuple))
+        and (not isinstance(value, bool) or bool in types)
+    )
+
+
+def _names(types: tuple[type, ...]) -> str:
+    return ", ".join(item.__name__ for item in types if item is not tuple)

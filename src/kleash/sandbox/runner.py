@@ -11,7 +11,7 @@ import atexit
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,14 @@ class Runner:
         self._process: subprocess.Popen[str] | None = None
         self._lock = Lock()  # several threads may call; there is one pipe to the process
 
-    def run(self, program: str, *arguments: Any, limits: Limits, imports: Sequence[str] = ()) -> Result:
+    def run(
+        self,
+        program: str,
+        *arguments: Any,
+        limits: Limits,
+        imports: Sequence[str] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> Result:
         """Call a function.
 
         Args:
@@ -72,11 +79,12 @@ class Runner:
             arguments: of the call; they are passed through JSON.
             limits: of this call.
             imports: modules that the function imports; they are loaded before its time begins.
+            options: keyword arguments of the call.
 
         Raises:
             MachineError: the process does not start, or the function or one of `imports` cannot be imported.
         """
-        request = {"program": program, "arguments": arguments, "imports": list(imports)}
+        request = {"program": program, "arguments": arguments, "options": dict(options or {}), "imports": list(imports)}
         line = json.dumps(request | {"seconds": limits.seconds, "memory": limits.memory})
         with self._lock:
             try:

@@ -1,6 +1,7 @@
 """The program of the sandbox's process: one line of JSON in, one out, until the input ends (see `runner`).
 
-    in    {"program": "module:function", "arguments": […], "imports": […], "seconds": s, "memory": bytes}
+    in    {"program": "module:function", "arguments": […], "options": {…}, "imports": […], "seconds": s,
+           "memory": bytes}
     out   {"value": …}  or  {"kind": …, "message": …}  or  {"exceeded": true}  or  {"unavailable": …}
 
 The kernel ends this process when a call uses up its processor time: no handler runs, so neither a library that catches
@@ -42,7 +43,7 @@ def _answer(request: Json) -> Json:
         return {"unavailable": str(error)}
     signal.setitimer(signal.ITIMER_PROF, request["seconds"])
     signal.setitimer(signal.ITIMER_REAL, 20 * request["seconds"])  # in case the call waits for something
-    reply = _call(function, request["arguments"])
+    reply = _call(function, request["arguments"], request["options"])
     signal.setitimer(signal.ITIMER_PROF, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
     return reply
@@ -57,9 +58,9 @@ def _load(program: str, imports: list[str]) -> Callable[..., Any]:
     return loaded
 
 
-def _call(function: Callable[..., Any], arguments: list[Any]) -> Json:
+def _call(function: Callable[..., Any], arguments: list[Any], options: Json) -> Json:
     try:
-        return {"value": function(*arguments)}
+        return {"value": function(*arguments, **options)}
     except MemoryError:
         return {"exceeded": True}
     except Exception as error:

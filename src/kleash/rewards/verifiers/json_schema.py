@@ -1,12 +1,14 @@
-"""A response is right if it is JSON, with nothing around it, that the row's JSON Schema accepts."""
+"""A response is right if it is JSON, with nothing around it but reasoning, that the row's JSON Schema accepts."""
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 from urllib.parse import unquote
 
 from kleash.parse import parse_json
+from kleash.rewards.final_answer import answer_part
 from kleash.rewards.verifiers import BadRowError, Outcome
 
 NAME = "json-schema"
@@ -16,12 +18,13 @@ ACCEPTS = (str, dict, bool)
 IMPORTS = ("jsonschema",)
 
 
-def check(text: str, schema: str | dict[str, Any] | bool) -> Outcome:
+def check(text: str, schema: str | dict[str, Any] | bool, *, fences: bool = False) -> Outcome:
     """Parse a response as JSON and validate it; a `$ref` is resolved within the schema and never fetched (F17).
 
     Args:
         text: a response.
         schema: as an object, or its JSON as text.
+        fences: whether the JSON may stand in a fence of Markdown.
 
     Raises:
         BadRowError: the schema is not a JSON Schema, or it refers to something outside itself.
@@ -40,14 +43,29 @@ def check(text: str, schema: str | dict[str, Any] | bool) -> Outcome:
     if (missing := _missing_reference(schema_object)) is not None:
         raise BadRowError(f"the schema refers to {missing!r}, which is not in it; put it under $defs")
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-    except ValueError:
+        value = _value(text, fences)
+    except (ValueError, RecursionError):
         return "unparsable"
     try:
         # An empty registry: the default one would fetch a $ref to elsewhere from the network.
         return "right" if validator(schema_object, registry=referencing.Registry()).is_valid(value) else "wrong"
     except referencing.exceptions.Unresolvable as error:
         raise BadRowError(f"the schema refers to {error.ref!r}, which is not in it; put it under $defs") from None
+
+
+_FENCE = re.compile(
+    r"\s*(?:```|~~~)[^\S\n]*(?:json\w*)?[^\S\n]*\n(.*?)\n?[^\S\n]*(?:```|~~~)\s*", re.DOTALL | re.IGNORECASE
+)
+
+
+def _value(text: str, fences: bool) -> Any:
+    """The JSON of a response: all of it, or what remains without its reasoning."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except ValueError:
+        part = answer_part(text)
+        fence = _FENCE.fullmatch(part) if fences else None
+        return json.loads(fence[1] if fence else part, parse_constant=_refuse_constant)
 
 
 def _missing_reference(schema: Any) -> str | None:

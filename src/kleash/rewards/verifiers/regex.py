@@ -1,4 +1,4 @@
-"""A response is right if the pattern matches all of it, except for white space around it."""
+"""A response is right if the pattern matches all of it, except for white space around it; the dot matches all signs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from kleash.rewards.verifiers import BadRowError, Outcome
 NAME = "regex"
 COLUMN = "pattern"
 GUARDED = True
+ACCEPTS = (str, int, float)
 
 
 def check(text: str, pattern: str) -> Outcome:
@@ -18,6 +19,6 @@ def check(text: str, pattern: str) -> Outcome:
         BadRowError: the pattern is not a regular expression.
     """
     try:
-        return "right" if re.fullmatch(pattern, text.strip()) else "wrong"
-    except re.error as error:
+        return "right" if re.fullmatch(pattern, text.strip(), re.DOTALL) else "wrong"
+    except (re.error, OverflowError, RecursionError) as error:
         raise BadRowError(f"invalid regular expression: {pattern[:60]!r} ({error}); correct the pattern") from None
