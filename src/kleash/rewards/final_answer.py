@@ -227,8 +227,8 @@ def final_answer(
             tuple(match["value"] for match in _ALTERNATIVE.finditer(tail)),
             tuple(mark.text for mark in since if mark.boxed),
         )
-    text = elsewhere(part, read)
-    return None if text is None else FinalAnswer(text)
+    last = elsewhere(part, read)
+    return None if last is None else FinalAnswer(last)
 
 
 def corrected_tail(tail: str) -> int | None:

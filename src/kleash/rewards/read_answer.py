@@ -368,11 +368,11 @@ def _read_equation(names: list[str], signs: list[str], attached: bool) -> Value 
 def _as_interval(names: list[str], signs: list[str], attached: bool) -> Value | None:
     """An inequality of one variable with numbers as bounds; None for others."""
     flipped = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
-    infinity = _expression(r"\infty"), _expression(r"-\infty")
+    infinity, minus_infinity = _all([r"\infty", r"-\infty"], attached)
     if len(names) == 2 and signs[0] == "!=" and _is_variable(names[0]):
         hole = _read(names[1], attached, nested=True)
         if isinstance(hole, Number):
-            return Union((Interval(infinity[1], hole, "()", names[0]), Interval(hole, infinity[0], "()", names[0])))
+            return Union((Interval(minus_infinity, hole, "()", names[0]), Interval(hole, infinity, "()", names[0])))
     if len(names) == 2 and signs[0] in flipped:
         sign = signs[0]
         if not _is_variable(names[0]) and _is_variable(names[1]):
@@ -381,8 +381,8 @@ def _as_interval(names: list[str], signs: list[str], attached: bool) -> Value | 
         if not _is_variable(names[0]) or not isinstance(bound, Number):
             return None
         if sign in ("<", "<="):
-            return Interval(infinity[1], bound, "(]" if sign == "<=" else "()", names[0])
-        return Interval(bound, infinity[0], "[)" if sign == ">=" else "()", names[0])
+            return Interval(minus_infinity, bound, "(]" if sign == "<=" else "()", names[0])
+        return Interval(bound, infinity, "[)" if sign == ">=" else "()", names[0])
     if len(names) == 3 and _is_variable(names[1]) and all(sign in flipped for sign in signs):
         if signs[0][0] == ">":
             names, signs = names[::-1], [flipped[sign] for sign in signs[::-1]]
