@@ -70,8 +70,8 @@ def main() -> None:
 
     computations: dict[str, Callable[[], Tensor]] = {
         "plain": plain,
-        "rows": lambda: response_logprobs(model, batch, shared=False)[0],
-        "shared": lambda: response_logprobs(model, batch, shared=True)[0],
+        "rows": lambda: response_logprobs(model, batch, back_end="rows")[0],
+        "shared": lambda: response_logprobs(model, batch, back_end="cache")[0],
     }
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in computations}
     results: dict[str, tuple[Tensor, Tensor]] = {}

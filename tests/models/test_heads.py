@@ -54,8 +54,8 @@ def encoded(*lengths: tuple[int, tuple[int, ...]]) -> list[EncodedGroup]:
 @torch.no_grad()
 def test_the_value_is_that_before_each_token() -> None:
     model, groups = ValueModel.from_policy(policy(), seed=0), encoded((3, (5, 2)), (6, (1, 4)))
-    for shared in (True, False):
-        found = values(model, collate(groups), shared=shared)
+    for back_end in ("rows", "cache", "joined"):
+        found = values(model, collate(groups), back_end=back_end)
         for p, group in enumerate(groups):
             for k, response in enumerate(group.responses):
                 row = torch.tensor([group.prompt_ids + response.ids])

@@ -81,10 +81,10 @@ def test_the_head_of_the_features_is_the_score(base: Path, comparisons: Path) ->
     model, tokenizer = new_reward_model(base, seed=0)
     model.config.kleash_offset = 0.7
     batch = collate(encode_all(list(read_groups(comparisons)), tokenizer)[0][:9])
-    for shared in (True, False):
-        features = response_features(model, batch, shared=shared)
+    for back_end in ("rows", "cache", "joined"):
+        features = response_features(model, batch, back_end=back_end)
         scores = model.score(features).squeeze(-1) - centring_offset(model)
-        torch.testing.assert_close(scores, response_scores(model, batch, shared=shared))
+        torch.testing.assert_close(scores, response_scores(model, batch, back_end=back_end))
 
 
 def test_the_features_are_plain_transformers_last_state_of_the_response(base: Path, comparisons: Path) -> None:

@@ -1,11 +1,14 @@
 """The group forward: a prompt and its K responses, with the prompt computed once.
 
-Two back ends, equal in values and gradients, checked against each other by `check_forward`:
+Three back ends, equal in values and gradients, checked against each other by `check_forward`:
 
-* shared: the prompts run once into a cache with gradients on, the cache is repeated K times and the responses run on
+* rows: every response runs after a copy of its prompt. Sliding windows and recurrent layers need this one.
+* cache: the prompts run once into a cache with gradients on, the cache is repeated K times and the responses run on
   it. The first token of a response is predicted from the prompt's last hidden state. Autograd flows through the cache.
-* rows: every response runs after a copy of its prompt. Gradient checkpointing, sliding windows and recurrent layers
-  need this one, because their cache is not a plain list of keys and values, or is not kept at all.
+* joined: a prompt and its K responses are one row, under a mask by which a response sees the prompt and itself. The
+  prompt is computed once and every layer is launched once.
+
+`pick_back_end` says which is taken when, and why.
 
 A state is a hidden state after the last layer's norm; logits are computed only where a loss asks for them.
 """
@@ -15,7 +18,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,12 +35,18 @@ from kleash.objectives.logprobs import token_logprobs
 Model = Any
 """A `transformers` model (language model, sequence classifier or bare decoder), one inside PEFT, or a `ValueModel`."""
 
+BackEnd = Literal["rows", "cache", "joined"]
+"""How the hidden states of groups are computed."""
+
+JOINED_TOKENS = 4096
+"""Longest joined row: its mask has a number for each pair of tokens, and attention computes those that it hides."""
+
 Live = tuple[nn.Module, PreTrainedTokenizerBase]
 """A model in memory, plain or with adapters (a `PeftModel` too), and its tokenizer."""
 
 
 def response_states(
-    model: Model, batch: GroupBatch, *, shared: bool | None = None, final: bool = False
+    model: Model, batch: GroupBatch, *, back_end: BackEnd | None = None, final: bool = False
 ) -> Float[Tensor, "P K T1 D"]:
     """Hidden states from which the tokens of the responses are predicted.
 
@@ -45,7 +54,7 @@ def response_states(
         model: any decoder-only model; its output head is not used.
         batch: prompts padded on the left, responses on the right. Positions follow the masks and do not depend on the
             padding.
-        shared: the back end; None: the shared one where K ≥ 2 and the model supports it.
+        back_end: how they are computed; None: as `pick_back_end` says.
         final: also the state after the last token; without it the last token does not run through the model.
 
     Returns:
@@ -53,21 +62,41 @@ def response_states(
         lies after its last real token. States at and after padding are finite but meaningless.
 
     Raises:
-        ModelError: the shared back end was requested and the model's cache does not support it.
+        ModelError: the model cannot take the back end that was asked for.
     """
     decoder = find_decoder(model)
     prompts, responses, tokens = batch.shape
-    if shared is None:
-        shared = responses > 1 and _can_share(decoder)
-    elif shared and not _can_share(decoder):
-        raise ModelError(
-            f"{type(decoder).__name__} cannot share a prompt between responses (sliding windows, recurrent layers or "
-            "gradient checkpointing); use shared=False"
-        )
     fed = tokens if final else max(tokens - 1, 0)  # the last token predicts nothing
-    # T = 0 without `final`: no state is needed
-    states = (_shared_states if shared else _row_states)(decoder, batch, fed)[:, : tokens + final]
+    if back_end is None:
+        back_end = pick_back_end(decoder, batch)
+    elif back_end not in _possible(decoder):
+        raise ModelError(
+            f"{type(decoder).__name__} cannot share a prompt between responses by the back end '{back_end}' (sliding "
+            f"windows, recurrent layers, gradient checkpointing of a cache); use back_end='rows'"
+        )
+    states = _BACK_ENDS[back_end](decoder, batch, fed)[:, : tokens + final]  # T = 0 without `final`: none is needed
     return states.reshape(prompts, responses, *states.shape[1:])
+
+
+def pick_back_end(decoder: Model, batch: GroupBatch) -> BackEnd:
+    """The fastest back end for a batch on its device.
+
+    A GPU at this size of batch waits for launches, and joined has half of the cache's. A processor computes what it
+    is asked for, and the mask of joined does not spare it the attention between responses. Both, and the command that
+    measured it: docs/benchmarks.md.
+
+    Args:
+        decoder: whose layers say what is possible.
+        batch: on the device that computes.
+    """
+    possible = _possible(decoder)
+    _, responses, tokens = batch.shape
+    if responses < 2 or len(possible) == 1:
+        return "rows"
+    joined = batch.prompt_ids.shape[1] + responses * tokens
+    if "joined" in possible and joined <= JOINED_TOKENS and batch.prompt_ids.device.type != "cpu":
+        return "joined"
+    return "cache" if "cache" in possible else "rows"
 
 
 def response_logprobs(
@@ -75,7 +104,7 @@ def response_logprobs(
     batch: GroupBatch,
     *,
     temperature: float = 1.0,
-    shared: bool | None = None,
+    back_end: BackEnd | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Float[Tensor, "P K T"], Float[Tensor, "P K T"]]:
     """Log-probability of each response token, and the entropy (nats) of its distribution.
@@ -84,13 +113,13 @@ def response_logprobs(
         model: a language model.
         batch: groups; only positions where `batch.mask` is True are projected onto the vocabulary.
         temperature: divides the logits, as it did in the sampler.
-        shared: the back end, see `response_states`.
+        back_end: see `response_states`.
         chunk_size: positions projected at once (F12), see `token_logprobs`.
 
     Returns:
         (log π(token), entropy), both 0 where `batch.mask` is False. The entropy is detached.
     """
-    states = response_states(model, batch, shared=shared)
+    states = response_states(model, batch, back_end=back_end)
     logprobs, entropy = token_logprobs(
         projection(model),
         states[batch.mask],
@@ -101,7 +130,7 @@ def response_logprobs(
     return scatter(logprobs, batch.mask), scatter(entropy, batch.mask)
 
 
-def response_scores(model: Model, batch: GroupBatch, *, shared: bool | None = None) -> Float[Tensor, "P K"]:
+def response_scores(model: Model, batch: GroupBatch, *, back_end: BackEnd | None = None) -> Float[Tensor, "P K"]:
     """Scores of a reward model, one per response: the only function that computes them (F8).
 
     Read at the last real token of prompt + response, whatever its id (F3); an empty response is scored at the end of
@@ -112,21 +141,21 @@ def response_scores(model: Model, batch: GroupBatch, *, shared: bool | None = No
             how to combine. The centring offset `config.kleash_offset`, where there is one, is subtracted: plain
             `transformers` gives our score plus that offset.
         batch: groups; `response_attention` says which tokens are real.
-        shared: the back end, see `response_states`.
+        back_end: see `response_states`.
     """
-    scores = combine_scores(head_scores(model, batch, shared=shared), **combination(model))
+    scores = combine_scores(head_scores(model, batch, back_end=back_end), **combination(model))
     return scores - centring_offset(model)
 
 
-def head_scores(model: Model, batch: GroupBatch, *, shared: bool | None = None) -> Float[Tensor, "P K M"]:
+def head_scores(model: Model, batch: GroupBatch, *, back_end: BackEnd | None = None) -> Float[Tensor, "P K M"]:
     """Scores of each head of a reward model, before they are combined and without the centring offset.
 
     Args:
         model: a sequence classifier whose output, `score`, has M ≥ 1 numbers.
         batch: groups; `response_attention` says which tokens are real.
-        shared: the back end, see `response_states`.
+        back_end: see `response_states`.
     """
-    return read_heads(model, response_features(model, batch, shared=shared))
+    return read_heads(model, response_features(model, batch, back_end=back_end))
 
 
 def read_heads(model: Model, features: Float[Tensor, "*S D"]) -> Float[Tensor, "*S M"]:
@@ -145,15 +174,15 @@ def combination(model: Model) -> dict[str, Any]:
     return dict(getattr(model.config, "kleash_heads", None) or {})
 
 
-def response_features(model: Model, batch: GroupBatch, *, shared: bool | None = None) -> Float[Tensor, "P K D"]:
+def response_features(model: Model, batch: GroupBatch, *, back_end: BackEnd | None = None) -> Float[Tensor, "P K D"]:
     """The features that a reward model's head reads: the state at the last real token of prompt + response.
 
     Args:
         model: any decoder-only model; its head is not used.
         batch: groups; `response_attention` says which tokens are real.
-        shared: the back end, see `response_states`.
+        back_end: see `response_states`.
     """
-    states = response_states(model, batch, shared=shared, final=True)
+    states = response_states(model, batch, back_end=back_end, final=True)
     last = batch.lengths[..., None, None].expand(-1, -1, 1, states.shape[-1])
     return states.gather(2, last).squeeze(2)
 
@@ -249,12 +278,12 @@ def check_forward(model: Model, batch: GroupBatch) -> None:
 def _check_forward(model: Model, batch: GroupBatch) -> None:
     scores = hasattr(model, "score")
     forward: Callable[..., Tensor] = response_scores if scores else lambda *a, **k: response_logprobs(*a, **k)[0]
-    rows = forward(model, batch, shared=False)
+    rows = forward(model, batch, back_end="rows")
     if not is_finite(rows):
         raise ModelError(str(not_finite(f"{type(model).__name__}: the outputs on a probe are", model, trained=False)))
     results = {"the model's own forward": _own_scores(model, batch) if scores else _own_logprobs(model, batch)}
-    if _can_share(find_decoder(model)):
-        results["the shared prompt"] = forward(model, batch, shared=True)
+    for back_end in _possible(find_decoder(model))[1:]:
+        results[f"the shared prompt ({back_end})"] = forward(model, batch, back_end=back_end)
     tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(next(model.parameters()).dtype, 0.2)
     for name, values in results.items():
         gap = float((values - rows).abs().max()) if rows.numel() else 0.0
@@ -299,13 +328,24 @@ def _parameters(kind: Any) -> frozenset[str]:
     return frozenset(inspect.signature(kind.forward).parameters)
 
 
-def _can_share(decoder: Model) -> bool:
+def _possible(decoder: Model) -> tuple[BackEnd, ...]:
+    """The back ends that a decoder can take; plain rows are always possible, and come first."""
+    if not plain_attention(decoder):
+        return ("rows",)
     # the property was renamed within transformers 5; the flag behind it was not
     checkpointing = decoder.training and any(getattr(m, "gradient_checkpointing", False) for m in decoder.modules())
-    return not checkpointing and plain_attention(decoder)
+    cache: tuple[BackEnd, ...] = () if checkpointing else ("cache",)
+    config = decoder.config
+    # a mask of our own needs attention that takes one, and places that are told and not counted in the mask
+    joinable = (
+        config._attn_implementation in ("sdpa", "eager")
+        and "position_ids" in _parameters(decoder.__class__)
+        and not getattr(config, "alibi", False)
+    )
+    return ("rows", *cache, "joined") if joinable else ("rows", *cache)
 
 
-def _shared_states(decoder: Model, batch: GroupBatch, fed: int) -> Float[Tensor, "R T1 D"]:
+def _cache_states(decoder: Model, batch: GroupBatch, fed: int) -> Float[Tensor, "R T1 D"]:
     responses = batch.shape[1]
     attention = batch.prompt_attention
     positions = prompt_positions(attention)
@@ -333,17 +373,60 @@ def _shared_states(decoder: Model, batch: GroupBatch, fed: int) -> Float[Tensor,
     return torch.cat([first, states], 1)
 
 
+def _joined_states(decoder: Model, batch: GroupBatch, fed: int) -> Float[Tensor, "R T1 D"]:
+    responses, device = batch.shape[1], batch.prompt_ids.device
+    width = batch.prompt_ids.shape[1]
+    own = batch.response_attention[..., :fed]
+    real = torch.cat([batch.prompt_attention, own.flatten(1)], 1)
+    prompt = prompt_positions(batch.prompt_attention)
+    after = (prompt[:, -1:, None] + own.long().cumsum(-1)).flatten(1)
+    place = torch.arange(real.shape[1], device=device)
+    part = ((place - width).div(max(fed, 1), rounding_mode="floor") + 1).clamp_min(0)  # 0: prompt, k: response k
+    seen = (place[:, None] >= place) & ((part == 0) | (part[:, None] == part))
+    mask = (seen & real[:, None]) | torch.eye(len(place), dtype=torch.bool, device=device)  # a row of none is NaN
+    bias = torch.zeros(mask.shape, dtype=_compute_dtype(decoder), device=device).masked_fill_(~mask, float("-inf"))
+    states = run_decoder(
+        decoder,
+        input_ids=torch.cat([batch.prompt_ids, batch.response_ids[..., :fed].flatten(1)], 1),
+        attention_mask=bias[:, None],
+        position_ids=torch.cat([prompt, after], 1),
+    ).last_hidden_state
+    first = states[:, None, width - 1 : width].expand(-1, responses, -1, -1)
+    return torch.cat([first, states[:, width:].unflatten(1, (responses, fed))], 2).flatten(0, 1)
+
+
 def _row_states(decoder: Model, batch: GroupBatch, fed: int) -> Float[Tensor, "R T1 D"]:
-    responses = batch.shape[1]
+    """Rows of prompt, response and padding: what is real comes before all padding and so never sees it, without a
+    mask.
+    """
+    responses, width = batch.shape[1], batch.prompt_ids.shape[1]
 
     def join(prompt: Tensor, response: Tensor) -> Tensor:
         return torch.cat([prompt.repeat_interleave(responses, 0), response[..., :fed].flatten(0, 1)], 1)
 
-    attention = join(batch.prompt_attention, batch.response_attention)
+    ids = join(batch.prompt_ids, batch.response_ids)
+    length = ids.shape[1]
+    left = (~batch.prompt_attention).sum(1, keepdim=True).repeat_interleave(responses, 0)
+    place = torch.arange(length, device=ids.device)
+    room = getattr(decoder.config, "max_position_embeddings", None)
     states = run_decoder(
         decoder,
-        input_ids=join(batch.prompt_ids, batch.response_ids),
-        attention_mask=attention.long(),
-        position_ids=prompt_positions(attention),
+        input_ids=ids.gather(1, (place + left) % length),
+        # padding may lie beyond the last position that the model has
+        position_ids=None if room is None or length <= room else place.clamp_max(room - 1).expand_as(ids),
     ).last_hidden_state
-    return states[:, batch.prompt_ids.shape[1] - 1 :]
+    wanted = width - 1 - left + torch.arange(fed + 1, device=ids.device)
+    row = torch.arange(len(ids), device=ids.device)[:, None]
+    return states.flatten(0, 1)[wanted + length * row]  # an index, whose backward is deterministic on CUDA too
+
+
+def _compute_dtype(decoder: Model) -> torch.dtype:
+    device = decoder.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else next(decoder.parameters()).dtype
+
+
+_BACK_ENDS: dict[BackEnd, Callable[[Model, GroupBatch, int], Tensor]] = {
+    "rows": _row_states,
+    "cache": _cache_states,
+    "joined": _joined_states,
+}

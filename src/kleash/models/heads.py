@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kleash.data.batch import GroupBatch
 from kleash.errors import ModelError
-from kleash.models.forward import centring_offset, combination, find_decoder, response_states, scatter
+from kleash.models.forward import BackEnd, centring_offset, combination, find_decoder, response_states, scatter
 from kleash.models.load import disable_dropout
 from kleash.run import derive_seed
 
@@ -77,15 +77,15 @@ class ValueModel(nn.Module):
         return self.decoder
 
 
-def values(model: ValueModel, batch: GroupBatch, *, shared: bool | None = None) -> Float[Tensor, "P K T"]:
+def values(model: ValueModel, batch: GroupBatch, *, back_end: BackEnd | None = None) -> Float[Tensor, "P K T"]:
     """Expected return before each response token, from the state that predicts it; 0 where `batch.mask` is False.
 
     Args:
         model: the value model.
         batch: groups.
-        shared: the back end, see `response_states`.
+        back_end: see `response_states`.
     """
-    states = response_states(model, batch, shared=shared)[batch.mask]
+    states = response_states(model, batch, back_end=back_end)[batch.mask]
     result = model.head(states).squeeze(-1)
     return scatter(result.to(torch.promote_types(result.dtype, torch.float32)), batch.mask)
 
