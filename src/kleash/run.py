@@ -210,7 +210,7 @@ class RunFolder:
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> Json:
         """Append one object to metrics.jsonl and return it."""
-        row = {"step": step, **{key: _plain(value) for key, value in metrics.items()}}
+        row = {"step": step, **_plain(metrics)}
         with machine_errors(self.path), (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         self._note_seconds()
@@ -340,12 +340,26 @@ def _has_work(path: Path, record: Mapping[str, Any]) -> bool:
     )
 
 
-def _plain(value: Any) -> Any:
-    """A value for JSON; NaN and infinities, which JSON lacks, become None."""
-    number = value.item() if hasattr(value, "item") else value
-    if isinstance(number, float) and (number != number or abs(number) == float("inf")):
-        return None
-    return number
+def _plain(metrics: Mapping[str, Any]) -> Json:
+    """Values for JSON; NaN and infinities, which JSON lacks, become None. All tensors come from a device at once."""
+    values = dict(metrics)
+    devices: dict[Any, list[str]] = {}
+    for name, value in metrics.items():
+        if hasattr(value, "detach"):
+            devices.setdefault(value.device, []).append(name)
+    for names in devices.values():
+        import torch
+
+        numbers = torch.stack([metrics[name].detach().reshape(()).double() for name in names]).tolist()
+        values |= {
+            name: number if metrics[name].is_floating_point() else int(number)
+            for name, number in zip(names, numbers, strict=True)
+        }
+    return {name: _finite(value.item() if hasattr(value, "item") else value) for name, value in values.items()}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and (value != value or abs(value) == float("inf")) else value
 
 
 def _step_of(line: bytes) -> float:

@@ -197,7 +197,7 @@ def excess_nll(model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype:
     sums: list[float] = []
     counts: list[int] = []
     prompts: list[tuple[int, ...]] = []
-    for part in microbatches(groups, max_tokens=MICRO_BATCH_TOKENS):
+    for part in microbatches(groups, max_tokens=MICRO_BATCH_TOKENS, device=model.device):
         batch = collate([groups[row] for row in part], device=model.device)
         prompts += [groups[row].prompt_ids for row in part for _ in groups[row].responses]
         with autocast(dtype, model.device):
@@ -213,7 +213,7 @@ def excess_nll(model: PreTrainedModel, groups: Sequence[EncodedGroup], *, dtype:
 def _sums(model: PreTrainedModel, groups: Sequence[EncodedGroup], dtype: str) -> Float[np.ndarray, " N"]:
     """Log π(y|x) of the one response of each group."""
     sums = np.zeros(len(groups))
-    for part in microbatches(groups, max_tokens=MICRO_BATCH_TOKENS):
+    for part in microbatches(groups, max_tokens=MICRO_BATCH_TOKENS, device=model.device):
         batch = collate([groups[row] for row in part], device=model.device)
         with autocast(dtype, model.device):
             logprobs, _ = response_logprobs(model, batch)

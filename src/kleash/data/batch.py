@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
 from kleash.data.group import EncodedGroup
 from kleash.errors import DataError
+
+T = TypeVar("T", int, float)
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class GroupBatch:
     """Weight of each token in the loss of an optimiser step; the sum is 1, or less with `dr-grpo`'s constant length."""
     version: int | None = None
     """Version of the sampling policy: how many optimiser steps or rollouts it was trained on."""
+    index: Int[Tensor, " N"] | None = None
+    """Where `mask`, flattened, is True, so that a GPU need not be asked; None where it was not known on the host."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -59,6 +64,11 @@ class GroupBatch:
     def lengths(self) -> Int[Tensor, "P K"]:
         """Real tokens of each response."""
         return self.response_attention.sum(-1)
+
+    @property
+    def chosen(self) -> Int[Tensor, " N"]:
+        """Where `mask`, flattened, is True."""
+        return self.mask.flatten().nonzero().squeeze(1) if self.index is None else self.index
 
     def to(self, device: torch.device | str) -> GroupBatch:
         """The same batch on another device."""
@@ -77,7 +87,7 @@ class GroupBatch:
 
     def without(self, responses: Bool[Tensor, "P K"]) -> GroupBatch:
         """The same groups without the tokens of some responses in the mask."""
-        return replace(self, mask=self.mask & ~responses[..., None])
+        return replace(self, mask=self.mask & ~responses[..., None], index=None)
 
     def split(self, size: int) -> GroupBatch:
         """Groups of K as K/size groups of `size` each, the parts of one group consecutive, so that micro-batches can
@@ -95,9 +105,9 @@ class GroupBatch:
         return self._map(part)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> GroupBatch:
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor) and name != "index"}
         changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
-        return replace(self, **changed)
+        return replace(self, **changed, index=None)
 
 
 def collate(groups: Sequence[EncodedGroup], *, pad_id: int = 0, device: torch.device | str = "cpu") -> GroupBatch:
@@ -113,29 +123,51 @@ def collate(groups: Sequence[EncodedGroup], *, pad_id: int = 0, device: torch.de
     sizes = {len(group.responses) for group in groups}
     if len(sizes) != 1:
         raise DataError(f"a batch needs one number of responses for all its prompts, got {sorted(sizes)}; batch by K")
-    width = max(len(group.prompt_ids) for group in groups)
     responses = [response for group in groups for response in group.responses]
+    width = max(len(group.prompt_ids) for group in groups)
     depth = max((len(response.ids) for response in responses), default=0)
-    shape = (len(groups), sizes.pop(), depth)
-
-    def left(rows: Iterable[Sequence[Any]], fill: Any) -> Tensor:
-        return torch.tensor([[fill] * (width - len(row)) + list(row) for row in rows], device=device)
-
-    def right(rows: Iterable[Sequence[Any]], fill: Any, dtype: torch.dtype) -> Tensor:
-        padded = [list(row) + [fill] * (depth - len(row)) for row in rows]
-        return torch.tensor(padded, dtype=dtype, device=device).reshape(shape)
-
-    sampled = all(response.logprobs is not None for response in responses) and bool(responses)
-    return GroupBatch(
-        prompt_ids=left((group.prompt_ids for group in groups), pad_id),
-        prompt_attention=left(([True] * len(group.prompt_ids) for group in groups), False),
-        response_ids=right((response.ids for response in responses), pad_id, torch.long),
-        response_attention=right(([True] * len(response.ids) for response in responses), False, torch.bool),
-        mask=right((response.mask for response in responses), False, torch.bool),
-        sampler_logprobs=right((response.logprobs or () for response in responses), 0.0, torch.float32)
-        if sampled
-        else None,
+    prompts, shape = (len(groups), width), (len(groups), sizes.pop(), depth)
+    mask = _padded([response.mask for response in responses], depth, 0)
+    prompt_ids, prompt_attention, response_ids, response_attention, chosen, index = _at_once(
+        [
+            _padded([group.prompt_ids for group in groups], width, pad_id, left=True),
+            _padded([[1] * len(group.prompt_ids) for group in groups], width, 0, left=True),
+            _padded([response.ids for response in responses], depth, pad_id),
+            _padded([[1] * len(response.ids) for response in responses], depth, 0),
+            mask,
+            np.flatnonzero(mask),
+        ],
+        device,
     )
+    logprobs = None
+    if responses and all(response.logprobs is not None for response in responses):
+        rows = _padded([response.logprobs or () for response in responses], depth, 0.0)
+        logprobs = torch.as_tensor(rows, dtype=torch.float32, device=device).reshape(shape)
+    return GroupBatch(
+        prompt_ids=prompt_ids.reshape(prompts),
+        prompt_attention=prompt_attention.bool().reshape(prompts),
+        response_ids=response_ids.reshape(shape),
+        response_attention=response_attention.bool().reshape(shape),
+        mask=chosen.bool().reshape(shape),
+        sampler_logprobs=logprobs,
+        index=index,
+    )
+
+
+def _padded(rows: Sequence[Sequence[T]], width: int, fill: T, *, left: bool = False) -> Shaped[np.ndarray, ...]:
+    """Rows of different lengths as an array, filled on one side."""
+    whole = np.full((len(rows), width), fill)
+    for row, values in zip(whole, rows, strict=True):
+        row[slice(width - len(values), None) if left else slice(len(values))] = values
+    return whole
+
+
+def _at_once(arrays: Sequence[Shaped[np.ndarray, ...]], device: torch.device | str) -> tuple[Tensor, ...]:
+    """Arrays of integers on a device, flat, by one copy for which the host does not wait."""
+    whole = torch.from_numpy(np.concatenate([array.ravel() for array in arrays], dtype=np.int64))
+    if torch.device(device).type == "cuda":
+        whole = whole.pin_memory()
+    return whole.to(device, non_blocking=True).split([array.size for array in arrays])
 
 
 def concatenate(batches: Sequence[GroupBatch]) -> GroupBatch:

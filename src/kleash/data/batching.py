@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import count
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,13 +14,14 @@ from kleash.data.group import EncodedGroup
 T = TypeVar("T")
 
 
-def microbatches(groups: Sequence[EncodedGroup], *, max_tokens: int) -> list[list[int]]:
+def microbatches(groups: Sequence[EncodedGroup], *, max_tokens: int, device: Any = "cpu") -> list[list[int]]:
     """Split the groups of a step into batches of similar length and one K, so that there is little padding.
 
     Args:
         groups: in any order.
         max_tokens: most tokens in a batch, padding included; a prompt counts once per response (as in the plain
             forward). A group that is larger by itself gets a separate batch.
+        device: that computes them, a `torch.device` or its name; see `_pass_cost`.
 
     Returns:
         Indices into `groups`; each occurs once. Largest batch first, so that too little memory shows at once.
@@ -28,16 +29,18 @@ def microbatches(groups: Sequence[EncodedGroup], *, max_tokens: int) -> list[lis
     return by_size(
         [(len(g.responses), len(g.prompt_ids), max((len(r.ids) for r in g.responses), default=0)) for g in groups],
         max_tokens=max_tokens,
+        device=device,
     )
 
 
-def by_size(sizes: Sequence[tuple[int, int, int]], *, max_tokens: int) -> list[list[int]]:
+def by_size(sizes: Sequence[tuple[int, int, int]], *, max_tokens: int, device: Any = "cpu") -> list[list[int]]:
     """The same for groups known by their sizes: (responses, tokens of the prompt, tokens of the longest response)."""
+    overhead = _pass_cost(device, max_tokens)
     # Prompts and responses are padded separately: sort by one in classes of a factor 2^½ or 2^¼, within a class by the
     # other, in alternating direction so that a batch over two classes is homogeneous. Of all plans the cheapest is
     # taken.
     plans = [
-        _cut(sorted(range(len(sizes)), key=lambda i: _place(sizes[i], first, fineness)), sizes, max_tokens)
+        _cut(sorted(range(len(sizes)), key=lambda i: _place(sizes[i], first, fineness)), sizes, max_tokens, overhead)
         for first in (1, 2)
         for fineness in (2, 4)
     ]
@@ -51,11 +54,22 @@ def _place(size: tuple[int, int, int], first: int, fineness: int) -> tuple[int, 
     return size[0], kind, second if kind % 2 else -second, size[first]
 
 
-def _cut(order: Sequence[int], sizes: Sequence[tuple[int, int, int]], max_tokens: int) -> tuple[float, list[list[int]]]:
+def _pass_cost(device: Any, max_tokens: int) -> float:
+    """What a pass costs besides its tokens, in tokens.
+
+    On a processor 1/32 of the largest batch: a little padding is cheaper than another pass. A GPU waits for some
+    thousand launches whatever they compute, so there no padding that fits is worth another pass.
+    """
+    return max_tokens / 32 if getattr(device, "type", device) == "cpu" else float(max_tokens)
+
+
+def _cut(
+    order: Sequence[int], sizes: Sequence[tuple[int, int, int]], max_tokens: int, overhead: float
+) -> tuple[float, list[list[int]]]:
     """Cut a sequence of groups into batches at least cost: the total cost, and the batches.
 
     `cost[j]` is the least cost of the first j groups, over all starts of their last batch. A batch costs its tokens
-    with padding, plus 1/32 of the largest batch as overhead: a little padding is cheaper than another pass.
+    with padding, and its `overhead`.
     """
     k, prompt, response = np.array([sizes[i] for i in order], dtype=np.int64).reshape(-1, 3).T
     rows = np.maximum(k, 1)  # a prompt without responses is a row, too
@@ -70,7 +84,7 @@ def _cut(order: Sequence[int], sizes: Sequence[tuple[int, int, int]], max_tokens
         tokens = count * rows[j - 1] * (width + depth)
         fits = (k[back][::-1] == k[j - 1]) & (tokens <= max_tokens)
         fits[0] = True  # a batch of one group, whatever its size
-        total = np.where(fits, cost[back][::-1] + tokens + max_tokens / 32, np.inf)
+        total = np.where(fits, cost[back][::-1] + tokens + overhead, np.inf)
         best = int(total.argmin())
         cost[j], begin[j] = total[best], j - 1 - best
     batches: list[list[int]] = []

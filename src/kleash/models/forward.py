@@ -122,12 +122,12 @@ def response_logprobs(
     states = response_states(model, batch, back_end=back_end)
     logprobs, entropy = token_logprobs(
         projection(model),
-        states[batch.mask],
-        batch.response_ids[batch.mask],
+        states.flatten(0, 2)[batch.chosen],
+        batch.response_ids.flatten()[batch.chosen],
         temperature=temperature,
         chunk_size=chunk_size,
     )
-    return scatter(logprobs, batch.mask), scatter(entropy, batch.mask)
+    return scatter(logprobs, batch), scatter(entropy, batch)
 
 
 def response_scores(model: Model, batch: GroupBatch, *, back_end: BackEnd | None = None) -> Float[Tensor, "P K"]:
@@ -236,9 +236,9 @@ def plain_attention(decoder: Model) -> bool:
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
-def scatter(values: Float[Tensor, " N"], mask: Bool[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """Write values, in order, to the positions where the mask is True, and 0 elsewhere."""
-    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+def scatter(values: Float[Tensor, " N"], batch: GroupBatch) -> Float[Tensor, "P K T"]:
+    """Write values, in order, to the positions where the batch's mask is True, and 0 elsewhere."""
+    return values.new_zeros(batch.mask.numel()).scatter(0, batch.chosen, values).view(batch.shape)
 
 
 def run_decoder(decoder: Model, *, cache: DynamicCache | None = None, **inputs: Any) -> Any:

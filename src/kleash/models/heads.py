@@ -85,9 +85,9 @@ def values(model: ValueModel, batch: GroupBatch, *, back_end: BackEnd | None = N
         batch: groups.
         back_end: see `response_states`.
     """
-    states = response_states(model, batch, back_end=back_end)[batch.mask]
+    states = response_states(model, batch, back_end=back_end).flatten(0, 2)[batch.chosen]
     result = model.head(states).squeeze(-1)
-    return scatter(result.to(torch.promote_types(result.dtype, torch.float32)), batch.mask)
+    return scatter(result.to(torch.promote_types(result.dtype, torch.float32)), batch)
 
 
 def _trainable_copy(model: Any) -> Any:

@@ -22,7 +22,9 @@ def micro_batches(batch: GroupBatch, rows: Sequence[int], *, max_tokens: int) ->
     """Some groups of a batch, split into micro-batches of similar length."""
     responses = batch.shape[1]
     prompts, lengths = batch.prompt_attention.sum(-1).tolist(), batch.lengths.amax(-1).tolist()
-    cuts = by_size([(responses, prompts[row], lengths[row]) for row in rows], max_tokens=max_tokens)
+    cuts = by_size(
+        [(responses, prompts[row], lengths[row]) for row in rows], max_tokens=max_tokens, device=batch.mask.device
+    )
     return [[rows[index] for index in cut] for cut in cuts]
 
 
@@ -79,7 +81,7 @@ def summed_logprobs(model: Model, groups: Sequence[EncodedGroup], *, compute: Co
     sums: list[Tensor] = [torch.empty(0)] * len(groups)
     device = model.device
     with Progress(len(groups), "log-probabilities") as progress:
-        for rows in microbatches(groups, max_tokens=compute.micro_batch_tokens):
+        for rows in microbatches(groups, max_tokens=compute.micro_batch_tokens, device=device):
             batch = collate([groups[row] for row in rows], device=device)
             with compute.autocast(device):
                 logprobs, _ = response_logprobs(model, batch)

@@ -153,7 +153,7 @@ def _by_batch(
     rows: list[Tensor] = [torch.empty(0)] * len(groups)
     scored = 0
     with Progress(len(groups), "score") as progress:
-        for part in microbatches(groups, max_tokens=compute.micro_batch_tokens):
+        for part in microbatches(groups, max_tokens=compute.micro_batch_tokens, device=model.device):
             batch = collate([groups[row] for row in part], device=model.device)
             with autocast(compute.dtype, model.device):
                 values = function(model, batch).float().cpu()

@@ -154,7 +154,7 @@ def update(
 ) -> StepMetrics:
     """One optimiser step on some comparisons; `references` are log π_ref of each group's responses."""
     totals: dict[str, Tensor] = {}
-    for part in microbatches(groups, max_tokens=config.micro_batch_tokens):
+    for part in microbatches(groups, max_tokens=config.micro_batch_tokens, device=model.device):
         chosen = [groups[row] for row in part]
         batch = collate(chosen, device=model.device)
         with config.compute.autocast(model.device):

@@ -320,7 +320,7 @@ def update(
 ) -> StepMetrics:
     """One optimiser step on some comparisons; `weights` is the weight of each for each head."""
     totals: dict[str, Tensor] = {}
-    for part in microbatches(groups, max_tokens=config.micro_batch_tokens):
+    for part in microbatches(groups, max_tokens=config.micro_batch_tokens, device=model.device):
         chosen = [groups[row] for row in part]
         batch: GroupBatch = collate(chosen, device=model.device)
         with config.compute.autocast(model.device):

@@ -112,7 +112,7 @@ def held_out_losses(
     """−log π(response | prompt) of each group in nats, and its trained tokens."""
     losses = np.zeros((len(groups), 2))
     with Progress(len(groups), "held-out loss") as progress:
-        for part in microbatches(groups, max_tokens=compute.micro_batch_tokens):
+        for part in microbatches(groups, max_tokens=compute.micro_batch_tokens, device=model.device):
             batch = collate([groups[row] for row in part], device=model.device)
             with compute.autocast(model.device):
                 logprobs, _ = response_logprobs(model, batch)
@@ -134,7 +134,7 @@ def update(
     """One optimiser step on some demonstrations."""
     tokens = sum(sum(response.mask) for group in groups for response in group.responses)
     total = torch.zeros((), device=model.device)
-    for part in microbatches(groups, max_tokens=compute.micro_batch_tokens):
+    for part in microbatches(groups, max_tokens=compute.micro_batch_tokens, device=model.device):
         batch = collate([groups[row] for row in part], device=model.device)
         with compute.autocast(model.device):
             logprobs, _ = response_logprobs(model, batch)

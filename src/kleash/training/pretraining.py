@@ -73,7 +73,7 @@ class PretrainingMix:
         groups = [self.rows[index] for index in indices]
         tokens = sum(sum(response.mask) for group in groups for response in group.responses)
         total = torch.zeros((), device=self.model.device)
-        for part in microbatches(groups, max_tokens=self.compute.micro_batch_tokens):
+        for part in microbatches(groups, max_tokens=self.compute.micro_batch_tokens, device=self.model.device):
             batch = collate([groups[row] for row in part], device=self.model.device)
             with self.compute.autocast(self.model.device):
                 logprobs, _ = response_logprobs(self.model, batch)
