@@ -1,7 +1,8 @@
 """The group forward against plain rows: forward and backward of response log-probabilities, as ratios.
 
-Three computations on the same batch: `model(...).logits` of all rows (as a plain trainer does it), our rows (only
-response tokens are projected to the vocabulary), and the shared prompt.
+On the same batch: `model(...).logits` of all rows (as a plain trainer does it), and our back ends, which project only
+response tokens to the vocabulary: rows; a cache of the prompts that their responses share; a prompt joined with its
+responses in one row.
 
     python benchmarks/group_forward.py [--model FOLDER_OR_NAME] [--prompts 4 --prompt-tokens 128 --group-size 8]
 """
@@ -71,7 +72,8 @@ def main() -> None:
     computations: dict[str, Callable[[], Tensor]] = {
         "plain": plain,
         "rows": lambda: response_logprobs(model, batch, back_end="rows")[0],
-        "shared": lambda: response_logprobs(model, batch, back_end="cache")[0],
+        "cache": lambda: response_logprobs(model, batch, back_end="cache")[0],
+        "joined": lambda: response_logprobs(model, batch, back_end="joined")[0],
     }
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in computations}
     results: dict[str, tuple[Tensor, Tensor]] = {}
