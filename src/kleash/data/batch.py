@@ -130,8 +130,8 @@ def collate(groups: Sequence[EncodedGroup], *, pad_id: int = 0, device: torch.de
     mask = _padded([response.mask for response in responses], depth, 0)
     prompt_ids, prompt_attention, response_ids, response_attention, chosen, index = _at_once(
         [
-            _padded([group.prompt_ids for group in groups], width, pad_id, left=True),
-            _padded([[1] * len(group.prompt_ids) for group in groups], width, 0, left=True),
+            _padded([group.prompt_ids for group in groups], width, pad_id, at_end=True),
+            _padded([[1] * len(group.prompt_ids) for group in groups], width, 0, at_end=True),
             _padded([response.ids for response in responses], depth, pad_id),
             _padded([[1] * len(response.ids) for response in responses], depth, 0),
             mask,
@@ -154,11 +154,11 @@ def collate(groups: Sequence[EncodedGroup], *, pad_id: int = 0, device: torch.de
     )
 
 
-def _padded(rows: Sequence[Sequence[T]], width: int, fill: T, *, left: bool = False) -> Shaped[np.ndarray, ...]:
-    """Rows of different lengths as an array, filled on one side."""
+def _padded(rows: Sequence[Sequence[T]], width: int, fill: T, *, at_end: bool = False) -> Shaped[np.ndarray, ...]:
+    """Rows of different lengths as an array, at its beginning or its end, the rest filled."""
     whole = np.full((len(rows), width), fill)
     for row, values in zip(whole, rows, strict=True):
-        row[slice(width - len(values), None) if left else slice(len(values))] = values
+        row[slice(width - len(values), None) if at_end else slice(len(values))] = values
     return whole
 
 

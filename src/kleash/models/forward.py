@@ -376,14 +376,14 @@ def _cache_states(decoder: Model, batch: GroupBatch, fed: int) -> Float[Tensor, 
 def _joined_states(decoder: Model, batch: GroupBatch, fed: int) -> Float[Tensor, "R T1 D"]:
     responses, device = batch.shape[1], batch.prompt_ids.device
     width = batch.prompt_ids.shape[1]
-    own = batch.response_attention[..., :fed]
-    real = torch.cat([batch.prompt_attention, own.flatten(1)], 1)
+    attention = batch.response_attention[..., :fed]
+    real = torch.cat([batch.prompt_attention, attention.flatten(1)], 1)
     prompt = prompt_positions(batch.prompt_attention)
-    after = (prompt[:, -1:, None] + own.long().cumsum(-1)).flatten(1)
+    after = (prompt[:, -1:, None] + attention.long().cumsum(-1)).flatten(1)
     place = torch.arange(real.shape[1], device=device)
     part = ((place - width).div(max(fed, 1), rounding_mode="floor") + 1).clamp_min(0)  # 0: prompt, k: response k
-    seen = (place[:, None] >= place) & ((part == 0) | (part[:, None] == part))
-    mask = (seen & real[:, None]) | torch.eye(len(place), dtype=torch.bool, device=device)  # a row of none is NaN
+    visible = (place[:, None] >= place) & ((part == 0) | (part[:, None] == part))
+    mask = (visible & real[:, None]) | torch.eye(len(place), dtype=torch.bool, device=device)  # a row of none is NaN
     bias = torch.zeros(mask.shape, dtype=_compute_dtype(decoder), device=device).masked_fill_(~mask, float("-inf"))
     states = run_decoder(
         decoder,
@@ -406,18 +406,18 @@ def _row_states(decoder: Model, batch: GroupBatch, fed: int) -> Float[Tensor, "R
 
     ids = join(batch.prompt_ids, batch.response_ids)
     length = ids.shape[1]
-    left = (~batch.prompt_attention).sum(1, keepdim=True).repeat_interleave(responses, 0)
+    padding = (~batch.prompt_attention).sum(1, keepdim=True).repeat_interleave(responses, 0)
     place = torch.arange(length, device=ids.device)
     room = getattr(decoder.config, "max_position_embeddings", None)
     states = run_decoder(
         decoder,
-        input_ids=ids.gather(1, (place + left) % length),
+        input_ids=ids.gather(1, (place + padding) % length),
         # padding may lie beyond the last position that the model has
         position_ids=None if room is None or length <= room else place.clamp_max(room - 1).expand_as(ids),
     ).last_hidden_state
-    wanted = width - 1 - left + torch.arange(fed + 1, device=ids.device)
+    ends = width - 1 - padding + torch.arange(fed + 1, device=ids.device)
     row = torch.arange(len(ids), device=ids.device)[:, None]
-    return states.flatten(0, 1)[wanted + length * row]  # an index, whose backward is deterministic on CUDA too
+    return states.flatten(0, 1)[ends + length * row]  # an index, whose backward is deterministic on CUDA too
 
 
 def _compute_dtype(decoder: Model) -> torch.dtype:
