@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -95,3 +97,26 @@ def test_the_page_holds_the_table() -> None:
     page = (Path(__file__).parents[1] / "docs" / "from-trl.md").read_text()
     drift = "docs/from-trl.md: run `python -m kleash.option_names`, which prints the table, and paste it"
     assert table() in page, drift
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "from-trl.md").read_text()
+
+
+def test_the_scripts_of_trl_on_the_page_use_options_that_are_explained() -> None:
+    """So that whoever pastes one into a config here is told the name that it has."""
+    scripts = [ast.parse(text) for text in re.findall(r"needs TRL.*?```python\n(.*?)```", PAGE, re.DOTALL)]
+    calls = [node for tree in scripts for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    configs = [
+        call
+        for call in calls
+        if getattr(call.func, "id", "") in {f"{x}Config" for x in ("SFT", "Reward", "DPO", "GRPO")}
+    ]
+    assert len(scripts) == 5 and len(configs) == 5
+    for name in (keyword.arg for call in configs for keyword in call.keywords):
+        assert name in FIELDS or renamed(str(name), FIELDS) is not None, name
+
+
+def test_every_option_that_the_page_names_exists() -> None:
+    prose = PAGE.split("## What is supported")[1].split("## Every option")[0]
+    options = set(re.findall(r"`--([\w-]+)", prose))
+    assert len(options) > 15 and {name.replace("-", "_") for name in options} <= FIELDS
