@@ -93,12 +93,14 @@ def on_policy_check(on_policy: OnPolicyExcess) -> Check:
 def _words_beat_silence(probes: Sequence[ProbeResult]) -> Check:
     """Does the empty response score below the better one of a pair? Otherwise a policy learns to say nothing."""
     empty = next(probe for probe in probes if probe.name == "empty")
+    passed = below((empty.low, empty.high), 0.5)
+    few = "too few pairs to tell whether " if passed is None else ""
     return answer(
         "words beat silence",
-        below((empty.low, empty.high), 0.5),
+        passed,
         f"the empty response scores above the better one in {empty.above:.0%} of {empty.pairs} pairs",
-        "a policy trained against this model ends up saying nothing: add comparisons that an empty or cut-off response "
-        "loses, or gate the reward on what has to be there (docs/rewards.md)",
+        f"{few}a policy trained against this model ends up saying nothing: add comparisons that an empty or cut-off "
+        "response loses, or gate the reward on what has to be there (docs/rewards.md)",
         above=empty.above,
         low=empty.low,
         high=empty.high,
@@ -175,17 +177,17 @@ def beyond_length(report: PreferenceReport) -> Check:
     passed = True if better else False if worse or is_length else None
     advice = "it has learned no more than length: balance the lengths of chosen and rejected, or get more comparisons"
     if passed is None:
-        advice = f"too few pairs to tell them apart: hold out about {_pairs_needed(wins, losses, decided)}"
+        advice = f"too few pairs to tell them apart: hold out {_pairs_needed(wins, losses, decided)}"
     figures = {"wins": wins, "losses": losses, "p_value": against.p_value}
     return answer(name, passed, finding, advice, **figures)
 
 
 def _pairs_needed(wins: int, losses: int, decided: int) -> str:
-    """Pairs at which the sign test has a power of 0.8 for the observed lead: (z₀.₉₇₅ + z₀.₈)² discordant/lead²."""
+    """How many pairs: those at which the sign test has a power of 0.8 for the observed lead: (z₀.₉₇₅ + z₀.₈)² discordant/lead²."""
     if wins <= losses:
         return "many more"
     needed = (1.96 + 0.84) ** 2 * (wins + losses) / (wins - losses) ** 2 * decided
-    return f"{max(needed, decided):.0f}"
+    return f"about {max(needed, decided):.0f}"
 
 
 def _calibrated(report: PreferenceReport) -> Check:
