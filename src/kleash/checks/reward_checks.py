@@ -183,7 +183,9 @@ def beyond_length(report: PreferenceReport) -> Check:
 
 
 def _pairs_needed(wins: int, losses: int, decided: int) -> str:
-    """How many pairs: those at which the sign test has a power of 0.8 for the observed lead: (z₀.₉₇₅ + z₀.₈)² discordant/lead²."""
+    """How many pairs: those at which the sign test has a power of 0.8 for the observed lead, (z₀.₉₇₅ + z₀.₈)²
+    discordant/lead².
+    """
     if wins <= losses:
         return "many more"
     needed = (1.96 + 0.84) ** 2 * (wins + losses) / (wins - losses) ** 2 * decided
