@@ -28,7 +28,7 @@ _HOMES = {
     "kleash.stages.training_configs": ("SFTConfig", "EnsembleConfig", "PPOConfig", "GRPOConfig", "DPOConfig"),
     "kleash.stages.data_configs": (
         "GenerateConfig", "ScoreConfig", "BestOfNConfig", "JudgeConfig", "ReviseConfig", "OveroptConfig", "AskConfig",
-        "ExportConfig",
+        "ExportConfig", "RankConfig",
     ),
     "kleash.recipe": ("run_recipe",),
     "kleash.errors": (
@@ -40,7 +40,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 _STAGES = (
     "sft", "reward", "ppo", "grpo", "dpo", "generate", "score", "best_of_n", "judge", "revise", "overopt", "ask",
-    "export", "label",
+    "export", "label", "rank",
 )  # fmt: skip
 """Stages as functions of keyword arguments, see `api/functions.py`."""
 

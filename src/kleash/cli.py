@@ -563,6 +563,8 @@ def _print_run(folder: RunFolder, *, as_json: bool) -> None:
         from kleash.checks.check import MARKS
 
         print(f"{MARKS[verdict['passed']]}: {verdict['finding']}", file=sys.stderr)
+    if folder.record["stage"] == "rank":
+        print((folder.path / "ranking.txt").read_text())
     if folder.record["stage"] == "overopt":
         from kleash.report.overoptimization_report import story
 

@@ -47,8 +47,12 @@ def run_stage(stage: str, config: Config) -> RunFolder | Path:
     row = STAGES[stage]
     output = row.run(config)
     if row.writes == "page" and isinstance(output, RunFolder):
-        from kleash.report.overoptimization_report import write_page  # the layer of reports is above that of stages
+        from kleash.report import (
+            overoptimization_report,
+            ranking_report,
+        )  # the layer of reports is above that of stages
 
+        write_page = ranking_report.write_page if stage == "rank" else overoptimization_report.write_page
         write_page(output.path)
     return output
 
@@ -141,6 +145,8 @@ def run_recipe(path: Path, *, out: Path | None = None, redo_from: str | None = N
 
 
 def _resolve(value: Any, outputs: Mapping[str, str], where: str) -> Any:
+    if isinstance(value, list):
+        return [_resolve(item, outputs, where) for item in value]
     if not (isinstance(value, str) and value.startswith("@")):
         return value
     name, slash, below = value[1:].partition("/")

@@ -21,7 +21,7 @@ MY_REWARDS = next(block.text for block in blocks(ROOT / "README.md") if block.te
 
 
 def answers(body: Mapping[str, Any]) -> tuple[str, Mapping[str, float]]:
-    """A chat model that prefers the response with more good things in it."""
+    """A chat model that prefers, and rates higher, the response with more good things in it."""
     from tests.chat.loopback import shown
 
     first = body["messages"][0]["content"]
@@ -29,6 +29,9 @@ def answers(body: Mapping[str, Any]) -> tuple[str, Mapping[str, float]]:
         return "1", {"1": 0.99}
     if not body.get("logprobs"):
         return "The first names what the animal eats; the second does not.", {}
+    if "<response 1" not in first:
+        good = sum(first.count(word) for word in GOOD)
+        return ("Y", {"Y": 0.5, "N": 0.5}) if "The criterion" in first else ("5", {str(1 + min(good, 8)): 1.0})
     a, b = (sum(text.count(word) for word in GOOD) for text in shown(body))
     p = 0.5 if a == b else 0.9 if a > b else 0.1
     return "1" if p > 0.5 else "2", {"1": p, "2": 1 - p}

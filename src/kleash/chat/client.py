@@ -59,6 +59,8 @@ class ChatClient:
         price: cost of a million tokens of prompt and of reply.
         budget: most that the replies may cost, cached ones included; None: no limit. A request is not sent if it could
             cost more than what is left of the budget: its bytes bound its tokens.
+        spent_before: what earlier runs cost, where the budget counts that in place of the cached replies of this one.
+        remedy: what to do when the budget is reached, for the message.
     """
 
     def __init__(
@@ -68,8 +70,11 @@ class ChatClient:
         cache: ResponseCache | None = None,
         price: tuple[float, float] = (0.0, 0.0),
         budget: float | None = None,
+        spent_before: float | None = None,
+        remedy: str = "raise --budget and run the same command again",
     ) -> None:
         self.chat, self.cache, self.price, self.budget = chat, cache, price, budget
+        self.spent_before, self.remedy = spent_before, remedy
         self._usage = Usage()
         self._running: list[float] = []  # the most that each running call can cost
         self._wasted = 0.0  # failed attempts that may have been billed
@@ -180,6 +185,11 @@ class ChatClient:
         size = sum(len(str(turn["content"]).encode()) + TEMPLATE_TOKENS for turn in request.messages)
         return self._cost(size, request.max_tokens)
 
+    def _counted(self) -> float:
+        """What counts towards the budget."""
+        before = self._usage.cost if self.spent_before is None else self.spent_before + self._usage.spent
+        return before + self._wasted
+
     def _reserve(self, bound: float) -> None:
         """Reserve the maximum cost of a call, as soon as the running calls leave enough of the budget.
 
@@ -187,14 +197,11 @@ class ChatClient:
             GateError: no call is running and the rest of the budget is still too small.
         """
         with self._lock:
-            while (
-                self.budget is not None and self._usage.cost + self._wasted + sum(self._running) + bound > self.budget
-            ):
+            while self.budget is not None and self._counted() + sum(self._running) + bound > self.budget:
                 if not self._running or self._stop.is_set():
                     raise GateError(
-                        f"the budget of {self.budget:g} is reached: {self._usage.cost + self._wasted:.4g} spent, and "
-                        "the next request may cost more than the rest; raise --budget and run the same command again "
-                        "(replies so far are cached)"
+                        f"the budget of {self.budget:g} is reached: {self._counted():.4g} spent, and the next request "
+                        f"may cost more than the rest; {self.remedy} (replies so far are cached)"
                     )
                 self._lock.wait(1.0)
             self._running.append(bound)

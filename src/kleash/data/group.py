@@ -120,7 +120,34 @@ def chosen_first(group: Group) -> Group:
     label = group.label
     if not isinstance(label, Preference) or label.probability >= 0.5:
         return group
-    return replace(group, responses=group.responses[::-1], label=replace(label, probability=1 - label.probability))
+    swapped = pair_of(group, 1, 0)
+    others = {"chosen": "rejected", "rejected": "chosen"}
+    columns = {}
+    for name, value in swapped.columns.items():  # `chosen_model` is the chosen one's wherever it stands
+        side, underscore, rest = name.partition("_")
+        columns[f"{others[side]}_{rest}" if side in others and underscore else name] = value
+    return replace(swapped, columns=columns, label=replace(label, probability=1 - label.probability))
+
+
+MODELS = "models"
+"""The column that says who wrote each response: a name for each, in their order."""
+
+
+def pair_of(group: Group, i: int, j: int) -> Group:
+    """Two responses of a group with its label as it is, and with their two names where it says who wrote each."""
+    names, columns = group.columns.get(MODELS), group.columns
+    if isinstance(names, list | tuple) and len(names) == len(group.responses):
+        columns = {**columns, MODELS: [names[i], names[j]]}
+    return replace(group, responses=(group.responses[i], group.responses[j]), columns=columns)
+
+
+def pair_label(group: Group, i: int, j: int) -> float | None:
+    """P(response i ≻ response j) by the group's own label, one half for a tie; None where it has none."""
+    label = group.label
+    if isinstance(label, Preference):
+        return label.probability if i < j else 1 - label.probability
+    values = label.values if isinstance(label, Scores) else [-rank for rank in label.ranks] if label else None
+    return None if values is None else 0.5 + 0.5 * ((values[i] > values[j]) - (values[i] < values[j]))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from scipy.special import expit, logsumexp, roots_hermitenorm
 
 from kleash.content import file_hash
 from kleash.data.formats import read_groups, write_groups
-from kleash.data.group import Group, Preference, Scores, chosen_first, prompt_key
+from kleash.data.group import Group, Preference, chosen_first, pair_label, pair_of, prompt_key
 from kleash.data.row_format import AS_IT_IS, RowFormat
 from kleash.errors import DataError, InputError
 from kleash.io import write_json
@@ -155,7 +155,8 @@ def import_labels(
     for row, group in enumerate(read_groups(source, row_format=row_format), start=1):
         if len(group.responses) < 2:
             raise DataError(f"{source} row {row}: has {len(group.responses)} responses; give two or more to compare")
-        pairs += [(_pair(group, i, j), _label(group, i, j)) for i, j in combinations(range(len(group.responses)), 2)]
+        numbers = combinations(range(len(group.responses)), 2)
+        pairs += [(pair_of(group, i, j), pair_label(group, i, j)) for i, j in numbers]
     tasks = store.add_tasks(_as_task(pair) for pair, _ in pairs)
     before = [vote for vote in store.votes() if vote.counts]
     answers, summaries = _answers(store, pairs, annotator or Path(str(source)).name, before)
@@ -321,6 +322,21 @@ def export_labels(
     return manifest
 
 
+def votes_of(store: Store, *, kinds: Sequence[Kind] = ()) -> dict[int, list[Vote]]:
+    """The votes on each task that an export with `each="vote"` would write, and those for both bad.
+
+    Raises:
+        DataError: there are none.
+    """
+    votes = store.votes()
+    ruled_out = _ruled_out(votes)
+    by_task = _valid_votes(vote for vote in votes if vote.task not in ruled_out and (not kinds or vote.kind in kinds))
+    if not by_task:
+        whose = f" of {', '.join(kinds)}" if kinds else ""
+        raise DataError(f"the store has no labels{whose} yet; label some pairs with `kleash label` first")
+    return by_task
+
+
 def store_hash(store: Store, until: int) -> str:
     """Hash of the keys of all votes up to one: stores with the same votes have the same, others another."""
     return hashlib.sha256("\n".join(vote.key for vote in store.votes(until=until)).encode()).hexdigest()
@@ -454,16 +470,3 @@ def _row(task: Group, probability: float, annotator: str | None, more: Mapping[s
 def _is_test(task: Group, share: float, seed: int) -> bool:
     digest = hashlib.sha256(f"{seed}/{prompt_key(task.prompt)!r}".encode()).hexdigest()
     return int(digest[:12], 16) / 16**12 < share
-
-
-def _pair(group: Group, i: int, j: int) -> Group:
-    return replace(group, responses=(group.responses[i], group.responses[j]))
-
-
-def _label(group: Group, i: int, j: int) -> float | None:
-    """P(response i ≻ response j) by the row's own label; None where it has none."""
-    label = group.label
-    if isinstance(label, Preference):
-        return label.probability
-    values = label.values if isinstance(label, Scores) else [-rank for rank in label.ranks] if label else None
-    return None if values is None else float(np.sign(values[i] - values[j]) + 1) / 2

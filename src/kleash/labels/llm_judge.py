@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kleash.chat.answer_text import without_thoughts
 from kleash.chat.client import ChatClient
 from kleash.chat.judge_prompts import (
     ANSWER,
@@ -284,10 +285,12 @@ class Judge:
 
     def _vote(self, prompts: Sequence[str], draw: int) -> list[_Answer]:
         """One vote on each prompt; a reply that is not the JSON asked for may be repaired once."""
+        # a model that thinks in each reply thinks before the JSON, too
+        longest = VOTE_TOKENS + (self.reasoning_tokens if self.chain_of_thought else 0)
 
         def request(turns: Turns) -> ChatRequest:
             seed = derive_seed(self.seed, "vote", draw, turns)
-            return ChatRequest(turns, VOTE_TOKENS, schema=self._schema or None, temperature=1.0, seed=seed)
+            return ChatRequest(turns, longest, schema=self._schema or None, temperature=1.0, seed=seed)
 
         threads = self._threads(prompts, VOTE, temperature=1.0, draw=draw)
         replies = self.client([request(thread.turns) for thread in threads], "judge")
@@ -396,9 +399,10 @@ def _user(text: str) -> Turns:
 def parse_vote(text: str) -> float | None:
     """A vote as P(shown first ≻ shown second); None where the text is not exactly the requested JSON.
 
-    The JSON must be the whole text (in a code fence or not): a judge that quotes a response may quote JSON in it.
+    The JSON must be the whole text (in a code fence or not) after its thoughts: a judge that quotes a response may
+    quote JSON in it.
     """
-    text = text.strip()
+    text = without_thoughts(text).strip()
     fence = re.fullmatch(r"```(?:json)?(.*)```", text, re.DOTALL)
     try:
         vote = parse_json(fence[1] if fence else text)

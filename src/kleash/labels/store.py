@@ -28,7 +28,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError
 from sqlalchemy.orm import Session
 
-from kleash.data.group import Content, Group, Preference, Response, canonical_prompt
+from kleash.data.group import Content, Group, Preference, Response, canonical_prompt, pair_of
 from kleash.errors import DataError, InputError
 from kleash.labels.labeller import LabelResult
 from kleash.labels.schema import AnnotatorRow, AssignmentRow, CallRow, Guideline, Json, RevisionRow, Task, VoteRow
@@ -441,7 +441,7 @@ def _task(group: Group, i: int, j: int, kind: str) -> Task:
         prompt=prompt,
         first=first,
         second=second,
-        columns=dict(group.columns),
+        columns=dict(pair_of(group, i, j).columns),
         answer=label.probability if kind == "practice" and isinstance(label, Preference) else None,
         place=int(key[:12], 16) / 16**12,
     )

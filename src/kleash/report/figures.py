@@ -232,6 +232,32 @@ def methods(curves: Mapping[str, Curve], labels: Mapping[str, str]) -> str:
         return svg()
 
 
+def strengths(models: Sequence[Row]) -> str:
+    """Bradley–Terry strengths with their 95 % intervals: a dot, and a ring for those at equal length.
+
+    Args:
+        models: of `evals.ranking.Ranking`, the strongest first; one without a finite strength has its name only.
+    """
+    with _figure("strengths", 0.9 + 0.5 * len(models)) as (figure, svg):
+        axes = figure.subplots()
+        for row, model in enumerate(models):
+            for key, offset, face in (("strength", -0.1, GOLD), ("controlled", 0.1, "none")):
+                estimate = model[key] or {"value": None}
+                if estimate["value"] is None:
+                    continue
+                ends = [estimate[end] for end in ("low", "high")]
+                if None not in ends:
+                    axes.plot(ends, [row + offset] * 2, color=GOLD, linewidth=1.2)
+                axes.plot(
+                    estimate["value"], row + offset, "o", color=GOLD, markerfacecolor=face, markersize=6, zorder=3,
+                    gid=f"{_slug(model['model'])}-{key}",
+                )  # fmt: skip
+        axes.set_yticks(range(len(models)), [model["model"] for model in models])
+        axes.set_ylim(len(models) - 0.5, -0.5)
+        axes.set_xlabel("strength, nats (dot); at equal length (ring)")
+        return svg()
+
+
 def kl_curves(analyses: Mapping[str, Row], labels: Mapping[str, str]) -> str:
     """Gold and proxy against √KL with 95 % bands, the laws dotted through gold, the peak and the recommended checkpoint
     marked.

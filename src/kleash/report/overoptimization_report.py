@@ -36,7 +36,7 @@ def write_page(folder: Path) -> Path:
         raise InputError(f"{folder} is not a finished run of `kleash overopt`; run it to its end first")
     svg = figures.kl_curves(record["results"]["roads"], LABELS)
     samples = read_json(folder / "shown.json")
-    write_text(folder / "curve.svg", _standalone(svg))
+    write_text(folder / "curve.svg", standalone(svg))
     page = folder / "report.html"
     write_text(page, environment().get_template("overoptimization.html.jinja").render(_context(record, samples, svg)))
     return page
@@ -119,7 +119,7 @@ def _samples(samples: Mapping[str, Any]) -> list[Json]:
     ]
 
 
-def _standalone(svg: str) -> str:
+def standalone(svg: str) -> str:
     """The picture as a separate file: with a name space, and the page's colours, light and dark."""
     css = environment().get_template("style.css.jinja").render()
     colours = css[: css.index("* {")]  # the variables stand first

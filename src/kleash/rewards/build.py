@@ -153,9 +153,9 @@ def _is_yaml(name: str) -> bool:
 
 def _from_yaml(path: Path, policy_tokenizer: PreTrainedTokenizerBase | None, compute: Compute) -> Reward:
     if "judge" in read_yaml(path):
-        from kleash.rewards.judge_score import JudgeReward  # its client is an extra
+        from kleash.rewards.judge_file import judge_reward  # its client is an extra
 
-        return JudgeReward.load(path, compute=compute)
+        return judge_reward(path, compute=compute)
     parts = read_parts(path)
     return ComposedReward([(part, _of_part(part, path, policy_tokenizer, compute)) for part in parts])
 

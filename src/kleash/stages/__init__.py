@@ -19,6 +19,7 @@ from kleash.stages.data_configs import (
     GenerateConfig,
     JudgeConfig,
     OveroptConfig,
+    RankConfig,
     ReviseConfig,
     ScoreConfig,
 )
@@ -105,6 +106,12 @@ def _overopt(config: OveroptConfig) -> RunFolder:
     return overopt.run(config)
 
 
+def _rank(config: RankConfig) -> RunFolder:
+    from kleash.stages import rank
+
+    return rank.run(config)
+
+
 def _ask(config: AskConfig) -> Path:
     from kleash.stages import ask
 
@@ -174,6 +181,11 @@ STAGES: dict[str, Stage] = {
             "overopt", _overopt, OveroptConfig, "page",
             "measure over-optimisation: true reward and proxy against KL, fitted scaling law, recommended checkpoint",
             "kleash overopt --run runs/ppo --gold runs/held-out-reward --best-of 16 --out runs/overopt",
+        ),
+        Stage(
+            "rank", _rank, RankConfig, "page",
+            "compare several models: win rates, Bradley–Terry strengths, and both at equal length",
+            "kleash rank --data a.jsonl b.jsonl c.jsonl --reward runs/held-out-reward --out ranking",
         ),
         Stage(
             "ask", _ask, AskConfig, "rows",

@@ -9,6 +9,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from kleash.config import (
+    DATA,
+    MODEL,
     Columns,
     Config,
     ConstitutionRef,
@@ -19,9 +21,11 @@ from kleash.config import (
     PathText,
     RewardRef,
     RunRef,
+    Settings,
     StopTexts,
     one_or_several,
 )
+from kleash.io import READABLE_ENDINGS
 from kleash.models.compute import DType
 from kleash.training.settings import StageConfig
 
@@ -330,3 +334,101 @@ class ExportConfig(Config):
     """Ignore votes after this one, an earlier export's `until`; null: all votes so far."""
     seed: int = 0
     """Seed of the split."""
+
+
+class RankConfig(Config):
+    """Compare several models on the same prompts: win rates, and Bradley–Terry strengths with and without length.
+    Give `data`, `store`, or `models` with `prompts`.
+    """
+
+    NOT_IDENTITY: ClassVar[frozenset[str]] = Config.NOT_IDENTITY | {"store", "elo"}
+
+    data: tuple[DataRef, ...] = ()
+    """Files of responses, one for each model, as `FILE` or `NAME=FILE`, matched by prompt; or one file of comparisons
+    whose rows say in `models` who wrote each response."""
+    store: str | None = None
+    """Label store with the votes that decide: an SQLite file, or a PostgreSQL URL. With `data`, its files say who wrote
+    what; without, the column `models` of its pairs does."""
+    models: tuple[ModelRef, ...] = ()
+    """Models to sample on `prompts`, as `MODEL` or `NAME=MODEL`: folders or hub names."""
+    prompts: DataRef | None = None
+    """Prompts for `models`: rows, as for `kleash generate`."""
+    reward: MeasureRef | None = None
+    """Reward that decides: of two responses the one with the higher score wins. Null, and no `judge` or `store`: the
+    rows' own `score`."""
+    judge: MeasureRef | None = None
+    """Chat model that decides, asked about each pair in both orders: a judge's YAML file (docs/rewards.md), read for
+    `judge`, `endpoint`, `rule`, and how it is asked."""
+    out: Path
+    """Folder to write."""
+    kind: tuple[Literal["person", "judge", "simulated", "file"], ...] = ()
+    """Count only the votes in `store` of labellers of these kinds; none named: of all."""
+    by: str | None = None
+    """Column of the rows by whose values the ranking is repeated, as `task`."""
+    elo: bool = False
+    """Print strengths on Elo's scale, 1000 + 400/ln 10 · strength, in the table."""
+    n: int = Field(1, ge=1)
+    """Responses of each of `models` to each prompt."""
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature of `models`; 0 takes the most likely token."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Longest response of `models`, in tokens."""
+    columns: Columns | None = None
+    """Columns of the data whose names kleash does not know, as `prompt=question,response=answer`; where the columns fit
+    two schemas, those that count. Null: the schemas of docs/data.md."""
+    as_chat: bool = False
+    """Make a prompt of plain text one turn of the user, so that it goes through the chat template."""
+    seed: int = 0
+    """Seed of the samples, of the judge's votes and of the bootstrap."""
+    dtype: DType = "float32"
+    """Precision of a model in this process."""
+    device: str = "auto"
+    """`cpu`, `cuda`, …; `auto` uses a GPU if there is one."""
+
+    @model_validator(mode="after")
+    def _one_question(self) -> RankConfig:
+        if bool(self.models) != (self.prompts is not None):
+            raise ValueError("'models' and 'prompts' go together: the models to sample, and on what")
+        if self.models and self.data:
+            raise ValueError("'models' and 'data' exclude each other; sample with `kleash generate`, then give 'data'")
+        if not (self.models or self.data or self.store):
+            raise ValueError("'data' is missing; give a file of responses for each model, 'store', or 'models'")
+        deciding = [name for name in ("reward", "judge", "store") if getattr(self, name) is not None]
+        if len(deciding) > 1:
+            raise ValueError(f"{' and '.join(map(repr, deciding))} both decide who wins; give one of them")
+        if self.models and not deciding:
+            raise ValueError("'models' needs 'reward', 'judge' or 'store', which decides who wins")
+        for field in ("data", "models"):
+            names = list(self.named(field))
+            if len(getattr(self, field)) > 1 and len(set(names)) < len(getattr(self, field)):
+                raise ValueError(f"two of '{field}' have the same name ({', '.join(names)}); give each one as NAME=…")
+        if len(self.models) == 1:
+            raise ValueError("'models' should be two or more")
+        return self
+
+    def named(self, field: str) -> dict[str, str]:
+        """What a field names, by the name of each in the ranking."""
+        pairs = [_named(text) for text in getattr(self, field)]
+        return dict(pairs)
+
+    def references(self) -> dict[str, tuple[Kind, str]]:
+        """What this config names; each file and model by its name in the ranking."""
+        references = super().references()
+        for field, kind in (("data", DATA), ("models", MODEL)):
+            del references[field]
+            references |= {f"{field} {name}": (kind, path) for name, path in self.named(field).items()}
+        return references
+
+    def identity(self) -> Settings:
+        """The settings that the result depends on; files and models count by their names here and by content."""
+        return {**super().identity(), **{field: list(self.named(field)) for field in ("data", "models")}}
+
+
+def _named(text: str) -> tuple[str, str]:
+    """`NAME=PATH` as both; a path by itself is called as its file, without its ending, or its folder."""
+    name, equals, path = text.partition("=")
+    if equals and name and "/" not in name and not Path(text).exists():
+        return name, path
+    file = Path(text).name
+    endings = [ending for ending in READABLE_ENDINGS if file.endswith(ending)]
+    return file.removesuffix(max(endings, key=len, default="")) or text, text

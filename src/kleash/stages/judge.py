@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, combinations, islice
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from kleash.checks.check import verdict
 from kleash.checks.judge_checks import judge_checks, stop_above
 from kleash.content import fingerprints
 from kleash.data.formats import read_groups, write_groups
-from kleash.data.group import Group, Preference
+from kleash.data.group import Group, Preference, pair_of
 from kleash.data.row_format import RowFormat
 from kleash.data.split import comparison, read_usable
 from kleash.errors import DataError, GateError
@@ -100,7 +101,7 @@ def _pairs(data: str, row_format: RowFormat) -> Iterator[Group]:
             yield group
             continue
         for i, j in combinations(range(len(group.responses)), 2):
-            yield Group(group.prompt, (group.responses[i], group.responses[j]), columns=group.columns)
+            yield pair_of(replace(group, label=None), i, j)
 
 
 def _judge(judge: Judge, groups: Sequence[Group], max_failures: float) -> list[Judgement]:
