@@ -184,8 +184,8 @@ def by_prompt(data: Comparisons) -> list[PromptRank]:
     """Each prompt's wins, and how far the strengths move without it."""
     tables = _Tables.of(data)
     strength, core = _placed(tables.wins.sum(0), tables.counts.sum(0), tables)
-    others = (total - each for total, each in ((table.sum(0), table) for table in (tables.wins, tables.counts)))
-    moved = np.abs(_drawn(tables, *others, strength, core)[:, core] - strength[core]).max(1)
+    without = _drawn(tables, tables.wins.sum(0) - tables.wins, tables.counts.sum(0) - tables.counts, strength, core)
+    moved = np.abs(without[:, core] - strength[core]).max(1)
     size = tables.groups * len(data.names)
     cells = [data.prompts * len(data.names) + side for side in (data.first, data.second)]
     hits, ones = (data.p, 1 - data.p), np.ones(len(data.p))
@@ -237,7 +237,7 @@ class _Tables:
     def design(self, core: Bool[np.ndarray, " M"]) -> tuple[Float[np.ndarray, "N D"], Bool[np.ndarray, " C"]]:
         """The pairs within the core, each a row with 1 for i and −1 for j, and which columns they are."""
         inside = core[self.pairs].all(1)
-        return _rows(*self.pairs[inside].T, self.models)[:, core], inside
+        return _rows(self.pairs[inside, 0], self.pairs[inside, 1], self.models)[:, core], inside
 
     def beats(self, wins: Float[np.ndarray, " C"], counts: Float[np.ndarray, " C"]) -> Bool[np.ndarray, "M M"]:
         """Whether i has won anything from j, directly or over others."""
@@ -450,9 +450,10 @@ def _share(hits: Float[np.ndarray, " N"], prompts: Int[np.ndarray, " N"], weight
     if not len(weights) or hits.min() == hits.max():
         return share
     wins, counts = (np.bincount(prompts, values, weights.shape[1]) for values in (hits, np.ones(len(hits))))
-    with np.errstate(invalid="ignore"):  # a resample without these comparisons
-        interval = _estimate(share.share, (weights @ wins) / (weights @ counts))
-    return replace(share, low=interval.low, high=interval.high)
+    drawn = weights @ counts
+    rates = (weights @ wins)[drawn > 0] / drawn[drawn > 0]
+    low, high = np.quantile(rates, [0.025, 0.975], method="inverted_cdf")
+    return replace(share, low=float(low), high=float(high))
 
 
 def _order(row: ModelRank) -> tuple[float, float]:

@@ -205,8 +205,8 @@ def _by_scores(
                 wins.append(0.5 + 0.5 * float(np.sign(a - b)))
                 lengths.append(_longer(first, second))
         if wins:
-            mean = (float(np.mean(values)) for values in (wins, lengths))
-            yield Comparison(key, one, other, *mean, _stratum(responses[one][key], by))
+            p, longer = float(np.mean(wins)), float(np.mean(lengths))
+            yield Comparison(key, one, other, p, longer, _stratum(responses[one][key], by))
         else:
             left_out["pairs of which the reward has no opinion"] += 1
 
