@@ -10,7 +10,7 @@ from kleash.run import RunFolder
 from kleash.training.loop import OnStep
 from pathlib import Path
 
-from kleash.stages.data_configs import AskConfig as AskConfig, BestOfNConfig as BestOfNConfig, ExportConfig as ExportConfig, GenerateConfig as GenerateConfig, JudgeConfig as JudgeConfig, OveroptConfig as OveroptConfig, ReviseConfig as ReviseConfig, ScoreConfig as ScoreConfig
+from kleash.stages.data_configs import AskConfig as AskConfig, BestOfNConfig as BestOfNConfig, ExportConfig as ExportConfig, GenerateConfig as GenerateConfig, JudgeConfig as JudgeConfig, OveroptConfig as OveroptConfig, RankConfig as RankConfig, ReviseConfig as ReviseConfig, ScoreConfig as ScoreConfig
 from kleash.errors import ConfigError as ConfigError, DataError as DataError, GateError as GateError, InputError as InputError, KleashError as KleashError, MachineError as MachineError, ModelError as ModelError, OnStepError as OnStepError, RewardError as RewardError, SavingError as SavingError, TrainingError as TrainingError
 from kleash.stages.training_configs import DPOConfig as DPOConfig, EnsembleConfig as EnsembleConfig, GRPOConfig as GRPOConfig, PPOConfig as PPOConfig, SFTConfig as SFTConfig
 from kleash.data.group import Group as Group, Preference as Preference, Ranking as Ranking, Response as Response, Scores as Scores
@@ -32,7 +32,7 @@ from kleash.web.label.serve import LabelConfig
 __version__: str
 _STAGES: tuple[str, ...]
 _HOME_OF: dict[str, str]
-__all__ = ["__version__", "AskConfig", "BestOfNConfig", "ConfigError", "DPOConfig", "DataError", "EnsembleConfig", "ExportConfig", "GRPOConfig", "GateError", "GenerateConfig", "Group", "GroupBatch", "InputError", "JudgeConfig", "KleashError", "LearnedReward", "LocalSampler", "MachineError", "ModelError", "OnStepError", "OveroptConfig", "PPOConfig", "Preference", "Ranking", "Response", "ReviseConfig", "Reward", "RewardError", "Run", "RunFolder", "SFTConfig", "SavingError", "ScoreConfig", "Scores", "TrainingError", "ask", "best_of_n", "build_reward", "check", "dpo", "encode", "encode_prompt", "export", "generate", "grpo", "judge", "label", "load_policy", "load_reward_model", "open_run", "overopt", "ppo", "read_groups", "response_logprobs", "response_scores", "revise", "reward", "run_recipe", "score", "sft", "trust_remote_code", "write_groups"]
+__all__ = ["__version__", "AskConfig", "BestOfNConfig", "ConfigError", "DPOConfig", "DataError", "EnsembleConfig", "ExportConfig", "GRPOConfig", "GateError", "GenerateConfig", "Group", "GroupBatch", "InputError", "JudgeConfig", "KleashError", "LearnedReward", "LocalSampler", "MachineError", "ModelError", "OnStepError", "OveroptConfig", "PPOConfig", "Preference", "RankConfig", "Ranking", "Response", "ReviseConfig", "Reward", "RewardError", "Run", "RunFolder", "SFTConfig", "SavingError", "ScoreConfig", "Scores", "TrainingError", "ask", "best_of_n", "build_reward", "check", "dpo", "encode", "encode_prompt", "export", "generate", "grpo", "judge", "label", "load_policy", "load_reward_model", "open_run", "overopt", "ppo", "rank", "read_groups", "response_logprobs", "response_scores", "revise", "reward", "run_recipe", "score", "sft", "trust_remote_code", "write_groups"]
 @overload
 def sft(
     *,
@@ -555,7 +555,8 @@ def ppo(
             private. Needs `hf auth login` or HF_TOKEN. States, snapshots and rows are not pushed.
         force: Continue although a check of this stage's inputs failed.
         reward: Reward to train against: a reward model's folder, `module:function` with TRL's
-            signature, a verifier (exact, json-schema, math, number, regex), or a .yaml composition.
+            signature, a verifier (choice, exact, json-schema, math, number, regex), or a .yaml
+            composition.
         reference: Model that the KL penalty is measured from; null is `model` as it starts.
         beta: β, the coefficient of the KL penalty: the cost of one nat of KL from the reference, in
             units of reward. 0: no penalty, and the policy exploits the reward's errors. Large: it stays
@@ -783,7 +784,8 @@ def grpo(
             private. Needs `hf auth login` or HF_TOKEN. States, snapshots and rows are not pushed.
         force: Continue although a check of this stage's inputs failed.
         reward: Reward to train against: a reward model's folder, `module:function` with TRL's
-            signature, a verifier (exact, json-schema, math, number, regex), or a .yaml composition.
+            signature, a verifier (choice, exact, json-schema, math, number, regex), or a .yaml
+            composition.
         reference: Model that the KL penalty is measured from; null is `model` as it starts.
         beta: β, the coefficient of the KL penalty: the cost of one nat of KL from the reference, in
             units of reward. 0: no penalty, and the policy exploits the reward's errors. Large: it stays
@@ -1117,7 +1119,7 @@ def score(
 
     Args:
         reward: Reward to score with: a reward model's folder, `module:function` with TRL's signature, a
-            verifier (exact, json-schema, math, number, regex), or a .yaml composition.
+            verifier (choice, exact, json-schema, math, number, regex), or a .yaml composition.
         data: Rows with responses: a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, a folder, or a
             hub name (docs/data.md).
         out: File to write: .jsonl, .jsonl.gz, .json or .parquet.
@@ -1198,7 +1200,7 @@ def best_of_n(
         max_rows: Read at most this many prompts of the data.
         rows_at_once: Responses to sample at once. Changes memory and speed, not the responses.
         reward: Reward that chooses: a reward model's folder, `module:function` with TRL's signature, a
-            verifier (exact, json-schema, math, number, regex), or a .yaml composition.
+            verifier (choice, exact, json-schema, math, number, regex), or a .yaml composition.
         gold: Another reward, named as for `--reward`, that scores the chosen responses and does not
             choose.
         policy: A live model and tokenizer that are themselves trained, in place of a copy of `model`:
@@ -1599,4 +1601,67 @@ def label(
     """
 @overload
 def label(config: LabelConfig, /, **live: Any) -> None: ...
+
+@overload
+def rank(
+    *,
+    out: File,
+    data: Data = (),
+    store: str | None = None,
+    models: Sequence[Model] = (),
+    prompts: Data | None = None,
+    reward: RewardLike | None = None,
+    judge: RewardLike | None = None,
+    kind: Sequence[Literal['person', 'judge', 'simulated', 'file']] = (),
+    by: str | None = None,
+    elo: bool = False,
+    n: int = 1,
+    temperature: float = 1.0,
+    max_new_tokens: int = 64,
+    columns: Mapping[str, str] | None = None,
+    as_chat: bool = False,
+    seed: int = 0,
+    dtype: Literal['float32', 'bfloat16'] = 'float32',
+    device: str = 'auto',
+) -> Run:
+    """Compare several models: win rates, Bradley–Terry strengths, and both at equal length.
+
+    Compare several models on the same prompts: win rates, and Bradley–Terry strengths with and without
+    length. Give `data`, `store`, or `models` with `prompts`.
+
+    Args:
+        data: Files of responses, one for each model, as `FILE` or `NAME=FILE`, matched by prompt; or
+            one file of comparisons whose rows say in `models` who wrote each response.
+        store: Label store with the votes that decide: an SQLite file, or a PostgreSQL URL. With `data`,
+            its files say who wrote what; without, the column `models` of its pairs does.
+        models: Models to sample on `prompts`, as `MODEL` or `NAME=MODEL`: folders or hub names.
+        prompts: Prompts for `models`: rows, as for `kleash generate`.
+        reward: Reward that decides: of two responses the one with the higher score wins. Null, and no
+            `judge` or `store`: the rows' own `score`.
+        judge: Chat model that decides, asked about each pair in both orders: a judge's YAML file
+            (docs/rewards.md), read for `judge`, `endpoint`, `rule`, and how it is asked.
+        out: Folder to write.
+        kind: Count only the votes in `store` of labellers of these kinds; none named: of all.
+        by: Column of the rows by whose values the ranking is repeated, as `task`.
+        elo: Print strengths on Elo's scale, 1000 + 400/ln 10 · strength, in the table.
+        n: Responses of each of `models` to each prompt.
+        temperature: Sampling temperature of `models`; 0 takes the most likely token.
+        max_new_tokens: Longest response of `models`, in tokens.
+        columns: Columns of the data whose names kleash does not know, as
+            `prompt=question,response=answer`; where the columns fit two schemas, those that count.
+            Null: the schemas of docs/data.md.
+        as_chat: Make a prompt of plain text one turn of the user, so that it goes through the chat
+            template.
+        seed: Seed of the samples, of the judge's votes and of the bootstrap.
+        dtype: Precision of a model in this process.
+        device: `cpu`, `cuda`, …; `auto` uses a GPU if there is one.
+
+    Returns:
+        The run.
+
+    Raises:
+        KleashError: one line that says what is wrong and what would be right.
+    """
+@overload
+def rank(config: RankConfig, /, **live: Any) -> Run: ...
 

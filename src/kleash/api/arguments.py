@@ -42,7 +42,7 @@ def config_values(config: type[Config], arguments: Mapping[str, Any]) -> tuple[S
 
 def _are_names(value: Any) -> bool:
     """Whether a list is one of sources, and not of rows."""
-    return all(isinstance(item, str | os.PathLike) or hasattr(item, "features") for item in value)
+    return all(isinstance(item, str | os.PathLike | RunFolder) or hasattr(item, "features") for item in value)
 
 
 def _reference(value: Any, kind: Kind, argument: str) -> str | LiveObject:

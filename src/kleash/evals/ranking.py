@@ -358,8 +358,8 @@ def _controlled(
         return None, Estimate(None, None, None)
     fits = [full[None]]
     for start in range(0, len(weights), AT_ONCE):
-        drawn = weights[start : start + AT_ONCE][:, data.prompts[inside]]
-        fits.append(_fit(design, drawn * p, drawn, start=full, models=models))
+        times = weights[start : start + AT_ONCE][:, data.prompts[inside]]
+        fits.append(_fit(design, times * p, times, start=full, models=models))
     every = np.concatenate(fits)
     for index in np.flatnonzero(np.abs(every).max(1) > INFINITE):  # a resample that cannot place a model, or the length
         row, finite = every[index], np.abs(every[index, :-1]) <= INFINITE
@@ -438,8 +438,8 @@ def _pairs(
             both = forward | backward
             if both.any():
                 share = _share(np.where(forward, data.p, 1 - data.p)[both], data.prompts[both], weights)
-                known = theta is not None and core[i] and core[j]
-                controlled = float(expit(theta[i] - theta[j])) if theta is not None and known else None
+                placed = theta is not None and core[i] and core[j]
+                controlled = float(expit(theta[i] - theta[j])) if theta is not None and placed else None
                 rows.append(PairRank(data.names[i], data.names[j], share, controlled))
     return rows
 
@@ -450,8 +450,8 @@ def _share(hits: Float[np.ndarray, " N"], prompts: Int[np.ndarray, " N"], weight
     if not len(weights) or hits.min() == hits.max():
         return share
     wins, counts = (np.bincount(prompts, values, weights.shape[1]) for values in (hits, np.ones(len(hits))))
-    drawn = weights @ counts
-    rates = (weights @ wins)[drawn > 0] / drawn[drawn > 0]
+    sizes = weights @ counts
+    rates = (weights @ wins)[sizes > 0] / sizes[sizes > 0]
     low, high = np.quantile(rates, [0.025, 0.975], method="inverted_cdf")
     return replace(share, low=float(low), high=float(high))
 

@@ -19,7 +19,10 @@ from kleash.chat.quoting import NOTE, code_of, conversation, marked, shortened
 from kleash.chat.verdicts import Question, Verdict, VerdictReader
 from kleash.data.group import Group, Response
 from kleash.errors import RewardError
-from kleash.rewards.reward import NO_OPINION, Parts
+from kleash.rewards.reward import Parts
+
+NO_OPINION = "no_opinion"
+"""Name of the component that is 1 where a judge has no opinion of a response, whose score is NaN then."""
 
 SCALE = tuple("123456789")
 

@@ -18,9 +18,6 @@ Parts = Mapping[str, Float[Tensor, "P K"]]
 """Components of scores, by name: the scores of a composition's parts, a verifier's outcomes (1 where it applies)."""
 
 
-NO_OPINION = "no_opinion"
-
-
 @runtime_checkable
 class Reward(Protocol):
     """Scores groups of one K."""

@@ -415,7 +415,6 @@ class RankConfig(Config):
         """What this config names; each file and model by its name in the ranking."""
         references = super().references()
         for field, kind in (("data", DATA), ("models", MODEL)):
-            del references[field]
             references |= {f"{field} {name}": (kind, path) for name, path in self.named(field).items()}
         return references
 
