@@ -59,7 +59,14 @@ def changes_of(path: Path, record: Json, config: Config, identity: Identity, inp
 
 
 def newest_step(path: Path) -> int | None:
-    """The step of the newest training state in a run's folder; None where there is none."""
+    """The step of the newest training state in a run's folder; None where there is none.
+
+    Of an ensemble it is the least of its members', and None where one of them has none.
+    """
+    members = [*path.glob("members/*"), *path.glob("validation")] if (path / "members").is_dir() else []
+    if members:
+        of_members = [newest_step(member) for member in members]
+        return None if None in of_members else min(step for step in of_members if step is not None)
     steps = [
         int(state.name.removeprefix("step-")) for state in path.glob("checkpoints/step-*") if state.name[5:].isdigit()
     ]
@@ -83,8 +90,9 @@ def _hint(path: Path, refused: list[str], config: Config, *, finished: bool, lon
     if not longer:
         return "; it is finished: to go on with the change, raise --max-steps too" if has_state and not refused else ""
     if not has_state:
+        start = f"a member, --model {path}/members/0," if (path / "members").is_dir() else f"it with --model {path}"
         return (
-            f"; it is finished and kept no training state (--keep-states 1 keeps one): to train on, start from it with "
-            f"--model {path} and another --out"
+            f"; it is finished and kept no training state (--keep-states 1 keeps one): to train on, start from {start} "
+            f"and another --out"
         )
     return f"; to train on with the change, add --accept-changed {' '.join(refused)}" if refused else ""

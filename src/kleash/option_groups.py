@@ -19,8 +19,8 @@ GROUPS = {
     "warmup_steps warmup_ratio min_lr_ratio weight_decay adam_betas adam_eps max_grad_norm ema_decay",
     METHOD: "",
     "sampling": "max_new_tokens temperature top_k top_p min_p stop group_size n rows_at_once",
-    "evaluation": "eval_every gold hold_out criterion patience best_of learning_curve measure_share gate_prompts "
-    "gate_max_new_tokens force",
+    "evaluation": "metric pass_above eval_every gold hold_out criterion patience best_of learning_curve measure_share "
+    "gate_prompts gate_max_new_tokens force",
     "output": "out keep_weights save_dtype save_every keep_states snapshot_every log_rollouts accept_changed trackers "
     "tracker_project run_name tracker_tags push_to_hub json",
 }

@@ -174,6 +174,42 @@ def test_a_finished_run_without_a_state_says_how_to_start_from_it(base: Path, de
         run("sft", values | {"learning_rate": 1.0, "accept_changed": ["learning_rate"]})
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_finished_ensemble_is_lengthened_member_by_member(
+    averaged: bool, base: Path, comparisons: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = settings("reward", base, average_weights=averaged, validation_share=0 if averaged else 0.3, max_steps=4)
+    folder = run("reward", values | {"keep_states": 1})
+    longer = values | {"keep_states": 1, "max_steps": 8}
+    log, steps = RunFolder.log, []
+
+    def log_and_stop(self: RunFolder, step: int, metrics: Any) -> Any:
+        steps.append(step)
+        if steps == [5, 6, 7, 8, 5, 6]:  # the second of them
+            raise KeyboardInterrupt
+        return log(self, step, metrics)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunFolder, "log", log_and_stop)
+        run("reward", longer)
+    folder = run("reward", longer)
+    (change,) = folder.record["changes"]
+    assert (change["step"], change["what"], change["from"], change["to"]) == (4, "max_steps", 4, 8)
+    whole = run("reward", values | {"out": base.parent / "whole", "max_steps": 8})
+    models = ["."] if averaged else ["members/0", "members/1", "validation"]
+    for name in models:
+        assert weights(folder.path / name) == weights(whole.path / name)
+    assert folder.record["status"] == "finished" and folder.record["results"] == whole.record["results"]
+
+
+def test_an_ensemble_without_a_state_says_how_to_start_from_a_member(base: Path, comparisons: Path) -> None:
+    values = settings("reward", base, max_steps=2)
+    run("reward", values)
+    with pytest.raises(InputError, match=r"start from a member, --model \S+reward/members/0, and another --out"):
+        run("reward", values | {"max_steps": 4})
+
+
 def test_another_model_is_never_accepted(base: Path, demonstrations: Path) -> None:
     with pytest.raises(ConfigError, match="a run cannot go on with another 'model'"):
         run("sft", settings("sft", base, accept_changed=["model"]))

@@ -245,6 +245,51 @@ def test_the_kl_penalty_in_the_loss_leaves_the_advantages_to_the_scores(kl_in: s
     torch.testing.assert_close(advantages_of(rollout), expected, rtol=1e-5, atol=1e-6)
 
 
+class SumIdsOfEven:
+    """A spread in the groups of prompts with an even number, none in the others."""
+
+    def __call__(self, groups: list[Group]) -> Float[Tensor, "P K"]:
+        return torch.stack([SumIds()([group])[0] * (1 - group.columns["number"] % 2) for group in groups])
+
+
+@pytest.mark.parametrize("advantage", list(grpo.ADVANTAGES))
+def test_a_kl_penalty_in_the_reward_acts_on_groups_of_zero_spread_as_on_others(
+    advantage: str, base: Path, prompts: Path
+) -> None:
+    settings = config(base, prompts, beta=0.5, advantage=advantage, batch_size=8)
+    parts, rows = components(settings, base, SumIdsOfEven())
+    rollout = first_rollout(parts, rows, settings)
+    flat = zero_spread(rollout.scores)
+    assert 0 < flat.sum() < 8 and bool((rollout.kl.abs().amax(-1) > 1e-3).all())
+    expected = grpo.ADVANTAGES[advantage][0](rollout.scores - 0.5 * rollout.kl)
+    torch.testing.assert_close(advantages_of(rollout), expected, rtol=1e-6, atol=1e-6)
+    assert bool((advantages_of(rollout)[flat].abs().amax(-1) > 1e-4).all())
+
+
+@pytest.mark.parametrize("kl_in", ["reward", "loss-k3", "loss-k2-response"])
+def test_groups_of_zero_spread_alone_have_the_gradient_of_the_kl_penalty_and_none_at_the_reference(
+    kl_in: str, base: Path, prompts: Path
+) -> None:
+    """Without a spread all of the gradient is the penalty's: proportional to β. At the reference no step is taken."""
+    gradients = []
+    for beta in (0.2, 0.4):
+        settings = config(base, prompts, beta=beta, kl_in=kl_in)
+        parts, rows = components(settings, base, Always(1.0))
+        rollout = first_rollout(parts, rows, settings)
+        assert bool(zero_spread(rollout.scores).all()) and grpo.has_gradient(rollout, settings)
+        gradients.append(update(parts, rollout, range(4), settings))
+    assert float(gradients[0].norm()) > 1e-4
+    torch.testing.assert_close(gradients[1], 2 * gradients[0], rtol=1e-3, atol=1e-6)
+
+    settings = config(base, prompts, beta=0.01, kl_in=kl_in)
+    parts = replace(parts, reference=Reference(load_policy(base)[0]))
+    with torch.no_grad():
+        parts.policy.load_state_dict(parts.reference.model.state_dict())
+    rollout = first_rollout(parts, rows, settings)
+    figures = grpo.update(parts, rollout, Optimizer(parts.policy, steps=1, learning_rate=1e-3), settings)
+    assert figures["updates"] == 0 and not advantages_of(rollout).any()
+
+
 def test_a_large_group_goes_through_the_model_in_parts_and_comes_out_whole(base: Path, prompts: Path) -> None:
     settings = [config(base, prompts, micro_batch_tokens=tokens) for tokens in (10_000, 25)]
     whole, parted = (first_rollout(*components(each, base), each) for each in settings)

@@ -21,6 +21,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from kleash.changes import STEPS
 from kleash.checks import reward_checks
 from kleash.checks.gates import record_checks
 from kleash.checks.open_run import open_run, records_stop
@@ -150,9 +151,9 @@ def _centred_on(config: EnsembleConfig, train: Sequence[Group]) -> Sequence[Grou
 def _member(
     config: EnsembleConfig, out: Path, files: Files, on_step: OnStep | None, *, data: str = "reward"
 ) -> RunFolder:
-    """Train one model, unless it is finished; what was accepted as changed since then concerns the others."""
+    """Train one model, unless it has done these steps; what was accepted as changed since then concerns the others."""
     record = read_record(out)
-    if record is not None and record["status"] == "finished":
+    if record is not None and record["status"] == "finished" and _has_steps_of(record, config):
         return RunFolder(out, record)
     changes: Json = {
         "out": out, "data": str(files[data]), "eval_data": str(files["held-out"]), "max_eval_rows": None,
@@ -166,6 +167,11 @@ def _member(
         live = new_reward_model(config.model, seed=config.seed, device=config.device, adapter=config.adapter)
     logger.info("reward model %s", out)
     return reward_model.run(_single(config, **changes), reward=live if data == "reward" else None, on_step=on_step)
+
+
+def _has_steps_of(record: Json, config: EnsembleConfig) -> bool:
+    """Whether a member's run was of as many steps as are asked for now."""
+    return all(record["config"].get(name) == getattr(config, name) for name in STEPS)
 
 
 def _one(
