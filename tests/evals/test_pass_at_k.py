@@ -32,6 +32,10 @@ def test_it_is_unbiased() -> None:
         assert mean == pytest.approx(1 - (1 - p) ** k)
 
 
+def test_a_score_at_the_threshold_is_not_right() -> None:
+    assert at_k("pass", 1, [[1.0, 2.0], [1.0, 1.0]], ["a", "b"], above=1.0).value == 0.25
+
+
 def test_mean_at_k_is_the_mean_over_rows_of_the_rows_mean() -> None:
     figure = at_k("mean", 2, [[0.0, 3.0], [1.0, 1.0, 4.0]], ["a", "b"])
     assert (figure.metric, figure.value, figure.rows, figure.prompts) == ("mean@2", pytest.approx(1.75), 2, 2)

@@ -100,6 +100,24 @@ def test_bytes_that_are_no_text_are_read_too() -> None:
     assert found > 50
 
 
+def test_control_tokens_amid_a_stop_text_do_not_hide_it() -> None:
+    tokenizer = tiny_tokenizer()
+    a, b = tokenizer.convert_tokens_to_ids(["a", "b"])
+    ids = [b, a, *[tokenizer.pad_token_id] * 50, b, a]
+    stop = StopTexts(["a b"], tokenizer)
+    assert tail_end(ids, stop) == len(ids) - 1 and stop.completed([ids[:-1], ids[:-2]]) == [True, False]
+
+
+def test_each_token_costs_the_same_however_long_the_response_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, decoded = tiny_tokenizer(), []
+    decode = type(tokenizer).batch_decode
+    monkeypatch.setattr(
+        type(tokenizer), "batch_decode", lambda self, rows, **k: decoded.append(len(rows[0])) or decode(self, rows, **k)
+    )
+    tail_end([7] * 2000, StopTexts(["never here"], tokenizer))
+    assert len(decoded) == 2000 and max(decoded) == decoded[-1] < 30
+
+
 def test_a_stop_text_may_end_inside_a_token_and_the_rest_of_it_is_not_shown() -> None:
     tokenizer = byte_level()
     ids = tokenizer("Answer: 12.\n\nQuestion: x")["input_ids"]

@@ -19,6 +19,9 @@ CASES = [
 ]  # fmt: skip
 
 
+NAMES = [f"k{each.top_k}-p{each.top_p:g}-min{each.min_p:g}" for each in CASES]
+
+
 def of_transformers(truncation: Truncation, temperature: float) -> LogitsProcessorList:
     """The warpers that `generate` applies, in its order."""
     warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
@@ -58,7 +61,7 @@ def random_logits(seed: int, rows: int = 20, size: int = 50) -> Tensor:
     return 2 * torch.randn(rows, size, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("truncation", CASES, ids=str)
+@pytest.mark.parametrize("truncation", CASES, ids=NAMES)
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_it_is_that_of_transformers(truncation: Truncation, temperature: float) -> None:
     logits = random_logits(0)
@@ -68,7 +71,7 @@ def test_it_is_that_of_transformers(truncation: Truncation, temperature: float) 
     assert ((ours > -torch.inf).sum(-1) >= 1).all()
 
 
-@pytest.mark.parametrize("truncation", CASES, ids=str)
+@pytest.mark.parametrize("truncation", CASES, ids=NAMES)
 def test_the_sampler_draws_from_exactly_the_truncated_distribution(truncation: Truncation) -> None:
     """Every number of a fine grid through `draw`: the share of the grid that a token gets is its probability."""
     grid = 20_000
@@ -79,6 +82,13 @@ def test_the_sampler_draws_from_exactly_the_truncated_distribution(truncation: T
         shares = torch.bincount(tokens, minlength=8).double() / grid
         torch.testing.assert_close(shares, expected, atol=1.5 / grid, rtol=0)
         torch.testing.assert_close(logprobs.exp(), expected[tokens])
+
+
+def test_the_likeliest_token_passes_whatever_the_sums_are_rounded_to() -> None:
+    logits = random_logits(3, rows=200, size=1000).float()
+    assert bool((logits.softmax(-1).cumsum(-1, dtype=torch.float64)[:, -1] < 1 - 1e-9).any()), "or nothing is rounded"
+    allowed = Truncation(top_p=1e-9)(logits)[0] > -torch.inf
+    assert torch.equal(allowed.nonzero()[:, 1], logits.argmax(-1))
 
 
 def test_tokens_that_tie_are_cut_the_same_way_in_every_batch() -> None:
