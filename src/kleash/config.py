@@ -204,6 +204,8 @@ class Config(BaseModel):
             return f"unknown key '{key}'; {cls._remedy(key)}"
         if problem["type"] == "missing":
             return f"'{key}' is missing; give {describe(cls, key)}"
+        if problem["type"] == "path_type":
+            return f"'{key}' is {shorten(repr(problem['input']))}, but should be a path"
         message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
         if not key:
             return message

@@ -277,6 +277,8 @@ def refuse_missing_artifact(path: Path) -> None:
         InputError: it can only be a path, and does not exist.
     """
     text = str(path)
+    if live_object(text) is not None:
+        return
     bare = "/" not in text and cached_commit(text) is None  # such as `gpt2`, which has no owner
     if not path.exists() and (bare or _only_a_path(text, MODEL)):
         raise InputError(f"{path}: there is no such file or folder; give a run, a model folder or a file of rows")

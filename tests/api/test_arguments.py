@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kleash
 from kleash.data.live_rows import live_rows
-from kleash.errors import ConfigError, DataError, InputError, ModelError
+from kleash.errors import ConfigError, DataError, GateError, InputError, ModelError
 from kleash.live import named
 from kleash.models.live_copy import live_hash, live_model
 from kleash.models.load import load_policy, new_reward_model
@@ -222,3 +222,51 @@ def test_a_model_that_the_user_hands_over_is_trained_itself(base: Path, rows: Ro
     before = live_hash(*policy)
     run = kleash.sft(policy=policy, data=rows, out=base.parent / "itself", **SMALL)  # type: ignore[call-overload]
     assert run.finished and live_hash(*policy) != before
+
+
+def test_frozen_parts_stay_frozen_and_a_frozen_model_is_trained(base: Path, sft: SFT, tmp_path: Path) -> None:
+    model, tokenizer = loaded(base)
+    frozen = sft(model=(model.requires_grad_(False), tokenizer))
+    assert not model.lm_head.weight.requires_grad
+    for name, tensor in sft(model=base, out=tmp_path / "folder").model.state_dict().items():
+        assert torch.equal(tensor, frozen.model.state_dict()[name])
+    model.requires_grad_(True).model.embed_tokens.requires_grad_(False)
+    partly = sft(model=(model, tokenizer), out=tmp_path / "partly").model.state_dict()
+    start = model.state_dict()
+    assert torch.equal(partly["model.embed_tokens.weight"], start["model.embed_tokens.weight"])
+    assert not torch.equal(partly["lm_head.weight"], start["lm_head.weight"])
+
+
+def test_rewards_in_a_list_are_parents_whose_checks_count(
+    grpo: SFT, base: Path, comparisons: Path, tmp_path: Path
+) -> None:
+    scorer = kleash.reward(model=base, data=comparisons, out=tmp_path / "reward", max_steps=1, centre_samples=0)
+    scorer.record["gates"]["out"] |= {"passed": False, "finding": "it is no good", "advice": "train it again"}
+    scorer.save()
+    with pytest.raises(GateError, match=r"reward 1 .*reward failed its own checks: it is no good; train it again"):
+        grpo(reward=[("ended", 0.5), (scorer, 1.0)], force=False)
+    forced = grpo(reward=[("ended", 0.5), (scorer, 1.0)])
+    assert forced.record["gates"]["in (reward 1)"]["forced"]
+
+
+def test_runs_models_and_rows_are_checked_in_memory(base: Path, rows: Rows, sft: SFT) -> None:
+    assert kleash.check(rows).kind == "rows"
+    assert kleash.check(loaded(base), data=rows, rows=4).kind == "language model"
+    brief = lambda prompts, completions, **columns: [-float(len(text)) for text in completions]  # noqa: E731
+    report = kleash.check(sft(), data=iter(rows), labeller=brief, rows=4)
+    assert "worth comparing" in {check["name"] for check in report.gates["measured"]["checks"]}
+    with pytest.raises(InputError, match="what to check is an int"):
+        kleash.check(3)
+
+
+@pytest.mark.parametrize(
+    ("on_step", "message"),
+    [(3, "on_step is a int|on_step is an int"), (lambda: None, r"cannot be called as on_step\(step, figures\)")],
+)
+def test_an_on_step_that_cannot_be_called_is_refused_before_the_training(on_step: Any, message: str, sft: SFT) -> None:
+    with pytest.raises(ConfigError, match=message):
+        sft(on_step=on_step)
+
+
+def test_one_word_is_a_list_of_one(sft: SFT) -> None:
+    assert sft(accept_changed="data").record["config"]["accept_changed"] == ["data"]

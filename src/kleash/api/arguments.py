@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from kleash.config import Config, Kind, Settings
 from kleash.content import text_hash
@@ -29,15 +29,23 @@ def config_values(config: type[Config], arguments: Mapping[str, Any]) -> tuple[S
     kinds = config.kinds()
     for name, value in arguments.items():
         kind = kinds.get(name)
+        several = _takes_several(config, name)
         if kind is None or value is None:
-            values[name] = _setting(value)
+            values[name] = (value,) if several and isinstance(value, str) else _setting(value)
             continue
-        several = "tuple" in str(config.model_fields[name].annotation) and isinstance(value, list | tuple)
-        items = [_reference(item, kind, name) for item in (value if several and _are_names(value) else [value])]
+        listed = several and isinstance(value, list | tuple) and _are_names(value)
+        items = [_reference(item, kind, name) for item in (value if listed else [value])]
         objects += [item for item in items if isinstance(item, LiveObject)]
         texts = [item.name if isinstance(item, LiveObject) else item for item in items]
-        values[name] = tuple(texts) if "tuple" in str(config.model_fields[name].annotation) else texts[0]
+        values[name] = tuple(texts) if several else texts[0]
     return values, objects
+
+
+def _takes_several(config: type[Config], name: str) -> bool:
+    """Whether a field takes any number of values."""
+    annotation = config.model_fields[name].annotation
+    parts = (annotation, *get_args(annotation))
+    return any(get_origin(part) is tuple and get_args(part)[-1] is Ellipsis for part in parts)
 
 
 def _are_names(value: Any) -> bool:

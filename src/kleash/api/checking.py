@@ -9,8 +9,9 @@ from kleash.api.arguments import config_values
 from kleash.checks import artifact
 from kleash.config import Config, DataRef, MeasureRef
 from kleash.content import refuse_missing
-from kleash.errors import ConfigError
-from kleash.live import named
+from kleash.data.live_rows import live_rows
+from kleash.live import LiveObject, named
+from kleash.models.live_copy import live_model
 from kleash.run import RunFolder
 
 
@@ -27,7 +28,7 @@ def check(
     """Run the checks of an artifact: a run, a model, a file of rows.
 
     Args:
-        what: a run, its folder, a model's folder, a file of rows.
+        what: a run, its folder, a model's folder or hub name, (model, tokenizer), a file of rows, rows.
         data: rows to measure on, a path or in memory.
         labeller: a reward in place of a labeller: would two of them agree about the model's samples?
         rows: most rows of `data` to read.
@@ -39,12 +40,19 @@ def check(
     Raises:
         InputError: there is nothing that can be checked.
     """
-    if not isinstance(what, RunFolder | str | Path):
-        raise ConfigError(f"kleash.check: got a {type(what).__name__}; give a run, a folder or a file of rows")
-    path = what.path if isinstance(what, RunFolder) else Path(what)
+    item = _item_to_check(what)
     arguments = {name: value for name, value in (("data", data), ("labeller", labeller)) if value is not None}
     values, objects = config_values(_Checked, arguments)
-    with named(objects):
+    with named([*objects, *([item] if isinstance(item, LiveObject) else [])]):
         for name, value in values.items():
             refuse_missing(value, _Checked.kinds()[name])
+        path = Path(item.name) if isinstance(item, LiveObject) else item
         return artifact.check(path, rows=rows, device=device, **values)
+
+
+def _item_to_check(what: Any) -> Path | LiveObject:
+    """The path of what is to be checked, or the object itself."""
+    if isinstance(what, RunFolder | str | Path):
+        return what.path if isinstance(what, RunFolder) else Path(what)
+    model = live_model(what)
+    return live_rows(what, argument="what to check") if model is None else model

@@ -150,8 +150,12 @@ def _make(name: str, arguments: dict[str, Any], source: str) -> tuple[Config, di
     config = config_of(name)
     others = {key: arguments.pop(key) for key in beside_of(name) if key in arguments and key not in config.model_fields}
     others = {key: value for key, value in others.items() if value is not None}
-    if (live := others.get("policy") or others.get("reward")) and "model" not in arguments:
-        arguments["model"] = f"live {type(live[0]).__name__}"
+    for role in ("policy", "reward"):
+        if role in others:
+            others[role] = _pair(others[role], f"{source}: {role}")
+            arguments.setdefault("model", f"live {type(others[role][0]).__name__}")
+    if "on_step" in others:
+        _refuse_on_step(others["on_step"], source)
     if others.get("chat") is not None:
         arguments.setdefault("model", str(getattr(others["chat"], "name", "live chat model")))
     for key in arguments:
@@ -162,6 +166,30 @@ def _make(name: str, arguments: dict[str, Any], source: str) -> tuple[Config, di
     fields = {key: value for key, value in arguments.items() if key in config.model_fields}
     values, objects = config_values(config, fields)
     return config.make({**arguments, **values}, source=source), others, objects
+
+
+def _pair(value: Any, where: str) -> Any:
+    """A live model and its tokenizer."""
+    from kleash.models.live_copy import live_model
+
+    live = live_model(value)
+    if live is None:
+        raise ConfigError(f"{where} is a {type(value).__name__}; give (model, tokenizer)")
+    return live.value
+
+
+def _refuse_on_step(on_step: Any, source: str) -> None:
+    """Refuse what cannot be called with a step and its figures, before the training."""
+    if not callable(on_step):
+        raise ConfigError(f"{source}: on_step is a {type(on_step).__name__}; give a function of (step, figures)")
+    try:
+        signature = inspect.signature(on_step)
+    except (TypeError, ValueError):  # some built-in functions have none
+        return
+    try:
+        signature.bind(1, {})
+    except TypeError as error:
+        raise ConfigError(f"{source}: on_step{signature} cannot be called as on_step(step, figures): {error}") from None
 
 
 def _refuse_beside_a_config(name: str, config: Config, arguments: dict[str, Any], run: Callable[..., Any]) -> None:

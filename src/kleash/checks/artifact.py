@@ -35,6 +35,7 @@ from kleash.errors import InputError, listed
 from kleash.evals.intervals import mean_interval, number_prompts, wilson
 from kleash.evals.preference_report import preference_report
 from kleash.io import Json, read_json
+from kleash.live import live_object
 from kleash.models.compute import Compute
 from kleash.models.finite import is_finite
 from kleash.models.load import context_length, load_policy, load_reward_model, outputs_of
@@ -182,6 +183,10 @@ def kind_of(path: Path) -> Kind | None:
     """The kind of artifact at a path (or hub name), or None where it cannot be measured."""
     if path.is_file():
         return "rows"
+    if (live := live_object(path)) is not None and isinstance(live.value, list):
+        return "rows"
+    if live is not None:
+        return "language model" if outputs_of(path) is None else "reward model"
     if adapter_folder(path) is not None:
         return "language model" if outputs_of(path) is None else "reward model"
     file = model_file(path, "config.json")

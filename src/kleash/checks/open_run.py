@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, ParamSpec
 
 from torch import nn
 
 from kleash.checks.gates import check_parents
+from kleash.live import live_object
 from kleash.models.live_copy import live_inputs
 from kleash.run import RunFolder
 from kleash.training.push import push, require_token
@@ -74,5 +76,17 @@ def open_run(stage: str, config: TrainingConfig, **live: tuple[nn.Module, Any] |
         _OPEN.append(folder)
         for role, (kind, name) in config.references().items():
             if kind.parent:
-                check_parents(folder, role=role, parent=name, force=config.force)
+                for part, parent in _parents(role, name).items():
+                    check_parents(folder, role=part, parent=parent, force=config.force)
     return folder
+
+
+def _parents(role: str, name: str) -> dict[str, str]:
+    """The parent of a name; of rewards in memory those of them that are folders, each with its own role."""
+    live = live_object(name)
+    if live is None or not isinstance(live.value, list):
+        return {role: name}
+    items = [item[0] if isinstance(item, tuple) else item for item in live.value]
+    paths = [item.path if isinstance(item, RunFolder) else item for item in items]
+    folders = [str(path) for path in paths if isinstance(path, str | Path) and Path(path).is_dir()]
+    return {f"{role} {number}": folder for number, folder in enumerate(folders, start=1)} or {role: name}

@@ -79,14 +79,17 @@ def live_hash(model: Any, tokenizer: PreTrainedTokenizerBase) -> str:
     return digest.hexdigest()
 
 
-def copy_of(model: Any, kind: Any, *, name: str, new_head: bool, num_labels: int = 1) -> PreTrainedModel:
-    """A copy of a live model to train or to score with.
+def copy_of(
+    model: Any, kind: Any, *, name: str, new_head: bool, merge: bool = True, num_labels: int = 1
+) -> PreTrainedModel:
+    """A copy of a live model to train or to score with; parts of it that are frozen stay so, unless all are.
 
     Args:
         model: stays as it is.
         kind: the class of `transformers` that would load it from a folder: a language model's or a classifier's.
         name: of the model, for messages.
         new_head: whether the output head is replaced by that of a classifier.
+        merge: whether the adapters that it has are merged then.
         num_labels: outputs of a new head.
 
     Raises:
@@ -98,9 +101,16 @@ def copy_of(model: Any, kind: Any, *, name: str, new_head: bool, num_labels: int
     if kind is AutoModelForCausalLM or not new_head:
         with torch.random.fork_rng():
             copied: PreTrainedModel = copy.deepcopy(_plain(model))
-            return copied
+        if not any(parameter.requires_grad for parameter in copied.parameters()):  # in use for something else
+            copied.requires_grad_(True)
+        return copied
     if hasattr(model, "peft_config"):
         from kleash.models.lora import merge_lora  # here: `peft` takes seconds to import
+
+        if not merge:
+            raise ModelError(
+                f"{name}: its adapter cannot be trained on below another head; save it and give its folder, or merge it"
+            )
 
         model = copy.deepcopy(_plain(model))
         merge_lora(model)

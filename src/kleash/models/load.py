@@ -273,7 +273,7 @@ def read_model(
         settings: of the model's config.
     """
     if (live := live_object(model)) is not None:
-        copied = copy_of(live.value[0], kind, name=str(model), new_head=new_head, **settings)
+        copied = copy_of(live.value[0], kind, name=str(model), new_head=new_head, merge=adapter == "merge", **settings)
         return _live(copied, load_tokenizer(model), adapter=adapter)[0]
     folder = adapter_folder(model)
     if folder is None:
