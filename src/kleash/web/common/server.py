@@ -188,14 +188,27 @@ def serve(app: Starlette, listener: socket.socket, limits: Limits) -> None:
         if not _in_a_loop():
             server.run(sockets=[listener])
             return
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
+        _run_in_a_thread(server, listener)
+
+
+def _run_in_a_thread(server: uvicorn.Server, listener: socket.socket) -> None:
+    """Run a server in a thread of its own until Ctrl-C reaches this one."""
+    ended = threading.Event()  # an interrupted `Thread.join` takes the thread for ended (bpo-45274)
+
+    def run() -> None:
         try:
-            while thread.is_alive():
-                thread.join(0.2)
+            server.run(sockets=[listener])
         finally:
-            server.should_exit = True
-            thread.join()
+            ended.set()
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        ended.wait()
+    finally:
+        server.should_exit = True
+        while not ended.is_set():
+            with suppress(KeyboardInterrupt):  # also where the user interrupts twice
+                ended.wait()
 
 
 def _in_a_loop() -> bool:
