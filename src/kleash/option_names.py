@@ -48,6 +48,8 @@ PEERS: tuple[Peer, ...] = (
     Peer((TRL,), "train_dataset", ("data",)),
     Peer((FACTORY,), "dataset", ("data",)),
     Peer((VERL,), "data.train_files", ("data",)),
+    Peer((TRL,), "dataset_streaming", ("streaming",)),
+    Peer((FACTORY,), "buffer_size", ("streaming",), "blocks of 4,096 rows are shuffled"),
     Peer((TRL, FACTORY), "eval_dataset", ("eval_data",)),
     Peer((VERL,), "data.val_files", ("eval_data",)),
     Peer((FACTORY,), "val_size", (), "give held-out rows as --eval-data; without it a tenth of the data is held out"),

@@ -96,10 +96,8 @@ class RunFolder:
             folder._continue(changes)
             if not folder.finished:
                 folder._take_over()
-            elif (path / ".lock").exists():  # killed after its last word
-                with suppress(InputError, OSError):
-                    folder._lock = lock(path / ".lock", path)
-                    folder._clear()
+            else:
+                folder._clear_after_kill()
             if folder.record != record:
                 folder.save()
             return folder
@@ -127,6 +125,23 @@ class RunFolder:
             folder._take_over()
             folder.save()
         return folder
+
+    @classmethod
+    def finished_in(cls, path: Path) -> RunFolder | None:
+        """The finished run of a folder, whatever its settings; None where there is none."""
+        record = read_record(path)
+        if record is None or record["status"] != "finished":
+            return None
+        folder = cls(path, record)
+        folder._clear_after_kill()
+        return folder
+
+    def _clear_after_kill(self) -> None:
+        """Clear what a run has left that was killed after its last word."""
+        if (self.path / ".lock").exists():
+            with suppress(InputError, OSError):
+                self._lock = lock(self.path / ".lock", self.path)
+                self._clear()
 
     def _take_over(self) -> None:
         """Become the only writer, and put in order what a killed one has left."""

@@ -9,8 +9,9 @@ from pathlib import Path
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kleash.data.batching import batch_at, batches, microbatches, order
+from kleash.data.batching import batch_at, microbatches, order
 from kleash.data.group import EncodedGroup, EncodedResponse, Group
+from kleash.data.stream import batches
 from kleash.training.settings import TrainingConfig
 
 
@@ -88,7 +89,7 @@ def test_F11_steps_lose_and_repeat_no_row(rows, size, seed, steps):
 def test_an_epoch_sees_every_row_once_and_the_last_step_is_smaller(rows, size, epochs):
     config = TrainingConfig(model="m", data="d.jsonl", out=Path("o"), batch_size=size, epochs=epochs)
     steps = config.steps(rows)
-    taken = list(islice(batches(range(rows), **config.batch_settings(rows)), steps))
+    taken = [numbers for numbers, _ in islice(batches([group(1)] * rows, **config.batch_settings(rows)), steps)]
     assert [len(batch) for batch in taken[:-1]] == [size] * (steps - 1)
     assert 0 < len(taken[-1]) <= size
     assert Counter(row for batch in taken for row in batch) == {row: epochs for row in range(rows)}
@@ -97,12 +98,12 @@ def test_an_epoch_sees_every_row_once_and_the_last_step_is_smaller(rows, size, e
 def test_43_rows_at_batch_32_are_two_steps():
     config = TrainingConfig(model="m", data="d.jsonl", out=Path("o"), batch_size=32)
     assert config.steps(43) == 2
-    assert [len(batch) for batch in islice(batches(range(43), **config.batch_settings(43)), 2)] == [32, 11]
+    assert [len(batch) for batch, _ in islice(batches([group(1)] * 43, **config.batch_settings(43)), 2)] == [32, 11]
 
 
 def test_max_steps_repeats_the_rows_in_whole_batches():
     config = TrainingConfig(model="m", data="d.jsonl", out=Path("o"), batch_size=4, max_steps=3)
-    assert [len(batch) for batch in islice(batches(range(5), **config.batch_settings(5)), 3)] == [4, 4, 4]
+    assert [len(batch) for batch, _ in islice(batches([group(1)] * 5, **config.batch_settings(5)), 3)] == [4, 4, 4]
 
 
 def test_F11_a_step_depends_on_nothing_that_came_before():

@@ -30,13 +30,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork has only one thread
 import torch
 
 from kleash.config import Config
-from kleash.stages import dpo, generate, grpo, judge, ppo, reward_model, score, sft
-from kleash.stages.data_configs import GenerateConfig, JudgeConfig, ScoreConfig
-from kleash.stages.training_configs import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SFTConfig
+from kleash.data import stream
+from kleash.stages import dpo, generate, grpo, judge, ppo, revise, reward_ensemble, reward_model, score, sft
+from kleash.stages.data_configs import GenerateConfig, JudgeConfig, ReviseConfig, ScoreConfig
+from kleash.stages.training_configs import DPOConfig, EnsembleConfig, GRPOConfig, PPOConfig, RewardConfig, SFTConfig
 from kleash.testing import FakeChat, tiny_model, tiny_tokenizer
 
 END = 0.6
 """The last kills of a run begin after this share of its changes."""
+
+stream.BLOCK = 5
+"""Several blocks, and an end of the rows in one, in a few steps."""
 
 VARYING = ("seconds", "peak_memory", "config", "versions", "inputs")
 """Keys of run.json that a killed run may have otherwise."""
@@ -99,6 +103,23 @@ CASES = (
         dpo.run,
     ),
     Case(
+        "sft, streamed",
+        _training(SFTConfig, "demonstrations", batch_size=3, eval_every=2, gate_prompts=0, streaming=True),
+        sft.run,
+    ),
+    Case(
+        "dpo, streamed",  # the reference stays in memory, and a row's log-probabilities are computed when it comes
+        _training(DPOConfig, "comparisons", batch_size=3, lora_rank=2, kl_every=3, kl_samples=4, max_new_tokens=3,
+                  streaming=True, keep_states=2),
+        dpo.run,
+    ),
+    Case(
+        "ensemble",
+        _training(EnsembleConfig, "comparisons", batch_size=4, max_steps=4, members=2, validation_share=0.3,
+                  centre_samples=4, centre_max_new_tokens=2),
+        reward_ensemble.run,
+    ),
+    Case(
         "ppo",
         _training(PPOConfig, "prompts", max_steps=4, reward="tests.nightly.kills:reward", batch_size=4,
                   max_new_tokens=3, eval_every=2, ema_decay=0.9, value_init="policy", target_kl=0.1, snapshot_every=2),
@@ -108,6 +129,12 @@ CASES = (
         "grpo",
         _training(GRPOConfig, "prompts", max_steps=4, reward="tests.nightly.kills:reward", batch_size=2,
                   group_size=2, max_new_tokens=3, eval_every=3, log_rollouts=2),
+        grpo.run,
+    ),
+    Case(
+        "grpo, streamed",
+        _training(GRPOConfig, "prompts", max_steps=4, reward="tests.nightly.kills:reward", batch_size=3,
+                  group_size=2, max_new_tokens=3, streaming=True),
         grpo.run,
     ),
     Case(
@@ -124,6 +151,12 @@ CASES = (
         "judge",
         _rows(JudgeConfig, "comparisons", model="fake", force=True, injections=2),
         lambda config: judge.run(config, chat=FakeChat(vote)),
+        "out.jsonl",
+    ),
+    Case(
+        "revise",
+        _rows(ReviseConfig, "prompts", model="fake", constitution="assistant", rounds=2),
+        lambda config: revise.run(config, chat=FakeChat(lambda request: f"{len(str(request.messages))} z")),
         "out.jsonl",
     ),
 )  # fmt: skip
@@ -219,7 +252,8 @@ def contents(out: Path) -> dict[str, Any]:
             continue
         files[name] = path.read_bytes()
         if path.name == "run.json":
-            files[name] = {key: value for key, value in json.loads(path.read_text()).items() if key not in VARYING}
+            record = json.loads(path.read_text().replace(str(out), "OUT"))  # a member names its files
+            files[name] = {key: value for key, value in record.items() if key not in VARYING}
         elif path.name == "README.md":
             files[name] = files[name].replace(str(out).encode(), b"OUT")
         elif path.name == "out.summary.json":  # replies that were kept cost nothing again

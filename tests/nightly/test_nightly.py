@@ -30,7 +30,7 @@ def test_a_writer_that_a_kill_harms_is_seen() -> None:
             with config.out.open("a") as file:
                 file.write(json.dumps({"row": row}) + "\n")
 
-    case = kills.Case("append", kills.CASES[-2].config, append, "out.jsonl")
+    case = kills.Case("append", kills.CASES[-3].config, append, "out.jsonl")
     assert "other than undisturbed: out.jsonl" in kills.run_kills(6, cases=(case,), say=silent).faults[0]
 
 

@@ -293,14 +293,14 @@ def test_the_reference_is_read_from_the_file_that_fits_its_content(base: Path, c
     groups = encode_all(list(read_groups(comparisons)), tokenizer)[0]
     settings = config(base, comparisons)
     folder = open_run("dpo", settings)
-    found = dpo.reference_logprobs(folder, settings, model, groups)
+    references = lambda groups: dpo.References(folder, settings, model, groups[:-1], groups[-1:], live=False)  # noqa: E731
+    kept = lambda groups: [*references(groups).train, *references(groups).held_out]  # noqa: E731
+    found = kept(groups)
     plain = [response_logprobs(model, collate([group]))[0].sum(-1)[0].detach() for group in groups]
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-4)
     for others in (groups[:-1], [*groups[1:], groups[0]]):
-        assert len(dpo.reference_logprobs(folder, settings, model, others)) == len(others)
-        torch.testing.assert_close(
-            dpo.reference_logprobs(folder, settings, model, others)[0], plain[groups.index(others[0])]
-        )
+        assert len(kept(others)) == len(others)
+        torch.testing.assert_close(kept(others)[0], plain[groups.index(others[0])])
 
 
 def test_simpo_loads_and_computes_no_reference(base: Path, comparisons: Path, loads: list[str]) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from itertools import count
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from kleash.data.group import EncodedGroup
-
-T = TypeVar("T")
 
 
 def microbatches(groups: Sequence[EncodedGroup], *, max_tokens: int, device: Any = "cpu") -> list[list[int]]:
@@ -121,14 +118,6 @@ def batch_at(step: int, rows: int, batch_size: int, seed: int, total: int | None
     cursor = step * batch_size
     size = batch_size if total is None else max(0, min(batch_size, total - cursor))
     return rows_at(cursor, size, rows, seed)
-
-
-def batches(
-    rows: Sequence[T], *, batch_size: int, seed: int, total: int | None = None, start: int = 0
-) -> Iterator[list[T]]:
-    """The rows of each step after the first `start`; see `batch_at`."""
-    for step in count(start):
-        yield [rows[row] for row in batch_at(step, len(rows), batch_size, seed, total)]
 
 
 def rows_at(cursor: int, number: int, rows: int, seed: int) -> list[int]:

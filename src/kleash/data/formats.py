@@ -10,7 +10,7 @@ import gzip
 import json
 import re
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from kleash.config import DATA
 from kleash.content import refuse_missing
 from kleash.data.group import Group
+from kleash.data.mixture import ENDINGS as MIXTURE_ENDINGS
 from kleash.data.mixture import parts_of
 from kleash.data.other_schemas import read_row, renamed
 from kleash.data.row_files import NumberedRows, file_rows, folder_files, without_nulls
@@ -49,6 +50,20 @@ def read_groups(source: str | Path, *, split: str | None = None, row_format: Row
     return (group for _, group in _all_rows(source, split, row_format))
 
 
+def stream_groups(source: str, *, start: int = 0, row_format: RowFormat = AS_IT_IS) -> Iterator[Group]:
+    """The groups of one source after its first `start` rows, in memory that does not grow with their number.
+
+    Raises:
+        DataError: as `read_groups`; or a mixture, or a file that can only be read at once.
+    """
+    if str(source).endswith(MIXTURE_ENDINGS):
+        raise DataError(
+            f"{source}: a mixture is not streamed, its parts would come one after the other; mix them into one file, "
+            "or leave --streaming out"
+        )
+    return (group for _, group in _with_groups(*_open(source, None, streamed=True), row_format, start))
+
+
 def read_rows(
     source: str | Path, *, split: str | None = None, row_format: RowFormat = AS_IT_IS
 ) -> Iterator[tuple[Row, Group]]:
@@ -74,19 +89,25 @@ def _own_row(row: Any, group: Group) -> Row:
     return dict(row) if unchanged else to_row(group)
 
 
-def _open(source: str | Path, split: str | None) -> tuple[str, NumberedRows]:
-    """The name for messages and the numbered rows; fails at once where there is nothing to read."""
+def _open(source: str | Path, split: str | None, *, streamed: bool = False) -> tuple[str, NumberedRows]:
+    """The name for messages and the numbered rows; fails at once where there is nothing to read.
+
+    Args:
+        source: one of `read_groups`, but no mixture.
+        split: see there.
+        streamed: whether a file that can only be read at once is refused.
+    """
     if (live := live_object(source)) is not None:
         return str(source), enumerate(live.value, start=1)
     path = Path(source).expanduser()
     if path.is_dir():
-        return path.name, _folder_rows(path, split)
+        return path.name, _folder_rows(path, split, streamed=streamed)
     if path.exists():
         if not path.name.endswith(ENDINGS):
             raise DataError(f"{path.name} has an ending that kleash does not read; known: {', '.join(ENDINGS)}")
         if path.stat().st_size == 0:
             raise DataError(f"{path.name} is empty; give a file with at least one row")
-        return path.name, file_rows(path)
+        return path.name, file_rows(path, streamed=streamed)
     if MARK in str(source):
         refuse_missing(source, DATA)
     if not _is_hub_name(str(source)):
@@ -100,10 +121,10 @@ def _is_hub_name(source: str) -> bool:
     return shape is not None and not source.endswith((*ENDINGS, ".txt", ".gz")) and not Path(source).parent.exists()
 
 
-def _with_groups(name: str, rows: NumberedRows, row_format: RowFormat) -> Iterator[tuple[Any, Group]]:
-    """Each row with its group; errors name the row."""
-    empty = True
-    for number, row in renamed(rows, row_format.columns, name):
+def _with_groups(name: str, rows: NumberedRows, row_format: RowFormat, start: int = 0) -> Iterator[tuple[Any, Group]]:
+    """Each row after the first `start` with its group; errors name the row."""
+    empty = start == 0
+    for number, row in islice(renamed(rows, row_format.columns, name), start, None):
         empty = False
         try:
             yield row, read_row(row, row_format)
@@ -116,12 +137,12 @@ def _with_groups(name: str, rows: NumberedRows, row_format: RowFormat) -> Iterat
 # --- datasets --------------------------------------------------------------------------------------------------------
 
 
-def _folder_rows(path: Path, split: str | None) -> NumberedRows:
+def _folder_rows(path: Path, split: str | None, *, streamed: bool) -> NumberedRows:
     import datasets  # slow to import and rarely needed
 
     if not any((path / name).exists() for name in ("dataset_dict.json", "state.json", "dataset_info.json")):
         files = folder_files(path, split)
-        rows = (row for file in files for _, row in file_rows(file))
+        rows = (row for file in files for _, row in file_rows(file, streamed=streamed))
         return enumerate(rows, start=1)
     try:
         data = datasets.load_from_disk(str(path))

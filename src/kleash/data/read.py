@@ -8,13 +8,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Group, Preference, Ranking
 from kleash.data.row_format import AS_IT_IS, RowFormat
-from kleash.data.split import read_split
+from kleash.data.split import read_split, read_usable
+from kleash.data.stream import HELD_OUT_ROWS, Rows, Source, Stream
 from kleash.data.unread_columns import log_unread_columns
 from kleash.errors import DataError
 
@@ -34,7 +36,7 @@ def read_encoded(
     tokenizer: PreTrainedTokenizerBase,
     *,
     usable: Callable[[Group], str | None],
-    prepare: Callable[[Sequence[Group], str], Sequence[Group]] = lambda groups, source: groups,
+    prepare: Callable[[Sequence[Group]], Sequence[Group]] = lambda groups: groups,
     max_length: int | None,
     max_eval_rows: int | None = None,
     response_column: str | None = None,
@@ -42,7 +44,8 @@ def read_encoded(
     seed: int,
     note: Callable[..., None],
     reads_columns: bool = False,
-) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
+    streaming: bool = False,
+) -> tuple[Rows, list[EncodedGroup]]:
     """The rows to train on and the rows to measure on.
 
     Args:
@@ -50,8 +53,7 @@ def read_encoded(
         eval_data: the same, of held-out rows; None holds out a tenth of `data`.
         tokenizer: the model's.
         usable: returns the fault of a row for the stage, or None.
-        prepare: turns the usable rows, given the name of their source, into the rows to train on; it may leave some
-            out, and logs it.
+        prepare: turns the usable rows into the rows to train on; it may leave out those with equal scores.
         max_length: most tokens of prompt and response; longer responses are cut, longer prompts dropped.
         max_eval_rows: maximum number of held-out rows.
         response_column: column of the response, if the schemas do not know its name.
@@ -60,45 +62,93 @@ def read_encoded(
         note: takes the counts of both parts, as `RunFolder.note` does.
         reads_columns: whether the stage reads the other columns of a row, or hands them on to a reward. Those that
             nothing reads are named in one line.
+        streaming: whether the rows to train on are a `Stream`, of which a block is in memory.
 
     Raises:
         DataError: naming the first row that the stage cannot use, or no row is left.
     """
-    rows = read_split(
-        data, eval_data, seed=seed, usable=usable, max_eval_rows=max_eval_rows, response_column=response_column,
-        row_format=row_format,
-    )  # fmt: skip
-    announce_text(rows[0], tokenizer, data)
-    log_unread_columns(rows[0], tokenizer, data, reads_columns=reads_columns)
-    parts: list[list[EncodedGroup]] = []
-    counts: list[RowCounts] = []
-    sources = (data, eval_data or f"{data}, held out")
-    for part, source in zip(rows, sources, strict=True):
-        encoded, count = _encode(part, prepare(part, source), tokenizer, max_length, source)
-        parts.append(encoded)
-        counts.append(count)
-    if not parts[0]:
+    encode = partial(_encode, prepare=prepare, tokenizer=tokenizer, max_length=max_length)
+
+    def announce(groups: Sequence[Group]) -> None:
+        announce_text(groups, tokenizer, data)
+        log_unread_columns(groups, tokenizer, data, reads_columns=reads_columns)
+
+    train: Rows
+    counts: dict[str, RowCounts] = {}
+    if streaming:
+        source = Source(data, usable, response_column, row_format, held_out_by=seed if eval_data is None else None)
+        train = _stream(source, encode, announce, seed=seed, note=note)
+        held_out = _first_held_out(source, max_eval_rows)
+        if eval_data is not None:
+            held_out = read_usable(
+                eval_data, usable, max_eval_rows, response_column=response_column, row_format=row_format
+            )
+    else:
+        groups, held_out = read_split(
+            data, eval_data, seed=seed, usable=usable, max_eval_rows=max_eval_rows, response_column=response_column,
+            row_format=row_format,
+        )  # fmt: skip
+        announce(groups)
+        train, counts["train"] = encode(groups, source=data)
+    if not train:
         raise DataError(
             f"{data}: the responses of each row have equal scores or are equal; there is nothing to compare"
         )
-    note("rows", train=counts[0], held_out=counts[1])
-    return parts[0], parts[1]
+    measured, counts["held_out"] = encode(held_out, source=eval_data or f"{data}, held out")
+    note("rows", **counts)
+    return train, measured
+
+
+def _stream(
+    source: Source,
+    encode: Callable[..., tuple[list[EncodedGroup], RowCounts]],
+    announce: Callable[[Sequence[Group]], None],
+    *,
+    seed: int,
+    note: Callable[..., None],
+) -> Stream:
+    """The training rows as a stream; what is cut or left out of its first block is logged."""
+
+    def encode_block(groups: Sequence[Group], first: bool) -> tuple[list[EncodedGroup], RowCounts]:
+        if first:
+            announce(groups)
+        return encode(groups, source=f"{source.data}, the first {len(groups)} rows", log=first)
+
+    return Stream(source, encode_block, seed=seed, note=lambda counts: note("rows", train=counts))
+
+
+def _first_held_out(source: Source, max_eval_rows: int | None) -> list[Group]:
+    """The held-out rows of a stream that are measured; none where all rows are trained on."""
+    if source.held_out_by is None:
+        return []
+    rows = source.first_held_out(max_eval_rows or HELD_OUT_ROWS)
+    logger.info(
+        "%s: a tenth of the prompts is held out, and measured on the first %d of their rows; --eval-data names other "
+        "rows", source.data, len(rows),
+    )  # fmt: skip
+    return rows
 
 
 def _encode(
     read: Sequence[Group],
-    prepared: Sequence[Group],
+    *,
+    prepare: Callable[[Sequence[Group]], Sequence[Group]],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
     source: str,
+    log: bool = True,
 ) -> tuple[list[EncodedGroup], RowCounts]:
+    prepared = prepare(read)
+    if log and len(prepared) < len(read):
+        equal = len(read) - len(prepared)
+        logger.info("%s: %d of %d rows left out, their responses have equal scores", source, equal, len(read))
     try:
         encoded, truncation = encode_all(prepared, tokenizer, max_length=max_length)
     except DataError as error:
         raise DataError(f"{source}: {error}") from None
-    if truncation.message():
+    if log and truncation.message():
         logger.warning("%s: %s", source, truncation.message())
-    remaining = without_equal(encoded, source=source, max_length=max_length)
+    remaining = without_equal(encoded, source=source, max_length=max_length, log=log)
     return remaining, {
         "read": len(read),
         "used": len(remaining),
@@ -119,12 +169,14 @@ def announce_text(groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, s
         )  # fmt: skip
 
 
-def without_equal(groups: Sequence[EncodedGroup], *, source: str, max_length: int | None) -> list[EncodedGroup]:
+def without_equal(
+    groups: Sequence[EncodedGroup], *, source: str, max_length: int | None, log: bool = True
+) -> list[EncodedGroup]:
     """The groups without comparisons of a response with itself, which are logged: such a pair has no gradient, and its
     scores differ by rounding only. Of a ranking's equal responses the first stays.
     """
     different = [one for group in groups if (one := distinct(group)) is not None]
-    if len(different) < len(groups):
+    if log and len(different) < len(groups):
         equal = [group for group in groups if distinct(group) is None]
         in_data = sum(len({response.text for response in group.source.responses}) == 1 for group in equal)
         cut = len(equal) - in_data

@@ -54,11 +54,15 @@ STRUCTURED = (
 # --- a file ----------------------------------------------------------------------------------------------------------
 
 
-def file_rows(path: Path) -> NumberedRows:
+def file_rows(path: Path, *, streamed: bool = False) -> NumberedRows:
     """The rows of a file, with their numbers from 1.
 
+    Args:
+        path: the file.
+        streamed: whether it has to be read row by row.
+
     Raises:
-        DataError: the file is damaged or is not what its ending says.
+        DataError: the file is damaged or is not what its ending says; or is one that can only be read at once.
     """
     _refuse_pointer(path)
     try:
@@ -72,6 +76,11 @@ def file_rows(path: Path) -> NumberedRows:
             yield from _table_rows(path, "\t")
         elif _has_an_object_a_line(path):
             yield from _line_rows(path)
+        elif streamed:
+            raise DataError(
+                f"{path.name} can only be read at once, not streamed; write one object a line (.jsonl) or Parquet, or "
+                "leave --streaming out"
+            )
         else:
             yield from _value_rows(path)
     except UnreadableError as error:

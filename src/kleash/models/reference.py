@@ -34,6 +34,11 @@ class Reference:
         with as_it_came(self.model):
             return batch_logprobs(self.model, batch, temperature=temperature, compute=compute)
 
+    def summed_logprobs(self, groups: Sequence[EncodedGroup], *, compute: Compute) -> list[Float[Tensor, " _"]]:
+        """Log π_ref(y|x) of the responses of each group, on the CPU."""
+        with as_it_came(self.model):
+            return summed_logprobs(self.model, groups, compute=compute)
+
 
 def reference_of(policy: PreTrainedModel, name: str | None, *, device: str, adapters: bool) -> Reference:
     """The reference of a policy; call this before the policy is changed or gets adapters.

@@ -13,6 +13,7 @@ from kleash.data.group import EncodedGroup, Group
 from kleash.data.read import read_encoded
 from kleash.data.row_format import AS_IT_IS, RowFormat
 from kleash.data.split import prompt_only
+from kleash.data.stream import Rows
 from kleash.data.unpaired import as_prompt
 from kleash.errors import ConfigError
 from kleash.models.compute import Compute
@@ -125,8 +126,9 @@ def read_prompts(
     max_new_tokens: int,
     max_length: int | None = None,
     max_eval_rows: int | None = None,
+    streaming: bool = False,
     seed: int,
-) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
+) -> tuple[Rows, list[EncodedGroup]]:
     """The prompts to train on and those held out; `note` takes the counts of both, as `RunFolder.note` does.
 
     Raises:
@@ -142,6 +144,7 @@ def read_prompts(
     prompts, held_out = read_encoded(
         data, eval_data, parts.tokenizer, usable=prompt_only, prepare=_without_responses, max_length=room,
         max_eval_rows=max_eval_rows, row_format=row_format, seed=seed, note=note, reads_columns=True,
+        streaming=streaming,
     )  # fmt: skip
     rows = [prompt.source for prompt in (*prompts, *held_out)]
     for reward in (parts.reward, parts.validation_reward):
@@ -152,5 +155,5 @@ def read_prompts(
     return prompts, held_out
 
 
-def _without_responses(groups: Sequence[Group], source: str) -> list[Group]:
+def _without_responses(groups: Sequence[Group]) -> list[Group]:
     return [as_prompt(group) for group in groups]

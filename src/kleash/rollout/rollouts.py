@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from kleash.data.batching import rows_at
 from kleash.data.group import EncodedGroup
+from kleash.data.stream import Rows, Stream, rows_used, stream_state
 from kleash.rollout.rollout import Components, Rollout, concatenate_rollouts, measured, sample_scored
 from kleash.run import derive_seed
 
@@ -23,7 +25,7 @@ class Rollouts:
 
     Args:
         parts: sampler, models and rewards.
-        prompts: cycled without end, reshuffled each time.
+        prompts: cycled without end, reshuffled each time; or a stream.
         batch_size: groups of a rollout.
         group_size: responses of a group.
         seed: of the order of the prompts and of all draws.
@@ -39,7 +41,7 @@ class Rollouts:
     def __init__(
         self,
         parts: Components,
-        prompts: Sequence[EncodedGroup],
+        prompts: Rows,
         *,
         batch_size: int,
         group_size: int = 1,
@@ -79,24 +81,38 @@ class Rollouts:
 
     def _sample(self, count: int, attempt: int) -> Rollout:
         """Groups of the next `count` prompts."""
-        rows = rows_at(self.cursor, count, len(self.prompts), self.seed)
-        self.cursor += count
+        prompts = self._next_prompts(count)
         name = ("rollout", self.step) if attempt == 0 else ("rollout", self.step, attempt)
         return sample_scored(
             self.parts,
-            [self.prompts[row] for row in rows],
+            prompts,
             group_size=self.group_size,
             seed=derive_seed(self.seed, *name),
             version=self.step - 1,
         )
 
-    def state_dict(self) -> dict[str, int]:
-        """The position in the prompts, and the number of rollouts so far."""
-        return {"cursor": self.cursor, "step": self.step}
+    @property
+    def prompts_read(self) -> int:
+        """How many prompts there are; of a stream those so far."""
+        return rows_used(self.prompts)
 
-    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+    def _next_prompts(self, count: int) -> list[EncodedGroup]:
+        start = self.cursor
+        self.cursor += count
+        if isinstance(self.prompts, Stream):
+            return self.prompts.take(count)[1]
+        return [self.prompts[row] for row in rows_at(start, count, len(self.prompts), self.seed)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the prompts, and the number of rollouts so far."""
+        streams = {name: stream.state_dict() for name, stream in stream_state(self.prompts).items()}
+        return {"cursor": self.cursor, "step": self.step, **streams}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore the state of `state_dict`."""
         self.cursor, self.step = state_dict["cursor"], state_dict["step"]
+        for name, stream in stream_state(self.prompts).items():
+            stream.load_state_dict(state_dict[name])
 
 
 def minibatches(rollout: Rollout, count: int, epochs: int, *, seed: int, step: int) -> Iterator[Rollout]:

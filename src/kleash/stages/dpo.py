@@ -26,10 +26,11 @@ from kleash.checks.gates import record_checks
 from kleash.checks.open_run import open_run, records_stop
 from kleash.checks.reward_report import pairs_of, preference_figures
 from kleash.data.batch import collate
-from kleash.data.batching import batches, microbatches
+from kleash.data.batching import microbatches
 from kleash.data.group import EncodedGroup, Group, Ranking, Scores
 from kleash.data.read import read_encoded
 from kleash.data.split import best_against_worst, comparison
+from kleash.data.stream import Rows, Stream, batches, rows_used, stream_state
 from kleash.evals.policy_stats import MeanSE, mean_se
 from kleash.evals.preference_report import PreferenceReport
 from kleash.evals.report_values import as_json
@@ -85,21 +86,20 @@ def run(config: DPOConfig, *, policy: Live | None = None, on_step: OnStep | None
     model, tokenizer = load_policy(policy or config.model, device=config.device, adapter=config.adapter)
     train, held_out = read_comparisons(config, model, tokenizer, folder.note)
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
-    references = reference_logprobs(folder, config, model, [*train, *held_out])
-    pairs = HeldOut(config, train, held_out, references[len(train) :])
+    references = References(folder, config, model, train, held_out, live=policy is not None)
+    pairs = HeldOut(config, train, held_out, references.held_out)
     limits = Measurements(folder, model, train, **config.measure_settings(len(train)))
-    kl_meter = KLMeter(config, tokenizer, held_out, reference_loader(config, model, live=policy is not None), limits)
+    kl_meter = KLMeter(config, tokenizer, held_out, references.load, limits)
     make_trainable(model, **config.adapter_settings())
     steps = config.steps(len(train))
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
     best = BestCheckpoint(folder, config.keep_weights)
-    state: State = {"model": model, "optimizer": optimizer, "best": best}
+    state: State = {"model": model, "optimizer": optimizer, "best": best, **stream_state(train)}
     loop = Loop(folder, total=steps, state=state, shown=SHOWN, on_step=on_step, **config.loop_settings())
     folder.note("formulas", loss=formula(config))
-    folder.note("models", **parameters_held(policy=model))
-
-    for step, rows in loop.over(batches(range(len(train)), **config.batch_settings(len(train)), start=loop.step)):
-        metrics = update(model, [train[row] for row in rows], [references[row] for row in rows], optimizer, config)
+    folder.note("models", **parameters_held(policy=model, reference=references.in_memory))
+    for step, (rows, groups) in loop.over(batches(train, **config.batch_settings(len(train)), start=loop.step)):
+        metrics = update(model, groups, references.of(rows, groups), optimizer, config)
         if held_out:
             metrics |= loop.evaluated(step, lambda step: measure_held_out(folder, model, step, pairs, best))
         if held_out and config.kl_due(step, steps):
@@ -110,7 +110,7 @@ def run(config: DPOConfig, *, policy: Live | None = None, on_step: OnStep | None
     last = best.take(model, loop.step)
     write_model(folder, model, tokenizer, "", merge=False)
     results = after_training(folder, "report", lambda: report(folder, model, last, pairs, kl_meter)) or {}
-    return folder.finish(step=last, rows=len(train), **results)
+    return folder.finish(step=last, rows=rows_used(train), **results)
 
 
 def group_loss(
@@ -317,21 +317,56 @@ def report(folder: RunFolder, model: PreTrainedModel, step: int, pairs: HeldOut,
     return results
 
 
-def reference_logprobs(
-    folder: RunFolder, config: DPOConfig, model: PreTrainedModel, groups: Sequence[EncodedGroup]
-) -> list[Float[Tensor, " _"]]:
-    """Log π_ref(y|x) of each response, kept in the folder; zeros where the loss has no reference.
+class References:
+    """Log π_ref(y|x) of each response: computed once and kept in the folder; of a stream's rows when they come.
 
-    Called before anything is trained or restored, while `model` has its initial weights.
+    Made before anything is trained or restored, while the policy has its initial weights.
+
+    Args:
+        folder: the run.
+        config: names the reference, and the loss; zeros where it has no reference.
+        policy: as it starts.
+        train, held_out: the rows.
+        live: whether the policy was given as a model, so that no folder has its initial weights.
+
+    Attributes:
+        held_out: of the held-out rows.
+        load: loads the reference, for what is measured.
+        in_memory: the reference that a stream's rows need; None where there is none.
     """
-    if not LOSSES[config.loss].needs_reference:
-        sizes = [len(group.responses) for group in groups]
-        return list(torch.zeros(sum(sizes)).split(sizes))
-    parent = folder.record["inputs"]["reference" if config.reference else "model"]["sha256"]
-    return kept_logprobs(
-        folder.path / "reference", groups, policy=model, name=config.reference, model_sha256=parent,
-        compute=config.compute,
-    )  # fmt: skip
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: DPOConfig,
+        policy: PreTrainedModel,
+        train: Rows,
+        held_out: Sequence[EncodedGroup],
+        *,
+        live: bool,
+    ) -> None:
+        self.compute = config.compute
+        needed, streamed = LOSSES[config.loss].needs_reference, isinstance(train, Stream)
+        groups = [*([] if streamed else train), *held_out]
+        parent = "reference" if config.reference else "model"
+        logprobs = [torch.zeros(len(group.responses)) for group in groups]
+        if needed and groups:
+            logprobs = kept_logprobs(
+                folder.path / "reference", groups, policy=policy, name=config.reference,
+                model_sha256=folder.record["inputs"][parent]["sha256"], compute=config.compute,
+            )  # fmt: skip
+        known = len(groups) - len(held_out)
+        self.train, self.held_out = logprobs[:known], logprobs[known:]
+        self.load = reference_loader(config, policy, live=live)
+        self.in_memory = self.load() if needed and streamed else None
+
+    def of(self, rows: Sequence[int], groups: Sequence[EncodedGroup]) -> list[Float[Tensor, " _"]]:
+        """Those of some training rows, given by their numbers and as they are."""
+        if self.in_memory is not None:
+            return self.in_memory.summed_logprobs(groups, compute=self.compute)
+        if self.train:
+            return [self.train[row] for row in rows]
+        return [torch.zeros(len(group.responses)) for group in groups]
 
 
 def reference_loader(config: DPOConfig, model: PreTrainedModel, *, live: bool) -> Callable[[], Reference]:
@@ -340,7 +375,7 @@ def reference_loader(config: DPOConfig, model: PreTrainedModel, *, live: bool) -
         keep_reference(model)
     if config.reference is None and (has_adapters(model) or can_be_disabled(config.lora)):
         return lambda: Reference(model)  # evaluated with its adapters as they came: new ones disabled
-    if live and config.reference is None and config.kl_due(1, 1):
+    if live and config.reference is None and (config.kl_due(1, 1) or config.streaming):
         frozen = frozen_copy(model)  # the initial weights of a live model are stored nowhere else
         return lambda: Reference(frozen)
     return lambda: Reference(freeze(load_policy(config.reference or config.model, device=config.device)[0]))
@@ -419,23 +454,19 @@ def formula(config: DPOConfig) -> str:
 
 def read_comparisons(
     config: DPOConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, note: Callable[..., None]
-) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
+) -> tuple[Rows, list[EncodedGroup]]:
     """The comparisons to train on and those held out."""
     return read_encoded(
         config.data, config.eval_data, tokenizer, usable=lambda group: _usable(group, config.loss),
         prepare=_compared, max_length=config.max_length or context_length(model),
         max_eval_rows=config.max_eval_rows, seed=config.seed,
-        row_format=config.row_format, note=note,
+        row_format=config.row_format, note=note, streaming=config.streaming,
     )  # fmt: skip
 
 
-def _compared(groups: Sequence[Group], data: str) -> list[Group]:
-    """The groups as comparisons: of scored responses the best against the worst; groups with equal scores are left out
-    and counted.
+def _compared(groups: Sequence[Group]) -> list[Group]:
+    """The groups as comparisons: of scored responses the best against the worst; groups with equal scores are left
+    out.
     """
     pairs = [best_against_worst(group) if isinstance(group.label, Scores) else group for group in groups]
-    compared = [pair for pair in pairs if pair is not None]
-    if len(compared) < len(pairs):
-        flat = len(pairs) - len(compared)
-        logger.info("%s: %d of %d rows left out, their responses have equal scores", data, flat, len(pairs))
-    return compared
+    return [pair for pair in pairs if pair is not None]

@@ -162,7 +162,7 @@ def run(
         save_snapshot(folder, step, parts.policy, parts.tokenizer, every=config.snapshot_every)
         row, empty = loop.log(step, metrics), not bool(rollout.batch.mask.any())
         groups.raise_if_dead(end_rate=row["end_rate"], empty=empty, longest=config.max_new_tokens)
-    return finish_policy(folder, parts, loop, best, advice=ADVICE, prompts=len(prompts))
+    return finish_policy(folder, parts, loop, best, advice=ADVICE, prompts=rollouts.prompts_read)
 
 
 @torch.no_grad()

@@ -123,7 +123,7 @@ def run(
         loop.stop = stop.reason
         save_snapshot(folder, step, parts.policy, parts.tokenizer, every=config.snapshot_every)
         loop.log(step, metrics)
-    results = {"beta": controller.beta, "prompts": len(prompts)}
+    results = {"beta": controller.beta, "prompts": rollouts.prompts_read}
     return finish_policy(folder, parts, loop, best, average=optimizers.average, advice=ADVICE, **results)
 
 

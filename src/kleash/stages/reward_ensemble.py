@@ -41,7 +41,7 @@ from kleash.models.forward import Live
 from kleash.models.load import load_reward_model, load_tokenizer, new_reward_model
 from kleash.rewards.ensemble import VALIDATION, EnsembleReward, write_ensemble
 from kleash.rewards.learned import LearnedReward
-from kleash.run import RunFolder, derive_seed, read_record
+from kleash.run import RunFolder, derive_seed
 from kleash.stages import reward_model
 from kleash.stages.training_configs import EnsembleConfig, RewardConfig
 from kleash.training.after_training import after_training
@@ -152,9 +152,9 @@ def _member(
     config: EnsembleConfig, out: Path, files: Files, on_step: OnStep | None, *, data: str = "reward"
 ) -> RunFolder:
     """Train one model, unless it has done these steps; what was accepted as changed since then concerns the others."""
-    record = read_record(out)
-    if record is not None and record["status"] == "finished" and _has_steps_of(record, config):
-        return RunFolder(out, record)
+    finished = RunFolder.finished_in(out)
+    if finished is not None and _has_steps_of(finished.record, config):
+        return finished
     changes: Json = {
         "out": out, "data": str(files[data]), "eval_data": str(files["held-out"]), "max_eval_rows": None,
         "columns": None, "force": True, "seed": derive_seed(config.seed, "member", out.name) % 2**31,

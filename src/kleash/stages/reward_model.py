@@ -43,12 +43,13 @@ from kleash.checks.reward_report import (
     sample,
 )
 from kleash.data.batch import GroupBatch, collate
-from kleash.data.batching import batch_at, batches, microbatches
+from kleash.data.batching import batch_at, microbatches
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Preference, Ranking, Response, prompt_key
 from kleash.data.read import read_encoded
 from kleash.data.row_format import RowFormat
 from kleash.data.split import comparison, demonstration, imitated, read_usable
+from kleash.data.stream import Rows, batches, rows_used, stream_state
 from kleash.errors import DataError
 from kleash.evals.best_of_n_report import BestOfK
 from kleash.evals.learning_curve import LearningCurve
@@ -123,11 +124,11 @@ def run(config: RewardConfig, *, reward: Live | None = None, on_step: OnStep | N
     steps = config.steps(len(train))
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
     best = BestCheckpoint(folder, config.keep_weights)
-    state: State = {"model": model, "optimizer": optimizer, "best": best}
+    state: State = {"model": model, "optimizer": optimizer, "best": best, **stream_state(train)}
     loop = Loop(folder, total=steps, state=state, shown=SHOWN, on_step=on_step, **config.loop_settings())
     folder.note("formulas", loss=FORMULA)
-    for step, rows in loop.over(batches(range(len(train)), **config.batch_settings(len(train)), start=loop.step)):
-        metrics = update(model, [train[row] for row in rows], optimizer, config, head_weights(config, rows))
+    for step, (rows, groups) in loop.over(batches(train, **config.batch_settings(len(train)), start=loop.step)):
+        metrics = update(model, groups, optimizer, config, head_weights(config, rows))
         if held_out:
             metrics |= loop.evaluated(step, lambda step: evaluate(model, step, held_out, train, best, config.compute))
         loop.log(step, metrics)
@@ -136,7 +137,7 @@ def run(config: RewardConfig, *, reward: Live | None = None, on_step: OnStep | N
     samples, centred_on = centre_model(folder, model, tokenizer, train, config)
     live, measured = reward is not None, Measured(train, held_out, samples)
     results = after_training(folder, "report", lambda: report(folder, model, tokenizer, measured, config, gold, live))
-    return folder.finish(step=last, rows=len(train), centred_on=centred_on, **(results or {}))
+    return folder.finish(step=last, rows=rows_used(train), centred_on=centred_on, **(results or {}))
 
 
 def evaluate(
@@ -471,10 +472,10 @@ def summary(figures: PreferenceReport | None) -> str:
 
 def read_comparisons(
     config: RewardConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, note: Callable[..., None]
-) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
+) -> tuple[Rows, list[EncodedGroup]]:
     """The comparisons to train on and those held out."""
     return read_encoded(
         config.data, config.eval_data, tokenizer, usable=comparison,
         max_length=config.max_length or context_length(model), max_eval_rows=config.max_eval_rows, seed=config.seed,
-        row_format=config.row_format, note=note, reads_columns=True,
+        row_format=config.row_format, note=note, reads_columns=True, streaming=config.streaming,
     )  # fmt: skip

@@ -23,10 +23,11 @@ from kleash.checks.gates import Check, record_checks
 from kleash.checks.open_run import open_run, records_stop
 from kleash.checks.sample_stats import Samples, describe, prompt_effect, responses_of, sample, usual_length
 from kleash.data.batch import collate
-from kleash.data.batching import batches, microbatches
+from kleash.data.batching import microbatches
 from kleash.data.group import EncodedGroup
 from kleash.data.read import read_encoded
 from kleash.data.split import demonstration, imitated
+from kleash.data.stream import Rows, batches, rows_used, stream_state
 from kleash.evals.intervals import number_prompts
 from kleash.models.compute import Compute
 from kleash.models.forward import Live, check_forward, response_logprobs
@@ -78,10 +79,10 @@ def run(config: SFTConfig, *, policy: Live | None = None, on_step: OnStep | None
     steps = config.steps(len(train))
     optimizer = Optimizer(model, steps=steps, **config.optimizer_settings())
     best = BestCheckpoint(folder, config.keep_weights)
-    state: State = {"model": model, "optimizer": optimizer, "best": best}
+    state: State = {"model": model, "optimizer": optimizer, "best": best, **stream_state(train)}
     loop = Loop(folder, total=steps, state=state, shown=SHOWN, on_step=on_step, **config.loop_settings())
     folder.note("formulas", loss=FORMULA)
-    for step, groups in loop.over(batches(train, **config.batch_settings(len(train)), start=loop.step)):
+    for step, (_, groups) in loop.over(batches(train, **config.batch_settings(len(train)), start=loop.step)):
         metrics = update(model, groups, optimizer, config.compute)
         if held_out:
             metrics |= loop.evaluated(step, lambda step: evaluate(model, step, held_out, best, config.compute))
@@ -90,7 +91,7 @@ def run(config: SFTConfig, *, policy: Live | None = None, on_step: OnStep | None
     after = best.figures.get(last, math.nan)
     write_model(folder, model, tokenizer, f"Held-out loss {after:.4f} nats a token.")
     after_training(folder, "checks", lambda: check(folder, model, tokenizer, train, held_out, before, after, config))
-    return folder.finish(eval_loss_before=mean_loss(before), eval_loss=after, step=last, rows=len(train))
+    return folder.finish(eval_loss_before=mean_loss(before), eval_loss=after, step=last, rows=rows_used(train))
 
 
 def evaluate(
@@ -193,11 +194,11 @@ def check(
 
 def read_demonstrations(
     config: SFTConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, note: Callable[..., None]
-) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
+) -> tuple[Rows, list[EncodedGroup]]:
     """The demonstrations to train on and those held out; of a preference the chosen response."""
     return read_encoded(
         config.data, config.eval_data, tokenizer, usable=demonstration,
-        prepare=lambda groups, source: [imitated(group) for group in groups], response_column=config.response_column,
+        prepare=lambda groups: [imitated(group) for group in groups], response_column=config.response_column,
         max_length=config.max_length or context_length(model), max_eval_rows=config.max_eval_rows, seed=config.seed,
-        row_format=config.row_format, note=note,
+        row_format=config.row_format, note=note, streaming=config.streaming,
     )  # fmt: skip

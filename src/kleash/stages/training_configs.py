@@ -77,6 +77,8 @@ class RewardConfig(TrainingConfig):
             raise ValueError("gold scores what is chosen from best_of samples; give 'best_of' too, or leave 'gold' out")
         if self.adapter == "keep":
             raise ValueError("adapter keep is for policies: a reward model is written whole; take merge or continue")
+        if self.streaming and self.learning_curve:
+            raise ValueError("learning_curve takes shares of all rows, which streaming does not have; leave one out")
         return self
 
 
@@ -96,9 +98,11 @@ class EnsembleConfig(RewardConfig):
     a policy against `out` measure it as validation reward and never train against it."""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> EnsembleConfig:
+    def _members_fit_together(self) -> EnsembleConfig:
         if self.average_weights and self.members < 2:
             raise ValueError("average_weights needs 'members' of 2 or more")
+        if self.streaming and (self.members > 1 or self.validation_share):
+            raise ValueError("members and validation_share write all comparisons down; leave 'streaming' out")
         if self.members > 1 and self.heads > 1:
             raise ValueError("members with several heads each are not supported; give either 'members' or 'heads'")
         return self

@@ -112,6 +112,9 @@ class TrainingConfig(StageConfig):
     max_length: int | None = Field(None, ge=2)
     """Most tokens of prompt and response together. Longer responses are cut, rows with longer prompts are dropped, and
     both are counted. Null: the model's context length."""
+    streaming: bool = False
+    """Read the rows of `data` while they are trained on, so that memory does not grow with their number: in blocks that
+    are shuffled. Needs `max_steps`, since nobody counts the rows, and one source of rows that can be read in order."""
     eval_data: DataRef | None = None
     """Held-out rows to evaluate on. Null holds out a tenth of `data`, by prompt if it has 20 prompts or more."""
     eval_every: int | None = Field(None, ge=1)
@@ -202,6 +205,12 @@ class TrainingConfig(StageConfig):
         if self.adapter == "continue" and (self.lora_rank is not None or self.peft_config is not None):
             name = "lora_rank" if self.lora_rank is not None else "peft_config"
             raise ValueError(f"adapter continue trains the adapter that the model has; leave '{name}' out")
+        return self
+
+    @model_validator(mode="after")
+    def _streams_so_many_steps(self) -> TrainingConfig:
+        if self.streaming and self.max_steps is None:
+            raise ValueError("streaming does not count the rows, so epochs have no length; give 'max_steps'")
         return self
 
     def steps(self, rows: int) -> int:
@@ -332,7 +341,16 @@ class RolloutConfig(TrainingConfig):
 
     def prompt_settings(self) -> Settings:
         """The settings of `read_prompts`."""
-        names = ("data", "eval_data", "row_format", "max_new_tokens", "max_length", "max_eval_rows", "seed")
+        names = (
+            "data",
+            "eval_data",
+            "row_format",
+            "max_new_tokens",
+            "max_length",
+            "max_eval_rows",
+            "streaming",
+            "seed",
+        )
         return {name: getattr(self, name) for name in names}
 
     @model_validator(mode="after")
