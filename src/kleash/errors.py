@@ -11,7 +11,7 @@
     │   └── NotFiniteError                loss, gradient, weights or outputs overflow
     ├── RewardError                1      a reward raised an exception, or gave what is not a finite number
     ├── OnStepError                1      the user's on_step raised an exception
-    ├── SavingError                1      what was written is not the model in memory
+    ├── SavingError                1      what was written is not what is in memory
     ├── MachineError               3      disk or memory
     └── WaitingError              75      nothing is wrong: labels by people are still missing
 
@@ -85,7 +85,7 @@ class OnStepError(KleashError):
 
 
 class SavingError(KleashError):
-    """What was written to disk is not the model in memory; the run has not finished."""
+    """What was written to disk is not the model, or the rows, in memory; the run has not finished."""
 
 
 class MachineError(KleashError):

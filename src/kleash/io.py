@@ -155,7 +155,11 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     with machine_errors(path):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        fill(temporary)
+        try:
+            fill(temporary)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         for file in temporary.rglob("*"):
             if file.is_file():
                 file.chmod(temporary.stat().st_mode & 0o666)  # by the umask; safetensors writes for the owner only

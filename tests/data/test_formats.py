@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kleash.data.formats import parse_row, read_groups, to_row, write_groups
+from kleash.data import formats
+from kleash.data.formats import parse_row, read_groups, to_row, write_groups, write_rows
 from kleash.data.group import Group, Preference, Ranking, Response, Scores
-from kleash.errors import DataError
+from kleash.errors import DataError, SavingError
 
 U, A, B = ({"role": role, "content": text} for role, text in (("user", "Q"), ("assistant", "A"), ("assistant", "B")))
 U2 = {"role": "user", "content": "Q2"}
@@ -390,6 +391,41 @@ def test_a_failure_while_writing_leaves_what_was_there(ending, tmp_path):
     write_groups([Group("new")], path)
     assert [group.prompt for group in read_groups(path)] == ["new"]
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_rows_that_were_written_otherwise_do_not_take_the_place_of_the_old_ones(ending, tmp_path, monkeypatch):
+    path = tmp_path / f"data{ending}"
+    write_rows([{"prompt": "old"}], path)
+    write_lines = formats._write_lines
+
+    def write_other_lines(rows, file, *, compress):
+        write_lines([row | {"n": 99} for row in rows], file, compress=compress)
+
+    monkeypatch.setattr(formats, "_write_lines", write_other_lines)
+
+    def changing():
+        row = {"prompt": "Q", "n": 1}
+        yield row
+        row["n"] = 2  # before the file as a whole is written
+
+    with pytest.raises(SavingError, match=r"what was written holds 1 rows that are not the 1 in memory") as error:
+        write_rows(changing(), path)
+    assert "\n" not in str(error.value)
+    assert [group.prompt for group in read_groups(path)] == ["old"]
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_number_that_a_column_of_fractions_cannot_hold_is_not_lost_silently(tmp_path):
+    rows = [{"prompt": "Q", "n": 2**60 + 1}, {"prompt": "Q", "n": 0.5}]
+    with pytest.raises((SavingError, DataError)):
+        write_rows(rows, tmp_path / "data.parquet")
+    assert write_rows(rows, tmp_path / "data.jsonl") == 2
+
+
+def test_what_arrow_holds_otherwise_and_readers_take_as_equal_is_written(tmp_path):
+    rows = [{"prompt": "Q", "n": 1, "info": {"a": None}}, {"prompt": "Q", "n": 0.5, "info": {"b": (1, 2)}}]
+    assert write_rows(rows, tmp_path / "data.parquet") == 2
 
 
 def test_a_written_file_may_be_read_by_others(tmp_path):

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from kleash.errors import SavingError
 from kleash.models import read_back
-from kleash.models.load import load_policy, load_reward_model, load_tokenizer, save_model
-from kleash.models.read_back import compare_outputs
+from kleash.models.load import load_policy, load_reward_model, load_tokenizer, new_reward_model, save_model
+from kleash.models.read_back import compare_offset, compare_outputs
 from kleash.run import read_record
 from kleash.stages import dpo, ppo, reward_ensemble, reward_model, sft
 from kleash.testing import ConstantReward, tiny_model
@@ -89,6 +89,46 @@ def test_a_config_that_lost_a_value_is_seen_in_what_the_model_computes(
     file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.5}))
     with pytest.raises(SavingError, match="differs from that in memory"):
         compare_outputs(tmp_path / "out", tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda files: files.update({"chat_template.jinja": "other"}), "the chat template was not written"),
+        (lambda files: files["tokenizer.json"]["model"]["vocab"].update(cat=41, dog=40), "encodes"),
+        (lambda files: files.update({"tokenizer.json": "{"}), "cannot be read back"),
+    ],
+    ids=["template", "ids", "damaged"],
+)
+def test_a_tokenizer_that_was_written_otherwise_ends_the_run_unfinished(
+    change: Callable[[dict[str, Any]], Any], message: str, tiny_model: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    save = type(tiny_tokenizer).save_pretrained
+
+    def save_and_change(self: Any, path: Path, **settings: Any) -> None:
+        save(self, path, **settings)
+        names = ("tokenizer.json", "tokenizer_config.json")
+        files = {name: json.loads((Path(path) / name).read_text()) for name in names}
+        change(files)
+        for name in {*names, *files}:
+            value = files.get(name)
+            (Path(path) / name).write_text(value if isinstance(value, str) else json.dumps(value))
+
+    monkeypatch.setattr(type(tiny_tokenizer), "save_pretrained", save_and_change)
+    with pytest.raises(SavingError, match=message) as error:
+        save_model(tmp_path / "out", tiny_model, tiny_tokenizer, "")
+    assert "\n" not in str(error.value) and not (tmp_path / "out" / "config.json").exists()
+
+
+def test_an_offset_that_was_written_otherwise_is_seen(base: Path) -> None:
+    model, _ = new_reward_model(base, seed=0)
+    model.config.kleash_offset = 0.25
+    (base / "config.json").write_text(model.config.to_json_string())
+    compare_offset(base, model)
+    model.config.kleash_offset = 0.5
+    with pytest.raises(SavingError, match=r"has the offset 0.25, and the model in memory 0.5"):
+        compare_offset(base, model)
 
 
 def test_what_does_not_fit_twice_is_not_loaded_again(

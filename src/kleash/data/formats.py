@@ -7,9 +7,11 @@ hub; writes .jsonl, .jsonl.gz, .json, .parquet and `datasets` folders.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,14 @@ from kleash.data.group import Group
 from kleash.data.mixture import ENDINGS as MIXTURE_ENDINGS
 from kleash.data.mixture import parts_of
 from kleash.data.other_schemas import read_row, renamed
-from kleash.data.row_files import NumberedRows, file_rows, folder_files, without_nulls
+from kleash.data.row_files import NumberedRows, file_rows, folder_files, parquet_batches, without_nulls
 from kleash.data.row_format import AS_IT_IS, RowFormat
 from kleash.data.schemas import Row, parse_row, to_row
-from kleash.errors import DataError
+from kleash.errors import DataError, SavingError
 from kleash.io import READABLE_ENDINGS as ENDINGS
 from kleash.io import machine_errors, replacing, write_folder
 from kleash.live import MARK, live_object
+from kleash.parse import UnreadableError, parse_json
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
@@ -193,41 +196,96 @@ def write_groups(groups: Iterable[Group], path: str | Path) -> int:
 
 
 def write_rows(rows: Iterable[Row], path: str | Path) -> int:
-    """Write rows unchanged; see `write_groups`."""
+    """Write rows unchanged, and read them back before they take the place of an older file; see `write_groups`.
+
+    Raises:
+        SavingError: what was written does not hold the same rows.
+    """
     path = Path(path)
     with machine_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    passed = RowsPassed(rows)
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         with replacing(path) as temporary:
-            return _write_lines(rows, temporary, compress=path.name.endswith(".gz"))
-    if path.name.endswith(".json"):
-        items = list(rows)
+            _write_lines(passed, temporary, compress=path.name.endswith(".gz"))
+            _compare(path, passed, _line_rows(temporary, compressed=path.name.endswith(".gz")))
+    elif path.name.endswith(".json"):
+        items = list(passed)
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(items, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        return len(items)
-    if path.name.endswith(".parquet"):
-        table = _table(list(rows), path.name)
+            _compare(path, passed, parse_json(temporary.read_bytes()))
+    elif path.name.endswith(".parquet"):
+        table = _table(list(passed), path.name)
         with replacing(path) as temporary:
             pq.write_table(table, temporary)
-        return table.num_rows
-    if path.suffix:
+            _compare(path, passed, chain.from_iterable(map(pa.RecordBatch.to_pylist, parquet_batches(temporary))))
+    elif path.suffix:
         raise DataError(
             f"{path.name} has an ending that kleash does not write; known: .jsonl, .jsonl.gz, .json, .parquet"
         )
-    return _write_folder(_table(list(rows), path.name), path)
+    else:
+        _write_folder(_table(list(passed), path.name), path, passed)
+    return passed.count
 
 
-def _write_lines(rows: Iterable[Row], path: Path, *, compress: bool) -> int:
-    count = 0
+class RowsPassed:
+    """Rows on their way to or from a file, counted and hashed.
+
+    What files hold otherwise and readers take for equal counts as equal: nulls in objects, 1 and 1.0, tuples and lists.
+    """
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._rows = rows
+        self._digest = hashlib.sha256()
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Row]:
+        for row in self._rows:
+            self.count += 1
+            self._digest.update(json.dumps(_canonical(row), sort_keys=True, default=str).encode())
+            yield row
+
+    @property
+    def sha256(self) -> str:
+        """Of the rows so far."""
+        return self._digest.hexdigest()
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _canonical(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _compare(path: Path, passed: RowsPassed, rows: Iterable[Row]) -> None:
+    """Refuse a file whose rows are not those that were to be written."""
+    read = RowsPassed(rows)
+    try:
+        deque(read, maxlen=0)
+    except (UnreadableError, DataError) as error:
+        raise SavingError(f"{path}: what was written cannot be read back ({error}); write .jsonl") from None
+    if (read.count, read.sha256) != (passed.count, passed.sha256):
+        raise SavingError(
+            f"{path}: what was written holds {read.count} rows that are not the {passed.count} in memory; write .jsonl "
+            "and check the disk"
+        )
+
+
+def _write_lines(rows: Iterable[Row], path: Path, *, compress: bool) -> None:
     with path.open("wb") as raw:
         # No name and no time in the gzip header: equal groups give equal bytes, and so equal hashes.
         file: Any = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if compress else raw
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-            count += 1
         if compress:
             file.close()
-    return count
+
+
+def _line_rows(path: Path, *, compressed: bool) -> Iterator[Row]:
+    with gzip.open(path, "rb") if compressed else path.open("rb") as file:
+        yield from map(parse_json, file)
 
 
 def _table(rows: list[Row], name: str) -> pa.Table:
@@ -243,10 +301,13 @@ def _table(rows: list[Row], name: str) -> pa.Table:
     return pa.table(arrays, names=columns)
 
 
-def _write_folder(table: pa.Table, path: Path) -> int:
+def _write_folder(table: pa.Table, path: Path, passed: RowsPassed) -> None:
     import datasets
+
+    def fill(folder: Path) -> None:
+        datasets.Dataset(table).save_to_disk(str(folder))
+        _compare(path, passed, datasets.load_from_disk(str(folder)))
 
     if path.exists() and not (path / "dataset_info.json").exists():
         raise DataError(f"{path} exists and is not a `datasets` folder; choose another path")
-    write_folder(path, lambda folder: datasets.Dataset(table).save_to_disk(str(folder)))
-    return table.num_rows
+    write_folder(path, fill)

@@ -67,7 +67,7 @@ def file_rows(path: Path, *, streamed: bool = False) -> NumberedRows:
     _refuse_pointer(path)
     try:
         if path.name.endswith(".parquet"):
-            yield from _batch_rows(path, _parquet_batches(path))
+            yield from _batch_rows(path, parquet_batches(path))
         elif path.name.endswith((".arrow", ".feather")):
             yield from _batch_rows(path, _arrow_batches(path))
         elif path.name.endswith((".csv", ".csv.gz")):
@@ -149,7 +149,8 @@ def _end_of_value(text: str, start: int) -> int:
         raise UnreadableError(str(error)) from None
 
 
-def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
+def parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file, by the thousand."""
     with pq.ParquetFile(path) as file:
         yield from file.iter_batches(batch_size=1000)
 

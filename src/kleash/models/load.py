@@ -30,7 +30,7 @@ from kleash.live import live_object
 from kleash.models.forward import Live
 from kleash.models.live_copy import copy_of
 from kleash.models.place import adapter_folder, config_of, loading, name_of, quiet, settings_of
-from kleash.models.read_back import cast, compare_tensors
+from kleash.models.read_back import cast, compare_tensors, compare_tokenizer
 from kleash.models.weights import described, read_weights
 from kleash.run import derive_seed
 
@@ -168,8 +168,8 @@ def save_model(
     *,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a model, its tokenizer and a model card into a folder, and read every tensor back; other files in the
-    folder are kept.
+    """Write a model, its tokenizer and a model card into a folder, and read every tensor and the tokenizer back; other
+    files in the folder are kept.
 
     Args:
         folder: to write to.
@@ -179,7 +179,7 @@ def save_model(
         dtype: of the weights in the file; None: the type that the model came in.
 
     Raises:
-        SavingError: a tensor was not written as it is in memory; the folder is left as it was.
+        SavingError: a tensor or the tokenizer was not written as it is in memory; the folder is left as it was.
     """
     dtype = dtype or stored_dtype(model)
 
@@ -194,6 +194,7 @@ def save_model(
             tokenizer.save_pretrained(path)
         (path / "README.md").write_text(card)
         compare_tensors(path, model, dtype, name=folder)
+        compare_tokenizer(path, tokenizer, name=folder)
 
     staging = folder / ".weights"
     write_folder(staging, fill)

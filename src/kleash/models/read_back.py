@@ -1,7 +1,7 @@
 """Read back what was written: a folder holds the model that is in memory, or the run has not finished.
 
-First every tensor: its name, shape, type and bits, one tensor at a time. Then, where a second model fits into memory,
-what it computes: a config that lost a value (a head's offset, tied embeddings) shows only there.
+First every tensor: its name, shape, type and bits, one tensor at a time; and the tokenizer. Then, where a second model
+fits into memory, what it computes: a config that lost a value (a head's offset, tied embeddings) shows only there.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import torch
 from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
 from kleash.data.batch import collate
 from kleash.data.group import EncodedGroup, EncodedResponse, Group
 from kleash.errors import ModelError, SavingError
+from kleash.io import read_json
 from kleash.memory import available
-from kleash.models.forward import response_logprobs, response_scores
+from kleash.models.forward import centring_offset, response_logprobs, response_scores
+from kleash.models.place import loading, settings_of
 from kleash.models.weights import read_weights
 from kleash.run import derive_seed
 
@@ -30,6 +32,9 @@ logger = logging.getLogger("kleash")
 
 ROWS, TOKENS = 4, 12
 """Size of the probe: rows, and tokens of each, half of them the response."""
+
+PROBES = ("", "The cat sat.", "  two\n\nlines\tand a tab ", "3.14159 - 2,718", "naïve Ωμέγα 東京 🙂", "a b c d")
+"""Texts that two equal tokenizers give the same ids."""
 
 TOLERANCE = 1e-3
 """How far rounding may move a log-probability or score, in nats: on another device sums are taken in another order."""
@@ -95,6 +100,43 @@ def _difference(stored: Tensor, tensor: Tensor, dtype: torch.dtype) -> str:
 
 def _bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def compare_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, *, name: Path) -> None:
+    """Compare the tokenizer of a folder with the one in memory: its chat template, and its ids of some texts.
+
+    Args:
+        folder: just written.
+        tokenizer: in memory.
+        name: the folder in messages.
+
+    Raises:
+        SavingError: naming what differs.
+    """
+    try:
+        with loading(folder):
+            second: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **settings_of(folder))
+    except ModelError as error:
+        raise SavingError(f"{name}: the tokenizer that was written cannot be read back: {error}") from None
+    if second.chat_template != tokenizer.chat_template:
+        raise SavingError(f"{name}: the chat template was not written as it is in memory; {ADVICE}")
+    for text in (*PROBES, "".join(map(str, tokenizer.all_special_tokens))):
+        there, here = (each(text, verbose=False)["input_ids"] for each in (second, tokenizer))
+        if there != here:
+            raise SavingError(
+                f"{name}: the tokenizer that was written encodes {text!r} as {there}, and as {here} in memory; {ADVICE}"
+            )
+
+
+def compare_offset(folder: Path, model: PreTrainedModel) -> None:
+    """Compare the centring of a reward model's config.json with that of the model in memory.
+
+    Raises:
+        SavingError: it differs.
+    """
+    here, there = centring_offset(model), read_json(folder / "config.json").get("kleash_offset", 0.0)
+    if here != there:
+        raise SavingError(f"{folder}: config.json has the offset {there}, and the model in memory {here}; {ADVICE}")
 
 
 @torch.no_grad()

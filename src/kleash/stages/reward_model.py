@@ -61,6 +61,7 @@ from kleash.io import Json, write_text
 from kleash.models.compute import Compute
 from kleash.models.forward import Live, centring_offset, check_forward, head_scores
 from kleash.models.load import context_length, load_reward_model, new_reward_model, outputs_of
+from kleash.models.read_back import compare_offset
 from kleash.models.trainable import make_trainable
 from kleash.objectives.bradley_terry import pair_loss, ranking_loss
 from kleash.rewards.build import build_reward
@@ -356,6 +357,7 @@ def centre_model(
     if not after_training(folder, "centring", lambda: centre(model, rows, config.compute)):
         return [], "nothing"
     write_text(folder.path / "config.json", model.config.to_json_string())
+    compare_offset(folder.path, model)
     if not samples:
         return [], "the training responses"
     return samples, config.centre_data or f"{len(samples)} samples of {config.model}"
