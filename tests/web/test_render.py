@@ -5,8 +5,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from kleash.data.group import Group, Response
 from kleash.web.common.render import _CLEANER, SHOWN_CHARACTERS, render, turns
 
+from .conftest import Serve
 from .hostile import HOSTILE
 
 TAGS = set(
@@ -131,3 +133,19 @@ def test_a_conversation_has_its_turns_with_their_roles_and_calls_of_tools() -> N
     assert [turn.role for turn in parts] == ["user", "assistant"]
     assert parts[0].raw == "<b>" and "&lt;b&gt;" in parts[0].html and "name" in parts[1].html
     assert turns("plain")[0].role == ""
+
+
+def test_tools_tool_calls_and_results_are_on_the_page_of_a_pair(serve: Serve) -> None:
+    call = {"type": "function", "function": {"name": "weather_of", "arguments": {"place": "Oslo"}}}
+    answer = Response(
+        (
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "12 mm"},
+            {"role": "assistant", "content": "Yes."},
+        )
+    )
+    tools = [{"type": "function", "function": {"name": "forecast_of", "parameters": {}}}]
+    site = serve([Group("Rain?", (answer, Response("No.")), columns={"tools": tools, "system": "Be brief."})])
+    page = site.person().get("/").body.decode()
+    for words in ("Be brief.", "forecast_of", "Rain?", "weather_of", "Oslo", "12 mm", "Yes."):
+        assert words in page

@@ -29,8 +29,9 @@ from kleash.chat.judge_prompts import (
     comparison,
 )
 from kleash.chat.messages import ChatReply, ChatRequest
-from kleash.chat.quoting import conversation, shortened
+from kleash.chat.quoting import conversation, response_text, shortened
 from kleash.data.group import Group, Message
+from kleash.data.shown import shown_prompt
 from kleash.errors import GateError
 from kleash.evals.judging import same_again
 from kleash.labels.constitution import Constitution
@@ -230,8 +231,8 @@ class Judge:
         return tuple(named) or (self.drawn(group),)
 
     def _prompt(self, group: Group, principle: Principle, swapped: bool) -> str:
-        first, second = (shortened(response.text, self.max_characters) for response in group.responses)
-        prompt = shortened(conversation(group.prompt), self.max_characters, end=True)
+        first, second = (shortened(response_text(response), self.max_characters) for response in group.responses)
+        prompt = shortened(conversation(shown_prompt(group)), self.max_characters, end=True)
         return comparison(prompt, *((second, first) if swapped else (first, second)), principle)
 
     # --- requests ----------------------------------------------------------------------------------------------------

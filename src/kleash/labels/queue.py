@@ -19,6 +19,7 @@ from sqlalchemy import Select, case, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from kleash.data.group import Content, Response
+from kleash.data.shown import shown_prompt
 from kleash.errors import InputError
 from kleash.labels.schema import AnnotatorRow, AssignmentRow, Guideline, Task, VoteRow
 from kleash.labels.store import Store, group_of
@@ -371,7 +372,7 @@ def _assignment(session: Session, row: AssignmentRow) -> Assignment:
     if task.answer is not None:
         sides: tuple[Choice, Choice] = ("right", "left") if row.swapped else ("left", "right")
         answer = "tie" if task.answer == 0.5 else sides[int(task.answer < 0.5)]
-    return Assignment(row.id, task.id, task.kind, group.prompt, left, right, row.reopened is not None, answer)
+    return Assignment(row.id, task.id, task.kind, shown_prompt(group), left, right, row.reopened is not None, answer)
 
 
 def _check_key(key: str) -> None:

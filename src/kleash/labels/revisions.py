@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from kleash.chat.answer_text import without_announcement, without_thoughts
 from kleash.chat.client import ChatClient, Usage
-from kleash.chat.judge_prompts import Principle, critique_request, revision_request, turns_of
+from kleash.chat.judge_prompts import Principle, critique_request, revision_request
 from kleash.chat.messages import ChatReply, ChatRequest
 from kleash.chat.quoting import conversation
 from kleash.data.group import Group, Message, Response
+from kleash.data.shown import turns_before, turns_of
 from kleash.evals.estimates import Share, share, share_json
 from kleash.evals.refusals import RefusalReport, refusal_report, refuses
 from kleash.labels.constitution import Constitution
@@ -303,7 +304,7 @@ def summarise(
 
 
 def _critique_thread(draft: Draft, principle: Principle) -> tuple[Message, ...]:
-    prompt, request = turns_of(draft.group.prompt), critique_request(principle)
+    prompt, request = turns_of(draft.group.prompt), critique_request(principle, turns_before(draft.group))
     return (*prompt, _turn("assistant", draft.text), _turn("user", request))
 
 

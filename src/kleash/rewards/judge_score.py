@@ -15,9 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kleash.chat.client import ChatClient
-from kleash.chat.quoting import NOTE, code_of, conversation, marked, shortened
+from kleash.chat.quoting import NOTE, code_of, conversation, marked, response_text, shortened
 from kleash.chat.verdicts import Question, Verdict, VerdictReader
 from kleash.data.group import Group, Response
+from kleash.data.shown import shown_prompt
 from kleash.errors import RewardError
 from kleash.rewards.reward import Parts
 
@@ -75,8 +76,8 @@ class JudgeReward:
 
 def shown(group: Group, response: Response, max_characters: int | None) -> str:
     """A conversation and a response to it between marks that neither can forge, as part of a judge's prompt."""
-    prompt = shortened(conversation(group.prompt), max_characters, end=True)
-    answer = shortened(response.text, max_characters)
+    prompt = shortened(conversation(shown_prompt(group)), max_characters, end=True)
+    answer = shortened(response_text(response), max_characters)
     code = code_of(prompt, answer)
     return "\n\n".join([NOTE.format(code=code), marked("conversation", prompt, code), marked("response", answer, code)])
 

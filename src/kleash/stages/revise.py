@@ -9,6 +9,7 @@ nothing, and refusals before and after, which show an assistant that became harm
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -18,7 +19,9 @@ from kleash.checks.judge_checks import stop_above
 from kleash.content import fingerprints
 from kleash.data.formats import read_groups, write_groups
 from kleash.data.row_format import RowFormat
+from kleash.data.shown import turns_before
 from kleash.data.split import demonstration, read_usable
+from kleash.errors import listed
 from kleash.io import beside
 from kleash.labels.cached_chat import ChatSettings, cached_chat, live_fingerprint
 from kleash.labels.constitution import Constitution
@@ -26,6 +29,8 @@ from kleash.labels.revisions import Draft, Reviser, demonstration_of, save_revis
 from kleash.outputs import finish, identity_of, is_done, only_writer
 from kleash.progress import Progress
 from kleash.stages.data_configs import ReviseConfig
+
+logger = logging.getLogger("kleash")
 
 ROWS_AT_ONCE = 64
 """Rows between two checks of the number of failures."""
@@ -57,6 +62,10 @@ def run(config: ReviseConfig, *, chat: Chat | None = None) -> Path:
         Draft(row, replace(group, responses=(), label=None))
         for row, group in enumerate(islice(read_groups(config.data, row_format=row_format), config.max_rows))
     ]
+    if before := sorted({str(turn["role"]) for draft in prompts for turn in turns_before(draft.group)}):
+        logger.info(
+            "%s: %s: shown to the critique, and not given to the model that answers", config.data, listed(before)
+        )
     drafts: list[Draft] = []
     settings = ChatSettings(**config.model_dump(include=ChatSettings.names()))
     with (

@@ -29,6 +29,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from kleash.data.shown import shown_prompt
 from kleash.errors import InputError
 from kleash.labels.queue import Assignment, Queue, VoteRequest
 from kleash.labels.store import Annotator
@@ -114,7 +115,7 @@ class Pages:
             loader=TEMPLATES, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
             lstrip_blocks=True,
         )  # fmt: skip
-        self._templates.globals.update(turns=turns, visible=visible)
+        self._templates.globals.update(shown_prompt=shown_prompt, turns=turns, visible=visible)
 
     # --- annotators --------------------------------------------------------------------------------------------------
 
