@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.machinery
 import importlib.util
-import json
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -23,6 +22,7 @@ from kleash.config import MODEL, Config, Kind, is_possible_path, read_yaml
 from kleash.errors import ConfigError, DataError, InputError, ModelError
 from kleash.io import READABLE_ENDINGS, Json
 from kleash.live import MARK, live_object
+from kleash.parse import UnreadableError, parse_json
 from kleash.unfinished import refuse_unfinished_rows, refuse_unfinished_run
 
 Fingerprint = dict[str, str]
@@ -121,9 +121,8 @@ def adapter_base(folder: Path) -> str:
     """
     file = folder / ADAPTER
     try:
-        values = json.loads(file.read_text())
-        name = values.get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        name = parse_json(file.read_bytes()).get("base_model_name_or_path")
+    except (OSError, UnreadableError, AttributeError) as error:
         raise ModelError(f"{file}: cannot be read ({' '.join(str(error).split())}); restore the file") from None
     if not isinstance(name, str) or not name:
         raise ModelError(f"{file} names no base model; set base_model_name_or_path in it")

@@ -11,7 +11,7 @@ from kleash.checks.reward_checks import OnPolicyExcess
 from kleash.checks.sample_stats import ExcessNLL
 from kleash.evals.preference_report import preference_report
 from kleash.evals.probes import PROBES, probe_report
-from kleash.evals.skipped import Skipped
+from kleash.training.after_training import Skipped
 
 
 def failed(checks: dict[str, Check]) -> list[str]:

@@ -63,8 +63,8 @@ MEASUREMENTS = {
     "reward, centring": ("reward", {}, reward_model, "centre", "centring"),
     "reward, report": ("reward", {}, reward_model, "whole_report", "report"),
     "reward, heads": ("reward", {"heads": 2}, reward_model, "whole_report", "report"),
-    "reward, best of n": ("reward", {"best_of": 2}, reward_model, "best_of_curve", "report"),
-    "reward, learning curve": ("reward", {"learning_curve": True}, reward_model, "more_labels", "report"),
+    "reward, best of n": ("reward", {"best_of": 2}, reward_model, "best_of_curve", "best of n"),
+    "reward, learning curve": ("reward", {"learning_curve": True}, reward_model, "more_labels", "learning curve"),
     "ensemble, report": ("reward", {"members": 2}, reward_ensemble, "preference_figures", "report"),
     "ensemble, checks": ("reward", {"members": 2}, reward_ensemble, "record_checks", "checks"),
     "average, report": (

@@ -12,7 +12,7 @@ from kleash.checks.sample_stats import ExcessNLL
 from kleash.evals.intervals import above, below
 from kleash.evals.preference_report import PreferenceReport, ReliabilityBin
 from kleash.evals.probes import ProbeResult
-from kleash.evals.skipped import Skipped
+from kleash.training.after_training import Skipped
 
 LENGTH_ALONE = 0.15
 """Share of pairs on which the model and length disagree; below it, the model has learned only length. It is 0.06 to

@@ -30,7 +30,6 @@ from kleash.evals.learning_curve import LearningCurve, learning_curve
 from kleash.evals.noise import LabelNoise, disagreement, lapse_model
 from kleash.evals.preference_report import PreferenceReport, ceiling_bounds, preference_report
 from kleash.evals.probes import ProbeResult, probe_groups, probe_report
-from kleash.evals.skipped import Skipped
 from kleash.evals.strata import Partition, quartiles, strata_report
 from kleash.io import Json
 from kleash.models.compute import Compute
@@ -40,6 +39,7 @@ from kleash.rewards.learned import LearnedReward, features_encoded, score_encode
 from kleash.rewards.reward import Reward
 from kleash.run import derive_seed
 from kleash.sampling.sampler import build_sampler, sample_groups
+from kleash.training.after_training import Skipped
 
 PROBED = 200
 """Most prompts whose chosen response is probed; a twentieth of the training rows where that is less."""

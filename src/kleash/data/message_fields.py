@@ -11,6 +11,7 @@ from typing import Any
 
 from kleash.data.group import Message
 from kleash.errors import DataError
+from kleash.parse import UnreadableError, parse_json
 
 TRAINED = ("weight", "loss_mask", "train", "trainable", "training", "loss")
 """Names under which the field says of a turn of the assistant whether it is trained: OpenAI and mistral-finetune, verl,
@@ -85,6 +86,6 @@ def with_marked_arguments(call: Mapping[str, Any], mark: str) -> Mapping[str, An
 
 def _json(text: str, what: str) -> Any:
     try:
-        return json.loads(text) if text.strip() else {}
-    except (ValueError, RecursionError):
-        raise DataError(f"{what} is text that is not JSON: {text[:80]!r}; correct the row") from None
+        return parse_json(text) if text.strip() else {}
+    except UnreadableError as error:
+        raise DataError(f"{what} is text that is not JSON ({error}): {text[:80]!r}; correct the row") from None

@@ -223,10 +223,10 @@ def _cell(name: str, text: str) -> Any:
     if name not in STRUCTURED and not (name in TURNS and re.match(r"\s*\[\s*\{", text)):
         return text
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except UnreadableError as error:
         raise DataError(
-            f"'{name}' is not JSON: {text[:60]!r}; write lists and numbers as JSON, or use .jsonl"
+            f"'{name}' is not JSON ({error}): {text[:60]!r}; write lists and numbers as JSON, or use .jsonl"
         ) from None
 
 

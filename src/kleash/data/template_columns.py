@@ -6,11 +6,11 @@ rendered.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from kleash.errors import DataError
+from kleash.parse import UnreadableError, parse_json
 
 LISTS = ("tools", "documents")
 FLAGS = ("enable_thinking", "reasoning_effort")
@@ -64,6 +64,8 @@ def _parsed(value: Any, column: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value) if value.strip() else None
-    except (ValueError, RecursionError):
-        raise DataError(f"'{column}' is text that is not JSON; give a list of objects, or rename the column") from None
+        return parse_json(value) if value.strip() else None
+    except UnreadableError as error:
+        raise DataError(
+            f"'{column}' is text that is not JSON ({error}); give a list of objects, or rename the column"
+        ) from None

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kleash.objectives.logprobs import Projection, by_chunks, positions_per_chunk, project_float
 from kleash.objectives.reduce import masked_sum
 
 
@@ -130,39 +129,6 @@ def exact(policy_logits: Float[Tensor, "*S V"], reference_logits: Float[Tensor, 
     )
     probability = policy.exp()
     return (probability * torch.where(probability > 0, policy - reference, 0)).sum(-1)
-
-
-def exact_from_states(
-    policy_project: Projection,
-    policy_states: Float[Tensor, "N D"],
-    reference_project: Projection,
-    reference_states: Float[Tensor, "N E"],
-    *,
-    temperature: float = 1.0,
-    chunk_size: int | None = None,
-) -> Float[Tensor, " N"]:
-    """`exact` from the hidden states of two models, a chunk of positions at a time (F12).
-
-    Args:
-        policy_project: hidden states of the policy to logits.
-        policy_states: hidden states of the policy.
-        reference_project: hidden states of the reference to logits.
-        reference_states: hidden states of the reference at the same positions, of its own width.
-        temperature: divides the logits of both, > 0.
-        chunk_size: positions projected at once; None: as many as keep one model's float32 logits within 64 MiB.
-
-    Returns:
-        KL(π ‖ π_ref) of each position, not reduced, in float32 or wider.
-    """
-
-    def chunk(policy: Tensor, reference: Tensor) -> tuple[Tensor]:
-        policy_logits = project_float(policy_project, policy) / temperature
-        reference_logits = project_float(reference_project, reference) / temperature
-        return (exact(policy_logits, reference_logits),)
-
-    if chunk_size is None:
-        chunk_size = positions_per_chunk(policy_project, policy_states)
-    return by_chunks(chunk, policy_states, reference_states, chunk_size=chunk_size)[0]
 
 
 def per_sequence(x: Float[Tensor, "*R T"], mask: Bool[Tensor, "*R T"]) -> Float[Tensor, "*R"]:

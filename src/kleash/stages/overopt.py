@@ -43,7 +43,6 @@ from kleash.evals.overoptimization import (
     spaced_checkpoints,
 )
 from kleash.evals.report_values import as_json
-from kleash.evals.skipped import Skipped, or_skip
 from kleash.io import Json, read_jsonl, write_json, write_text
 from kleash.models.compute import Compute
 from kleash.models.inference import batch_logprobs
@@ -57,6 +56,7 @@ from kleash.run import RunFolder, derive_seed, read_record
 from kleash.sampling.sampler import build_sampler, sample_groups
 from kleash.stages.data_configs import OveroptConfig
 from kleash.stages.score import score_groups
+from kleash.training.after_training import Skipped, or_skip
 from kleash.unfinished import refuse_unfinished_run
 
 logger = logging.getLogger("kleash")

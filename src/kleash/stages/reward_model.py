@@ -56,7 +56,6 @@ from kleash.evals.learning_curve import LearningCurve
 from kleash.evals.preference_report import UNKNOWN, PreferenceReport
 from kleash.evals.probes import PROBES, ProbeResult
 from kleash.evals.report_values import as_json
-from kleash.evals.skipped import Skipped, or_skip
 from kleash.io import Json, write_text
 from kleash.models.compute import Compute
 from kleash.models.forward import Live, centring_offset, check_forward, head_scores
@@ -69,7 +68,7 @@ from kleash.rewards.learned import score_encoded
 from kleash.rewards.reward import Reward
 from kleash.run import RunFolder, StepMetrics, derive_seed
 from kleash.stages.training_configs import RewardConfig
-from kleash.training.after_training import after_training
+from kleash.training.after_training import Skipped, after_training, or_skip
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop, OnStep, State
 from kleash.training.measurements import SAMPLED, Measurements, mean_tokens
@@ -216,7 +215,7 @@ def save_feature_range(
         fitted.save(folder.path)
         return distances
 
-    return or_skip("feature range", lambda: measurements.keep("feature range", Json, fit))
+    return or_skip("feature range", lambda: measurements.keep("feature range", Json, fit), folder)
 
 
 def whole_report(
@@ -241,6 +240,7 @@ def whole_report(
             model, tokenizer, held_out, rows=probed,
             train_rows=len(train), max_length=config.max_length, seed=config.seed, compute=compute,
         )),
+        folder,
     )  # fmt: skip
     if config.best_of:
         best_of = or_skip(
@@ -249,9 +249,10 @@ def whole_report(
                 model, tokenizer, held_out, policy=config.model, n=config.best_of,
                 max_new_tokens=config.centre_max_new_tokens, gold=gold, seed=config.seed, compute=compute,
             )),
+            folder,
         )  # fmt: skip
     if config.learning_curve:
-        curve = or_skip("learning curve", lambda: _learning_curve(train, held_out, rewards, config))
+        curve = or_skip("learning curve", lambda: _learning_curve(train, held_out, rewards, config), folder)
     return reward_report(
         held_out, rewards, train, probes=probes, best_of=best_of, learning_curve=curve, distance=distance
     )
@@ -288,7 +289,7 @@ def on_policy_excess(
     measure = lambda: data_checks.on_policy_excess(  # noqa: E731
         config.model, train, device=config.device, dtype=config.dtype, rows=rows
     )
-    return or_skip(name, lambda: measurements.keep(name, OnPolicyExcess, measure))
+    return or_skip(name, lambda: measurements.keep(name, OnPolicyExcess, measure), measurements.folder)
 
 
 def head_weights(config: RewardConfig, rows: Sequence[int]) -> Float[Tensor, "P M"]:

@@ -24,7 +24,7 @@ from kleash.models.finite import refuse_overflow
 from kleash.progress import Progress
 from kleash.run import RunFolder, StepMetrics
 from kleash.training import checkpoint
-from kleash.training.after_training import skip
+from kleash.training.after_training import skipped
 from kleash.training.checkpoint import State
 from kleash.training.trackers import Trackers
 
@@ -134,7 +134,7 @@ class Loop:
         except Exception as error:
             if step < self.total and self.stop is None:
                 raise
-            skip(self.folder, "held-out rows after the last step", error)
+            skipped("held-out rows after the last step", error, self.folder)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> StepMetrics:
         """Write a step's metrics, show them, hand them to the trackers and to `on_step`; returns them as plain numbers.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from kleash.errors import InputError
 from kleash.labels.store import Annotator
+from kleash.parse import UnreadableError, parse_json
 from kleash.web.common.security import refusal
 
 Json = Mapping[str, object]
@@ -25,10 +25,10 @@ def json_route(handle: Handler) -> Callable[[Request], Any]:
 
     async def route(request: Request) -> Response:
         try:
-            body = json.loads(await request.body())
+            body = parse_json(await request.body())
         except ClientDisconnect:  # in the middle of its body: nobody reads the answer
             return Response(status_code=400)
-        except (ValueError, RecursionError):
+        except UnreadableError:
             body = None
         if not isinstance(body, dict):
             return JSONResponse({"error": "send a JSON object"}, 400)

@@ -26,6 +26,7 @@ from kleash.config import Columns, Config, DataRef, PathText
 from kleash.data.row_format import RowFormat
 from kleash.errors import DataError, InputError
 from kleash.labels.open_store import extra_installed, open_store
+from kleash.parse import UnreadableError, parse_json
 from kleash.web.common.listen import in_url, is_loopback, listen
 
 if TYPE_CHECKING:
@@ -185,8 +186,8 @@ def load_links(store: Store, where: str) -> dict[str, str]:
 
 def _read_links(path: Path) -> dict[str, str]:
     try:
-        links = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        links = parse_json(path.read_bytes())
+    except UnreadableError:
         links = None
     if (
         not isinstance(links, dict)
