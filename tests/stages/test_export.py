@@ -75,6 +75,34 @@ def test_the_command_says_what_it_wrote_and_what_not_each_time(
             assert (results["pairs"], results["left_out"], results["votes_left_out"]) == (41, {"no votes": 1}, {})
 
 
+@pytest.mark.parametrize(
+    ("until", "message"),
+    [
+        ("0", "'until' is '0', but should be greater than or equal to 1"),
+        ("-1", "greater than or equal to 1"),
+        (str(2**31), "less than 2147483648"),
+        ("9" * 400, "'until' is"),
+        ("half", "a valid integer"),
+        ("41", "until is 41, and the last vote of the store is 40; give that, or leave it out"),
+    ],
+)
+def test_until_is_a_vote_of_the_store(
+    until: str, message: str, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["export", "--store", store, "--out", str(tmp_path / "out"), f"--until={until}"])
+    line = capsys.readouterr().err
+    assert done.value.code == 2 and message in line and line.count("\n") == 1 and len(line) < 500
+    assert not (tmp_path / "out" / "labels.json").exists()
+
+
+def test_an_export_up_to_a_vote_has_no_later_one(store: str, tmp_path: Path) -> None:
+    run(ExportConfig(store=store, out=tmp_path / "out", until=25))
+    assert len(list(read_groups(tmp_path / "out" / "train.jsonl"))) == 25
+    run(ExportConfig(store=store, out=tmp_path / "all", until=40))
+    assert len(list(read_groups(tmp_path / "all" / "train.jsonl"))) == 40
+
+
 def test_an_empty_store_is_an_error_of_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store, out = tmp_path / "new.db", tmp_path / "out"
     for made, message in ((False, "there is no such label store"), (True, "has no labels yet")):

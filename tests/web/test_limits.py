@@ -9,6 +9,7 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 from kleash.cli import _run
 from kleash.data.formats import write_groups
+from kleash.labels.queue import Assignment
 from kleash.labels.store import Store
 from kleash.web.common import security, server
 from kleash.web.common.server import BoundedLog, Limits, connections_of, printable
@@ -79,6 +81,33 @@ def test_those_who_hold_too_many_connections_make_room_for_others(serve: Serve) 
             assert person.get("/api/pairs").status == 200
         # those that came first were disconnected first
         assert [read_all(half) for half in halves[:25]] == [b""] * 25
+
+
+def test_where_every_connection_is_served_a_new_one_is_told_to_come_again(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = serve(pairs_of(2), limits=Limits(connections=3))
+    person = site.person()
+    serving, go_on, following = threading.Semaphore(0), threading.Event(), site.queue.next
+
+    def slow(*arguments: int) -> list[Assignment]:
+        serving.release()
+        assert go_on.wait(60)
+        return following(*arguments)
+
+    monkeypatch.setattr(site.queue, "next", slow)
+    request = f"GET /api/pairs HTTP/1.1\r\nhost: 127.0.0.1\r\ncookie: {person.cookie}\r\nconnection: close\r\n\r\n"
+    with ExitStack() as stack:
+        held = [stack.enter_context(connect(site)) for _ in range(3)]
+        for connection in held:
+            connection.sendall(request.encode())
+            assert serving.acquire(timeout=60)  # nobody waits for a client: none of these can make room
+        refused = [read_all(stack.enter_context(connect(site))) for _ in range(5)]
+        go_on.set()
+        answers = [read_all(connection) for connection in held]
+    assert refused == [server.BUSY] * 5
+    assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)  # and none was cut off
+    assert person.get("/api/pairs").status == 200
 
 
 def test_connections_leave_room_for_the_files_of_the_store() -> None:

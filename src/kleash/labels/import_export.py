@@ -267,10 +267,13 @@ def export_labels(
         The manifest, as in `labels.json`.
 
     Raises:
-        DataError: the store has no labels, or Davidson's model cannot be fitted.
+        DataError: the store has no labels, or not as many votes, or Davidson's model cannot be fitted.
         InputError: no annotator has that alias or name.
     """
-    until = store.last_vote() if until is None else until
+    last = store.last_vote()
+    until = last if until is None else until
+    if until > last:  # which votes those up to there are is not settled
+        raise DataError(f"until is {until}, and the last vote of the store is {last}; give that, or leave it out")
     tasks = store.tasks()
     all_votes = store.votes(until=until)
     ruled_out = _ruled_out(all_votes)
