@@ -4,18 +4,24 @@ healthy artifact passes and a broken one fails. Cheap figures, many repetitions,
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from kleash import checks as checks_package
 from kleash.checks import data_checks, policy_checks, reward_checks, sft_checks
+from kleash.checks.artifact import votes_agree
 from kleash.checks.check import Check
-from kleash.checks.judge_checks import judge_checks
+from kleash.checks.judge_checks import judge_checks, stop_above
 from kleash.checks.reward_checks import OnPolicyExcess
 from kleash.checks.sample_stats import ExcessNLL, Responses, Samples
 from kleash.data.group import Group, Preference, Response
+from kleash.errors import GateError
 from kleash.evals.estimates import Mean, Share, Slope
 from kleash.evals.judging import JudgeReport, PeopleReport, same_again
 from kleash.evals.preference_report import preference_report
@@ -160,6 +166,32 @@ def excess(rng: np.random.Generator, nats: float) -> list[Check]:
     return [reward_checks.on_policy_check(OnPolicyExcess(ExcessNLL(float(rng.normal(nats, 0.02)), 0.02)))]
 
 
+def against_length(rng: np.random.Generator, right: float) -> list[Check]:
+    """A model that is right about this share of 300 pairs whatever their lengths, where the longer one is right about
+    0.6: at 0.6 neither is better.
+    """
+    scores = np.stack([np.where(rng.random(300) < right, 1.0, -1.0), np.zeros(300)], 1)
+    lengths = np.where((rng.random(300) < 0.6)[:, None], [[20, 10]], [[10, 20]])
+    return [reward_checks.beyond_length(preference_report(scores, np.ones(300), lengths))]
+
+
+def fooled(rng: np.random.Generator, above: float) -> list[Check]:
+    """A reward model that prefers one kind of probe, other than the empty one, to this share of the responses."""
+    scores = np.zeros((200, len(PROBES) + 1))
+    scores[:, 1:] = -1.0
+    scores[:, -1] = np.where(rng.random(200) < above, 1.0, -1.0)
+    return [reward_checks._not_fooled(probe_report(scores))]
+
+
+def longer_wins(rng: np.random.Generator, share: float) -> list[Check]:
+    """200 pairs whose longer response is the better one in this share."""
+    rows = []
+    for row in range(200):
+        pair = (Response(f"a longer {row}"), Response(f"b {row}"))
+        rows.append(Group(f"q {row}", pair if rng.random() < share else pair[::-1], Preference()))
+    return [data_checks._balanced(rows)]
+
+
 # 0.1 + 0.9·p agrees with itself: σ² + 2((1−σ)/2)² = 0.6 at σ = 0.7549
 SAME = 0.7549
 CASES = [
@@ -181,7 +213,41 @@ CASES = [
     Case("judges the response and not its place", lambda rng, share: judged(rng, flips=share), 0.5, 0.3, 0.7),
     Case("says the same again", lambda rng, sure: judged(rng, sure=sure), SAME, 0.9, 0.5),
     Case("words beat silence", silence, 0.5, 0.3, 0.7),
+    Case("beyond length", against_length, 0.6, 0.8, 0.4),
 ]
+
+NOTES = [
+    Case("not easily fooled", fooled, 0.5, 0.3, 0.7),
+    Case("not only length", longer_wins, 0.8, 0.5, 0.95),
+]
+"""Checks that never fail: beyond their threshold they are unknown."""
+
+ELSEWHERE = {"about the policy's samples", "calibrated", "labels agree", "scores differ", "uses the prompt",
+             "worth comparing"}  # fmt: skip
+"""Checks with a test of their own below."""
+
+CERTAIN = {
+    "answers": "counts all pairs",
+    "comparisons": "there are some or none",
+    "enough pairs": "the width of an interval, and never fails",
+    "entropy left": "never fails: a note",
+    "finite": "of every weight",
+    "finite weights": "of every weight",
+    "length kept": "never fails: a note",
+    "many prompts": "counts all rows",
+    "measured": "says that nothing was",
+    "pad is not an end": "one fact",
+    "pairs are decided": "counts all rows",
+    "plain transformers agrees": "the same numbers or not",
+    "prompts": "counts",
+    "responses differ": "counts all rows",
+    "rows differ": "counts all rows",
+    "rows end": "counts all rows",
+    "samples": "says that there are none",
+    "template": "one fact",
+    "the run is finished": "one fact",
+}
+"""Checks that rest on no sample, so that they cannot be wrong by chance."""
 
 
 def rates(case: Case, truth: float, seed: int, repetitions: int) -> tuple[float, float]:
@@ -209,6 +275,121 @@ def test_at_the_threshold_a_check_seldom_passes_or_fails(case: Case) -> None:
     """One time in forty by its interval; up to twice as often where the share is of a few dozen prompts."""
     passed, failed = rates(case, case.threshold, 3, 1000)
     assert passed <= 0.07 and failed <= 0.07
+
+
+def test_every_check_has_its_rates_or_the_reason_why_there_are_none() -> None:
+    names = set()
+    for file in Path(str(checks_package.__path__[0])).glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            values: list[ast.expr | None] = []
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("answer", "Check"):
+                values = [*node.args[:1], *(word.value for word in node.keywords if word.arg == "name")]
+            elif isinstance(node, ast.Assign):  # `name = …`, handed on
+                for target in node.targets:
+                    targets = target.elts if isinstance(target, ast.Tuple) else [target]
+                    sources = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+                    pairs = zip(targets, sources, strict=False)
+                    values += [value for to, value in pairs if isinstance(to, ast.Name) and to.id == "name"]
+            names |= {one.value for one in values if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+    known = {case.name for case in (*CASES, *NOTES)} | ELSEWHERE | CERTAIN.keys()
+    assert names == known, names ^ known
+
+
+@pytest.mark.parametrize("case", NOTES, ids=lambda case: case.name)
+def test_a_note_is_seldom_left_out_or_made_by_chance(case: Case) -> None:
+    for truth, least, most in ((case.threshold, 0.0, 0.15), (case.healthy, 0.9, 1.0), (case.broken, 0.0, 0.0)):
+        passed, failed = rates(case, truth, 4, REPETITIONS)
+        assert failed == 0 and (1 - passed if case.name == "not easily fooled" and truth == 0.5 else passed) <= most
+        assert passed >= least
+
+
+def exact_rates(check: Callable[[int, int], bool | None], n: int, truth: float) -> tuple[float, float]:
+    """Probability that a check of n rows is ok and that it is failed, summed over all numbers of rows that count."""
+    results = np.array([check(count, n) for count in range(n + 1)], dtype=object)
+    chances = stats.binom.pmf(np.arange(n + 1), n, truth)
+    return float(chances[results == True].sum()), float(chances[results == False].sum())  # noqa: E712
+
+
+def own_prompt(count: int, n: int) -> bool | None:
+    return sft_checks.uses_prompt(np.where(np.arange(n) < count, 1.0, -1.0)).passed
+
+
+def worth_comparing(count: int, n: int) -> bool | None:
+    return votes_agree([1] * n, [1] * count + [0] * (n - count)).passed
+
+
+@pytest.mark.parametrize(
+    ("check", "n", "nothing", "least", "healthy"),
+    [(own_prompt, 40, 0.5, 2 / 3, 0.95), (own_prompt, 128, 0.5, 2 / 3, 0.95),
+     (worth_comparing, 200, 0.5, 0.55, 0.65), (worth_comparing, 400, 0.5, 0.55, 0.63)],
+)  # fmt: skip
+def test_exactly_how_often_a_share_with_two_thresholds_is_wrong(
+    check: Callable[[int, int], bool | None], n: int, nothing: float, least: float, healthy: float
+) -> None:
+    """It is ok only above chance and failed only below what is asked for; between them it may be either."""
+    assert exact_rates(check, n, nothing)[0] <= 0.035, "what is chance passes"
+    assert exact_rates(check, n, least)[1] <= 0.035, "what is as asked for fails"
+    assert exact_rates(check, n, healthy)[0] >= 0.9 and exact_rates(check, n, healthy)[1] < 1e-3
+    assert exact_rates(check, n, nothing - 0.15)[1] >= 0.95, "what is worse than chance"
+
+
+@pytest.mark.parametrize(("scale", "passes", "fails"), [(1.0, (0.9, 1.0), (0.0, 0.0)), (8.0, (0.0, 0.0), (0.9, 1.0))])
+def test_a_calibrated_model_is_seldom_accused_and_an_overconfident_one_caught(
+    scale: float, passes: tuple[float, float], fails: tuple[float, float]
+) -> None:
+    """Labels are as likely as the margins say; then the margins are multiplied."""
+
+    def margins(rng: np.random.Generator, scale: float) -> list[Check]:
+        margin = rng.normal(0, 0.8, 300)
+        right = rng.random(300) < 1 / (1 + np.exp(-margin))
+        scores = np.stack([scale * margin, np.zeros(300)], 1)
+        return reward_checks.reward_model(preference_report(scores, right.astype(float), np.ones((300, 2))))
+
+    passed, failed = rates(Case("calibrated", margins, 1.0, 1.0, 8.0), scale, 5, REPETITIONS)
+    assert passes[0] <= passed <= passes[1] and fails[0] <= failed <= fails[1]
+
+
+def test_constant_scores_are_always_seen_and_small_differences_never_taken_for_them() -> None:
+    def report(scores: np.ndarray) -> list[Check]:
+        return reward_checks.reward_model(preference_report(scores, np.ones(60), np.ones((60, 2))))
+
+    rng = np.random.default_rng(0)
+    for _ in range(REPETITIONS):
+        constant = report(np.zeros((60, 2)) + rng.normal())
+        differing = report(rng.normal(0, 0.1, size=(60, 2)))
+        verdicts = [next(check.passed for check in checks if check.name == "scores differ") for checks in
+                    (constant, differing)]  # fmt: skip
+        assert verdicts == [False, True]
+
+
+def test_samples_of_the_parent_are_seen_and_those_of_others_never_taken_for_them() -> None:
+    def share_failed(model: float, parent: float) -> float:
+        rng = np.random.default_rng([7, int(100 * parent)])
+        measured = [
+            OnPolicyExcess(ExcessNLL(rng.normal(model, 0.02), 0.02), ExcessNLL(rng.normal(parent, 0.02), 0.02), "base")
+            for _ in range(REPETITIONS)
+        ]
+        return sum(reward_checks.on_policy_check(one).passed is False for one in measured) / REPETITIONS
+
+    assert share_failed(0.3, 0.0) >= 0.75  # the base's own samples
+    assert share_failed(0.0, 0.4) == 0.0  # the model's
+    assert share_failed(0.9, 0.8) == 0.0  # other people's
+
+
+@pytest.mark.parametrize(("truth", "most"), [(0.02, 0.05), (0.05, 0.2)])
+def test_a_labelling_run_is_seldom_stopped_for_failures_that_it_could_afford(truth: float, most: float) -> None:
+    """A tenth may fail; the share is looked at after every 64 rows of 640."""
+    stopped = 0
+    for repetition in range(REPETITIONS):
+        fails = np.random.default_rng([9, repetition]).random(640) < truth
+        try:
+            for done in range(64, 641, 64):
+                stop_above(0.1, int(fails[:done].sum()), done, 640, "reason")
+        except GateError:
+            stopped += 1
+    assert stopped / REPETITIONS <= most
+    with pytest.raises(GateError):
+        stop_above(0.1, 40, 64, 640, "reason")
 
 
 @pytest.mark.parametrize("pairs", [2, 30, 100])
