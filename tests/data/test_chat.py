@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -522,3 +523,41 @@ def test_texts_are_tokenised_in_few_calls(stock, monkeypatch):
     monkeypatch.setattr(type(tokenizer), "_encode_plus", lambda *a, **k: calls.append(1) or batch(*a, **k))
     encode_all(groups, tokenizer)
     assert len(calls) <= 3
+
+
+# --- templates that are programs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("{{ 1 / 0 }}", "division"),
+        ("{{ range(10 ** 9) | list }}", "Range too big"),
+        ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "recursion"),
+        ("{{ messages[9].content.x }}", "has no element 9"),
+        ("{{ messages.clear() }}", "unsafe"),
+        ("{{ strftime_now(1) }}", "strftime"),
+        ("{% if %}", "Expected an expression"),
+        ("{{ 'x' * 3000000 }}", r"makes 3,000,\d+ characters of"),
+    ],
+)
+def test_whatever_a_template_does_ends_in_one_line(body, message):
+    tokenizer = stock_tokenizer("smollm2")
+    tokenizer.chat_template = body + tokenizer.chat_template
+    with pytest.raises((DataError, ModelError), match=message) as error:
+        encode(Group((user("Q"),), (Response((assistant("A"),)),)), tokenizer)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_an_alarm_that_somebody_else_has_set_still_rings():
+    rings = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rings.append(1))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1000)
+        encode_prompt((user("Q"),), stock_tokenizer("smollm2"))
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 900
+        assert signal.getsignal(signal.SIGALRM) is not before
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert rings == []

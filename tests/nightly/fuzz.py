@@ -4,7 +4,8 @@
 
 An input is a whole one with some bytes or some values replaced: cut, repeated, of another type, deep, not text. Readers
 are the rows of every format, configs, recipes, compositions, constitutions, run.json and what stands next to it,
-states, labels and reward columns. A process that dies counts as a fault, and so does an input that takes 20 s.
+states, labels, reward columns and chat templates. A process that dies counts as a fault, and so does an input that
+takes 20 s.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import gzip
 import json
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -35,8 +37,10 @@ from torch import nn
 from kleash.checks.artifact import check
 from kleash.config import read_yaml
 from kleash.content import reward_hash
-from kleash.data.chat import encode_all
+from kleash.data import chat_template
+from kleash.data.chat import encode_all, encode_prompt
 from kleash.data.formats import read_groups, read_rows
+from kleash.data.group import Group
 from kleash.errors import KleashError
 from kleash.io import read_jsonl
 from kleash.labels.constitution import Constitution
@@ -54,12 +58,16 @@ from kleash.stages import STAGES
 from kleash.stages.training_configs import SFTConfig
 from kleash.testing import tiny_model, tiny_tokenizer
 from kleash.training import checkpoint
+from tests.data.test_chat import STOCK, TEMPLATES, stock_tokenizer
 
 BLOCK = 2000
 """Inputs a process; the next one begins afresh."""
 
 LONGEST = 20
 """Seconds that an input may take."""
+
+chat_template.SECONDS = 0.3
+"""A template that loops is no rarity here."""
 
 # --- whole inputs ----------------------------------------------------------------------------------------------------
 
@@ -202,6 +210,7 @@ class World:
         base = folder / "base"
         tiny_model(hidden_size=8, intermediate_size=16, num_hidden_layers=1).save_pretrained(base)
         self.tokenizer.save_pretrained(base)
+        self.stock = {name: stock_tokenizer(name) for name in STOCK}
         self.data = folder / "demonstrations.jsonl"
         self.data.write_text('{"prompt": "a", "response": "b"}\n')
         self.config = SFTConfig.make({"model": str(base), "data": str(self.data), "out": folder / "run"})
@@ -411,10 +420,100 @@ def read_votes(world: World, draw: random.Random, place: Path) -> None:
     parse_vote(content.decode(errors="replace"))
 
 
+SYSTEM = {"role": "system", "content": "sys0 sys1"}
+ASK, MORE = {"role": "user", "content": "usr0 usr1"}, {"role": "user", "content": "usr2"}
+ANSWER, LAST = {"role": "assistant", "content": "ans0"}, {"role": "assistant", "content": "ans1 ans2"}
+THOUGHT = {"role": "assistant", "content": "<think>\nans3\n</think>\n\nans4"}
+CALLED = {
+    "role": "assistant", "content": "",
+    "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": "ans5"}}}],
+}  # fmt: skip
+TOOL = {"role": "tool", "content": "tol0"}
+TALKS: list[dict[str, Any]] = [
+    {"messages": [ASK, LAST]},
+    {"messages": [SYSTEM, ASK, LAST]},
+    {"messages": [ASK, ANSWER, MORE, LAST]},
+    {"messages": [ASK, THOUGHT, MORE, THOUGHT]},
+    {"messages": [ASK, CALLED, TOOL, LAST], "tools": [{"type": "function", "function": {"name": "f"}}]},
+    {"messages": [ASK, LAST], "enable_thinking": False, "documents": [{"title": "t", "text": "doc0"}]},
+    {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "ans6"}]},
+    {"messages": [ASK, {**LAST, "name": "n", "weight": 1}]},
+    {"prompt": [SYSTEM, ASK], "chosen": [LAST], "rejected": [ANSWER]},
+]
+"""Conversations whose words say who wrote them."""
+
+TAGS = (
+    "{{ raise_exception('no') }}", "{{ nothing.at.all }}", "{{ nothing }}", "{{ 1 / 0 }}", "{{ 'x' * 10000000 }}",
+    "{{ range(10 ** 9) | list }}", "{{ messages[99].content }}", "{{ messages[0].content + 1 }}", "{% generation %}",
+    "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
+    "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "{% endgeneration %}", "{{ strftime_now('%d %b %Y') }}",
+    "{{ strftime_now(1) }}", "{{ messages | tojson }}", "{{ tools | tojson(indent=4) }}", "{% break %}",
+    "{% continue %}", "{% if tools %}{{ tools }}{% endif %}",
+    "{{ messages[0].content | trim }}", "{{ messages[-1]['content'].split('</think>')[-1] }}", "{% if true %}",
+    "{% endif %}", "{% endfor %}", "{{ eos_token }}", "{{ bos_token }}", "<|im_end|>", "<|im_start|>assistant\n", "\n",
+    "{% set messages = messages[1:] %}", "{% set messages = [] %}", "{% set add_generation_prompt = true %}",
+    "{{ messages.clear() }}", "{{ ''.__class__.__mro__ }}", "{{ messages[0].content[0].text }}", "{{- '' -}}", "{#",
+    "{% include 'x' %}", "{% import 'os' as os %}", "{{ lipsum(9) }}", "{{ '\ue0000\ue001' }}",
+    "{{ cycler(1).next() }}", "{{ messages[0].content | replace('u', '') }}", "{{ messages[-1].content | upper }}",
+)  # fmt: skip
+"""What a template may hold, in a place where it should not be."""
+
+
+def damaged_template(text: str, draw: random.Random) -> str:
+    """A template with some of its tags left out, doubled, exchanged or preceded by others."""
+    tags = [tag for tag in re.split(r"({[%{#].*?[%}#]})", text, flags=re.DOTALL) if tag]
+    for _ in range(draw.choice((1, 1, 2, 4))):
+        at, how = draw.randrange(len(tags)), draw.randrange(6)
+        if how == 0:
+            del tags[at : at + 1]
+        elif how == 1:
+            tags.insert(at, draw.choice(tags))
+        elif how in (2, 3):
+            tags.insert(at, draw.choice(TAGS))
+        elif how == 4:
+            tags[at] = re.sub(r"\w+", lambda word: draw.choice((word[0], word[0], "x", "content")), tags[at])
+        else:
+            tags[at] = damaged_bytes(tags[at].encode(), draw).decode(errors="replace")
+        tags = tags or [""]
+    return "".join(tags)
+
+
+def read_a_template(world: World, draw: random.Random, place: Path) -> None:
+    """A chat template: it renders a row whose trained tokens are the assistant's words and nobody else's, or says why
+    not.
+    """
+    name = draw.choice(list(STOCK))
+    tokenizer = world.stock[name]
+    text = (TEMPLATES / f"{name}.jinja").read_text()
+    tokenizer.chat_template = text if draw.random() < 0.02 else damaged_template(text, draw)
+    row = draw.choice(TALKS)
+    groups = [group for group in read_rows_of([damaged_value(row, draw) if draw.random() < 0.2 else row], place)]
+    (encoded,), _ = encode_all(groups, tokenizer)
+    encode_prompt(groups[0].prompt, tokenizer, groups[0].columns)
+    if groups != list(read_rows_of([row], place)):
+        return  # other words
+    for response, source in zip(encoded.responses, encoded.source.responses, strict=True):
+        trained = tokenizer.decode([token for token, on in zip(response.ids, response.mask, strict=True) if on])
+        assert not (words := re.findall("(?:usr|sys|tol|doc)\\d", trained)), f"{words[0]} is trained"
+        answers = re.findall(r"ans\d", str(source.content[-1]["content"]).rpartition("</think>")[2])
+        assert not (lost := [word for word in answers if word not in trained]), f"{lost[0]} is not trained"
+        assert trained.count(answers[-1]) == 1 or len(source.content) > 1, f"{answers[-1]} is trained twice"
+        assert not [word for word in answers if word in tokenizer.decode(encoded.prompt_ids)], (
+            "an answer is in the prompt"
+        )
+
+
+def read_rows_of(rows: list[Any], place: Path) -> Iterable[Group]:
+    """Rows as they are read from a file."""
+    file = place / "talk.jsonl"
+    file.write_bytes(b"".join(json.dumps(row).encode(errors="surrogatepass") + b"\n" for row in rows))
+    return read_groups(file)
+
+
 READERS: dict[Reader, float] = {
     read_lines: 5, read_list: 2, read_table: 2.5, read_config: 2, read_a_recipe: 2, read_a_composition: 1,
     read_a_constitution: 1, read_a_run: 1.5, read_metrics: 1, read_a_state: 0.5, read_a_summary: 0.7,
-    read_an_ensemble: 0.7, read_labels: 0.3, read_columns: 1, read_votes: 0.8,
+    read_an_ensemble: 0.7, read_labels: 0.3, read_columns: 1, read_votes: 0.8, read_a_template: 5,
 }  # fmt: skip
 """Each with its share of the inputs: less for those that take long."""
 
@@ -524,7 +623,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
+    parser.add_argument("--only", help="name of a reader")
     arguments = parser.parse_args()
+    for reader in list(READERS):
+        if arguments.only not in (None, reader.__name__):
+            del READERS[reader]
     start = time.monotonic()
     report = fuzz(range(arguments.first, arguments.first + arguments.inputs), say=lambda line: print(line, flush=True))
     for reader in READERS:

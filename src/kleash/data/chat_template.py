@@ -15,18 +15,21 @@ from functools import wraps
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from kleash.data.group import Message
 from kleash.data.template_columns import LISTS
-from kleash.errors import DataError, ModelError
+from kleash.errors import DataError, KleashError, ModelError
 
 MARK = "\ue000{}\ue001"
 """Placeholder for a text: private-use characters, which no template trims and no text contains."""
 
 SECONDS = 10.0
 """Longest time for one conversation; the longest ones take some milliseconds."""
+
+
+LONGEST = 1_000_000
+"""Most characters that a template may add; with ten times what it was given, for templates that repeat the turns."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def render(
         add_generation_prompt: whether to ask for an answer.
 
     Raises:
-        ModelError: the tokenizer has no template, or one that does not end within `SECONDS`.
+        ModelError: the tokenizer has no template, or one that does not end within `SECONDS` or within `LONGEST`.
         DataError: the template refuses the turns.
     """
     if tokenizer.chat_template is None:
@@ -131,11 +134,19 @@ def render(
             text = tokenizer.apply_chat_template(
                 plain, tokenize=False, add_generation_prompt=add_generation_prompt, **dict(variables or {})
             )
-        return str(text)
-    except (TemplateError, TypeError, KeyError, ValueError) as error:  # raised by templates on unexpected turns
-        reason = " ".join(str(error).split())
+    except KleashError:
+        raise
+    except Exception as error:  # of any kind: a template is a program
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:300]
         roles = ", ".join(str(turn["role"]) for turn in turns)
         raise DataError(f"the chat template refuses turns by {roles} ({reason}); correct the row") from None
+    given = sum(len(str(turn)) for turn in plain) + len(str(variables))
+    if len(text) > LONGEST + 10 * given:
+        raise ModelError(
+            f"the chat template of {name_of(tokenizer)} makes {len(text):,} characters of {given:,}; correct the "
+            "template"
+        )
+    return str(text)
 
 
 @contextmanager
@@ -151,12 +162,13 @@ def _time_limit(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
         )
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    others = signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *others)  # an alarm that somebody else has set
 
 
 def name_of(tokenizer: PreTrainedTokenizerBase) -> str:
