@@ -104,9 +104,9 @@ def critique_request(principle: Principle, before: Sequence[Message] = ()) -> st
     ]
     quote = conversation(tuple(before))
     code = code_of(quote)
-    given = [GIVEN.format(code=code), marked("given", quote, code)] if before else []
+    introduction = [GIVEN.format(code=code), marked("given", quote, code)] if before else []
     return "\n\n".join(
-        [*given, *examples, f"Critique request: {request} Be specific and brief; do not rewrite it yet."]
+        [*introduction, *examples, f"Critique request: {request} Be specific and brief; do not rewrite it yet."]
     )
 
 

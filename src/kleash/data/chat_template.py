@@ -140,10 +140,10 @@ def render(
         reason = (" ".join(str(error).split()) or type(error).__name__)[:300]
         roles = ", ".join(str(turn["role"]) for turn in turns)
         raise DataError(f"the chat template refuses turns by {roles} ({reason}); correct the row") from None
-    given = sum(len(str(turn)) for turn in plain) + len(str(variables))
-    if len(text) > LONGEST + 10 * given:
+    size = sum(len(str(turn)) for turn in plain) + len(str(variables))
+    if len(text) > LONGEST + 10 * size:
         raise ModelError(
-            f"the chat template of {name_of(tokenizer)} makes {len(text):,} characters of {given:,}; correct the "
+            f"the chat template of {name_of(tokenizer)} makes {len(text):,} characters of {size:,}; correct the "
             "template"
         )
     return str(text)

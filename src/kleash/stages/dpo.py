@@ -355,8 +355,8 @@ class References:
                 folder.path / "reference", groups, policy=policy, name=config.reference,
                 model_sha256=folder.record["inputs"][parent]["sha256"], compute=config.compute,
             )  # fmt: skip
-        known = len(groups) - len(held_out)
-        self.train, self.held_out = logprobs[:known], logprobs[known:]
+        split = len(groups) - len(held_out)
+        self.train, self.held_out = logprobs[:split], logprobs[split:]
         self.load = reference_loader(config, policy, live=live)
         self.in_memory = self.load() if needed and streamed else None
 
