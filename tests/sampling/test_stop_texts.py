@@ -203,6 +203,16 @@ def test_a_response_is_that_without_stop_texts_up_to_the_token_that_completes_on
         torch.testing.assert_close(batch.sampler_logprobs, response_logprobs(model, batch)[0], atol=1e-4, rtol=0)
 
 
+def test_a_control_token_that_only_the_tokenizer_has_ends_nothing(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    larger = byte_level()
+    larger.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    sampler = LocalSampler(model, larger, max_new_tokens=4, stop=["<turn>"])
+    assert max(sampler.end_ids) == model.config.vocab_size
+    assert sampler([[5]], group_size=2, seed=0).shape[:2] == (1, 2)
+
+
 def test_a_stop_text_in_the_prompt_ends_nothing(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     sampler = LocalSampler(model, tokenizer, max_new_tokens=8, stop=["Question: "])
     batch, groups = sample_groups(sampler, tokenizer, encoded(tokenizer), group_size=4, seed=0)

@@ -195,7 +195,7 @@ class LocalSampler:
             attention = torch.cat([visible, visible.new_ones(rows, steps)], 1)
         position = positions[:, -1:].repeat_interleave(siblings, 0)
         ends = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        ends[list(self.end_ids)] = True
+        ends[[end for end in self.end_ids if end < len(ends)]] = True  # the tokenizer may have more than the model
 
         block = _Block.empty(rows, steps, self.pad_id, logits.device)
         active = torch.arange(rows, device=logits.device)  # which rows still run
