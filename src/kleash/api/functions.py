@@ -49,11 +49,6 @@ ARGUMENTS = {
 """Types and meanings of `BESIDE`."""
 
 
-def stage_names() -> list[str]:
-    """The names of the functions."""
-    return [name.replace("-", "_") for name in STAGES] + ["label"]
-
-
 @cache
 def stage_function(name: str) -> Callable[..., Any]:
     """The function of a stage, with its signature and documentation."""
