@@ -60,7 +60,6 @@ class RunFolder:
         self.changes: list[Json] = []
         self._lock: Lock | None = None
         self._started = time.monotonic()
-        reset_peak()
 
     @classmethod
     def open(cls, path: Path, *, stage: str, config: Config, inputs: Fingerprints | None = None) -> RunFolder:
@@ -145,6 +144,7 @@ class RunFolder:
 
     def _take_over(self) -> None:
         """Become the only writer, and put in order what a killed one has left."""
+        reset_peak()
         with machine_errors(self.path):
             self._lock = lock(self.path / ".lock", self.path)
         self.record["seconds"] = round(self.record["seconds"] + self._lock.seconds, 3)

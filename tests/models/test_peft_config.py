@@ -110,6 +110,7 @@ def test_a_kept_adapter_is_a_model_for_the_next_stage_and_is_trained_on(train: S
             "does not fit LlamaForCausalLM: Target modules",
         ),
         ({"peft_config": {"r": 2, "modules_to_save": ["nope"]}}, ModelError, "has no module 'nope'"),
+        ({"adapter": "keep", "lora_rank": 2, "save_dtype": "bfloat16"}, ConfigError, "leave 'save_dtype' out"),
         ({"adapter": "keep"}, ConfigError, "there is none; give lora_rank or peft_config"),
         ({"adapter": "continue", "peft_config": {"r": 2}}, ConfigError, "leave 'peft_config' out"),
     ],

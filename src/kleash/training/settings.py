@@ -202,6 +202,8 @@ class TrainingConfig(StageConfig):
             raise ValueError("peft_config has the rank as 'r'; leave 'lora_rank' out")
         if self.peft_config is not None and "lora_alpha" in self.model_fields_set and self.lora_alpha != 32:
             raise ValueError("peft_config has α as 'lora_alpha'; put it there")
+        if self.adapter == "keep" and self.save_dtype is not None:
+            raise ValueError("adapter keep saves the adapter as it was trained, in float32; leave 'save_dtype' out")
         if self.adapter == "continue" and (self.lora_rank is not None or self.peft_config is not None):
             name = "lora_rank" if self.lora_rank is not None else "peft_config"
             raise ValueError(f"adapter continue trains the adapter that the model has; leave '{name}' out")
