@@ -14,8 +14,8 @@ from kleash.checks.attribution import pieces
 from kleash.checks.sample_stats import describe
 from kleash.evals.refusals import refuses
 from kleash.labels.llm_judge import parse_vote
-from kleash.rewards import non_answers
-from kleash.rewards.verifiers import exact, number
+from kleash.rewards import final_answer, non_answers
+from kleash.rewards.verifiers import choice, exact, number
 from kleash.testing import tiny_tokenizer
 
 SIZE = 1_000_000
@@ -25,7 +25,7 @@ LONGEST = 120
 UNITS = (
     " ", "\n", "\t ", "a", "1", "1,", "1,111", ".", "...", "!?", ". ", "'\"", "-", "$", "e", "1e1", "1/1", "#", "####",
     "answer is ", "answer ", "answer", r"\boxed ", r"\boxed{", "and ", "or,", "`", "```", "{", "[", '{"better": ',
-    "<think>", "</think>", "here is ", "revised ", "sure, ", "I can not ", "*_#", "\u2028", "。", "\U0001f600",
+    "<think>", "</think>", "here is ", "revised ", "sure, ", "I can not ", "*_#", "\u2028", "<answer>", "wait, no, ", r"\(", r"\[", "$$", "or 5 ", "(A) ", "A, ", "5 is ", "not 5 ", "。", "\U0001f600",
 )  # fmt: skip
 
 READERS: dict[str, Callable[[str], Any]] = {
@@ -34,6 +34,11 @@ READERS: dict[str, Callable[[str], Any]] = {
     "a marked answer": non_answers._MARKED_ANSWER.findall,
     "a separator": non_answers._SEPARATOR.fullmatch,
     "the last number": number.last_number,
+    "a number": lambda text: number.check(text, "5"),
+    "a choice": lambda text: choice.check(text, choice.prepare("A", {})),
+    "the part without reasoning": final_answer.answer_part,
+    "the final answer": lambda text: final_answer.final_answer(final_answer.answer_part(text), lambda _: None),
+    "words at the answer": lambda text: list(final_answer.words_at_answer(final_answer.answer_part(text))),
     "exact": lambda text: exact.check(text, "a"),
     "sentences": pieces,
     "a vote": parse_vote,

@@ -222,11 +222,17 @@ def _row_format(command: argparse.Namespace) -> Any:
 
 
 def _check_options(parser: _Parser) -> None:
-    parser.add_argument("path", type=Path, metavar="PATH", help="a run's folder, a `transformers` folder, or rows")
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="a run's folder, a `transformers` folder, rows, or a reward: a verifier, module:function, a .yaml file",
+    )
     parser.add_argument(
         "--data",
         metavar="DATA",
-        help="rows to measure on: prompts or demonstrations for a language model, comparisons for a reward model",
+        help="rows to measure on: prompts or demonstrations for a language model, comparisons for a reward model, "
+        "answers or right and wrong responses for any reward",
     )
     parser.add_argument(
         "--labeller",
@@ -246,7 +252,12 @@ def _check_options(parser: _Parser) -> None:
 
 
 def _check(command: argparse.Namespace) -> None:
-    refuse_missing_artifact(command.path)
+    from kleash.rewards.reward_names import names_reward
+
+    if names_reward(str(command.path)):
+        refuse_missing(command.path, REWARD)
+    else:
+        refuse_missing_artifact(command.path)
     for name, kind in ((command.data, DATA), (command.labeller, REWARD)):
         if name is not None:
             refuse_missing(name, kind)

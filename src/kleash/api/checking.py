@@ -25,10 +25,11 @@ class _Checked(Config):
 def check(
     what: Any, *, data: Any = None, labeller: Any = None, rows: int = artifact.ROWS, device: str = "auto"
 ) -> artifact.CheckReport:
-    """Run the checks of an artifact: a run, a model, a file of rows.
+    """Run the checks of an artifact: a run, a model, a file of rows, a reward by its name.
 
     Args:
-        what: a run, its folder, a model's folder or hub name, (model, tokenizer), a file of rows, rows.
+        what: a run, its folder, a model's folder or hub name, (model, tokenizer), a file of rows, rows; the name of a
+            verifier, `module:function`, a composition's file.
         data: rows to measure on, a path or in memory.
         labeller: a reward in place of a labeller: would two of them agree about the model's samples?
         rows: most rows of `data` to read.

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kleash.checks import data_checks, reward_checks, sft_checks
 from kleash.checks.check import LOOK, Check, Verdict, answer, changed, verdict
 from kleash.checks.probe_prompts import prompts
+from kleash.checks.reward_behaviour import reward_checks_of, row_checks
 from kleash.checks.sample_stats import describe, prompt_effect, responses_of, sample, usual_length
 from kleash.checks.sft_checks import Agreement
 from kleash.content import refuse_missing_artifact
@@ -43,6 +44,7 @@ from kleash.models.place import adapter_folder, model_file
 from kleash.rewards.build import build_reward
 from kleash.rewards.learned import score_encoded
 from kleash.rewards.reward import Reward
+from kleash.rewards.reward_names import names_reward
 from kleash.run import read_record
 from kleash.unfinished import state_of
 
@@ -93,8 +95,9 @@ def check(
     """Run the checks of the artifact at a path.
 
     Args:
-        path: a run's folder, a `transformers` folder, or a file of rows.
-        data: rows to measure on: prompts or demonstrations for a language model, comparisons for a reward model.
+        path: a run's folder, a `transformers` folder, a file of rows, or the name of a reward.
+        data: rows to measure on: prompts or demonstrations for a language model, comparisons for a reward model, rows
+            with answers or with right and wrong responses for any reward.
         labeller: a reward in place of a labeller: would two such labellers agree about the samples?
         rows: maximum number of rows of data.
         device: to compute on.
@@ -103,6 +106,9 @@ def check(
     Raises:
         InputError: the path holds nothing that can be checked, or the data do not fit the model.
     """
+    if names_reward(str(path)):
+        checks = reward_checks_of(str(path), data=data, rows=rows, device=device, row_format=row_format)
+        return CheckReport(path=str(path), kind="reward", gates={"measured": verdict(checks)})
     refuse_missing_artifact(path)
     record = read_record(path) if path.is_dir() else None
     gates: dict[str, Verdict] = dict(record["gates"]) if record is not None else {}
@@ -168,6 +174,8 @@ def measure(
     groups = _own_rows(path)[:rows]
     if data is not None:
         groups = list(islice(read_groups(data, row_format=row_format), rows))
+    if kind == "reward model" and groups and not any(isinstance(group.label, Preference) for group in groups):
+        return row_checks(build_reward(path, compute=Compute(device)), groups)
     if kind == "reward model":
         return reward_model_checks(*load_reward_model(path, device=device), groups)
     model, tokenizer = load_policy(path, device=device)

@@ -103,7 +103,7 @@ _ANNOUNCED = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 
-_NUMERAL = r"[-−]?[$€£]?[-−]?(?:\d[\d.,]*|\.\d+)(?:/\d+)?%?"
+_NUMERAL = r"(?<!\d)[-−]?[$€£]?[-−]?(?:\d[\d.,]*+|\.\d++)(?:/\d++)?+%?"
 _EXPRESSION = rf"(?:\\boxed\s?\{{[^{{}}]{{0,80}}\}}|\$[^$\n]{{1,80}}\$|\*\*[^*\n]{{1,40}}\*\*|{_NUMERAL})"
 
 _DENIED = re.compile(
@@ -254,12 +254,9 @@ def _since_correction(part: str, marks: list[Mark]) -> list[Mark]:
 
 def without_corrected(part: str) -> str:
     """A part from the last correction that an answer follows: what stands before it was taken back."""
-    corrections = list(_CORRECTION.finditer(part))
-    for match in reversed(corrections):
-        rest = part[match.end() :]
-        if _BOX.search(rest) or _ANNOUNCED.search(rest):
-            return rest
-    return part
+    marks = marked(part)
+    before = [match.end() for match in _CORRECTION.finditer(part) if marks and match.end() <= marks[-1].start]
+    return part[before[-1] :] if before else part
 
 
 # --- unmarked answers ------------------------------------------------------------------------------------------------

@@ -413,7 +413,7 @@ _SUFFIX = re.compile(
 def _read_money(text: str) -> Value | None:
     """An amount that a currency's sign stands before, whose comma does not part a list: €1.234,50."""
     money = _CURRENCY.fullmatch(text)
-    return _read_number(text, False) if money and _plain_number(money["rest"]) is not None else None
+    return _read_number(text, False) if money and read_plain_number(money["rest"]) is not None else None
 
 
 def _read_number(text: str, attached: bool) -> Value | None:
@@ -428,10 +428,10 @@ def _read_number(text: str, attached: bool) -> Value | None:
         scaled = re.fullmatch(r"(-?[\d.]+)\s?([kKMB]|bn)", money["rest"])
         if scaled:
             size = _SCALES[{"K": "k", "M": "m", "B": "bn"}.get(scaled[2], scaled[2])]
-            plain = _plain_number(scaled[1])
+            plain = read_plain_number(scaled[1])
             return plain and replace(plain, value=plain.value * 10**size, unit=unit)
         return None
-    number = _plain_number(text)
+    number = read_plain_number(text)
     if number is not None:
         return number
     percent = re.fullmatch(r"(.*[\d})])\s*%", text, re.DOTALL)
@@ -440,7 +440,7 @@ def _read_number(text: str, attached: bool) -> Value | None:
         return replace(value, percent=True) if isinstance(value, Number) and not value.percent else None
     scale = re.fullmatch(r"(.*\d)\s+(thousand|million|billion|trillion)\b\s*(.*)", text, re.IGNORECASE | re.DOTALL)
     if scale:
-        plain = _plain_number(scale[1])
+        plain = read_plain_number(scale[1])
         if plain is not None:
             unit = _unit_of(scale[3], "  ", attached=True) if scale[3] else None
             return replace(plain, value=plain.value * 10 ** _SCALES[scale[2].lower()], decimal=False, unit=unit)
@@ -451,7 +451,7 @@ def _read_number(text: str, attached: bool) -> Value | None:
     if suffix and not re.search(r"_\{?$", suffix["head"]):
         unit_text, gap = suffix["unit"].strip(), suffix["gap"]
         if suffix["head"].rstrip()[-1:] != "\\" and (gap or attached or unit_text not in ONE_LETTER):
-            head = _plain_number(suffix["head"]) or _expression_if_numeric(suffix["head"])
+            head = read_plain_number(suffix["head"]) or _expression_if_numeric(suffix["head"])
             if head is not None:
                 if is_generic(unit_text):
                     return head
@@ -481,7 +481,7 @@ def _expression_if_numeric(text: str) -> Number | None:
 _DECIMAL = r"\d+(?:\.\d*)?|\.\d+"
 
 
-def _plain_number(text: str) -> Number | None:
+def read_plain_number(text: str) -> Number | None:
     r"""Numbers that need no computer algebra: 1,234.5; 1.234,5; 1.2e3; 1.2·10^3; 3/4; 1 1/2; 0.\overline{3}."""
     text = text.strip()
     text = (
@@ -612,7 +612,7 @@ def _words(text: str) -> Value | None:
 _READERS: tuple[Callable[[str, bool], Value | None], ...] = (
     _read_moment,
     _read_base,
-    lambda text, _: _plain_number(text),
+    lambda text, _: read_plain_number(text),
     lambda text, attached: _read_money(text) if (DOLLAR in text or text[:1] in "€£¥₹R") else None,
     _read_matrix,
     _read_union,

@@ -107,11 +107,8 @@ class VerifierReward:
     def _without_prompt(self, group: Group, text: str) -> str:
         """A response without a copy of the prompt at its beginning, which is not an answer to it."""
         prompt = group.prompt_text.strip()
-        if (
-            not self.verifier.reads_answer
-            or len(prompt.split()) < SHORTEST_COPY
-            or not text.lstrip().startswith(prompt)
-        ):
+        begins = len(prompt.split()) >= SHORTEST_COPY and text.lstrip().startswith(prompt)
+        if not self.verifier.reads_answer or not prompt or not (begins or text.strip() == prompt):
             return text
         return text.lstrip().removeprefix(prompt)
 

@@ -22,8 +22,8 @@ from kleash.rewards.final_answer import (
     words_at_answer,
 )
 from kleash.rewards.non_answers import MANY_GUESSES, count_guesses
-from kleash.rewards.notation import ungrouped
-from kleash.rewards.read_answer import read_value
+from kleash.rewards.notation import latex, ungrouped
+from kleash.rewards.read_answer import read_plain_number, read_value
 from kleash.rewards.verifiers import ANSWER_COLUMNS, BadRowError, Outcome
 
 NAME = "math"
@@ -98,6 +98,8 @@ def _is_right(expected: Value, text: str, answer: str) -> bool | None:
     value = read_value(text)
     if value is None:
         return None
+    if _is_calculation(text) and isinstance(expected, Number) and not _is_calculation(answer_text(answer)):
+        return False
     if equal(expected, value) or _bare(text) == _bare(answer_text(answer)):
         return True
     has_unit, other = isinstance(expected, Number) and expected.unit, isinstance(value, Number) and value.unit
@@ -113,6 +115,14 @@ def _is_right(expected: Value, text: str, answer: str) -> bool | None:
         grouped = re.search(r"\d,\d{3}(?!\d)", text) is not None
         return not grouped and decimal is not None and equal(expected, decimal)
     return False
+
+
+def _is_calculation(text: str) -> bool:
+    """Whether a text is a sum or a product of numbers without its value: `2+3`, which may be copied from the prompt."""
+    text = latex(text)
+    if read_plain_number(text) is not None or not re.fullmatch(r"(?:[\d.,\s()+*/-]|\\times|\\cdot)+", text):
+        return False
+    return re.search(r"\d\s*\)?\s*(?:[-+*]|\\times|\\cdot)\s*\(?\s*-?\d", text) is not None
 
 
 def _bare(text: str) -> str:
