@@ -25,7 +25,8 @@ LONGEST = 120
 UNITS = (
     " ", "\n", "\t ", "a", "1", "1,", "1,111", ".", "...", "!?", ". ", "'\"", "-", "$", "e", "1e1", "1/1", "#", "####",
     "answer is ", "answer ", "answer", r"\boxed ", r"\boxed{", "and ", "or,", "`", "```", "{", "[", '{"better": ',
-    "<think>", "</think>", "here is ", "revised ", "sure, ", "I can not ", "*_#", "\u2028", "<answer>", "wait, no, ", r"\(", r"\[", "$$", "or 5 ", "(A) ", "A, ", "5 is ", "not 5 ", "。", "\U0001f600",
+    "<think>", "</think>", "here is ", "revised ", "sure, ", "I can not ", "*_#", "\u2028", 
+    "<answer>", "wait, no, ", r"\(", r"\[", "$$", "or 5 ", "(A) ", "A, ", "5 is ", "not 5 ", "。", "\U0001f600",
 )  # fmt: skip
 
 READERS: dict[str, Callable[[str], Any]] = {

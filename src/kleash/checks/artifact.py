@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kleash.checks import data_checks, reward_checks, sft_checks
 from kleash.checks.check import LOOK, Check, Verdict, answer, changed, verdict
 from kleash.checks.probe_prompts import prompts
-from kleash.checks.reward_behaviour import reward_checks_of, row_checks
+from kleash.checks.reward_behaviour import reward_checks_of, row_checks, shows_what_is_right
 from kleash.checks.sample_stats import describe, prompt_effect, responses_of, sample, usual_length
 from kleash.checks.sft_checks import Agreement
 from kleash.content import refuse_missing_artifact
@@ -174,7 +174,8 @@ def measure(
     groups = _own_rows(path)[:rows]
     if data is not None:
         groups = list(islice(read_groups(data, row_format=row_format), rows))
-    if kind == "reward model" and groups and not any(isinstance(group.label, Preference) for group in groups):
+    labelled = any(isinstance(group.label, Preference) for group in groups)
+    if kind == "reward model" and not labelled and shows_what_is_right(groups):
         return row_checks(build_reward(path, compute=Compute(device)), groups)
     if kind == "reward model":
         return reward_model_checks(*load_reward_model(path, device=device), groups)

@@ -178,6 +178,11 @@ def reward_checks_of(
     return checks
 
 
+def shows_what_is_right(groups: Sequence[Group]) -> bool:
+    """Whether rows have answers, or responses that a column calls right or wrong."""
+    return any(_answers(group) or any(label is not None for label in _labels(group)) for group in groups)
+
+
 def row_checks(reward: Reward, groups: Sequence[Group]) -> list[Check]:
     """The checks of a reward on rows.
 
