@@ -63,6 +63,7 @@ def sft(
     adapter: Literal['merge', 'continue', 'keep'] = 'merge',
     gradient_checkpointing: bool = False,
     max_length: int | None = None,
+    streaming: bool = False,
     eval_data: Data | None = None,
     eval_every: int | None = None,
     max_eval_rows: int | None = None,
@@ -146,6 +147,9 @@ def sft(
             not change the gradient.
         max_length: Most tokens of prompt and response together. Longer responses are cut, rows with
             longer prompts are dropped, and both are counted. Null: the model's context length.
+        streaming: Read the rows of `data` while they are trained on, so that memory does not grow with
+            their number: in blocks that are shuffled. Needs `max_steps`, since nobody counts the rows,
+            and one source of rows that can be read in order.
         eval_data: Held-out rows to evaluate on. Null holds out a tenth of `data`, by prompt if it has
             20 prompts or more.
         eval_every: Steps between two evaluations on the held-out rows; null evaluates at the end only.
@@ -225,6 +229,7 @@ def reward(
     adapter: Literal['merge', 'continue', 'keep'] = 'merge',
     gradient_checkpointing: bool = False,
     max_length: int | None = None,
+    streaming: bool = False,
     eval_data: Data | None = None,
     eval_every: int | None = None,
     max_eval_rows: int | None = None,
@@ -316,6 +321,9 @@ def reward(
             not change the gradient.
         max_length: Most tokens of prompt and response together. Longer responses are cut, rows with
             longer prompts are dropped, and both are counted. Null: the model's context length.
+        streaming: Read the rows of `data` while they are trained on, so that memory does not grow with
+            their number: in blocks that are shuffled. Needs `max_steps`, since nobody counts the rows,
+            and one source of rows that can be read in order.
         eval_data: Held-out rows to evaluate on. Null holds out a tenth of `data`, by prompt if it has
             20 prompts or more.
         eval_every: Steps between two evaluations on the held-out rows; null evaluates at the end only.
@@ -418,6 +426,7 @@ def ppo(
     adapter: Literal['merge', 'continue', 'keep'] = 'merge',
     gradient_checkpointing: bool = False,
     max_length: int | None = None,
+    streaming: bool = False,
     eval_data: Data | None = None,
     eval_every: int | None = None,
     max_eval_rows: int | None = None,
@@ -526,6 +535,9 @@ def ppo(
             not change the gradient.
         max_length: Most tokens of prompt and response together. Longer responses are cut, rows with
             longer prompts are dropped, and both are counted. Null: the model's context length.
+        streaming: Read the rows of `data` while they are trained on, so that memory does not grow with
+            their number: in blocks that are shuffled. Needs `max_steps`, since nobody counts the rows,
+            and one source of rows that can be read in order.
         eval_data: Held-out rows to evaluate on. Null holds out a tenth of `data`, by prompt if it has
             20 prompts or more.
         eval_every: Steps between two evaluations on the held-out rows; null evaluates at the end only.
@@ -655,6 +667,7 @@ def grpo(
     adapter: Literal['merge', 'continue', 'keep'] = 'merge',
     gradient_checkpointing: bool = False,
     max_length: int | None = None,
+    streaming: bool = False,
     eval_data: Data | None = None,
     eval_every: int | None = None,
     max_eval_rows: int | None = None,
@@ -755,6 +768,9 @@ def grpo(
             not change the gradient.
         max_length: Most tokens of prompt and response together. Longer responses are cut, rows with
             longer prompts are dropped, and both are counted. Null: the model's context length.
+        streaming: Read the rows of `data` while they are trained on, so that memory does not grow with
+            their number: in blocks that are shuffled. Needs `max_steps`, since nobody counts the rows,
+            and one source of rows that can be read in order.
         eval_data: Held-out rows to evaluate on. Null holds out a tenth of `data`, by prompt if it has
             20 prompts or more.
         eval_every: Steps between two evaluations on the held-out rows; null evaluates at the end only.
@@ -877,6 +893,7 @@ def dpo(
     adapter: Literal['merge', 'continue', 'keep'] = 'merge',
     gradient_checkpointing: bool = False,
     max_length: int | None = None,
+    streaming: bool = False,
     eval_data: Data | None = None,
     eval_every: int | None = None,
     max_eval_rows: int | None = None,
@@ -969,6 +986,9 @@ def dpo(
             not change the gradient.
         max_length: Most tokens of prompt and response together. Longer responses are cut, rows with
             longer prompts are dropped, and both are counted. Null: the model's context length.
+        streaming: Read the rows of `data` while they are trained on, so that memory does not grow with
+            their number: in blocks that are shuffled. Needs `max_steps`, since nobody counts the rows,
+            and one source of rows that can be read in order.
         eval_data: Held-out rows to evaluate on. Null holds out a tenth of `data`, by prompt if it has
             20 prompts or more.
         eval_every: Steps between two evaluations on the held-out rows; null evaluates at the end only.
