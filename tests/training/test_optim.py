@@ -76,6 +76,10 @@ def test_settings_that_contradict_each_other_are_refused_and_a_preset_gives_way(
     for wrong in ([0.9], [0.9, 1.0], [-0.1, 0.9], "0.9"):
         with pytest.raises(ConfigError, match="'adam_betas"):
             make(adam_betas=wrong)
+    for wrong in (True, "a/b/c", "a/../b", "a--b", ".a/b", "a/b-", "a b", "", "a/", "ä/b"):
+        with pytest.raises(ConfigError, match=r"'push_to_hub' is .*, but should be the name of a repository, OWNER/NAME"):
+            make(push_to_hub=wrong)
+    assert make(push_to_hub="some-body/a_model-1.5").push_to_hub and make(push_to_hub="model").push_to_hub
     dapo = make(preset="dapo", warmup_ratio=0.1)
     assert (dapo.warmup_steps, dapo.warmup_ratio) == (0, 0.1) and make(preset="dapo").warmup_steps == 320
 

@@ -177,7 +177,8 @@ class TrainingConfig(StageConfig):
     @field_validator("push_to_hub", mode="before")
     @classmethod
     def _names_a_repository(cls, name: Any) -> Any:
-        if name is not None and not (isinstance(name, str) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)):
+        part = r"(?!.*(?:--|\.\.))\w(?:[\w.-]*\w)?"  # as the hub has it
+        if name is not None and not (isinstance(name, str) and re.fullmatch(rf"(?:{part}/)?{part}", name, re.ASCII)):
             raise ValueError("the name of a repository, OWNER/NAME")
         return name
 
