@@ -12,8 +12,8 @@ from kleash.config import Config
 REQUIRED, METHOD = "required", "method"
 
 GROUPS = {
-    "data": "data models prompts store kind guidelines practice streaming skip_bad_rows columns as_chat response_column max_length max_rows "
-    "eval_data max_eval_rows validation_share centre_data pretraining_data mix_in",
+    "data": "data models prompts store kind guidelines practice streaming skip_bad_rows columns as_chat "
+    "response_column max_length max_rows eval_data max_eval_rows validation_share centre_data pretraining_data mix_in",
     "model": "adapter peft_config lora_rank lora_alpha gradient_checkpointing dtype device trust_remote_code",
     "optimisation": "max_steps epochs batch_size micro_batch_tokens learning_rate value_learning_rate schedule "
     "warmup_steps warmup_ratio min_lr_ratio weight_decay adam_betas adam_eps max_grad_norm ema_decay",
