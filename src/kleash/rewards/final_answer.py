@@ -334,7 +334,7 @@ def _readings(sentence: str) -> Iterator[str]:
     runs = list(_RUN.finditer(_hide_maths(sentence)))
     if spans and (not runs or spans[-1].end() > runs[-1].start()):
         yield _joined(sentence, spans)
-    if runs:
+    if runs and _is_whole(runs[-1]):
         yield runs[-1].group()
     if spans:
         yield _joined(sentence, spans)
@@ -354,8 +354,16 @@ def _shortenings(content: str) -> Iterator[str]:
     if cut and not re.search(r"\d", hidden[cut.start() :].split("(")[0]) and cut.start():
         yield sentence[: cut.start()]
     runs = list(_RUN.finditer(hidden))
-    if len(runs) == 1 and not spans and not _BOUND.search(hidden[: runs[0].start()]):
+    if len(runs) == 1 and not spans and not _BOUND.search(hidden[: runs[0].start()]) and _is_whole(runs[0]):
         yield runs[0].group()
+
+
+def _is_whole(run: re.Match[str]) -> bool:
+    """Whether a run of numbers is not the beginning of a longer expression."""
+    return (
+        re.compile(r"\s*(?:\\(?:frac|[dt]frac|sqrt|pi|cdot|times|cup)|[/^_*+√π²³])").match(run.string, run.end())
+        is None
+    )
 
 
 def _hide_maths(text: str) -> str:

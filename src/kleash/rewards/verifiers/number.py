@@ -111,7 +111,7 @@ def _last(text: str) -> _Quantity | None:
 
 def _only_number(text: str) -> _Quantity | None:
     """The number of a text that has one only."""
-    legible = _legible(text)
+    legible = re.sub(r"(?<![\d.,/])\d{1,9}\s(?=\s?\d{1,9}/\d)", "", _legible(text))  # a mixed number is one
     return _last(text) if len(_TOKEN.findall(legible)) == 1 else None
 
 
