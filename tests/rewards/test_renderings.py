@@ -136,12 +136,14 @@ FRAMES = (
     "<answer>{}</answer>",
     "<think>Is it 77? It is 77.</think>\n\n{}",
     "First I thought 77.\n\nWait, no.\n\nThe answer is {}.", "**Final answer:** **{}**",
-    "The answer is 77. Sorry, that is wrong. The answer is {}.", r"\boxed{{77}} is what one may think. It is \boxed{{{}}}.",
+    "The answer is 77. Sorry, that is wrong. The answer is {}.",
+    r"\boxed{{77}} is what one may think. It is \boxed{{{}}}.",
 )  # fmt: skip
 """Responses whose answer is what stands in the braces."""
 
 SPOILT = (
-    "<think>{}</think>", "<think>The answer is {}.", "The answer is {}, or maybe 77.", "{} or 77", "The answer is not {}.",
+    "<think>{}</think>", "<think>The answer is {}.", "The answer is {}, or maybe 77.", "{} or 77",
+    "The answer is not {}.",
     r"\boxed{{{}}}. Wait, that is wrong. \boxed{{77}}", "<answer>77</answer> {}", "The answer is {}. No, it is 77.",
     "<reasoning>Answer: {}</reasoning>", "77, {}, 78",
 )  # fmt: skip
