@@ -161,4 +161,4 @@ def test_a_run_that_has_not_finished_fails(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(run_record(stage="reward", status="running")))
     report = check(tmp_path)
     assert report.failed == ["finished"]
-    assert "has not finished (status running)" in report.gates["finished"]["finding"]
+    assert "was interrupted before its first step" in report.gates["finished"]["finding"]
