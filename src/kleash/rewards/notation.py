@@ -89,7 +89,7 @@ def undelimited(text: str) -> str:
     text = text.strip()
     for _ in range(4):
         before = text
-        text = re.sub(r"^(\*\*|__|`{1,3}|\*)(.+)\1$", r"\2", text.strip(), flags=re.DOTALL).strip()
+        text = re.sub(r"^(\*\*|__|`{1,3}|\*)(.+)\1[.,]?$", r"\2", text.strip(), flags=re.DOTALL).strip()
         text = re.sub(r"^\$\$(.+)\$\$$|^\\\[(.+)\\\]$|^\\\((.+)\\\)$", _inner, text, flags=re.DOTALL).strip()
         text = re.sub(r"^\$(?!\s)([^$]*[^$\\\s])\$$", r"\1", text, flags=re.DOTALL).strip()
         if text == before:
