@@ -255,6 +255,8 @@ def test_runs_models_and_rows_are_checked_in_memory(base: Path, rows: Rows, sft:
     brief = lambda prompts, completions, **columns: [-float(len(text)) for text in completions]  # noqa: E731
     report = kleash.check(sft(), data=iter(rows), labeller=brief, rows=4)
     assert "worth comparing" in {check["name"] for check in report.gates["measured"]["checks"]}
+    pays = [{"prompt": "a", "response": text, "correct": text == "b"} for text in ("b", "c") * 4]
+    assert kleash.check(brief, data=pays).kind == "reward"
     with pytest.raises(InputError, match="what to check is an int"):
         kleash.check(3)
 

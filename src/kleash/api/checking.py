@@ -29,7 +29,7 @@ def check(
 
     Args:
         what: a run, its folder, a model's folder or hub name, (model, tokenizer), a file of rows, rows; the name of a
-            verifier, `module:function`, a composition's file.
+            verifier, `module:function`, a composition's file; a function.
         data: rows to measure on, a path or in memory.
         labeller: a reward in place of a labeller: would two of them agree about the model's samples?
         rows: most rows of `data` to read.
@@ -56,4 +56,6 @@ def _item_to_check(what: Any) -> Path | LiveObject:
     if isinstance(what, RunFolder | str | Path):
         return what.path if isinstance(what, RunFolder) else Path(what)
     model = live_model(what)
+    if model is None and callable(what):
+        return config_values(_Checked, {"labeller": what})[1][0]
     return live_rows(what, argument="what to check") if model is None else model

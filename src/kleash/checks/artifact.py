@@ -106,7 +106,8 @@ def check(
     Raises:
         InputError: the path holds nothing that can be checked, or the data do not fit the model.
     """
-    if names_reward(str(path)):
+    live = live_object(path)
+    if names_reward(str(path)) or (live is not None and live.kind == "reward"):
         checks = reward_checks_of(str(path), data=data, rows=rows, device=device, row_format=row_format)
         return CheckReport(path=str(path), kind="reward", gates={"measured": verdict(checks)})
     refuse_missing_artifact(path)
