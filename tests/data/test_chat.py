@@ -549,6 +549,15 @@ def test_whatever_a_template_does_ends_in_one_line(body, message):
     assert "\n" not in str(error.value) and len(str(error.value)) < 600
 
 
+@pytest.mark.parametrize("words", ["messages[0]['content'] + message['content']", "message['content'] * 2"])
+def test_F6_a_template_that_repeats_words_in_the_assistant_s_turn_trains_none_of_them(words):
+    tokenizer = stock_tokenizer("smollm2")
+    content = f"({words} if message['role'] == 'assistant' else message['content'])"
+    tokenizer.chat_template = tokenizer.chat_template.replace("message['content'] +", f"{content} +")
+    with pytest.raises(ModelError, match="repeats the words of a turn in the assistant's"):
+        encode(Group((user("Q"),), (Response((assistant("A"),)),)), tokenizer)
+
+
 def test_an_alarm_that_somebody_else_has_set_still_rings():
     rings = []
     before = signal.signal(signal.SIGALRM, lambda *_: rings.append(1))

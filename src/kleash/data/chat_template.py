@@ -193,6 +193,11 @@ def _measure(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -
         raise ModelError(
             f"the chat template of {name_of(tokenizer)} leaves out the content of a turn; correct the template"
         )
+    if full.count(question) > with_opening.count(question) or full.count(answer) > 1:
+        raise ModelError(
+            f"the chat template of {name_of(tokenizer)} repeats the words of a turn in the assistant's, where they are "
+            "trained; correct the template"
+        )
     tail = full.rpartition(answer)[2]
     end_id, end_token = _first_control_token(tail, tokenizer)
     return ChatTemplate(
