@@ -442,6 +442,7 @@ def ppo(
     tracker_tags: Sequence[str] = (),
     push_to_hub: str | None = None,
     force: bool = False,
+    skip_bad_rows: bool = False,
     reference: Model | None = None,
     beta: float = 0.05,
     max_new_tokens: int = 64,
@@ -567,8 +568,11 @@ def ppo(
             private. Needs `hf auth login` or HF_TOKEN. States, snapshots and rows are not pushed.
         force: Continue although a check of this stage's inputs failed.
         reward: Reward to train against: a reward model's folder, `module:function` with TRL's
-            signature, a verifier (choice, exact, json-schema, math, number, regex), or a .yaml
-            composition.
+            signature, a verifier (choice, exact, json-schema, math, number, regex), a .yaml
+            composition, or `{by: COLUMN, …}`, a reward for each value of a column.
+        skip_bad_rows: Leave out rows whose answer, pattern, schema or task a reward cannot read, or
+            that lack a column which it takes, instead of stopping before the first sample. They are
+            counted.
         reference: Model that the KL penalty is measured from; null is `model` as it starts.
         beta: β, the coefficient of the KL penalty: the cost of one nat of KL from the reference, in
             units of reward. 0: no penalty, and the policy exploits the reward's errors. Large: it stays
@@ -683,6 +687,7 @@ def grpo(
     tracker_tags: Sequence[str] = (),
     push_to_hub: str | None = None,
     force: bool = False,
+    skip_bad_rows: bool = False,
     reference: Model | None = None,
     beta: float = 0.05,
     max_new_tokens: int = 64,
@@ -800,8 +805,11 @@ def grpo(
             private. Needs `hf auth login` or HF_TOKEN. States, snapshots and rows are not pushed.
         force: Continue although a check of this stage's inputs failed.
         reward: Reward to train against: a reward model's folder, `module:function` with TRL's
-            signature, a verifier (choice, exact, json-schema, math, number, regex), or a .yaml
-            composition.
+            signature, a verifier (choice, exact, json-schema, math, number, regex), a .yaml
+            composition, or `{by: COLUMN, …}`, a reward for each value of a column.
+        skip_bad_rows: Leave out rows whose answer, pattern, schema or task a reward cannot read, or
+            that lack a column which it takes, instead of stopping before the first sample. They are
+            counted.
         reference: Model that the KL penalty is measured from; null is `model` as it starts.
         beta: β, the coefficient of the KL penalty: the cost of one nat of KL from the reference, in
             units of reward. 0: no penalty, and the policy exploits the reward's errors. Large: it stays

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kleash.config import Config
-from kleash.content import Fingerprints
+from kleash.content import UNKNOWN, Fingerprints
 from kleash.io import Json
 from kleash.outputs import HASH, Identity, refuse_other
 
@@ -38,13 +38,22 @@ def changes_of(path: Path, record: Json, config: Config, identity: Identity, inp
     """
     old: Identity = record["identity"]
     differing = [key for key in {**old, **identity} if old.get(key) != identity.get(key)]
-    names = [key.removeprefix(HASH) for key in differing]
     accepted = config.accepted
+    if record["status"] == "finished":  # an object without an identity, and a user who says that it is the same
+        same = [key for key in differing if _is_unknown(identity.get(key)) and key.removeprefix(HASH) in accepted]
+        differing = [key for key in differing if key not in same]
+    names = [key.removeprefix(HASH) for key in differing]
     longer = _is_longer(old, identity)
     refused = [name for name in names if name not in accepted and not (longer and name in STEPS)]
     finished, step = record["status"] == "finished", newest_step(path)
     if refused or (finished and names and not (longer and step is not None)):
+        unknown = [name for name in refused if _is_unknown(identity.get(f"{HASH}{name}"))]
         hint = _hint(path, refused, config, finished=finished, longer=longer, has_state=step is not None)
+        if unknown:
+            hint = (
+                f"; kleash cannot see whether this {unknown[0]} is the earlier one: if it is, add --accept-changed "
+                f"{' '.join(refused)} (in Python: accept_changed)"
+            )
         refuse_other(path, old, identity, {role: value["path"] for role, value in inputs.items()}, hint=hint)
     when = datetime.now(UTC).isoformat(timespec="seconds")
     values = [(name, old.get(key), identity.get(key)) for name, key in zip(names, differing, strict=True)]
@@ -71,6 +80,10 @@ def newest_step(path: Path) -> int | None:
         int(state.name.removeprefix("step-")) for state in path.glob("checkpoints/step-*") if state.name[5:].isdigit()
     ]
     return max(steps, default=None)
+
+
+def _is_unknown(value: object) -> bool:
+    return str(value).endswith(UNKNOWN)
 
 
 def _is_longer(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ The type of a field tells whether it names a model, data, a reward or another fi
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,11 +54,54 @@ _NAME = BeforeValidator(_as_text)
 
 PathText = Annotated[str, _NAME]
 """A path, or an address that is not one."""
+
+BY, DEFAULT = "by", "default"
+"""Keys of a reward that is routed by row: the column whose value chooses, and the reward of all other values."""
+
+
+def value_text(value: Any) -> str:
+    """A column's value as it is written as a key of YAML: text as it is, others as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+
+
+def routed_text(value: Any) -> Any:
+    """A mapping `{by: COLUMN, VALUE: REWARD, …}`, or its YAML, as one line of JSON: the name of such a reward.
+
+    Raises:
+        ValueError: it is such a mapping, and is damaged.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = parse_yaml(value.encode())
+        except UnreadableError as error:
+            raise ValueError(f"a name, or `{{by: COLUMN, VALUE: REWARD, …}}`: {error}") from None
+    if not isinstance(value, Mapping):
+        return _as_text(value)
+    routes = {value_text(key): _as_text(reward) for key, reward in value.items()}
+    if not all(isinstance(reward, str) and reward for reward in routes.values()) or BY not in routes or len(routes) < 2:
+        raise ValueError("`by`, a column, and for its values (and `default`) the name of a reward")
+    return json.dumps(routes, ensure_ascii=False)
+
+
+def routes_of(name: str) -> dict[str, str] | None:
+    """The rewards by value of a reward that is routed by row, without the column; None for any other name.
+
+    Raises:
+        ValueError: see `routed_text`.
+    """
+    if not name.lstrip().startswith("{"):
+        return None
+    routes: dict[str, str] = json.loads(routed_text(name))
+    return {value: reward for value, reward in routes.items() if value != BY}
+
+
 ModelRef = Annotated[str, _NAME, MODEL]
 """A model's folder or hub name."""
-RewardRef = Annotated[str, _NAME, REWARD]
-"""A reward: a model's folder or hub name, `module:function`, a verifier, a .yaml composition."""
-MeasureRef = Annotated[str, _NAME, MEASURE]
+RewardRef = Annotated[str, BeforeValidator(routed_text), REWARD]
+"""A reward: a model's folder or hub name, `module:function`, a verifier, a .yaml composition, or a mapping that routes
+the rows to such rewards by a column.
+"""
+MeasureRef = Annotated[str, BeforeValidator(routed_text), MEASURE]
 """A reward that only measures and is never trained against, named like a `RewardRef`."""
 DataRef = Annotated[str, _NAME, DATA]
 """Rows: a file, a saved `datasets` folder or a hub name."""
@@ -173,7 +217,7 @@ class Config(BaseModel):
         """Refuse names that no file system takes, before anything looks for them."""
         names = [(name, value) for name in type(self).model_fields if isinstance(value := getattr(self, name), Path)]
         for name, value in (*names, *((name, text) for name, (_, text) in self.references().items())):
-            if not is_possible_path(str(value)):
+            if not all(map(is_possible_path, (routes_of(str(value)) or {"": str(value)}).values())):
                 raise ValueError(f"'{name}' is {shorten(repr(str(value)))}, which cannot be the name of a file")
         return self
 

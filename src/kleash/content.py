@@ -13,12 +13,13 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
 import kleash
-from kleash.config import MODEL, Config, Kind, is_possible_path, read_yaml
+from kleash.config import MODEL, Config, Kind, is_possible_path, read_yaml, routed_text, routes_of
 from kleash.errors import ConfigError, DataError, InputError, ModelError
 from kleash.io import READABLE_ENDINGS, Json
 from kleash.live import MARK, live_object
@@ -30,6 +31,9 @@ Fingerprint = dict[str, str]
 
 Fingerprints = Mapping[str, Mapping[str, str]]
 """What a run was made from: role → fingerprint."""
+
+UNKNOWN = " (unknown)"
+"""How the hash of an object ends that has no identity: it is another one each time."""
 
 MODEL_FILES = (
     "config.json", "generation_config.json", "adapter_config.json", "ensemble.json", "*.safetensors",
@@ -152,8 +156,11 @@ def reward_hash(name: str) -> str:
     """Hash of everything that a reward depends on: a run continues only with the same reward (F11).
 
     A folder is hashed as a model, a composition by its file and its parts, a judge by its file and its model, a
-    function by the file of its module, a verifier by its name.
+    function by the file of its module, a verifier by its name, and one that is routed by row by all of its rewards.
     """
+    routes = routes_of(name)
+    if routes is not None:
+        return text_hash(name, *map(reward_hash, routes.values()))
     path = Path(name)
     if path.is_dir():
         return folder_hash(path)
@@ -239,6 +246,10 @@ def refuse_missing(name: str | Path, kind: Kind) -> None:
     if MARK in text:
         raise _MISSING[kind.name][0](f"{text} was passed to an earlier call in Python and is not here; pass it again")
     if kind.name == "reward":
+        for route in (routes_of(text) or {}).values():
+            refuse_missing(route, kind)
+        if routes_of(text) is not None:
+            return
         _refuse_missing_module(text)
     if kind.name in ("model", "reward"):
         refuse_unfinished(path)
@@ -336,7 +347,22 @@ def _parts_hashes(path: Path) -> list[str]:
     values: Json = read_yaml(path)
     if judge := values.get("judge"):  # behind an endpoint, it is a name that the server knows
         return [text_hash(str(judge)) if values.get("endpoint") else content_hash(str(judge), MODEL)]
-    return [reward_hash(name) for name in _named_in(path, "reward")]
+    return [reward_hash(name) for name in (*_routed_in(values), *_named_in(path, "reward"))]
+
+
+def _routed_in(values: Json) -> list[str]:
+    """The rewards to which a .yaml file routes rows, itself or in its parts; other .yaml files must not be among
+    them.
+    """
+    parts = values.get("parts")
+    mappings = [values, *(parts if isinstance(parts, list) else [])]
+    names: list[str] = []
+    for mapping in mappings:
+        reward = mapping.get("reward", mapping) if isinstance(mapping, dict) else None
+        if isinstance(reward, dict) and "by" in reward:
+            with suppress(ValueError):  # who builds it says what is wrong
+                names += (routes_of(routed_text(reward)) or {}).values()
+    return [name for name in names if not name.endswith(YAML)]
 
 
 def _judge_in(path: Path) -> str | None:

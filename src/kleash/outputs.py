@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from kleash.config import Config, shorten
-from kleash.content import Fingerprints, fingerprints
+from kleash.content import UNKNOWN, Fingerprints, fingerprints
 from kleash.errors import ChangedError, DataError, listed
 from kleash.io import Json, beside, clear_copies, machine_errors, read_json, write_json
 from kleash.lock import lock
@@ -209,7 +209,9 @@ def _difference(key: str, old: Any, new: Any, paths: Mapping[str, str]) -> str:
     if new is None:
         return f"{role} was given, now it is not"
     where = f" in {paths[role]}" if role in paths else ""
-    return f"{role} was not given, now it is{where}" if old is None else f"the content of {role}{where} differs"
+    if old is None:
+        return f"{role} was not given, now it is{where}"
+    return f"the content of {role}{where} {'cannot be compared' if str(new).endswith(UNKNOWN) else 'differs'}"
 
 
 def _shown(value: Any) -> str:

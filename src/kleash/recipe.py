@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kleash.config import Config, read_yaml, shorten
+from kleash.config import Config, read_yaml, routes_of, shorten
 from kleash.content import refuse_missing
 from kleash.errors import ChangedError, ConfigError
 from kleash.option_names import COMMANDS, renamed
@@ -147,6 +147,8 @@ def run_recipe(path: Path, *, out: Path | None = None, redo_from: str | None = N
 def _resolve(value: Any, outputs: Mapping[str, str], where: str) -> Any:
     if isinstance(value, list):
         return [_resolve(item, outputs, where) for item in value]
+    if isinstance(value, dict):  # a reward that is routed by row
+        return {key: _resolve(item, outputs, where) for key, item in value.items()}
     if not (isinstance(value, str) and value.startswith("@")):
         return value
     name, slash, below = value[1:].partition("/")
@@ -160,8 +162,9 @@ def _refuse_missing(steps: list[Step]) -> None:
     outputs: list[Path] = []
     for step in steps:
         for kind, name in step.config.references().values():
-            if not any(_may_write(output, Path(name)) for output in outputs):
-                refuse_missing(name, kind)
+            for each in (routes_of(name) or {"": name}).values():
+                if not any(_may_write(output, Path(each)) for output in outputs):
+                    refuse_missing(each, kind)
         outputs.append(Path(getattr(step.config, "out", "")))
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kleash.objectives import gae, group_centred, group_standardised, leave_one_out, token_rewards
+from kleash.objectives import gae, group_centred, group_deviation, group_standardised, leave_one_out, token_rewards
 
 T, F = True, False
 
@@ -179,3 +179,27 @@ def test_standardising_gives_groups_of_any_spread_equal_weight_and_centring_does
     wide = GROUPS[:1] * 100
     torch.testing.assert_close(group_standardised(wide), group_standardised(GROUPS[:1]), rtol=1e-3, atol=0)
     torch.testing.assert_close(group_centred(wide), 100 * group_centred(GROUPS[:1]))
+
+
+ADVANTAGES = [group_centred, group_standardised, leave_one_out]
+
+
+@pytest.mark.parametrize("advantage", ADVANTAGES)
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_a_response_without_a_score_is_as_if_it_were_not_in_its_group(advantage, data):
+    scores = double(data.draw(st.lists(st.floats(-5, 5), min_size=6, max_size=6)))[None]
+    mask = torch.tensor([data.draw(st.lists(st.booleans(), min_size=6, max_size=6))])
+    advantages = advantage(torch.where(mask, scores, torch.nan), mask=mask)
+    assert not advantages[~mask].any()
+    if mask.sum() >= 2:
+        torch.testing.assert_close(advantages[mask], advantage(scores[mask][None])[0])
+    else:
+        assert not advantages.any(), "nobody to compare it with"
+
+
+def test_the_deviation_of_a_group_is_that_of_the_responses_with_a_score():
+    scores = double([[1.0, 3.0, 100.0], [2.0, 2.0, 2.0], [1.0, 9.0, 9.0]])
+    mask = torch.tensor([[T, T, F], [T, T, T], [T, F, F]])
+    torch.testing.assert_close(group_deviation(scores, mask=mask), double([[2.0**0.5], [0.0], [0.0]]))
+    torch.testing.assert_close(group_deviation(scores), scores.std(-1, keepdim=True))

@@ -16,7 +16,11 @@ from kleash.objectives import (
     clipped_value_loss,
     explained_variance,
     gae,
+    group_centred,
+    group_deviation,
+    group_standardised,
     kl,
+    leave_one_out,
     masked_mean,
     masked_sum,
     masked_whiten,
@@ -70,6 +74,10 @@ CASES = {
         lambda scores, x: one(token_rewards(scores, x, beta=0.1, mask=MASK)),
         (torch.tensor([0.0, 2.0, -1.0], dtype=torch.float64), *tokens(1)),
     ),
+    "group_centred": (lambda scores: one(group_centred(scores, mask=MASK)), tokens(1)),
+    "group_deviation": (lambda scores: one(group_deviation(scores, mask=MASK)), tokens(1)),
+    "group_standardised": (lambda scores: one(group_standardised(scores, mask=MASK)), tokens(1)),
+    "leave_one_out": (lambda scores: one(leave_one_out(scores, mask=MASK)), tokens(1)),
     "gae": (lambda r, v: gae(r, v, gamma=0.9, lam=0.8, mask=MASK), tokens(2)),
     "a whole step": (
         lambda scores, new, old, ref, v: one(

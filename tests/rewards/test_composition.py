@@ -59,7 +59,7 @@ def test_F4_a_closed_gate_lets_nothing_through_not_even_an_infinity() -> None:
     gate = lambda groups: torch.tensor([[1.0, 0.0]])  # noqa: E731
     odd = lambda groups: torch.tensor([[3.0, float("inf")]])  # noqa: E731
     parts = [(Part(reward="g"), gate), (Part(reward="o", gate="g"), odd)]
-    assert ComposedReward(parts)([GROUPS[0]]).tolist() == [[4.0, 0.0]]
+    assert ComposedReward(parts)([Group("x", (Response("a"), Response("b")))]).tolist() == [[4.0, 0.0]]
 
 
 @pytest.mark.parametrize(

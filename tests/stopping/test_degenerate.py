@@ -9,7 +9,7 @@ from kleash.stopping.degenerate import DEAD_AFTER, SOLVED_AFTER, DegenerateRun, 
 
 def rollout(scores: list[list[float]], *, counts: bool = True) -> GroupScores:
     values = torch.tensor(scores)
-    return GroupScores(values, values, torch.full((1, values.numel(), 1), counts))
+    return GroupScores(values, torch.full((1, values.numel(), 1), counts))
 
 
 def test_a_run_is_solved_after_rollouts_with_nothing_but_the_best_reward() -> None:

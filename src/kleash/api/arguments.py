@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from kleash.config import Config, Kind, Settings
-from kleash.content import text_hash
+from kleash.config import Config, Kind, Settings, routed_text
 from kleash.errors import ConfigError
 from kleash.live import LiveObject
 from kleash.run import RunFolder
@@ -66,15 +65,21 @@ def _reference(value: Any, kind: Kind, argument: str) -> str | LiveObject:
     if kind.name == "model":
         return _model(value, argument)
     if kind.name == "reward":
-        from kleash.rewards.build import as_reward, reward_identity
+        from kleash.rewards.build import check_reward
+        from kleash.rewards.identity import reward_identity
 
-        if isinstance(value, list | tuple) and not value:
-            raise ConfigError(f"{argument} is empty; give a reward")
-        live = LiveObject("reward", value, text_hash("reward", reward_identity(value)))
-        if isinstance(value, int | float | Mapping):
-            as_reward(value)
-        return live
+        if isinstance(value, Mapping) and all(isinstance(item, str | os.PathLike) for item in value.values()):
+            return _routed(value, argument)
+        check_reward(value, argument)
+        return LiveObject("reward", value, reward_identity(value))
     raise ConfigError(f"{argument} is a {type(value).__name__}; give a path")
+
+
+def _routed(value: Mapping[Any, Any], argument: str) -> str:
+    try:
+        return str(routed_text(value))
+    except ValueError as error:
+        raise ConfigError(f"{argument} should be {error}") from None
 
 
 def _model(value: Any, argument: str) -> LiveObject:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kleash.data.group import Group, Response
 from kleash.evals.policy_stats import diversity
-from kleash.rewards.reward import Parts, Reward
+from kleash.rewards.reward import Parts, Reward, opinions
 
 
 def watch(
@@ -43,11 +43,11 @@ def watch(
     for figure in ("spread", "distance", "outside"):
         tensors = [values for name, values in (parts or {}).items() if name.split("/")[-1] == figure]
         if tensors:
-            figures[figure] = float(torch.stack(tensors).mean())
+            figures[figure] = float(torch.stack(tensors).nanmean())
     if validation_reward is not None:
-        validation = validation_reward(groups)
+        validation = opinions(validation_reward, groups)
         figures |= {
-            "validation_reward": float(validation.mean()),
+            "validation_reward": float(validation.nanmean()),
             "validation_reward_agreement": _agreement(scores.cpu(), validation),
         }
     return figures
@@ -84,8 +84,11 @@ def _tokens(response: Response) -> Sequence[Any]:
 
 
 def _agreement(scores: Float[Tensor, "P K"], other: Float[Tensor, "P K"]) -> float | None:
-    """Spearman's rank correlation of two rewards over the responses; None where one of them does not vary."""
+    """Spearman's rank correlation of two rewards over the responses of which both have an opinion; None where one of
+    them does not vary.
+    """
     pair = torch.stack([scores.flatten().double(), other.flatten().double()])
+    pair = pair[:, ~pair.isnan().any(0)]
     if pair.shape[1] < 2 or bool((pair.amax(1) == pair.amin(1)).any()):
         return None
     return float(stats.spearmanr(*pair.numpy()).statistic)

@@ -10,8 +10,11 @@ from typing import Any, ParamSpec
 from torch import nn
 
 from kleash.checks.gates import check_parents
+from kleash.config import routes_of
 from kleash.live import live_object
 from kleash.models.live_copy import live_inputs
+from kleash.rewards.build import reward_name
+from kleash.rewards.identity import live_fingerprint
 from kleash.run import RunFolder
 from kleash.training.push import push, require_token
 from kleash.training.settings import TrainingConfig
@@ -58,7 +61,7 @@ def open_run(stage: str, config: TrainingConfig, **live: tuple[nn.Module, Any] |
         config: its settings. Fields of the kinds `ModelRef`, `RewardRef`, `DataRef` are hashed by content; models and
             rewards that the stage is built on must have passed their own checks.
         live: objects in place of what the config names, by field (`model=(model, tokenizer)`). A model is identified by
-            its weights and settings, a live reward by the name in `config.reward`, since a function has no hash.
+            its weights and settings, a reward by its code and what that refers to (`rewards/identity.py`).
 
     Raises:
         ConfigError: a tracker is not installed, or there is no token to push the model with.
@@ -71,7 +74,10 @@ def open_run(stage: str, config: TrainingConfig, **live: tuple[nn.Module, Any] |
         from kleash.models.save_adapter import refuse_unnamed_base  # here: `peft` takes seconds to import
 
         refuse_unnamed_base(config.model)
-    folder = RunFolder.open(config.out, stage=stage, config=config, inputs=live_inputs(**live))
+    inputs = live_inputs(**live)
+    others = {role: value for role, value in live.items() if value is not None and role not in inputs}
+    inputs |= {role: live_fingerprint(value, reward_name(value)) for role, value in others.items()}
+    folder = RunFolder.open(config.out, stage=stage, config=config, inputs=inputs)
     if not folder.finished:
         _OPEN.append(folder)
         for role, (kind, name) in config.references().items():
@@ -83,6 +89,8 @@ def open_run(stage: str, config: TrainingConfig, **live: tuple[nn.Module, Any] |
 
 def _parents(role: str, name: str) -> dict[str, str]:
     """The parent of a name; of rewards in memory those of them that are folders, each with its own role."""
+    if (routes := routes_of(name)) is not None:
+        return {f"{role}/{value}": reward for value, reward in routes.items()}
     live = live_object(name)
     if live is None or not isinstance(live.value, list):
         return {role: name}

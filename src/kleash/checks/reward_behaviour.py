@@ -29,7 +29,7 @@ from kleash.io import Json
 from kleash.models.compute import Compute
 from kleash.rewards.build import build_reward
 from kleash.rewards.labelled_pairs import Pair, pairs
-from kleash.rewards.reward import Reward, check_rows
+from kleash.rewards.reward import Reward, RowCheck
 from kleash.rewards.verifier import VerifierReward
 from kleash.rewards.verifiers import ANSWER_COLUMNS, verifiers
 from kleash.rewards.verifiers.choice import OPTIONS
@@ -194,7 +194,7 @@ def row_checks(reward: Reward, groups: Sequence[Group]) -> list[Check]:
         DataError: no row shows what is right.
     """
     prompts = [Group(group.prompt, columns=group.columns) for group in groups]
-    check_rows(reward, prompts)
+    RowCheck(reward)(prompts, range(1, len(prompts) + 1), "the rows")
     right, wrong, ways = _truth(groups)
     if not right:
         raise DataError(

@@ -36,7 +36,7 @@ from kleash.models.compute import Compute
 from kleash.models.load import context_length, load_policy
 from kleash.rewards.feature_range import FeatureRange
 from kleash.rewards.learned import LearnedReward, features_encoded, score_encoded
-from kleash.rewards.reward import Reward
+from kleash.rewards.reward import Reward, opinions
 from kleash.run import derive_seed
 from kleash.sampling.sampler import build_sampler, sample_groups
 from kleash.training.after_training import Skipped
@@ -399,7 +399,9 @@ def best_of_curve(
         return Skipped(f"no held-out prompt leaves room for a response in the context of {policy}")
     groups = [group.source for group in pool]
     reward = LearnedReward(model, tokenizer, policy_tokenizer=tokenizer, compute=compute)
-    return best_of_n_curve(groups, reward(groups).tolist(), gold(groups).tolist() if gold is not None else None)
+    return best_of_n_curve(
+        groups, reward(groups).tolist(), opinions(gold, groups).tolist() if gold is not None else None
+    )
 
 
 def sample(

@@ -11,6 +11,7 @@ V vocabulary, D hidden.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -74,6 +75,7 @@ class Scores:
     """A number for each of the K responses."""
 
     values: tuple[float, ...]
+    """NaN where the reward had no opinion."""
 
 
 Label = Preference | Ranking | Scores
@@ -147,7 +149,9 @@ def pair_label(group: Group, i: int, j: int) -> float | None:
     if isinstance(label, Preference):
         return label.probability if i < j else 1 - label.probability
     values = label.values if isinstance(label, Scores) else [-rank for rank in label.ranks] if label else None
-    return None if values is None else 0.5 + 0.5 * ((values[i] > values[j]) - (values[i] < values[j]))
+    if values is None or math.isnan(values[i]) or math.isnan(values[j]):  # no opinion of a response
+        return None
+    return 0.5 + 0.5 * ((values[i] > values[j]) - (values[i] < values[j]))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from kleash.data.chat import encode_all
 from kleash.data.group import EncodedGroup, Group, Preference, Ranking
 from kleash.data.row_format import AS_IT_IS, RowFormat
-from kleash.data.split import read_split, read_usable
+from kleash.data.split import RowFilter, read_split, read_usable
 from kleash.data.stream import HELD_OUT_ROWS, Rows, Source, Stream
 from kleash.data.unread_columns import log_unread_columns
 from kleash.errors import DataError
@@ -45,6 +45,8 @@ def read_encoded(
     note: Callable[..., None],
     reads_columns: bool = False,
     streaming: bool = False,
+    keep: RowFilter | None = None,
+    keep_held_out: RowFilter | None = None,
 ) -> tuple[Rows, list[EncodedGroup]]:
     """The rows to train on and the rows to measure on.
 
@@ -63,6 +65,7 @@ def read_encoded(
         reads_columns: whether the stage reads the other columns of a row, or hands them on to a reward. Those that
             nothing reads are named in one line.
         streaming: whether the rows to train on are a `Stream`, of which a block is in memory.
+        keep, keep_held_out: which rows of `data` and of `eval_data` to keep, see `read_split`.
 
     Raises:
         DataError: naming the first row that the stage cannot use, or no row is left.
@@ -81,12 +84,13 @@ def read_encoded(
         held_out = _first_held_out(source, max_eval_rows)
         if eval_data is not None:
             held_out = read_usable(
-                eval_data, usable, max_eval_rows, response_column=response_column, row_format=row_format
-            )
+                eval_data, usable, max_eval_rows, response_column=response_column, row_format=row_format,
+                keep=keep_held_out,
+            )  # fmt: skip
     else:
         groups, held_out = read_split(
             data, eval_data, seed=seed, usable=usable, max_eval_rows=max_eval_rows, response_column=response_column,
-            row_format=row_format,
+            row_format=row_format, keep=keep, keep_held_out=keep_held_out,
         )  # fmt: skip
         announce(groups)
         train, counts["train"] = encode(groups, source=data)

@@ -171,7 +171,8 @@ def _pop_label(columns: Row, size: int) -> Label | None:
         return None
     value = columns.pop(column)
     if column in ("score", "scores"):
-        return Scores(tuple(_number(item, column) for item in _one_for_each(value, column, size)))
+        values = _one_for_each(value, column, size)  # null: the reward had no opinion
+        return Scores(tuple(math.nan if item is None else _number(item, column) for item in values))
     if column == "ranks":
         ranks = _one_for_each(value, column, size)
         if any(isinstance(rank, bool) or not isinstance(rank, int) or rank < 0 for rank in ranks):
@@ -388,7 +389,8 @@ def _label_columns(group: Group) -> Row:
     if isinstance(label, Preference) and label.probability != 1:
         columns["chosen_probability"] = label.probability
     if isinstance(label, Scores):
-        columns["score"] = label.values[0] if len(group.responses) == 1 else list(label.values)
+        values = [None if math.isnan(value) else value for value in label.values]
+        columns["score"] = values[0] if len(group.responses) == 1 else values
     if isinstance(label, Ranking):
         columns["ranks"] = list(label.ranks)
     if isinstance(label, Preference | Ranking) and label.annotator is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -21,6 +22,9 @@ logger = logging.getLogger("kleash")
 HELD_OUT = 0.1
 """Share of rows that is held out if no file of held-out rows is given."""
 
+RowFilter = Callable[[Sequence[Group], Sequence[int], str], list[Group]]
+"""The groups to keep, given all those of a source, their row numbers in it, and its name."""
+
 PROMPTS_TO_SPLIT_BY = 20
 """With fewer prompts than this, rows are held out instead of whole prompts."""
 
@@ -34,6 +38,8 @@ def read_split(
     max_eval_rows: int | None = None,
     response_column: str | None = None,
     row_format: RowFormat = AS_IT_IS,
+    keep: RowFilter | None = None,
+    keep_held_out: RowFilter | None = None,
 ) -> tuple[list[Group], list[Group]]:
     """Read the rows to train on and the rows to measure on.
 
@@ -45,6 +51,8 @@ def read_split(
         max_eval_rows: maximum number of held-out rows.
         response_column: column of the response, if the schemas do not know its name.
         row_format: how the rows of both are read.
+        keep: which rows of `data` to keep; None: all.
+        keep_held_out: which rows of `eval_data` to keep.
 
     Returns:
         Training groups, held-out groups.
@@ -55,7 +63,12 @@ def read_split(
     parts = parts_of(data)
     sources = [
         read_usable(
-            part.data, usable, response_column=response_column, row_format=part.row_format(row_format), split=part.split
+            part.data,
+            usable,
+            response_column=response_column,
+            row_format=part.row_format(row_format),
+            split=part.split,
+            keep=keep,
         )
         for part in parts
     ]
@@ -69,8 +82,9 @@ def read_split(
 
     if eval_data is not None:
         return weighted(groups), read_usable(
-            eval_data, usable, max_eval_rows, response_column=response_column, row_format=row_format
-        )
+            eval_data, usable, max_eval_rows, response_column=response_column, row_format=row_format,
+            keep=keep_held_out,
+        )  # fmt: skip
     train, held_out = hold_out(groups, seed=seed)
     logger.info(
         "%s: %d of %d rows are held out to measure on, a tenth; --eval-data names other rows",
@@ -87,13 +101,15 @@ def read_usable(
     response_column: str | None = None,
     row_format: RowFormat = AS_IT_IS,
     split: str | None = None,
+    keep: RowFilter | None = None,
 ) -> list[Group]:
     """Read the rows of a file; raises at the first row that a stage cannot use.
 
     Of unpaired rows, those that the stage cannot use as they are become comparisons if it wants these, and are left out
     otherwise; one line says how many.
     """
-    groups = []
+    groups: list[Group] = []
+    numbers: list[int] = []
     unpaired = []
     for row, read in enumerate(islice(read_groups(data, split=split, row_format=row_format), limit), start=1):
         group = read if response_column is None else answered_by(read, response_column)
@@ -104,6 +120,9 @@ def read_usable(
             raise DataError(f"{data} row {row}: {problem}")
         else:
             groups.append(group)
+            numbers.append(row)
+    if keep is not None:
+        groups = keep(groups, numbers, str(data))
     pairs = [pair for pair in pair_by_label(unpaired) if usable(pair) is None]
     if unpaired:
         message = _count_unpaired(unpaired, pairs)
@@ -178,10 +197,10 @@ def best_against_worst(group: Group) -> Group | None:
     Of tied responses the first is taken.
     """
     assert isinstance(group.label, Scores)
-    values = group.label.values
-    best, worst = (values.index(extreme) for extreme in (max(values), min(values)))
-    if best == worst:
+    values = [value for value in group.label.values if not math.isnan(value)]
+    if not values or max(values) == min(values):
         return None
+    best, worst = (group.label.values.index(extreme) for extreme in (max(values), min(values)))
     return replace(group, responses=(group.responses[best], group.responses[worst]), label=Preference())
 
 

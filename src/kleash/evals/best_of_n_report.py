@@ -36,7 +36,14 @@ class BestOfK:
 def best_of_n_curve(
     pool: Sequence[Group], scores: Sequence[Sequence[float]], gold: Sequence[Sequence[float]] | None = None
 ) -> list[BestOfK]:
-    """The mean reward of best of k and its KL from the policy, k = 1 … n."""
+    """The mean reward of best of k and its KL from the policy, k = 1 … n; over the prompts of whose responses all the
+    rewards have an opinion (NaN: no opinion), nothing where there is no such prompt.
+    """
+    complete = [p for p in range(len(pool)) if not np.isnan([*scores[p], *(gold[p] if gold is not None else ())]).any()]
+    if not complete:
+        return []
+    pool, scores = [pool[p] for p in complete], [scores[p] for p in complete]
+    gold = None if gold is None else [gold[p] for p in complete]
     chosen_by = np.array([one_score_a_text(*pair) for pair in zip(pool, scores, strict=True)], dtype=np.float64)
     score = best_of_k(np.array(scores), chosen_by=chosen_by)
     true_score = None if gold is None else best_of_k(np.array(gold), chosen_by=chosen_by)

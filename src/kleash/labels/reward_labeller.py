@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from kleash.data.group import Group
 from kleash.errors import InputError
 from kleash.labels.labeller import LabelResult
-from kleash.rewards.reward import Reward
+from kleash.rewards.reward import Reward, opinions
 
 
 class RewardLabeller:
@@ -25,9 +26,13 @@ class RewardLabeller:
         self.reward, self.temperature, self.name = reward, temperature, name
 
     def compare(self, groups: Sequence[Group]) -> list[LabelResult]:
-        """See `Labeller`; equal scores are a tie. Scores do not depend on an order, so there is no order effect."""
+        """See `Labeller`; equal scores are a tie, and where the reward has no opinion of a response it cannot say.
+        Scores do not depend on an order, so there is no order effect.
+        """
         if not groups:
             return []
-        scores = self.reward(groups)
+        scores = opinions(self.reward, groups)
         probabilities = ((scores[:, 0] - scores[:, 1]) / self.temperature).sigmoid().tolist()
-        return [LabelResult.of(p, self.name) for p in probabilities]
+        return [
+            LabelResult("cannot", self.name) if math.isnan(p) else LabelResult.of(p, self.name) for p in probabilities
+        ]

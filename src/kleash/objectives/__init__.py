@@ -7,7 +7,14 @@ step.
 from __future__ import annotations
 
 from kleash.objectives import kl
-from kleash.objectives.advantage import gae, group_centred, group_standardised, leave_one_out, token_rewards
+from kleash.objectives.advantage import (
+    gae,
+    group_centred,
+    group_deviation,
+    group_standardised,
+    leave_one_out,
+    token_rewards,
+)
 from kleash.objectives.bradley_terry import pair_loss, ranking_loss
 from kleash.objectives.logprobs import token_logprobs
 from kleash.objectives.policy import clipped_surrogate, truncated_importance
@@ -37,6 +44,7 @@ __all__ = [
     "explained_variance",
     "gae",
     "group_centred",
+    "group_deviation",
     "group_standardised",
     "implicit_rewards",
     "ipo_loss",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -70,7 +70,7 @@ def gae(
         return advantages, advantages + values
 
 
-def group_centred(scores: Float[Tensor, "P K"]) -> Float[Tensor, "P K"]:
+def group_centred(scores: Float[Tensor, "P K"], *, mask: Bool[Tensor, "P K"] | None = None) -> Float[Tensor, "P K"]:
     """A score minus the mean of its group.
 
     The mean includes the response's own score, so the policy gradient is in expectation (K − 1)/K of the exact one:
@@ -78,18 +78,23 @@ def group_centred(scores: Float[Tensor, "P K"]) -> Float[Tensor, "P K"]:
 
     Args:
         scores: of K ≥ 2 responses to each prompt.
+        mask: True where a response has a score, anything elsewhere; None: all have one.
 
     Returns:
-        r − mean(r), exactly 0 in a group of equal scores.
+        r − mean(r) over the responses that have a score, exactly 0 in a group of equal scores; 0 where masked.
 
     References:
         Liu et al. 2025 (arXiv:2503.20783) §3.2, "Dr. GRPO".
     """
-    from_first = scores - scores[:, :1]  # equal scores become 0 before a mean could round
-    return from_first - from_first.mean(-1, keepdim=True)
+    counts = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
+    first = torch.where(counts, scores, 0).gather(-1, counts.int().argmax(-1, keepdim=True))
+    from_first = torch.where(counts, scores - first, 0)  # equal scores become 0 before a mean could round
+    return torch.where(counts, from_first - from_first.sum(-1, keepdim=True) / _responses(scores, mask), 0)
 
 
-def group_standardised(scores: Float[Tensor, "P K"], *, eps: float = 1e-4) -> Float[Tensor, "P K"]:
+def group_standardised(
+    scores: Float[Tensor, "P K"], *, mask: Bool[Tensor, "P K"] | None = None, eps: float = 1e-4
+) -> Float[Tensor, "P K"]:
     """A score minus the mean of its group, divided by the standard deviation of its group.
 
     Every group gets the same weight, however little its scores differ: prompts that are almost always or almost never
@@ -97,29 +102,54 @@ def group_standardised(scores: Float[Tensor, "P K"], *, eps: float = 1e-4) -> Fl
 
     Args:
         scores: of K ≥ 2 responses to each prompt.
+        mask: see `group_centred`.
         eps: added to the deviation, in units of reward.
 
     Returns:
-        (r − mean(r)) / (std(r) + eps), the deviation with K − 1; exactly 0 in a group of equal scores.
+        (r − mean(r)) / (std(r) + eps), the deviation with n − 1, n the responses that have a score; exactly 0 in a
+        group of equal scores, where only one has a score, and where masked.
 
     References:
         Shao et al. 2024 (arXiv:2402.03300) §4.1.2; K − 1 and eps as in TRL's `GRPOTrainer`, the paper has neither.
     """
-    centred = group_centred(scores)
-    deviation = (centred.square().sum(-1, keepdim=True) / (scores.shape[-1] - 1)).sqrt()
-    return centred / (deviation + eps)
+    return group_centred(scores, mask=mask) / (group_deviation(scores, mask=mask) + eps)
 
 
-def leave_one_out(scores: Float[Tensor, "P K"]) -> Float[Tensor, "P K"]:
+def group_deviation(scores: Float[Tensor, "P K"], *, mask: Bool[Tensor, "P K"] | None = None) -> Float[Tensor, "P 1"]:
+    """The standard deviation of each group's scores.
+
+    Args:
+        scores: of K ≥ 2 responses to each prompt.
+        mask: see `group_centred`.
+
+    Returns:
+        √(Σ (r − mean(r))² / (n − 1)), n the responses that have a score; 0 where that is one or none.
+    """
+    squares = group_centred(scores, mask=mask).square().sum(-1, keepdim=True)
+    varies = squares > 0  # the root has no gradient at 0
+    variance = torch.where(varies, squares, 1) / (_responses(scores, mask) - 1).clamp(min=1)
+    return torch.where(varies, variance.sqrt(), 0)
+
+
+def leave_one_out(scores: Float[Tensor, "P K"], *, mask: Bool[Tensor, "P K"] | None = None) -> Float[Tensor, "P K"]:
     """A score minus the mean of the *others* of its group: the policy gradient is exact in expectation.
 
     Args:
         scores: of K ≥ 2 responses to each prompt.
+        mask: see `group_centred`.
 
     Returns:
-        r_k − mean of r_j over j ≠ k, which is K/(K − 1) (r_k − mean(r)); exactly 0 in a group of equal scores.
+        r_k − mean of r_j over j ≠ k, which is n/(n − 1) (r_k − mean(r)), n the responses that have a score; exactly 0
+        in a group of equal scores, where only one has a score, and where masked.
 
     References:
         Kool et al. 2019 (openreview.net/forum?id=r1lgTGL5DE); Ahmadian et al. 2024 (arXiv:2402.14740) eq. 9, "RLOO".
     """
-    return group_centred(scores) * (scores.shape[-1] / (scores.shape[-1] - 1))
+    responses = _responses(scores, mask)
+    return group_centred(scores, mask=mask) * (responses / (responses - 1).clamp(min=1))
+
+
+def _responses(scores: Float[Tensor, "P K"], mask: Bool[Tensor, "P K"] | None) -> Int[Tensor, "P 1"]:
+    """How many responses of each group have a score, 1 where none has."""
+    counts = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
+    return counts.sum(-1, keepdim=True).clamp(min=1)

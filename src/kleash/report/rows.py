@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -144,5 +145,5 @@ def _title(group: Group, k: int) -> str:
     if isinstance(label, Ranking):
         return f"response {k + 1}, rank {label.ranks[k]}"
     if isinstance(label, Scores):
-        return f"response {k + 1}, score {label.values[k]:g}"
+        return f"response {k + 1}, {'no score' if math.isnan(label.values[k]) else f'score {label.values[k]:g}'}"
     return "response" if len(group.responses) == 1 else f"response {k + 1}"

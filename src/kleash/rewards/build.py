@@ -1,16 +1,18 @@
-"""Build a reward from the name that a user gives: the only module that knows all kinds."""
+"""Build a reward from the name, or the object, that a user gives: the only module that knows all kinds."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from kleash.config import REWARD, read_yaml
-from kleash.content import HUB_NAME, refuse_missing, refuse_unfinished, reward_hash, text_hash
+from kleash.config import BY, REWARD, read_yaml, routed_text, routes_of
+from kleash.content import HUB_NAME, refuse_missing, refuse_unfinished
 from kleash.errors import ConfigError
 from kleash.live import live_object, named
 from kleash.models.compute import Compute
@@ -19,12 +21,16 @@ from kleash.rewards.composition import ComposedReward, Part, read_parts
 from kleash.rewards.ended import EndedReward
 from kleash.rewards.ensemble import FILE as ENSEMBLE
 from kleash.rewards.ensemble import EnsembleReward
-from kleash.rewards.function import FunctionReward
+from kleash.rewards.function import GIVEN, FunctionReward, callable_name
 from kleash.rewards.learned import LearnedReward
 from kleash.rewards.reward import Reward
+from kleash.rewards.routed import RoutedReward
 from kleash.rewards.verifier import VerifierReward
 from kleash.rewards.verifiers import verifiers
 from kleash.run import RunFolder
+
+AnyReward = Any
+"""What `as_reward` takes."""
 
 NAMED: dict[str, Callable[[], Reward]] = {
     "ended": EndedReward,
@@ -36,7 +42,7 @@ def build_reward(
     name: str | Path, *, policy_tokenizer: PreTrainedTokenizerBase | None = None, compute: Compute | None = None
 ) -> Reward:
     """The reward of a name: a verifier, a YAML file, the folder of a reward model or an ensemble, a reward
-    model's hub name, or a function.
+    model's hub name, a function, or the text of a mapping that routes rows to such rewards.
 
     Args:
         name: as given to `--reward`.
@@ -50,6 +56,8 @@ def build_reward(
     if (live := live_object(name)) is not None:
         return as_reward(live.value, policy_tokenizer=policy_tokenizer, compute=compute)
     compute, name = compute or Compute(), str(name)
+    if name.lstrip().startswith("{"):
+        return _routed(name, "reward", policy_tokenizer, compute)
     if name in verifiers():
         return VerifierReward(verifiers()[name])
     if name in NAMED:
@@ -70,76 +78,6 @@ def build_reward(
     )
 
 
-def as_reward(
-    value: Any, *, policy_tokenizer: PreTrainedTokenizerBase | None = None, compute: Compute | None = None
-) -> Reward:
-    """The reward that a Python value stands for.
-
-    Args:
-        value: a name as for `build_reward`; the run of a reward model; a classifier and its tokenizer; a function with
-            TRL's signature or a `Reward`; a list of those, or of pairs of one with its weight, whose sum counts.
-        policy_tokenizer, compute: see `build_reward`.
-
-    Raises:
-        ConfigError: it is none of these.
-    """
-    if isinstance(value, str | Path | RunFolder):
-        name = value.path if isinstance(value, RunFolder) else value
-        return build_reward(name, policy_tokenizer=policy_tokenizer, compute=compute)
-    if isinstance(value, list):
-        parts = [_weighted(item, number) for number, item in enumerate(value, start=1)]
-        titles = [part.title for part, _ in parts]
-        if len(set(titles)) < len(titles):
-            parts = [
-                (part.model_copy(update={"name": f"{part.title} {n}"}), item) for n, (part, item) in enumerate(parts, 1)
-            ]
-        return ComposedReward(
-            [(part, as_reward(item, policy_tokenizer=policy_tokenizer, compute=compute)) for part, item in parts]
-        )
-    if (model := live_model(value)) is not None:
-        with named([model]):
-            return LearnedReward.load(model.name, policy_tokenizer=policy_tokenizer, compute=compute)
-    if not callable(value):
-        raise ConfigError(f"reward {value!r}: give a name, a run, a function, or a list of them with weights")
-    return FunctionReward.of(value) if _reads_completions(value) else value
-
-
-def reward_identity(value: Any) -> str:
-    """Hash of what a Python reward depends on: of a function its source and what it closes over."""
-    if isinstance(value, str | Path | RunFolder):
-        return reward_hash(str(value.path if isinstance(value, RunFolder) else value))
-    if isinstance(value, list | tuple) and live_model(value) is None:
-        return text_hash(*(repr(item) if isinstance(item, int | float) else reward_identity(item) for item in value))
-    if (model := live_model(value)) is not None:
-        return model.sha256
-    function = getattr(value, "__func__", value)
-    try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):
-        code = getattr(function, "__code__", None)
-        source = repr((code.co_code, code.co_consts, code.co_names) if code else type(function))
-    cells = [repr(cell.cell_contents) for cell in getattr(function, "__closure__", None) or ()]
-    return text_hash(source, *cells)
-
-
-def _weighted(item: Any, number: int) -> tuple[Part, Any]:
-    value, weight = item if isinstance(item, tuple) and isinstance(item[-1], int | float) else (item, 1.0)
-    name = value if isinstance(value, str) else getattr(getattr(value, "path", value), "__name__", None)
-    if isinstance(value, RunFolder):
-        name = value.path.name
-    title = f"reward {number}" if name in (None, "<lambda>") else str(name)
-    return Part(reward=title, weight=weight), value
-
-
-def _reads_completions(function: Callable[..., Any]) -> bool:
-    """Whether a callable has TRL's signature; otherwise it takes groups."""
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return True
-    return "completions" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-
 def _is_on_hub(name: str) -> bool:
     if "/" not in name or not HUB_NAME.fullmatch(name) or ":" in name:
         return False
@@ -152,12 +90,20 @@ def _is_yaml(name: str) -> bool:
 
 
 def _from_yaml(path: Path, policy_tokenizer: PreTrainedTokenizerBase | None, compute: Compute) -> Reward:
-    if "judge" in read_yaml(path):
+    values = read_yaml(path)
+    route = values["reward"] if values.keys() == {"reward"} else values
+    if isinstance(route, dict) and BY in route:
+        if nested := [name for name in route.values() if str(name).endswith((".yaml", ".yml"))]:
+            raise ConfigError(f"{path}: routes to {nested[0]}; a .yaml file cannot name another one")
+        return _routed(route, str(path), policy_tokenizer, compute)
+    if "judge" in values:
         from kleash.rewards.judge_file import judge_reward  # its client is an extra
 
         return judge_reward(path, compute=compute)
-    parts = read_parts(path)
-    return ComposedReward([(part, _of_part(part, path, policy_tokenizer, compute)) for part in parts])
+    parts, filter_on = read_parts(path)
+    return ComposedReward(
+        [(part, _of_part(part, path, policy_tokenizer, compute)) for part in parts], filter_on=filter_on
+    )
 
 
 def _of_part(part: Part, path: Path, policy_tokenizer: PreTrainedTokenizerBase | None, compute: Compute) -> Reward:
@@ -167,3 +113,131 @@ def _of_part(part: Part, path: Path, policy_tokenizer: PreTrainedTokenizerBase |
         return part.verifier()
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _routed(
+    route: str | Mapping[Any, Any],
+    source: str,
+    policy_tokenizer: PreTrainedTokenizerBase | None,
+    compute: Compute,
+) -> Reward:
+    try:
+        text = routed_text(route)
+        routes = routes_of(text)
+    except ValueError as error:
+        raise ConfigError(f"{source}: should be {error}") from None
+    rewards = {
+        value: build_reward(name, policy_tokenizer=policy_tokenizer, compute=compute)
+        for value, name in (routes or {}).items()
+    }
+    return RoutedReward(json.loads(text)[BY], rewards)
+
+
+def as_reward(
+    value: AnyReward, *, policy_tokenizer: PreTrainedTokenizerBase | None = None, compute: Compute | None = None
+) -> Reward:
+    """The reward of anything that can be given as one in Python.
+
+    Args:
+        value: a name as for `build_reward`, also as a `Path`; the run of a reward model; a mapping that
+            routes rows (`{"by": "task", "math": "math", …}`, whose values may be any of these, too); a model and its
+            tokenizer; a `Reward`, which is a callable of groups; any other callable, which is a function with TRL's
+            signature (see `FunctionReward`); or a list of these, or of pairs of one and its weight: their weighted sum,
+            in which each is logged by its name.
+        policy_tokenizer, compute: see `build_reward`.
+
+    Raises:
+        ConfigError: the value is none of these.
+    """
+    build: dict[str, Any] = {"policy_tokenizer": policy_tokenizer, "compute": compute}
+    check_reward(value)
+    if isinstance(value, str | Path | RunFolder):
+        return build_reward(value.path if isinstance(value, RunFolder) else value, **build)
+    if isinstance(value, Mapping):
+        return RoutedReward(
+            str(value[BY]), {str(key): as_reward(reward, **build) for key, reward in value.items() if key != BY}
+        )
+    if (model := live_model(value)) is not None:
+        with named([model]):
+            return LearnedReward.load(model.name, **build)
+    if isinstance(value, Sequence):
+        return _weighted(value, build)
+    return value if is_reward(value) else FunctionReward(value)
+
+
+def check_reward(value: AnyReward, argument: str = "reward") -> None:
+    """Refuse what `as_reward` does not take, without loading anything.
+
+    Raises:
+        ConfigError: names the argument and what would do.
+    """
+    if isinstance(value, Mapping):
+        if BY not in value or len(value) < 2:
+            raise ConfigError(f"{argument}: a mapping should have `by`, a column, and a reward for each of its values")
+        parts = [reward for key, reward in value.items() if key != BY]
+    elif isinstance(value, str | Path | RunFolder) or live_model(value) is not None or callable(value):
+        return
+    elif isinstance(value, Sequence) and value:
+        parts = [reward for _, reward, _ in _named_parts(value)]
+    elif isinstance(value, Sequence):
+        raise ConfigError(f"{argument} is empty; give a reward")
+    else:
+        raise ConfigError(
+            f"{argument} is a {type(value).__name__}; give a name, a path, a run, (model, tokenizer), a function, or a "
+            "list of these, each with its weight"
+        )
+    for part in parts:
+        check_reward(part, argument)
+
+
+def reward_name(value: AnyReward) -> str:
+    """The name of such a value in logs; that of a list joins those of its parts."""
+    if isinstance(value, str | Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return str(value.get(BY, "routed"))
+    if (model := live_model(value)) is not None:
+        return model.kind
+    if isinstance(value, Sequence):
+        return "+".join(name for name, _, _ in _named_parts(value))
+    if isinstance(value, RunFolder):
+        return value.path.name
+    return str(getattr(value, "name", None) or callable_name(value))
+
+
+def is_reward(value: object) -> bool:
+    """Whether an object is a `Reward`, a callable of groups, and not a function of prompts and completions."""
+    if hasattr(value, "explain") or hasattr(value, "faults"):
+        return True
+    if not callable(value):
+        return False
+    try:
+        parameters = inspect.signature(value).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    if any(parameter.name in GIVEN or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return False
+    return [parameter.default is parameter.empty for parameter in parameters][:2] in ([True], [True, False])
+
+
+def _named_parts(values: Sequence[AnyReward]) -> list[tuple[str, AnyReward, float]]:
+    """The parts of a list: name, value and weight; the second of a name gets `-2`."""
+    parts: list[tuple[str, AnyReward, float]] = []
+    counts: Counter[str] = Counter()
+    for value in values:
+        pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int | float)
+        reward, weight = value if pair else (value, 1.0)
+        name = reward_name(reward)
+        counts[name] += 1
+        parts.append((name if counts[name] == 1 else f"{name}-{counts[name]}", reward, float(weight)))
+    return parts
+
+
+def _weighted(values: Sequence[AnyReward], build: Mapping[str, Any]) -> Reward:
+    return ComposedReward(
+        [
+            (Part.make({"reward": "live", "name": name, "weight": weight}, source=f"reward {name}"), part)
+            for name, reward, weight in _named_parts(values)
+            for part in [as_reward(reward, **build)]
+        ]
+    )

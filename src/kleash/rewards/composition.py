@@ -10,24 +10,26 @@
         pattern: <think>.*</think>.*    # an option of a verifier: answer, pattern, schema, fences
 
 score = Σ weight · clip(part), over the parts whose gate is open. Each part is logged separately, before clip, gate and
-weight: the sum does not show which of its parts the policy optimises.
+weight: the sum does not show which of its parts the policy optimises. A part that has no opinion of a response adds
+nothing, as in TRL; where no part of a weight other than 0 has one, the composition has none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from torch import Tensor
 
-from kleash.config import Config, is_possible_path, read_yaml
+from kleash.config import BY, Config, is_possible_path, read_yaml, routed_text, routes_of
 from kleash.data.group import Group
 from kleash.errors import ConfigError
-from kleash.rewards.reward import Parts, Reward, check_rows, explain
+from kleash.rewards.reward import FILTER, NO_OPINION, Parts, Reward, explain, faults, no_opinion
 from kleash.rewards.verifier import VerifierReward
 from kleash.rewards.verifiers import BadRowError, verifiers
 
@@ -35,10 +37,10 @@ from kleash.rewards.verifiers import BadRowError, verifiers
 class Part(Config):
     """One reward of a composition."""
 
-    reward: str = Field(min_length=1)
-    """A verifier, a reward model's folder or `module:function`."""
+    reward: Annotated[str, BeforeValidator(routed_text)] = Field(min_length=1)
+    """A verifier, a reward model's folder, `module:function`, or a mapping that routes rows to these."""
     name: str = ""
-    """Its name in logs and gates; empty: the value of `reward`."""
+    """Its name in logs and gates; empty: the value of `reward`, or the column that routes."""
     weight: float = Field(1.0, allow_inf_nan=False)
     """Its weight in the sum."""
     clip: tuple[float, float] | None = None
@@ -65,10 +67,11 @@ class Part(Config):
     @field_validator("reward")
     @classmethod
     def _not_nested(cls, reward: str) -> str:
-        if reward.endswith((".yaml", ".yml")):
-            raise ValueError("a reward other than a .yaml file; list the parts of that file here")
-        if not is_possible_path(reward):
-            raise ValueError("a name that a file could have")
+        for name in (routes_of(reward) or {"": reward}).values():
+            if name.endswith((".yaml", ".yml")):
+                raise ValueError("a reward other than a .yaml file; list the parts of that file here")
+            if not is_possible_path(name):
+                raise ValueError("a name that a file could have")
         return reward
 
     @model_validator(mode="after")
@@ -101,20 +104,21 @@ class Part(Config):
     @property
     def title(self) -> str:
         """Its name in logs and gates."""
-        return self.name or self.reward
+        return self.name or (self.reward if routes_of(self.reward) is None else str(json.loads(self.reward)[BY]))
 
 
-def read_parts(path: Path) -> list[Part]:
-    """The parts of a composition's file.
+def read_parts(path: Path) -> tuple[list[Part], str | None]:
+    """The parts of a composition's file, and its `filter_on`.
 
     Raises:
         ConfigError: names the file, the part and the valid values.
     """
     values = read_yaml(path)
-    items = values.pop("parts", None)
+    items, filter_on = values.pop("parts", None), values.pop("filter_on", None)
     if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items) or values:
         raise ConfigError(
-            f"{path}: should have one key, 'parts': a list of 'reward: …', with weight, clip, gate, name as needed"
+            f"{path}: should have one key, 'parts': a list of 'reward: …', with weight, clip, gate, name as needed "
+            "(and 'filter_on', the name of a part)"
         )
     parts = [Part.make(item, source=f"{path}: part {number}") for number, item in enumerate(items, start=1)]
     titles = [part.title for part in parts]
@@ -123,38 +127,57 @@ def read_parts(path: Path) -> list[Part]:
             raise ConfigError(f"{path}: part {number}: another part is '{part.title}' too; give it a 'name'")
         if part.gate is not None and part.gate not in set(titles) - {part.title}:
             raise ConfigError(f"{path}: part {number}: 'gate' is '{part.gate}', but should be another part's name")
-    return parts
+    if filter_on is not None and filter_on not in titles:
+        raise ConfigError(f"{path}: 'filter_on' is '{filter_on}', but should be one of {', '.join(titles)}")
+    return parts, filter_on
 
 
 class ComposedReward:
     """A weighted sum of rewards."""
 
-    def __init__(self, parts: Sequence[tuple[Part, Reward]]) -> None:
-        """Take the parts, each with the reward that it names."""
-        self.parts = parts
+    def __init__(self, parts: Sequence[tuple[Part, Reward]], *, filter_on: str | None = None) -> None:
+        """Take the parts, each with the reward that it names.
+
+        Args:
+            parts: at least one, of different titles.
+            filter_on: title of the part whose scores decide whether a group of responses has a spread, is solved, or
+                keeps a run alive; None: the sum.
+        """
+        self.parts, self.filter_on = parts, filter_on
 
     def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
         """See `Reward`."""
         return self.explain(groups)[0]
 
-    def check_rows(self, groups: Sequence[Group]) -> None:
-        """See `reward.check_rows`."""
+    def faults(self, groups: Sequence[Group]) -> Mapping[int, str]:
+        """See `reward.faults`; of a row that several parts cannot read, the first one's."""
+        bad: dict[int, str] = {}
         for _, reward in self.parts:
-            check_rows(reward, groups)
+            bad = {**faults(reward, groups), **bad}
+        return bad
 
     def explain(self, groups: Sequence[Group]) -> tuple[Float[Tensor, "P K"], Parts]:
         """Scores, and those of each part; see `reward.explain`. The components of a part are named `part/…`."""
         raw: dict[str, Tensor] = {}
         nested: dict[str, Tensor] = {}
+        none: dict[str, Tensor] = {}
         for part, reward in self.parts:
             raw[part.title], components = explain(reward, groups)
+            none[part.title] = no_opinion(raw[part.title], components)
             nested |= {f"{part.title}/{name}": values for name, values in components.items()}
         total = torch.zeros_like(next(iter(raw.values())))
-        for part, _ in self.parts:
-            values = raw[part.title]
+        counting = [part for part, _ in self.parts if part.weight != 0]  # the others only watch
+        for part in counting:
+            values = torch.where(none[part.title], 0.0, raw[part.title])
             if part.clip is not None:
-                values = values.clamp(*part.clip)
+                values = torch.where(none[part.title], 0.0, values.clamp(*part.clip))
             if part.gate is not None:
                 values = torch.where(raw[part.gate] > 0, values, 0.0)
             total = total + part.weight * values
+        silent = torch.stack([none[part.title] for part in counting] or [*none.values()]).all(0)
+        if bool(silent.any()):
+            total = torch.where(silent, torch.nan, total)
+            nested[NO_OPINION] = silent.float()
+        if self.filter_on is not None:
+            nested[FILTER] = raw[self.filter_on]
         return total, raw | nested

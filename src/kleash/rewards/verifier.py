@@ -74,27 +74,21 @@ class VerifierReward:
         }
         return parts["right"], parts
 
-    def check_rows(self, groups: Sequence[Group]) -> None:
-        """Read the answer, pattern or schema of every row, each once; see `reward.check_rows`.
-
-        Raises:
-            DataError: names the first row whose value cannot be read, and how many there are.
-        """
+    def faults(self, groups: Sequence[Group]) -> Mapping[int, str]:
+        """Read the answer, pattern or schema of every row, each once; see `reward.faults`."""
         readable: set[str] = set()
-        faults: list[DataError] = []
+        bad: dict[int, str] = {}
         with Progress(len(groups), f"read each row's {self.verifier.column}") as progress:
-            for row, group in enumerate(groups, start=1):
+            for row, group in enumerate(groups):
                 try:
                     value = repr(self._expected(group) if self.verifier.prepare is None else group.columns)
                     if value not in readable:
                         self._checked(group, PROBE)
                         readable.add(value)
                 except DataError as error:
-                    faults.append(error)
-                progress.update(row)
-        if faults:
-            more = f" ({len(faults)} of {len(groups)} rows cannot be read)" if len(faults) > 1 else ""
-            raise DataError(f"{faults[0]}{more}")
+                    bad[row] = str(error)
+                progress.update(row + 1)
+        return bad
 
     def outcome(self, group: Group, response: Response) -> Outcome:
         """The outcome of a response. An empty response or a loop is unparsable in any case."""

@@ -23,10 +23,10 @@ from kleash.models.load import AdapterUse, context_length, load_policy
 from kleash.models.lora import can_be_disabled, merged_copy
 from kleash.models.reference import reference_of
 from kleash.models.trainable import make_trainable
-from kleash.rewards.build import build_reward
+from kleash.rewards.build import AnyReward, as_reward, build_reward
 from kleash.rewards.ensemble import VALIDATION, EnsembleReward
 from kleash.rewards.learned import LearnedReward
-from kleash.rewards.reward import Reward, check_rows
+from kleash.rewards.reward import Reward, RowCheck
 from kleash.rollout.rollout import Components
 from kleash.run import derive_seed
 from kleash.sampling.sampler import build_sampler
@@ -34,7 +34,7 @@ from kleash.sampling.sampler import build_sampler
 
 def build_components(
     policy: str | Live,
-    reward: str | Reward,
+    reward: AnyReward,
     *,
     reference: str | None = None,
     validation_reward: str | None = None,
@@ -54,7 +54,7 @@ def build_components(
 
     Args:
         policy: a folder, a hub name, or a live model and tokenizer.
-        reward: the reward to train against: a name as for `build_reward`, or a live reward.
+        reward: the reward to train against: anything that `as_reward` takes.
         reference: the model from which the KL is measured; None: the policy as it starts.
         validation_reward: a reward that is only measured; None takes the one that `kleash reward --validation-share`
             left in the folder of `reward`, where there is one.
@@ -85,7 +85,7 @@ def build_components(
 
     # at β = 0 no loss needs the reference, but the KL is the figure that shows a missing penalty
     frozen = reference_of(model, reference, device=compute.device, adapters=can_be_disabled(lora))
-    scorer = build(reward) if isinstance(reward, str) else reward
+    scorer = as_reward(reward, policy_tokenizer=tokenizer, compute=compute)
     critic = None if value_init is None else build_critic(model, scorer, value_init, seed=seed)
     for trained in (model,) if critic is None else (model, critic.decoder):
         keep = adapter == "keep" and trained is model
@@ -127,13 +127,14 @@ def read_prompts(
     max_length: int | None = None,
     max_eval_rows: int | None = None,
     streaming: bool = False,
+    skip_bad_rows: bool = False,
     seed: int,
 ) -> tuple[Rows, list[EncodedGroup]]:
     """The prompts to train on and those held out; `note` takes the counts of both, as `RunFolder.note` does.
 
     Raises:
         ConfigError: the responses leave no room for a prompt.
-        DataError: a row's answer, pattern or schema cannot be read by a reward.
+        DataError: a row's answer, pattern or schema cannot be read by a reward, and bad rows are not skipped.
     """
     context = context_length(parts.policy)
     room = max_length or (context - max_new_tokens if context else None)
@@ -141,17 +142,18 @@ def read_prompts(
         raise ConfigError(
             f"max_new_tokens {max_new_tokens} leaves no room for a prompt in a context of {context}; lower it"
         )
+    measuring = (parts.reward, parts.validation_reward, parts.gold)
+    held_out_check = RowCheck(*measuring, skip=skip_bad_rows)
+    train_check = RowCheck(*(measuring if eval_data is None else measuring[:2]), skip=skip_bad_rows)
     prompts, held_out = read_encoded(
         data, eval_data, parts.tokenizer, usable=prompt_only, prepare=_without_responses, max_length=room,
         max_eval_rows=max_eval_rows, row_format=row_format, seed=seed, note=note, reads_columns=True,
-        streaming=streaming,
+        streaming=streaming, keep=train_check, keep_held_out=held_out_check,
     )  # fmt: skip
-    rows = [prompt.source for prompt in (*prompts, *held_out)]
-    for reward in (parts.reward, parts.validation_reward):
-        if reward is not None:
-            check_rows(reward, rows)
-    if parts.gold is not None:
-        check_rows(parts.gold, rows[len(prompts) :])
+    if streaming and eval_data is None:  # rows to train on are read, and checked by their reward, as they come
+        held_out_check([prompt.source for prompt in held_out], range(1, len(held_out) + 1), f"{data}, held out")
+    if skip_bad_rows:
+        note("rows", bad={"data": train_check.left_out, "eval_data": held_out_check.left_out})
     return prompts, held_out
 
 

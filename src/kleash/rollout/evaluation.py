@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from kleash.data.group import EncodedGroup
-from kleash.rollout.rollout import Components, measured, refuse_scores, sample_scored
+from kleash.rewards.reward import part_figures
+from kleash.rollout.rollout import Components, measured, or_none, sample_scored, scored
 from kleash.run import RunFolder, derive_seed
 from kleash.training.best_checkpoint import BestCheckpoint
 from kleash.training.loop import Loop
@@ -20,14 +22,13 @@ def evaluate(
 
     Returns:
         `eval_reward` and its parts, `eval_kl`, `eval_length`, `eval_end_rate`, and `eval_gold` and
-        `eval_validation_reward` where there are such rewards.
+        `eval_validation_reward` where there are such rewards. A mean of a reward is over the responses of which it has
+        an opinion, NaN where it has none at all.
     """
     rollout = sample_scored(parts, prompts, group_size=1, seed=derive_seed(seed, "evaluation"), version=step)
     rollout = measured(rollout, parts)
     others = {name: reward for name in ("gold", "validation_reward") if (reward := getattr(parts, name)) is not None}
-    scores = {name: reward(rollout.groups) for name, reward in others.items()}
-    for name, values in scores.items():
-        refuse_scores(values, rollout.groups, name.replace("_", " "))
+    scores = {name: scored(reward, rollout.groups, name.replace("_", " "))[0] for name, reward in others.items()}
     kls = rollout.kl
     folder.append(
         "samples.jsonl",
@@ -37,23 +38,23 @@ def evaluate(
                 "prompt": group.prompt,
                 "response": group.responses[0].text,
                 "finished": group.responses[0].finished,
-                "score": float(rollout.scores[row, 0]),
+                "score": or_none(rollout.scores[row, 0]),
                 "kl": float(kls[row, 0]),
-                **{name: float(values[row, 0]) for name, values in scores.items()},
+                **{name: or_none(values[row, 0]) for name, values in scores.items()},
                 **group.columns,
             }
             for row, group in enumerate(rollout.groups)
         ],
     )
     means = {
-        "eval_reward": rollout.scores,
-        **{f"eval_reward/{name}": part for name, part in rollout.parts.items()},
-        **{f"eval_{name}": values for name, values in scores.items()},
-        "eval_kl": kls,
-        "eval_length": rollout.batch.mask.sum(-1).float(),
+        "eval_reward": rollout.scores.nanmean(),
+        **part_figures(rollout.parts, "eval_reward"),
+        **{f"eval_{name}": values.nanmean() for name, values in scores.items()},
+        "eval_kl": kls.mean(),
+        "eval_length": rollout.batch.mask.sum(-1).float().mean(),
     }
     end_rate = sum(group.responses[0].finished for group in rollout.groups) / len(rollout.groups)
-    return {"eval_end_rate": end_rate, **{name: float(values.mean()) for name, values in means.items()}}
+    return {"eval_end_rate": end_rate, **{name: float(value) for name, value in means.items()}}
 
 
 class HeldOutPrompts:
@@ -72,7 +73,6 @@ class HeldOutPrompts:
         trained: responses that the run samples to train on, each `passes` times.
         share: of the training's work that one measurement may take; it takes fewer prompts where that does not suffice,
             the same ones each time.
-
     """
 
     def __init__(
@@ -110,8 +110,9 @@ class HeldOutPrompts:
             return {}
         metrics = evaluate(self.parts, self.prompts, self.folder, step, seed=self.seed)
         figure = criterion_of(metrics, self.criterion, beta=beta)
-        self.best.update(self.parts.policy, step, -figure)
-        self.see(figure=figure)
+        if not math.isnan(figure):  # no opinion of any held-out response
+            self.best.update(self.parts.policy, step, -figure)
+            self.see(figure=figure)
         return metrics
 
 

@@ -20,7 +20,7 @@ from kleash.models.heads import ValueModel
 from kleash.models.inference import batch_logprobs
 from kleash.models.reference import Reference
 from kleash.objectives import kl, masked_mean
-from kleash.rewards.reward import Reward, explain
+from kleash.rewards.reward import FILTER, NO_OPINION, Reward, explain, no_opinion, part_figures
 from kleash.run import StepMetrics
 from kleash.sampling.sampler import Sampler, sample_groups
 from kleash.training.model_folder import parameters_held
@@ -74,7 +74,7 @@ class Rollout:
     """[P, K, T]; tensors that a step adds (log-probabilities, advantages) are selected and split with it."""
     groups: list[Group]
     scores: Float[Tensor, "P K"]
-    """The reward before penalties and clips."""
+    """The reward before penalties and clips; NaN where it has no opinion."""
     parts: dict[str, Float[Tensor, "P K"]]
     """Components of the scores, by name; empty where the reward has none."""
     sampled_groups: int
@@ -92,6 +92,21 @@ class Rollout:
             scores=self.scores[groups],
             parts={name: part[groups.to(part.device)] for name, part in self.parts.items()},
         )
+
+    @property
+    def opinions(self) -> Bool[Tensor, "P K"]:
+        """True where the reward has an opinion; the other responses are in no baseline and in no loss."""
+        return ~self.scores.isnan()
+
+    @property
+    def filter_scores(self) -> Float[Tensor, "P K"]:
+        """The scores by which groups have a spread or none, before penalties of length and KL."""
+        return self.component(FILTER).to(self.scores.device)
+
+    def component(self, name: str) -> Float[Tensor, "P K"]:
+        """A component of the scores, NaN where the reward gave none; the filter is the scores if it is not given."""
+        missing = self.scores if name == FILTER else torch.full_like(self.scores, math.nan)
+        return self.parts.get(name, missing)
 
     @property
     def kl(self) -> Float[Tensor, "P K"]:
@@ -123,28 +138,36 @@ def sample_scored(
     batch, groups = sample_groups(
         parts.sampler, parts.tokenizer, prompts, group_size=group_size, seed=seed, version=version
     )
-    scores, made_of = explain(parts.reward, groups)
-    refuse_scores(scores, groups)
-    return Rollout(batch, groups, scores.to(batch.mask.device), dict(made_of), sampled_groups=len(groups))
+    scores, components = scored(parts.reward, groups)
+    return Rollout(batch, groups, scores.to(batch.mask.device), components, sampled_groups=len(groups))
 
 
-def refuse_scores(scores: Float[Tensor, "P K"], groups: Sequence[Group], name: str = "reward") -> None:
-    """Refuse scores from which no step can be computed.
+def scored(
+    reward: Reward, groups: Sequence[Group], name: str = "reward"
+) -> tuple[Float[Tensor, "P K"], dict[str, Float[Tensor, "P K"]]]:
+    """Scores of a rollout, NaN where the reward has no opinion and only there, and their other components.
 
     Args:
-        scores: of a reward.
-        groups: what was scored.
+        reward: scores the groups.
+        groups: of one K.
         name: of the reward, for the message.
 
     Raises:
-        TrainingError: names the first such score and its row.
+        TrainingError: no step can be computed from a score; names the first and its row.
     """
-    for p, k in torch.nonzero(~(scores.abs() <= LARGEST_SCORE)).tolist():
+    scores, parts = explain(reward, groups)
+    for p, k in torch.nonzero(~(scores.abs() <= LARGEST_SCORE) & ~no_opinion(scores, parts)).tolist():
         raise TrainingError(
             f"the {name} of row {p + 1} of the rollout, response {k + 1}, is {float(scores[p, k]):.3g}: training "
             f"squares it, and float32 holds that up to {LARGEST_SCORE:.0e}; correct or scale the reward (prompt "
             f"{groups[p].prompt_text[:40]!r}, response {groups[p].responses[k].text[:40]!r})"
         )
+    return scores, {component: values for component, values in parts.items() if component != NO_OPINION}
+
+
+def or_none(score: Float[Tensor, ""]) -> float | None:
+    """A score as it is written to files: null where the reward has no opinion."""
+    return None if bool(score.isnan()) else float(score)
 
 
 def refuse_advantages(
@@ -167,7 +190,7 @@ def refuse_advantages(
         if name == "values":
             raise not_finite("the values of the value network are", critic, trained=bool(rollout.batch.version))
         raise TrainingError(
-            f"the {name} are not finite: scores reach {float(rollout.scores.abs().max()):.3g} and β·KL "
+            f"the {name} are not finite: scores reach {float(rollout.scores.nan_to_num().abs().max()):.3g} and β·KL "
             f"{beta * float(rollout.kl.abs().max()):.3g}; scale the reward, or lower --beta or --learning-rate"
         )
 
@@ -223,7 +246,10 @@ def concatenate_rollouts(rollouts: Sequence[Rollout]) -> Rollout:
         batch=concatenate([each.batch for each in rollouts]),
         groups=[group for each in rollouts for group in each.groups],
         scores=torch.cat([each.scores for each in rollouts]),
-        parts={name: torch.cat([each.parts[name] for each in rollouts]) for name in first.parts},
+        parts={
+            name: torch.cat([each.component(name).cpu() for each in rollouts])
+            for name in dict.fromkeys(name for each in rollouts for name in each.parts)
+        },
         sampled_groups=sum(each.sampled_groups for each in rollouts),
         zero_spread_groups=sum(each.zero_spread_groups for each in rollouts),
     )
@@ -236,8 +262,9 @@ def rollout_metrics(rollout: Rollout) -> StepMetrics:
     mismatch = (batch.old_logprobs - batch.sampler_logprobs).abs()
     of_prompts = rollout.kl.mean(1)
     return {
-        "reward": rollout.scores.mean(),
-        **{f"reward/{name}": part.mean() for name, part in rollout.parts.items()},
+        "reward": rollout.scores.nanmean(),
+        **part_figures(rollout.parts, "reward"),
+        f"reward/{NO_OPINION}": (~rollout.opinions).float().mean(),
         "kl": rollout.kl.mean(),
         "kl_se": of_prompts.std() / len(of_prompts) ** 0.5 if len(of_prompts) > 1 else math.nan,
         "length": batch.lengths.float().mean(),

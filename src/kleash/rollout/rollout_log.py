@@ -7,7 +7,7 @@
 | prompt_ids, ids, mask, turn | token ids; True where the policy chose the token; its turn, from 0 |
 | policy_logprobs, reference_logprobs, sampler_logprobs | of each token, 0 where masked |
 | advantages | advantage of each token |
-| score, kl, reward/NAME | the reward, KL in nats, the parts of the reward |
+| score, kl, reward/NAME | the reward (null: no opinion), KL in nats, the parts of the reward |
 | version | number of rollouts that the sampling policy was trained on |
 """
 
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kleash.io import Json, machine_errors, replacing
-from kleash.rollout.rollout import Rollout
+from kleash.rollout.rollout import Rollout, or_none
 from kleash.run import RunFolder
 
 FOLDER = "rollouts"
@@ -84,9 +84,9 @@ def _rows(step: int, rollout: Rollout, responses: int) -> list[Json]:
                 "mask": batch.mask[p, k][real].tolist(),
                 "turn": [0] * int(real.sum()),
                 **{column: tensor[p, k][real].tolist() for column, tensor in tensors.items() if tensor is not None},
-                "score": float(rollout.scores[p, k]),
+                "score": or_none(rollout.scores[p, k]),
                 "kl": float(kl[p, k]),
-                **{f"reward/{name}": float(part[p, k]) for name, part in rollout.parts.items()},
+                **{f"reward/{name}": or_none(part[p, k]) for name, part in rollout.parts.items()},
                 "version": batch.version,
             }
         )

@@ -13,6 +13,8 @@ from torch import Tensor
 from kleash.data.batching import rows_at
 from kleash.data.group import EncodedGroup
 from kleash.data.stream import Rows, Stream, rows_used, stream_state
+from kleash.errors import RewardError
+from kleash.rewards.trainer_state import TrainerState, set_trainer_state
 from kleash.rollout.rollout import Components, Rollout, concatenate_rollouts, measured, sample_scored
 from kleash.run import derive_seed
 
@@ -32,6 +34,7 @@ class Rollouts:
         zero_spread: returns which groups have equal scores, to be replaced by groups of other prompts (DAPO's dynamic
             sampling); None: groups are neither replaced nor counted.
         resample: whether those groups are replaced.
+        steps: rollouts of the run, for rewards that ask for it.
 
     Attributes:
         cursor: prompts taken so far.
@@ -48,8 +51,9 @@ class Rollouts:
         seed: int,
         zero_spread: Callable[[Rollout], Bool[Tensor, " P"]] | None = None,
         resample: bool = False,
+        steps: int | None = None,
     ) -> None:
-        self.parts, self.prompts = parts, prompts
+        self.parts, self.prompts, self.steps = parts, prompts, steps
         self.batch_size, self.group_size, self.seed = batch_size, group_size, seed
         self.zero_spread, self.resample = zero_spread, resample
         self.cursor = 0
@@ -60,6 +64,7 @@ class Rollouts:
 
     def __next__(self) -> Rollout:
         """The next rollout, with the log-probabilities of policy and reference."""
+        set_trainer_state(TrainerState(self.step, self.steps))
         self.step += 1
         rounds = RESAMPLING_ROUNDS if self.resample else 1
         useful: list[Rollout] = []
@@ -77,6 +82,11 @@ class Rollouts:
             if missing == 0:
                 break
         combined = replace(concatenate_rollouts(useful), sampled_groups=sampled, zero_spread_groups=zero_spread)
+        if not bool(combined.opinions.any()):
+            raise RewardError(
+                f"the reward has no opinion of any of the {combined.scores.numel()} responses of rollout {self.step} "
+                "(None for each), so there is nothing to learn from; correct it, or use prompts that it knows"
+            )
         return measured(combined, self.parts)
 
     def _sample(self, count: int, attempt: int) -> Rollout:

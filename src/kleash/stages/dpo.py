@@ -43,7 +43,7 @@ from kleash.models.reference import Reference, kept_logprobs
 from kleash.models.trainable import make_trainable
 from kleash.objectives import LOSSES, implicit_rewards, kl, masked_sum, plackett_luce_loss
 from kleash.rewards.build import build_reward
-from kleash.rewards.reward import Reward
+from kleash.rewards.reward import Reward, RowCheck, opinions
 from kleash.rollout.rollout import with_logprobs
 from kleash.run import RunFolder, StepMetrics, derive_seed
 from kleash.sampling.sampler import build_sampler, sample_groups
@@ -268,6 +268,9 @@ class KLMeter:
         self.prompts = list({group.prompt_ids: group for group in held_out}.values())
         names = {"validation_reward": config.hold_out, "gold": config.gold}
         self.rewards: dict[str, Reward] = {name: build_reward(reward) for name, reward in names.items() if reward}
+        rows = [group.source for group in self.prompts]
+        if self.samples:
+            RowCheck(*self.rewards.values())(rows, range(1, len(rows) + 1), "held-out prompts")
         self.latest: tuple[int, MeanSE] | None = None
 
     @torch.no_grad()
@@ -290,7 +293,7 @@ class KLMeter:
         assert batch.old_logprobs is not None and batch.reference_logprobs is not None
         nats = kl.per_sequence(kl.k1(batch.old_logprobs, batch.reference_logprobs), batch.mask).float().cpu()
         self.latest = step, mean_se(nats)
-        scores = {f"eval_{name}": float(reward(groups).mean()) for name, reward in self.rewards.items()}
+        scores = {f"eval_{name}": float(opinions(reward, groups).nanmean()) for name, reward in self.rewards.items()}
         return {"eval_kl": self.latest[1]["mean"], **monitors.describe_responses(groups), **scores}
 
     def figures(self, model: PreTrainedModel, step: int) -> MeanSE:

@@ -13,6 +13,7 @@ Left out: a value network (that is `kleash ppo`); ratios of whole responses (GSP
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -29,6 +30,7 @@ from kleash.models.inference import each_micro_batch
 from kleash.objectives import (
     clipped_surrogate,
     group_centred,
+    group_deviation,
     group_standardised,
     kl,
     leave_one_out,
@@ -36,7 +38,7 @@ from kleash.objectives import (
     token_weights,
     truncated_importance,
 )
-from kleash.rewards.reward import Reward
+from kleash.rewards.build import AnyReward
 from kleash.rollout import (
     Components,
     HeldOutPrompts,
@@ -113,7 +115,7 @@ def run(
     config: GRPOConfig,
     *,
     policy: Live | None = None,
-    reward: Reward | None = None,
+    reward: AnyReward | None = None,
     on_step: OnStep | None = None,
 ) -> RunFolder:
     """Train a policy against a reward and write a folder that `transformers` loads.
@@ -121,7 +123,7 @@ def run(
     Args:
         config: the settings.
         policy: a live model and tokenizer to train in place of loading `config.model`.
-        reward: a live reward in place of `config.reward`.
+        reward: a live reward in place of `config.reward`, anything that `as_reward` takes.
         on_step: called after each step is logged, see `Loop`.
 
     Returns:
@@ -133,12 +135,12 @@ def run(
     folder = open_run("grpo", config, model=policy, reward=reward)
     if folder.finished:
         return folder
-    parts = build_components(policy or config.model, reward or config.reward, **config.component_settings())
+    any_reward = config.reward if reward is None else reward
+    parts = build_components(policy or config.model, any_reward, **config.component_settings())
     prompts, held_out_prompts = read_prompts(parts, folder.note, **config.prompt_settings())
     steps, updates = config.steps(len(prompts)), config.inner_epochs * config.minibatches
     optimizer = Optimizer(parts.policy, steps=steps * updates, **config.optimizer_settings())
-    same_scores = lambda sampled: zero_spread(penalised(sampled, config))  # noqa: E731
-    rollouts = Rollouts(parts, prompts, zero_spread=same_scores, **config.rollout_settings())
+    rollouts = Rollouts(parts, prompts, zero_spread=of_one_score, steps=steps, **config.rollout_settings())
     best, groups = BestCheckpoint(folder, config.keep_weights), DegenerateRun()
     stop = StopRules(kl=KLBudget(config.kl_budget), groups=groups, figure=Plateau(config.patience, config.criterion))
     held_out = HeldOutPrompts(parts, held_out_prompts, folder, best, stop.see, **config.held_out_settings(steps))
@@ -150,7 +152,7 @@ def run(
     held_out.measure_start(loop)
     for step, sampled in loop.over(rollouts):
         rollout = with_advantages(sampled, config)
-        scores = GroupScores(rollout.scores, penalised(rollout, config), rollout.batch.mask)
+        scores = GroupScores(rollout.filter_scores, rollout.batch.mask)
         loop.stop = stop.see(kl=float(rollout.kl.mean()), groups=scores)
         metrics = rollout_metrics(rollout) | group_metrics(rollout, config.beta) | monitor.see(step, rollout)
         metrics["solved_share"] = groups.solved_share
@@ -165,17 +167,29 @@ def run(
     return finish_policy(folder, parts, loop, best, advice=ADVICE, prompts=rollouts.prompts_read)
 
 
+def of_one_score(rollout: Rollout) -> Bool[Tensor, " P"]:
+    """Groups whose responses the reward does not tell apart; the penalties of length and KL do not count (DAPO filters
+    by accuracy). Where a composition names a part in `filter_on`, that part decides.
+    """
+    return zero_spread(rollout.filter_scores)
+
+
 @torch.no_grad()
 def with_advantages(rollout: Rollout, config: GRPOConfig) -> Rollout:
-    """Add the advantages; overlong responses are removed from the mask if so configured."""
-    scores = penalised(rollout, config)
+    """Add the advantages. Responses without an opinion of the reward are removed from the mask, and overlong ones if so
+    configured.
+    """
+    opinions = rollout.opinions
+    scores = torch.where(opinions, penalised(rollout, config), 0)
+    if config.resample_zero_spread:  # those that could not be replaced are not trained on for their lengths
+        scores = torch.where(of_one_score(rollout)[:, None], 0, scores)
     if config.kl_in == "reward":
-        rests = zero_spread(scores) & ~penalty_acts(rollout, config).any(-1)
+        rests = zero_spread(scores.where(opinions, math.nan)) & ~penalty_acts(rollout, config).any(-1)
         scores = torch.where(rests[:, None], scores, scores - config.beta * rollout.kl)
-    advantages = ADVANTAGES[config.advantage][0](scores)
+    advantages = ADVANTAGES[config.advantage][0](scores, mask=opinions)
     per_token = advantages[..., None].expand(rollout.batch.shape)
     refuse_advantages(rollout, beta=config.beta, advantages=per_token)
-    batch = replace(rollout.batch, advantages=per_token)
+    batch = replace(rollout.batch, advantages=per_token).without(~opinions)
     if config.overlong == "mask":
         batch = batch.without(~rollout.finished.bool())
     return replace(rollout, batch=batch)
@@ -272,6 +286,6 @@ def group_metrics(rollout: Rollout, beta: float) -> StepMetrics:
     return {
         "beta": beta,
         "zero_spread_share": rollout.zero_spread_groups / rollout.sampled_groups,
-        "reward_spread": rollout.scores.std(-1).mean(),
-        **advantage_metrics(advantages, torch.ones_like(advantages, dtype=torch.bool)),
+        "reward_spread": group_deviation(rollout.scores, mask=rollout.opinions).mean(),
+        **advantage_metrics(advantages, rollout.opinions),
     }

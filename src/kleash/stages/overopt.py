@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from kleash.data.formats import to_row
 from kleash.data.group import EncodedGroup, Group, Response, prompt_key
 from kleash.data.row_format import RowFormat
 from kleash.data.split import prompt_only, read_usable
-from kleash.errors import ConfigError, InputError
+from kleash.errors import ConfigError, InputError, RewardError
 from kleash.evals.best_of_n_report import one_score_a_text
 from kleash.evals.overoptimization import (
     Analysis,
@@ -50,8 +51,9 @@ from kleash.models.load import context_length, freeze, load_policy
 from kleash.models.reference import Reference
 from kleash.objectives import kl
 from kleash.progress import Progress
-from kleash.rewards.build import build_reward
-from kleash.rewards.reward import Reward
+from kleash.rewards.build import AnyReward, as_reward, reward_name
+from kleash.rewards.identity import live_fingerprint
+from kleash.rewards.reward import Reward, RowCheck
 from kleash.run import RunFolder, derive_seed, read_record
 from kleash.sampling.sampler import build_sampler, sample_groups
 from kleash.stages.data_configs import OveroptConfig
@@ -95,13 +97,13 @@ class Measuring:
     compute: Compute
 
 
-def run(config: OveroptConfig, *, proxy: Reward | None = None, gold: Reward | None = None) -> RunFolder:
+def run(config: OveroptConfig, *, proxy: AnyReward | None = None, gold: AnyReward | None = None) -> RunFolder:
     """Measure every point, then analyse the curves.
 
     Args:
         config: the settings.
-        proxy: a live reward in place of `config.proxy`.
-        gold: a live reward in place of `config.gold`.
+        proxy: a live reward in place of `config.proxy`, anything that `as_reward` takes.
+        gold: the same in place of `config.gold`.
 
     Returns:
         The finished run: `samples.jsonl` holds every response with both scores, metrics.jsonl a row per point,
@@ -110,13 +112,17 @@ def run(config: OveroptConfig, *, proxy: Reward | None = None, gold: Reward | No
 
     Raises:
         ConfigError: a setting is given neither here nor by the run; the message names it.
+        DataError: a reward cannot read a row.
         GateError: the proxy or the gold reward failed its own checks.
+        RewardError: a reward has no opinion of a response.
     """
     config = _completed_from_run(config, live_proxy=proxy is not None)
-    folder = RunFolder.open(config.out, stage="overopt", config=config)
+    rewards = {"proxy": proxy, "gold": gold}
+    inputs = {role: live_fingerprint(value, reward_name(value)) for role, value in rewards.items() if value is not None}
+    folder = RunFolder.open(config.out, stage="overopt", config=config, inputs=inputs)
     if folder.finished:
         return folder
-    for role, live in (("proxy", proxy), ("gold", gold)):
+    for role, live in rewards.items():
         if live is None:
             check_parents(folder, role=role, parent=getattr(config, role), force=config.force)
     measuring = _measuring(config, proxy, gold)
@@ -149,7 +155,7 @@ def measure(point: Point, policy: PreTrainedModel, measuring: Measuring) -> list
     batch, groups = sample_groups(
         sampler, measuring.tokenizer, measuring.prompts, group_size=point.responses, seed=seed
     )
-    proxy, gold = (score_groups(reward, groups)[0] for reward in (measuring.proxy, measuring.gold))
+    proxy, gold = (_scores(reward, groups) for reward in (measuring.proxy, measuring.gold))
     kls = np.zeros(batch.shape[:2])
     if policy is not measuring.start:
         kls = _kl(batch, policy, measuring, exact=sampler.exact)
@@ -168,6 +174,18 @@ def measure(point: Point, policy: PreTrainedModel, measuring: Measuring) -> list
         for p, group in enumerate(groups)
         for k, response in enumerate(group.responses)
     ]
+
+
+def _scores(reward: Reward, groups: Sequence[Group]) -> list[list[float]]:
+    """Scores of every response: a curve over some of them would not be the policy's."""
+    scores = score_groups(reward, groups)[0]
+    for group, row in zip(groups, scores, strict=True):
+        if any(map(math.isnan, row)):
+            raise RewardError(
+                f"a reward has no opinion of a response to the prompt {group.prompt_text[:60]!r}, and overopt compares "
+                "proxy and gold on every response; give prompts that both know as --data"
+            )
+    return scores
 
 
 def _kl(batch: GroupBatch, policy: PreTrainedModel, measuring: Measuring, *, exact: bool) -> np.ndarray:
@@ -344,23 +362,25 @@ def _checkpoints(run: Path) -> dict[int, str]:
     return folders
 
 
-def _measuring(config: OveroptConfig, proxy: Reward | None, gold: Reward | None) -> Measuring:
+def _measuring(config: OveroptConfig, proxy: AnyReward | None, gold: AnyReward | None) -> Measuring:
     """Load the models, rewards and prompts of a completed config."""
     assert config.model is not None and config.data is not None
     assert config.max_new_tokens is not None and config.temperature is not None and config.stop is not None
     start, tokenizer = load_policy(config.model, device=config.device)
 
-    def build(name: str | None) -> Reward:
-        return build_reward(str(name), policy_tokenizer=tokenizer, compute=Compute(config.device, config.dtype))
+    def build(name: str | None, live: AnyReward | None) -> Reward:
+        value = str(name) if live is None else live
+        return as_reward(value, policy_tokenizer=tokenizer, compute=Compute(config.device, config.dtype))
 
+    rewards = build(config.proxy, proxy), build(config.gold, gold)
     context = context_length(start)
     room = None if context is None else context - config.max_new_tokens
     return Measuring(
         start=freeze(start),
         tokenizer=tokenizer,
-        prompts=_read_prompts(config, tokenizer, max_length=room),
-        proxy=proxy or build(config.proxy),
-        gold=gold or build(config.gold),
+        prompts=_read_prompts(config, tokenizer, rewards, max_length=room),
+        proxy=rewards[0],
+        gold=rewards[1],
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         stop=config.stop,
@@ -370,11 +390,11 @@ def _measuring(config: OveroptConfig, proxy: Reward | None, gold: Reward | None)
 
 
 def _read_prompts(
-    config: OveroptConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None
+    config: OveroptConfig, tokenizer: PreTrainedTokenizerBase, rewards: Sequence[Reward], *, max_length: int | None
 ) -> list[EncodedGroup]:
     """The prompts, each once, that leave room for a response."""
     data, row_format = str(config.data), RowFormat(config.columns, bool(config.as_chat))
-    rows = read_usable(data, prompt_only, row_format=row_format)
+    rows = read_usable(data, prompt_only, row_format=row_format, keep=RowCheck(*rewards))
     first = {prompt_key(group.prompt): group for group in reversed(rows)}
     groups = [Group(group.prompt, columns=group.columns) for group in reversed(first.values())]
     encoded, truncation = encode_all(groups, tokenizer, max_length=max_length)

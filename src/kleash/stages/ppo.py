@@ -34,7 +34,7 @@ from kleash.objectives import (
     masked_whiten,
     token_rewards,
 )
-from kleash.rewards.reward import Reward
+from kleash.rewards.build import AnyReward
 from kleash.rollout import (
     Components,
     HeldOutPrompts,
@@ -76,7 +76,7 @@ def run(
     config: PPOConfig,
     *,
     policy: Live | None = None,
-    reward: Reward | None = None,
+    reward: AnyReward | None = None,
     on_step: OnStep | None = None,
 ) -> RunFolder:
     """Train a policy against a reward and write a folder that `transformers` loads.
@@ -84,7 +84,7 @@ def run(
     Args:
         config: the settings.
         policy: a live model and tokenizer to train in place of loading `config.model`.
-        reward: a live reward in place of `config.reward`.
+        reward: a live reward in place of `config.reward`, anything that `as_reward` takes.
         on_step: called after each step is logged, see `Loop`.
 
     Returns:
@@ -93,13 +93,14 @@ def run(
     folder = open_run("ppo", config, model=policy, reward=reward)
     if folder.finished:
         return folder
-    parts = build_components(policy or config.model, reward or config.reward, **config.component_settings())
+    any_reward = config.reward if reward is None else reward
+    parts = build_components(policy or config.model, any_reward, **config.component_settings())
     prompts, held_out_prompts = read_prompts(parts, folder.note, **config.prompt_settings())
     pretraining = PretrainingMix(config.pretraining_data, parts.policy, parts.tokenizer, **config.mix_settings())
     steps, updates = config.steps(len(prompts)), config.inner_epochs * config.minibatches
     optimizers = ActorCritic(parts.policy, parts.critic, steps=steps * updates, **config.actor_critic_settings())
     controller = KLController(config.beta, config.target_kl, config.kl_horizon)
-    rollouts = Rollouts(parts, prompts, batch_size=config.batch_size, seed=config.seed)
+    rollouts = Rollouts(parts, prompts, batch_size=config.batch_size, seed=config.seed, steps=steps)
     best = BestCheckpoint(folder, config.keep_weights)
     stop = StopRules(kl=KLBudget(config.kl_budget), figure=Plateau(config.patience, config.criterion))
     held_out = HeldOutPrompts(parts, held_out_prompts, folder, best, stop.see, **config.held_out_settings(steps))
@@ -155,10 +156,13 @@ class KLController:
 
 @torch.no_grad()
 def with_advantages(rollout: Rollout, parts: Components, config: PPOConfig, *, beta: float) -> Rollout:
-    """Add advantages and returns (generalised advantage estimation). K is 1, so rows are R = P."""
-    batch, mask, critic = rollout.batch, rollout.batch.mask[:, 0], parts.critic
+    """Add advantages and returns (generalised advantage estimation). K is 1, so rows are R = P. Responses without an
+    opinion of the reward are removed from the mask.
+    """
+    batch, critic = rollout.batch.without(~rollout.opinions), parts.critic
+    mask = batch.mask[:, 0]
     expected = in_micro_batches(batch, lambda part: values(critic, part), compute=parts.compute)[:, 0]
-    scores = rollout.scores[:, 0]
+    scores = torch.where(rollout.opinions, rollout.scores, 0)[:, 0]
     if config.reward_clip is not None:
         scores = scores.clamp(-config.reward_clip, config.reward_clip)
     if config.missing_eos_score is not None:
@@ -171,7 +175,7 @@ def with_advantages(rollout: Rollout, parts: Components, config: PPOConfig, *, b
         advantages = masked_whiten(advantages, mask)
     columns = [tensor[:, None] for tensor in (expected, returns, advantages)]
     names = dict(zip(("values", "returns", "advantages"), columns, strict=True))
-    refuse_advantages(rollout, beta=beta, critic=critic, **names)
+    refuse_advantages(replace(rollout, batch=batch), beta=beta, critic=critic, **names)
     return replace(rollout, batch=replace(batch, values=columns[0], returns=columns[1], advantages=columns[2]))
 
 
@@ -199,7 +203,7 @@ def update(
     Raises:
         TrainingError: the ratio is not 1 where it must be; the message names the cause.
     """
-    tokens = int(minibatch.batch.mask.sum())
+    tokens = max(1, int(minibatch.batch.mask.sum()))
     metrics: StepMetrics = {}
     for part in each_micro_batch(minibatch.batch, max_tokens=parts.compute.micro_batch_tokens):
         mask = part.mask[:, 0]
@@ -231,6 +235,8 @@ def update(
             "approx_kl": surrogate["approx_kl"].sum() / tokens,
         }
         metrics = merge(metrics, sums, weight=1.0)
+    if not bool(minibatch.batch.mask.any()):  # the reward has no opinion of any of these responses
+        return {**metrics, **optimizers.skip(), "updates": 0}
     return {**metrics, **pretraining.backward(optimizers.policy), **optimizers.step(), "updates": 1}
 
 

@@ -65,7 +65,7 @@ from kleash.models.trainable import make_trainable
 from kleash.objectives.bradley_terry import pair_loss, ranking_loss
 from kleash.rewards.build import build_reward
 from kleash.rewards.learned import score_encoded
-from kleash.rewards.reward import Reward
+from kleash.rewards.reward import Reward, RowCheck
 from kleash.run import RunFolder, StepMetrics, derive_seed
 from kleash.stages.training_configs import RewardConfig
 from kleash.training.after_training import Skipped, after_training, or_skip
@@ -117,7 +117,7 @@ def run(config: RewardConfig, *, reward: Live | None = None, on_step: OnStep | N
         model.config.kleash_heads = {"combine": config.combine, "variance_penalty": config.variance_penalty}
     make_trainable(model, **config.adapter_settings())
     train, held_out = read_comparisons(config, model, tokenizer, folder.note)
-    gold = None if config.gold is None else build_reward(config.gold, compute=config.compute)
+    gold = gold_reward(config, held_out)
     if config.learning_curve:
         check_rows(train, held_out, live=reward is not None)
     check_forward(model, collate([min(train, key=lambda group: group.length)], device=model.device))
@@ -162,6 +162,20 @@ class Measured:
     held_out: Sequence[EncodedGroup]
     samples: Sequence[EncodedGroup]
     """Samples for centring; empty where the training responses are used."""
+
+
+def gold_reward(config: RewardConfig, held_out: Sequence[EncodedGroup]) -> Reward | None:
+    """The gold reward, where there is one.
+
+    Raises:
+        DataError: it cannot read a held-out row, whose prompt it is going to score responses to.
+    """
+    if config.gold is None:
+        return None
+    gold = build_reward(config.gold, compute=config.compute)
+    rows = [group.source for group in held_out]
+    RowCheck(gold)(rows, range(1, len(rows) + 1), "held-out rows")
+    return gold
 
 
 def report(

@@ -8,6 +8,7 @@ Reads rows with `response` or `responses` and adds `score`, a number or a list; 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -17,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kleash.content import fingerprints
 from kleash.data.formats import Row, read_rows, write_rows
 from kleash.data.group import Group, Preference, Ranking, prompt_key
 from kleash.data.row_format import RowFormat
@@ -26,8 +28,9 @@ from kleash.evals.policy_stats import MeanSE, mean_se
 from kleash.models.compute import Compute
 from kleash.outputs import finish, identity_of, is_done, only_writer
 from kleash.progress import Progress
-from kleash.rewards.build import build_reward
-from kleash.rewards.reward import Reward, explain
+from kleash.rewards.build import AnyReward, as_reward, reward_name
+from kleash.rewards.identity import live_fingerprint
+from kleash.rewards.reward import NO_OPINION, Reward, RowCheck, explain, no_opinion
 from kleash.rewards.verifier import VerifierReward
 from kleash.rewards.verifiers import OUTCOMES
 from kleash.stages.data_configs import ScoreConfig
@@ -40,7 +43,7 @@ VERIFIED = 0.5
 """A verifier gives 1 to a right response and 0 to any other."""
 
 GroupScores = list[list[float]]
-"""One list per group, one number per response."""
+"""One list per group, one number per response; NaN where the reward has no opinion."""
 
 
 @dataclass(frozen=True)
@@ -55,32 +58,39 @@ class ScoreReport:
     """Likewise for each part of the reward."""
     verdicts: dict[str, int]
     """Number of responses with each outcome of a verifier (right, wrong, …); empty without a verifier."""
+    counts: dict[str, int]
+    """Number of responses of which the reward has no opinion (`no_opinion`), and of each value by which rows are routed
+    to rewards; empty where there are none."""
 
 
 @only_writer
-def run(config: ScoreConfig, *, reward: Reward | None = None) -> Path:
+def run(config: ScoreConfig, *, reward: AnyReward | None = None) -> Path:
     """Score responses and write them.
 
     Args:
         config: the settings.
-        reward: a live reward in place of `config.reward`.
+        reward: a live reward in place of `config.reward`, anything that `as_reward` takes.
 
     Returns:
-        The file written: the rows of `data` with `score`. Figures are in `….summary.json` next to it.
+        The file written: the rows of `data` with `score`, null where the reward has no opinion. Figures are in
+        `….summary.json` next to it.
 
     Raises:
         ConfigError: pass@K is asked for, and nothing says which responses are right.
-        DataError: a row has no response, too few for a metric, or is a preference, or `out` exists and was written with
-            other settings.
+        DataError: a row has no response, too few for a metric, or is a preference, or lacks what the reward reads, or
+            `out` exists and was written with other settings.
     """
-    identity = identity_of("score", config)
-    if is_done(config.out, identity):
+    live = {} if reward is None else {"reward": live_fingerprint(reward, reward_name(reward))}
+    inputs = fingerprints(config, instead=live)
+    identity = identity_of("score", config, inputs)
+    if is_done(config.out, identity, paths={role: value["path"] for role, value in inputs.items()}):
         return config.out
-    reward = reward or build_reward(config.reward, compute=Compute(config.device, config.dtype))
+    scorer = as_reward(config.reward if reward is None else reward, compute=Compute(config.device, config.dtype))
     rows, groups = _read_scorable(config.data, RowFormat(config.columns, config.as_chat))
-    above = _threshold(config, reward)
+    above = _threshold(config, scorer)
     _refuse_too_few(config, groups)
-    scores, parts = score_groups(reward, groups)
+    RowCheck(scorer)(groups, range(1, len(groups) + 1), str(config.data))
+    scores, parts = score_groups(scorer, groups)
     report = score_report(scores, parts)
     log_outcomes(report)
     keys = [prompt_key(group.prompt) for group in groups]
@@ -103,10 +113,12 @@ def score_groups(reward: Reward, groups: Sequence[Group]) -> tuple[GroupScores, 
     with Progress(len(groups), "score") as progress:
         for block in _blocks(groups):
             values, components = explain(reward, block)
-            _refuse_not_finite(values, block)
+            _refuse_not_finite(torch.where(no_opinion(values, components), 0, values), block)
+            for name, component in components.items():  # one that the blocks before lack says nothing of them
+                parts.setdefault(name, [[math.nan] * len(row) for row in scores]).extend(component.tolist())
             scores += values.tolist()
-            for name, component in components.items():
-                parts.setdefault(name, []).extend(component.tolist())
+            for name in parts.keys() - components.keys():
+                parts[name] += [[math.nan] * values.shape[1]] * len(values)
             progress.update(len(scores))
     return scores, parts
 
@@ -114,12 +126,14 @@ def score_groups(reward: Reward, groups: Sequence[Group]) -> tuple[GroupScores, 
 def score_report(scores: Sequence[Sequence[float]], parts: Mapping[str, Sequence[Sequence[float]]]) -> ScoreReport:
     """Figures of scores and of their parts; a verifier's outcomes are counted."""
     outcomes = {name: values for name, values in parts.items() if name.split("/")[-1] in OUTCOMES}
+    counts = {name for name in parts if name.split("/")[-1] in (NO_OPINION, "count")}
     return ScoreReport(
         rows=len(scores),
         responses=sum(map(len, scores)),
         score=_over_prompts(scores),
-        parts={name: _over_prompts(values) for name, values in parts.items() if name not in outcomes},
-        verdicts={name: sum(map(int, map(sum, values))) for name, values in outcomes.items()},
+        parts={name: _over_prompts(values) for name, values in parts.items() if name not in {*outcomes, *counts}},
+        verdicts={name: _number(values) for name, values in outcomes.items()},
+        counts={name.removesuffix("/count"): _number(parts[name]) for name in parts if name in counts},
     )
 
 
@@ -127,6 +141,9 @@ def log_outcomes(report: ScoreReport) -> None:
     """Log the number of responses with each outcome: many unparsable ones are a fault of the verifier (F15)."""
     if report.verdicts:
         logger.info("verifier: %s", ", ".join(f"{count} {name}" for name, count in report.verdicts.items()))
+    if report.counts:
+        counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in report.counts.items())
+        logger.info("of %d responses: %s", report.responses, counts)
 
 
 def _threshold(config: ScoreConfig, reward: Reward) -> float:
@@ -201,8 +218,15 @@ def _refuse_not_finite(values: Float[Tensor, "P K"], groups: Sequence[Group]) ->
 def _with_score(row: Row, scores: Sequence[float]) -> Row:
     """The row with its score in place of an old one: a list where the row has a list, even of one."""
     others = {name: value for name, value in row.items() if name not in ("score", "scores")}
-    return {**others, "score": scores if row.get("responses") is not None else scores[0]}
+    values = [None if math.isnan(score) else score for score in scores]
+    return {**others, "score": values if row.get("responses") is not None else values[0]}
 
 
 def _over_prompts(values: Sequence[Sequence[float]]) -> MeanSE:
-    return mean_se([sum(row) / len(row) for row in values])
+    """Over the prompts with an opinion, with the mean of each prompt's."""
+    opinions = [[value for value in row if not math.isnan(value)] for row in values]
+    return mean_se([sum(row) / len(row) for row in opinions if row])
+
+
+def _number(values: Sequence[Sequence[float]]) -> int:
+    return round(sum(value for row in values for value in row if not math.isnan(value)))

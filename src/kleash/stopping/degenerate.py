@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -28,9 +29,7 @@ class GroupScores:
     """The scores and mask of a rollout."""
 
     scores: Float[Tensor, "P K"]
-    """Scores of the reward."""
-    penalised_scores: Float[Tensor, "P K"]
-    """Scores with the penalties, but without the KL penalty; groups are compared by them."""
+    """As the reward gave them, before the penalties of length and KL; NaN where it has no opinion."""
     mask: Bool[Tensor, "N J T"]
     """True where a token counts; the responses may be in any order."""
 
@@ -60,11 +59,12 @@ class DegenerateRun:
 
     def see(self, measurement: GroupScores) -> str | None:
         """Update the rule by a rollout."""
-        scores = measurement.scores
-        self.best, self.least = max(self.best, float(scores.max())), min(self.least, float(scores.min()))
-        solved = (scores == self.best).all(-1) & (self.best > self.least)
-        learns = bool((~zero_spread(measurement.penalised_scores)).any()) and bool(measurement.mask.any())
-        self.perfect = self.perfect + 1 if bool(solved.all()) else 0
+        scores, none = measurement.scores, measurement.scores.isnan()
+        self.best = max([self.best, *scores[~none].tolist()])
+        self.least = min([self.least, *scores[~none].tolist()])
+        solved = ((scores == self.best) | none).all(-1) & ~none.all(-1) & (self.best > self.least)
+        learns = bool((~zero_spread(scores)).any()) and bool(measurement.mask.any())
+        self.perfect = self.perfect + 1 if bool((solved | none.all(-1)).all()) and bool(solved.any()) else 0
         self.idle = 0 if learns or self.perfect else self.idle + 1
         self.solved_share = float(solved.float().mean())
         return self.reason
@@ -111,5 +111,6 @@ class DegenerateRun:
 
 
 def zero_spread(scores: Float[Tensor, "P K"]) -> Bool[Tensor, " P"]:
-    """Groups whose responses all have the same score."""
-    return scores.amax(-1) == scores.amin(-1)
+    """Groups whose responses all have the same score; NaN: no score."""
+    none = scores.isnan()
+    return torch.where(none, -math.inf, scores).amax(-1) <= torch.where(none, math.inf, scores).amin(-1)

@@ -57,3 +57,7 @@ class ActorCritic:
         figures["value_grad_norm"] = self.value.step()["grad_norm"]
         self.average.update(self._policy)
         return figures
+
+    def skip(self) -> StepMetrics:
+        """Take no step, see `Optimizer.skip`; the schedules go on."""
+        return {**self.policy.skip(), "value_grad_norm": self.value.skip()["grad_norm"]}

@@ -267,12 +267,15 @@ class TrainingConfig(StageConfig):
 class RolloutConfig(TrainingConfig):
     """Settings of every stage that trains on its own samples."""
 
-    NOT_IDENTITY: ClassVar[frozenset[str]] = TrainingConfig.NOT_IDENTITY | {"log_rollouts"}
+    NOT_IDENTITY: ClassVar[frozenset[str]] = TrainingConfig.NOT_IDENTITY | {"log_rollouts", "skip_bad_rows"}
     MAY_CHANGE: ClassVar[frozenset[str]] = TrainingConfig.MAY_CHANGE | {"reward", "hold_out", "gold", "beta"}
 
     reward: RewardRef
     """Reward to train against: a reward model's folder, `module:function` with TRL's signature, a
-    verifier ({verifiers}), or a .yaml composition."""
+    verifier ({verifiers}), a .yaml composition, or `{by: COLUMN, …}`, a reward for each value of a column."""
+    skip_bad_rows: bool = False
+    """Leave out rows whose answer, pattern, schema or task a reward cannot read, or that lack a column which it takes,
+    instead of stopping before the first sample. They are counted."""
     reference: ModelRef | None = None
     """Model that the KL penalty is measured from; null is `model` as it starts."""
     beta: float = Field(0.05, ge=0)
@@ -352,6 +355,7 @@ class RolloutConfig(TrainingConfig):
             "max_length",
             "max_eval_rows",
             "streaming",
+            "skip_bad_rows",
             "seed",
         )
         return {name: getattr(self, name) for name in names}
@@ -360,6 +364,8 @@ class RolloutConfig(TrainingConfig):
     def _criterion_is_measured(self) -> RolloutConfig:
         if self.criterion == "gold" and self.gold is None:
             raise ValueError("criterion gold needs 'gold'; give the gold reward")
+        if self.streaming and self.skip_bad_rows:
+            raise ValueError("streaming reads rows as it goes and cannot skip_bad_rows; leave one of them out")
         if self.patience is not None and self.eval_every is None:
             raise ValueError("patience counts evaluations; give 'eval_every' too")
         return self
