@@ -313,6 +313,16 @@ def read_yaml(path: Path) -> Settings:
     return values
 
 
+def may_nest(name: str) -> bool:
+    """Whether a reward's name is a .yaml file that names other rewards; a judge's file does not, and so may be a part.
+
+    Raises:
+        ConfigError: it is a file that cannot be read.
+    """
+    path = Path(name)
+    return path.suffix in (".yaml", ".yml") and not (path.is_file() and "judge" in read_yaml(path))
+
+
 def _kind(annotation: Any, metadata: Any = ()) -> Kind | None:
     """The kind in a field's type: `ModelRef`, `ModelRef | None`, `tuple[DataRef, ...]`."""
     for item in metadata:

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 
 import kleash
-from kleash.config import MODEL, Config, Kind, is_possible_path, read_yaml, routed_text, routes_of
+from kleash.config import MODEL, Config, Kind, is_possible_path, may_nest, read_yaml, routed_text, routes_of
 from kleash.errors import ConfigError, DataError, InputError, ModelError
 from kleash.io import READABLE_ENDINGS, Json
 from kleash.live import MARK, live_object
@@ -362,7 +362,7 @@ def _routed_in(values: Json) -> list[str]:
         if isinstance(reward, dict) and "by" in reward:
             with suppress(ValueError):  # who builds it says what is wrong
                 names += (routes_of(routed_text(reward)) or {}).values()
-    return [name for name in names if not name.endswith(YAML)]
+    return [name for name in names if not may_nest(name)]
 
 
 def _judge_in(path: Path) -> str | None:
@@ -379,7 +379,7 @@ def _named_in(path: Path, key: str) -> list[str]:
     parts = read_yaml(path).get("parts")
     values = [part.get(key) for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
     names = [value for value in values if isinstance(value, str) and is_possible_path(value)]
-    return [name for name in names if not name.endswith(YAML)]
+    return [name for name in names if not may_nest(name)]
 
 
 def _files_hash(root: Path, files: Iterable[Path]) -> str:

@@ -9,7 +9,7 @@ from kleash.content import reward_hash
 from kleash.data.group import Group, Response
 from kleash.errors import ConfigError
 from kleash.rewards.build import build_reward
-from kleash.rewards.reward import Reward, explain
+from kleash.rewards.reward import Reward, explain, faults
 
 GROUPS = [
     Group("x", tuple(map(Response, ("it is 72", "72", "it may well be 73", "no"))), None, {"answer": "72"}),
@@ -119,3 +119,30 @@ def test_F11_a_reward_is_another_one_where_anything_it_is_made_of_changes(
         assert reward_hash("reward.yaml") != before, name
         (tmp_path / name).write_text(text)
     assert reward_hash("m:g") != reward_hash("pack.mine:f") != reward_hash("nowhere:f")
+
+
+def test_a_part_of_weight_0_is_scored_and_logged_and_adds_nothing() -> None:
+    from kleash.rewards.composition import ComposedReward, Part
+
+    paid = lambda groups: torch.tensor([[1.0, 2.0]])  # noqa: E731
+    odd = lambda groups: torch.tensor([[float("inf"), -3.0]])  # noqa: E731
+    parts = [(Part(reward="paid"), paid), (Part(reward="watched", weight=0.0), odd)]
+    scores, components = ComposedReward(parts).explain([Group("x", (Response("a"), Response("b")))])
+    assert scores.tolist() == [[1, 2]]
+    assert components["watched"].tolist() == [[float("inf"), -3]]
+
+
+def test_a_judges_file_may_be_a_part_and_is_part_of_the_identity(composed: Path) -> None:
+    judge = composed.parent / "judge.yaml"
+    judge.write_text("judge: m\nendpoint: http://127.0.0.1:9/v1\nrubric: rows\n")
+    composed.write_text("parts: [{reward: number}, {reward: judge.yaml, name: judge, weight: 0}]\n")
+    reward = build_reward(str(composed))
+    assert set(faults(reward, GROUPS)) == {0, 1}, "a monitor's columns are checked as well"
+    before = reward_hash(str(composed))
+    judge.write_text(judge.read_text().replace("rubric: rows", "rule: Be good."))
+    assert reward_hash(str(composed)) != before
+    composed.write_text("{by: task, math: math, default: judge.yaml}\n")
+    build_reward(str(composed))
+    judge.write_text("parts: [{reward: number}]\n")
+    with pytest.raises(ConfigError, match=r"a \.yaml file cannot name another one"):
+        build_reward(str(composed))

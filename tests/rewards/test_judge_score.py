@@ -14,8 +14,8 @@ from kleash.data.group import Group, Response
 from kleash.errors import ConfigError, GateError, RewardError
 from kleash.models.compute import Compute
 from kleash.rewards.build import build_reward
-from kleash.rewards.judge_score import NO_OPINION, SCALE, JudgeReward
-from kleash.rewards.reward import explain
+from kleash.rewards.judge_score import SCALE, JudgeReward
+from kleash.rewards.reward import NO_OPINION, explain
 from tests.chat.loopback import Reply, Server
 
 

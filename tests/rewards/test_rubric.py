@@ -12,7 +12,7 @@ from kleash.chat.messages import ChatRequest
 from kleash.data.group import Group, Response
 from kleash.errors import ConfigError, DataError, RewardError
 from kleash.rewards.build import build_reward
-from kleash.rewards.judge_score import NO_OPINION
+from kleash.rewards.reward import NO_OPINION
 from kleash.rewards.rubric import RubricReward, read_rubric, rubric_score
 from kleash.testing import FakeChat
 

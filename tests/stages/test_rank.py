@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from scipy.special import logit
 
 from kleash.cli import _run
@@ -90,6 +91,25 @@ def test_a_prompt_that_a_model_lacks_is_counted_and_left_out(
     assert results["missing"] == {"a": 0, "b": 0, "c": 3}
     assert results["comparisons"] == 12 + 9 + 9
     assert caplog.text.count("left out: 3 prompts without a response of c") == 1
+
+
+def test_a_live_reward_ranks_and_a_response_that_it_has_no_opinion_of_is_left_out(
+    files: list[Path], tmp_path: Path
+) -> None:
+    class Brevity:
+        def __call__(self, groups: Sequence[Group]) -> torch.Tensor:
+            return self.explain(groups)[0]
+
+        def explain(self, groups: Sequence[Group]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            texts = [[response.text for response in group.responses] for group in groups]
+            none = torch.tensor([[float(text == "it is 99") for text in row] for row in texts])
+            scores = torch.tensor([[-float(len(text)) for text in row] for row in texts])
+            return scores.masked_fill(none == 1, float("nan")), {"no_opinion": none}
+
+    results = run(config(tmp_path / "out", data=files, reward="brevity"), reward=Brevity()).record["results"]
+    # i mod 3 = 1: a writes it is 99 at 7; b at 1 and 10; c at 4, 7 and 10
+    assert results["left_out"] == {"pairs of which the reward has no opinion": 3 + 3 + 4}
+    assert results["comparisons"] == 36 - 10
 
 
 def prefers_longer(body: Mapping[str, Any]) -> Reply:

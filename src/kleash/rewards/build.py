@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from kleash.config import BY, REWARD, read_yaml, routed_text, routes_of
+from kleash.config import BY, REWARD, may_nest, read_yaml, routed_text, routes_of
 from kleash.content import HUB_NAME, refuse_missing, refuse_unfinished
 from kleash.errors import ConfigError
 from kleash.live import live_object, named
@@ -93,7 +93,7 @@ def _from_yaml(path: Path, policy_tokenizer: PreTrainedTokenizerBase | None, com
     values = read_yaml(path)
     route = values["reward"] if values.keys() == {"reward"} else values
     if isinstance(route, dict) and BY in route:
-        if nested := [name for name in route.values() if str(name).endswith((".yaml", ".yml"))]:
+        if nested := [name for name in route.values() if may_nest(str(name))]:
             raise ConfigError(f"{path}: routes to {nested[0]}; a .yaml file cannot name another one")
         return _routed(route, str(path), policy_tokenizer, compute)
     if "judge" in values:

@@ -11,7 +11,8 @@
 
 score = Σ weight · clip(part), over the parts whose gate is open. Each part is logged separately, before clip, gate and
 weight: the sum does not show which of its parts the policy optimises. A part that has no opinion of a response adds
-nothing, as in TRL; where no part of a weight other than 0 has one, the composition has none.
+nothing, as in TRL; where no part of a weight other than 0 has one, the composition has none. A part of weight 0 is a
+monitor: it is scored and logged.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from jaxtyping import Float
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from torch import Tensor
 
-from kleash.config import BY, Config, is_possible_path, read_yaml, routed_text, routes_of
+from kleash.config import BY, Config, is_possible_path, may_nest, read_yaml, routed_text, routes_of
 from kleash.data.group import Group
 from kleash.errors import ConfigError
 from kleash.rewards.reward import FILTER, NO_OPINION, Parts, Reward, explain, faults, no_opinion
@@ -38,11 +39,12 @@ class Part(Config):
     """One reward of a composition."""
 
     reward: Annotated[str, BeforeValidator(routed_text)] = Field(min_length=1)
-    """A verifier, a reward model's folder, `module:function`, or a mapping that routes rows to these."""
+    """A verifier, a reward model's folder, `module:function`, a judge's .yaml file, or a mapping that routes rows to
+    these."""
     name: str = ""
     """Its name in logs and gates; empty: the value of `reward`, or the column that routes."""
     weight: float = Field(1.0, allow_inf_nan=False)
-    """Its weight in the sum."""
+    """Its weight in the sum; 0: it is logged and adds nothing."""
     clip: tuple[float, float] | None = None
     """Lower and upper bound of the value that enters the sum; null: no bounds."""
     gate: str | None = None
@@ -68,10 +70,10 @@ class Part(Config):
     @classmethod
     def _not_nested(cls, reward: str) -> str:
         for name in (routes_of(reward) or {"": reward}).values():
-            if name.endswith((".yaml", ".yml")):
-                raise ValueError("a reward other than a .yaml file; list the parts of that file here")
             if not is_possible_path(name):
                 raise ValueError("a name that a file could have")
+            if may_nest(name):
+                raise ValueError("a reward other than a .yaml file; list the parts of that file here")
         return reward
 
     @model_validator(mode="after")

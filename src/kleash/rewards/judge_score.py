@@ -20,10 +20,7 @@ from kleash.chat.verdicts import Question, Verdict, VerdictReader
 from kleash.data.group import Group, Response
 from kleash.data.shown import shown_prompt
 from kleash.errors import RewardError
-from kleash.rewards.reward import Parts
-
-NO_OPINION = "no_opinion"
-"""Name of the component that is 1 where a judge has no opinion of a response, whose score is NaN then."""
+from kleash.rewards.reward import NO_OPINION, Parts
 
 SCALE = tuple("123456789")
 
