@@ -297,7 +297,7 @@ def test_a_file_in_the_package_is_all_that_a_verifier_needs(monkeypatch: pytest.
     try:
         reward = build_reward("starts-with")
         assert reward([Group("x", (Response("72!"), Response("!72")), None, {"answer": 72})]).tolist() == [[1, 0]]
-        with pytest.raises(ConfigError, match=r"no such folder; .*number, regex, starts-with\b.*; or "):
+        with pytest.raises(ConfigError, match=r"no such folder; .*number, regex, (.*, )?starts-with; or "):
             build_reward("start-with")
     finally:
         sys.modules.pop(f"{package.__name__}.starts_with", None)
