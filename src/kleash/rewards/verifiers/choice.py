@@ -142,6 +142,8 @@ def chosen_labels(part: str, labels: Sequence[str], texts: Sequence[str]) -> set
 
 
 def _unmarked(part: str, labels: Sequence[str], texts: Sequence[str]) -> set[str]:
+    if (correction := corrected_tail(part)) is not None and (later := _last_choice(part[correction:], labels, texts)):
+        return later
     whole = _chosen(part, labels, texts) if len(part) < 400 and "\n" not in part.strip() else None
     if whole is not None:
         return whole
