@@ -118,9 +118,8 @@ def run(
             figures = update(parts, minibatch, optimizers, pretraining, config, first="updates" not in metrics)
             metrics = merge(metrics, figures, weight=1 / updates)
         controller.see(float(metrics["kl"]), responses=len(rollout.groups))
-        metrics |= loop.evaluated(
-            step, lambda step: held_out.measure(step, beta=config.beta)
-        )  # one β, so that figures can be compared
+        # one β, so that figures can be compared
+        metrics |= loop.evaluated(step, lambda step: held_out.measure(step, beta=config.beta))
         loop.stop = stop.reason
         save_snapshot(folder, step, parts.policy, parts.tokenizer, every=config.snapshot_every)
         loop.log(step, metrics)
