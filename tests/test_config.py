@@ -103,7 +103,7 @@ def test_F10_every_config_field_is_read_by_the_code_that_runs() -> None:
                 read |= {e.value for e in node.elts if isinstance(e, ast.Constant) and isinstance(e.value, str)}
     for stage in STAGES:
         unread = (
-            set(STAGES[stage].config.model_fields) - read - {"preset", "save_dtype"}
+            set(STAGES[stage].config.model_fields) - read - {"preset", "save_dtype", "elo"}
         )  # read while validating, and from run.json
         assert not unread, f"{stage}: {unread} is read by nothing"
 
@@ -117,7 +117,7 @@ def test_every_field_of_every_stage_has_a_help_text() -> None:
 REWARD_MODULE = "kleash.stages.reward_ensemble"
 
 TEXT = {"accept_changed", "annotators", "device", "endpoint", "store", "response_column", "push_to_hub"}
-TEXT |= {"run_name", "tracker_project", "tracker_tags", "metric", "stop"}
+TEXT |= {"run_name", "tracker_project", "tracker_tags", "metric", "stop", "by"}
 """Fields of stage configs that are text and name no file: a device, an address, a label store, a column, names."""
 
 

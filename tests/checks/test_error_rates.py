@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from kleash import checks as checks_package
-from kleash.checks import data_checks, policy_checks, reward_checks, sft_checks
+from kleash.checks import data_checks, policy_checks, reward_behaviour, reward_checks, sft_checks
 from kleash.checks.artifact import votes_agree
 from kleash.checks.check import Check
 from kleash.checks.judge_checks import judge_checks, stop_above
@@ -223,7 +223,7 @@ NOTES = [
 """Checks that never fail: beyond their threshold they are unknown."""
 
 ELSEWHERE = {"about the policy's samples", "calibrated", "labels agree", "scores differ", "uses the prompt",
-             "worth comparing"}  # fmt: skip
+             "right above wrong", "worth comparing"}  # fmt: skip
 """Checks with a test of their own below."""
 
 CERTAIN = {
@@ -331,6 +331,19 @@ def test_exactly_how_often_a_share_with_two_thresholds_is_wrong(
     assert exact_rates(check, n, least)[1] <= 0.035, "what is as asked for fails"
     assert exact_rates(check, n, healthy)[0] >= 0.9 and exact_rates(check, n, healthy)[1] < 1e-3
     assert exact_rates(check, n, nothing - 0.15)[1] >= 0.95, "what is worse than chance"
+
+
+def seldom_mistaken(count: int, n: int) -> bool | None:
+    return reward_behaviour._verdict("false positives", count, n, "wrong responses score as right").passed
+
+
+@pytest.mark.parametrize("n", [60, 100, 400])
+def test_exactly_how_often_a_rewards_mistakes_are_judged_wrongly(n: int) -> None:
+    """Of false positives, false negatives, and wrong responses that are paid as right ones."""
+    passed, failed = exact_rates(seldom_mistaken, n, reward_behaviour.MOST_MISTAKEN)
+    assert passed <= 0.06 and failed <= 0.06
+    assert exact_rates(seldom_mistaken, n, 0.0)[0] == 1 or n == 60
+    assert exact_rates(seldom_mistaken, n, 0.25)[1] >= 0.95
 
 
 @pytest.mark.parametrize(("scale", "passes", "fails"), [(1.0, (0.9, 1.0), (0.0, 0.0)), (8.0, (0.0, 0.0), (0.9, 1.0))])

@@ -155,7 +155,6 @@ def test_the_kind_of_a_row_follows_from_its_columns(row, group):
         ({"prompt": "Q", "response": "A", "score": "1"}, "finite number"),
         ({"prompt": "Q", "response": "A", "score": True}, "finite number"),
         ({"prompt": "Q", "responses": ["A", "B"], "scores": [1]}, "'scores' has 1 values for 2 responses"),
-        ({"prompt": "Q", "responses": ["A", "B"], "scores": [1, None]}, "'scores' holds null"),
         ({"prompt": "Q", "responses": ["A", "B"], "ranks": [0, 0.5]}, "'ranks' must be whole numbers"),
         ({"prompt": "Q", "responses": ["A", "B"], "ranks": [0, -1]}, "'ranks' must be whole numbers"),
         ({"prompt": "Q", "responses": ["A", "B"], "ranks": [0, 1], "scores": [0, 1]}, "more than one label"),

@@ -23,6 +23,7 @@ from kleash.models.reference import Reference
 from kleash.rollout import Components, Rollout, Rollouts, read_prompts
 from kleash.sampling.local import LocalSampler
 from kleash.stages import grpo
+from kleash.stopping import zero_spread
 from kleash.stopping.degenerate import DEAD_AFTER, SOLVED_AFTER
 from kleash.training.optim import Optimizer
 

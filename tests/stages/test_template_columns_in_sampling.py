@@ -71,8 +71,8 @@ def test_a_stage_reads_prompts_with_their_tools(tmp_path, policy, usable, rest):
     data = written(tmp_path / "rows.jsonl", {"prompt": prompt, "tools": TOOLS, **rest})
     train, held_out = read_encoded(
         data, data, tokenizer, usable=usable, max_length=None, seed=0, note=lambda *args, **counts: None,
-        prepare=(lambda groups, source: [as_prompt(group) for group in groups]) if usable is prompt_only
-        else (lambda groups, source: groups),
+        prepare=(lambda groups: [as_prompt(group) for group in groups]) if usable is prompt_only
+        else (lambda groups: groups),
     )  # fmt: skip
     expected = tokenizer.apply_chat_template(prompt, tools=TOOLS, add_generation_prompt=True, return_dict=False)
     assert [group.prompt_ids for group in (*train, *held_out)] == [tuple(expected)] * 2

@@ -72,7 +72,7 @@ def _function(name: str) -> str:
     stage = STAGES.get(name.replace("_", "-"))
     returns = "None" if stage is None else "Run" if stage.writes in ("model", "page") else "Path"
     listed = "".join(f"    {argument},\n" for argument in arguments)
-    text = "\n".join(_wrapped(documentation(name).splitlines()))
+    text = "\n".join(_wrapped(documentation(name).split("\n")))
     live = "".join(f", {argument}" for argument in live_arguments) or ", **live: Any"
     return (
         f"@overload\ndef {name}(\n    *,\n{listed}) -> {returns}:\n"

@@ -54,7 +54,7 @@ class Question:
 
     def read(self, text: str) -> float | None:
         """The answer in the last line of a reply; None where that line holds anything but one answer."""
-        lines = [line.strip() for line in text.splitlines() if line.strip(" \t*_`#")]
+        lines = [line.strip() for line in text.split("\n") if line.strip(" \t*_`#")]
         names = "|".join(sorted({"answer", "score", "rating", "verdict", self.word}))
         options = "|".join(f"{option}(?:{WORDS.get(option, '')})?" for option in self.options)
         scale = rf"(?:\s*/\s*{self.options[-1]})?" if self.options[-1].isdigit() else ""

@@ -147,7 +147,7 @@ def _unmarked(part: str, labels: Sequence[str], texts: Sequence[str]) -> set[str
     whole = _chosen(part, labels, texts) if len(part) < 400 and "\n" not in part.strip() else None
     if whole is not None:
         return whole
-    lines = [line for line in part.splitlines() if line.strip()]
+    lines = [line for line in part.split("\n") if line.strip()]
     starts = [label for line in lines if (label := _line_label(line, labels))]
     if len(set(starts)) > 1 and _line_label(lines[-1], labels):
         return set()  # a list of the options
