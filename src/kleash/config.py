@@ -87,11 +87,14 @@ def routes_of(name: str) -> dict[str, str] | None:
     """The rewards by value of a reward that is routed by row, without the column; None for any other name.
 
     Raises:
-        ValueError: see `routed_text`.
+        ConfigError: it begins like one and is none, see `routed_text`.
     """
     if not name.lstrip().startswith("{"):
         return None
-    routes: dict[str, str] = json.loads(routed_text(name))
+    try:
+        routes: dict[str, str] = json.loads(routed_text(name))
+    except ValueError as error:
+        raise ConfigError(f"reward {shorten(name)} should be {error}") from None
     return {value: reward for value, reward in routes.items() if value != BY}
 
 
@@ -185,7 +188,7 @@ class Config(BaseModel):
             ConfigError: one line that names each wrong key, its value and the valid values.
         """
         try:
-            return cls(**values)
+            return cls(**{str(name): value for name, value in values.items()})  # YAML has keys that are no text
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
 

@@ -11,7 +11,6 @@ V vocabulary, D hidden.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -149,7 +148,7 @@ def pair_label(group: Group, i: int, j: int) -> float | None:
     if isinstance(label, Preference):
         return label.probability if i < j else 1 - label.probability
     values = label.values if isinstance(label, Scores) else [-rank for rank in label.ranks] if label else None
-    if values is None or math.isnan(values[i]) or math.isnan(values[j]):  # no opinion of a response
+    if values is None or values[i] != values[i] or values[j] != values[j]:  # no opinion of a response
         return None
     return 0.5 + 0.5 * ((values[i] > values[j]) - (values[i] < values[j]))
 

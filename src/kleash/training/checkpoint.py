@@ -122,7 +122,7 @@ def _read(path: Path) -> Json | None:
         numbers = read_json(path / "state.json") if (path / "state.json").exists() else {}
         present = {file.stem: file.stat().st_size for file in path.glob("*.safetensors")}
         whole = isinstance(numbers["step"], int) and isinstance(numbers["values"], dict)
-        whole = whole and all(present.get(name) == size for name, size in numbers["bytes"].items())
+        whole = whole and all(name in present and present[name] == size for name, size in numbers["bytes"].items())
     except (DataError, LookupError, AttributeError):
         return None
     return numbers if whole else None
