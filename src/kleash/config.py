@@ -87,7 +87,7 @@ def routes_of(name: str) -> dict[str, str] | None:
     """The rewards by value of a reward that is routed by row, without the column; None for any other name.
 
     Raises:
-        ConfigError: it begins like one and is none, see `routed_text`.
+        ConfigError: it begins like one and is not one, see `routed_text`.
     """
     if not name.lstrip().startswith("{"):
         return None

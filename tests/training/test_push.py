@@ -14,7 +14,9 @@ import huggingface_hub
 import pytest
 from transformers import AutoModelForCausalLM
 
+from kleash.checks import open_run
 from kleash.cli import _run
+from kleash.run import RunFolder
 from tests.training.hub_server import HubServer
 
 TOKEN = "hf_" + "s3cret" * 5
@@ -26,6 +28,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(open_run, "_OPEN", [RunFolder(Path("elsewhere"), {})])  # a run that another caller opened
         yield server
 
 

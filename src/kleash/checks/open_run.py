@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -25,6 +26,9 @@ P = ParamSpec("P")
 _OPEN: list[RunFolder] = []
 """The runs that are going on in this process, the innermost last."""
 
+_INSIDE: ContextVar[bool] = ContextVar("inside", default=False)
+"""Whether a stage is running that calls this one, as an ensemble calls its members."""
+
 
 def records_stop(run: Callable[P, RunFolder]) -> Callable[P, RunFolder]:
     """A stage whose run.json says why it stopped, whatever stops it; and whose model is pushed once it is finished, if
@@ -33,14 +37,15 @@ def records_stop(run: Callable[P, RunFolder]) -> Callable[P, RunFolder]:
 
     @wraps(run)
     def recorded(*arguments: P.args, **live: P.kwargs) -> RunFolder:
-        outer = len(_OPEN)
-        folder = recorded_run(outer, *arguments, **live)
+        is_member = _INSIDE.get()
+        folder = recorded_run(*arguments, **live)
         repository = folder.record["config"].get("push_to_hub")
-        if repository is not None and outer == 0:  # not a member of an ensemble
+        if repository is not None and not is_member:
             push(folder, repository)
         return folder
 
-    def recorded_run(outer: int, *arguments: P.args, **live: P.kwargs) -> RunFolder:
+    def recorded_run(*arguments: P.args, **live: P.kwargs) -> RunFolder:
+        outer, token = len(_OPEN), _INSIDE.set(True)
         try:
             return run(*arguments, **live)
         except BaseException as error:
@@ -48,6 +53,7 @@ def records_stop(run: Callable[P, RunFolder]) -> Callable[P, RunFolder]:
                 folder.stop(error)
             raise
         finally:
+            _INSIDE.reset(token)
             del _OPEN[outer:]
 
     return recorded
