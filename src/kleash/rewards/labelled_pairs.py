@@ -146,6 +146,8 @@ KINDS = (
          ["120", r"\boxed{\$1,002}", "She pays $12000 in total.", "The cost is $1.200.", "$12,00"]),
         (r"\$32,\!348", ["32348", r"\boxed{32,348}", "$32,348", "32 348"], ["32384", r"\boxed{32.348}", "$3,2348", "323 48"]),
         ("$1.2 million", ["1200000", "$1,200,000"], ["120000", "$1,200"]),
+        ("28", ["The answer is $28/month.", r"\boxed{\$28/month}", "#### $28 per person", "$168/6 months = $28/month", "$28 a day"],
+         ["The answer is $29/month.", r"\boxed{\$28.5/month}", "#### $82 per person", "$28/4 months = $7/month"]),
     ]),
     Kind("currencies", MATH, [
         ("€5", ["5 euros", "5€", "5", "€5.00"], ["5 dollars", "$5", "50", "£5.00"]),

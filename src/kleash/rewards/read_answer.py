@@ -404,6 +404,8 @@ _SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12, "k": 3, "m
 _CURRENCY = re.compile(
     rf"(?P<sign>-?)\s*(?P<currency>{DOLLAR}|US{DOLLAR}|€|£|¥|₹|Rs\.?)\s*(?P<rest>-?[\d.\\(].*)", re.DOTALL
 )
+_RATE = re.compile(r"(?P<amount>.*\d)\s*(?:/|\bper\b|\ban?\b)\s*(?P<of>[A-Za-z][A-Za-z\s]*)", re.DOTALL)
+"""What money is paid for: `28/month`, `135 per person`."""
 _SUFFIX = re.compile(
     r"(?P<head>.*?(?:[\d)}!.]|\\pi|\\infty|[½%]))(?P<gap>\s*)(?P<unit>[A-Za-zμΩ°€£¥₹¢℃℉][^\d\\()=<>]*(?:\^\{?-?\d\}?[^\d\\()=<>]*)*)",
     re.DOTALL,
@@ -420,8 +422,13 @@ def _read_number(text: str, attached: bool) -> Value | None:
     """A number or an expression with a unit, a currency, a percent sign, a scale."""
     money = _CURRENCY.fullmatch(text)
     if money:
+        currency = "USD" if money["currency"].endswith(DOLLAR) else money["currency"]
+        unit = read_unit(currency)
+        if rate := _RATE.fullmatch(money["rest"]):
+            plain, per = read_plain_number(rate["amount"]), read_unit(f"{currency}/{rate['of']}")
+            if plain is not None and (per or counted(rate["of"])):
+                return replace(plain, value=-plain.value if money["sign"] else plain.value, unit=per or unit)
         amount = _read_number(money["rest"], attached)
-        unit = read_unit("USD" if money["currency"].endswith(DOLLAR) else money["currency"])
         if isinstance(amount, Number) and (amount.unit is None or amount.unit == unit or amount.unit.words):
             value = -amount.value if money["sign"] else amount.value
             return replace(amount, value=value, unit=unit)
