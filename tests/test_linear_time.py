@@ -34,7 +34,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "count_guesses": non_answers.count_guesses,
     "a marked answer": non_answers._MARKED_ANSWER.findall,
     "a separator": non_answers._SEPARATOR.fullmatch,
-    "the last number": number.last_number,
+    "the last number": number._last,
     "a number": lambda text: number.check(text, "5"),
     "a choice": lambda text: choice.check(text, choice.prepare("A", {})),
     "the part without reasoning": final_answer.answer_part,

@@ -55,6 +55,9 @@ _NAME = BeforeValidator(_as_text)
 PathText = Annotated[str, _NAME]
 """A path, or an address that is not one."""
 
+YAML = (".yaml", ".yml")
+"""Endings of YAML files."""
+
 BY, DEFAULT = "by", "default"
 """Keys of a reward that is routed by row: the column whose value chooses, and the reward of all other values."""
 
@@ -323,7 +326,7 @@ def may_nest(name: str) -> bool:
         ConfigError: it is a file that cannot be read.
     """
     path = Path(name)
-    return path.suffix in (".yaml", ".yml") and not (path.is_file() and "judge" in read_yaml(path))
+    return path.suffix in YAML and not (path.is_file() and "judge" in read_yaml(path))
 
 
 def _kind(annotation: Any, metadata: Any = ()) -> Kind | None:

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 
 import kleash
-from kleash.config import MODEL, Config, Kind, is_possible_path, may_nest, read_yaml, routed_text, routes_of
+from kleash.config import MODEL, YAML, Config, Kind, is_possible_path, may_nest, read_yaml, routed_text, routes_of
 from kleash.errors import ConfigError, DataError, InputError, ModelError
 from kleash.io import READABLE_ENDINGS, Json
 from kleash.live import MARK, live_object
@@ -46,7 +46,6 @@ MODEL_FILES = (
 ADAPTER = "adapter_config.json"
 """The file that makes a folder that of an adapter, by the convention of `peft`."""
 
-YAML = (".yaml", ".yml")
 """Endings of a composition of rewards, and of a mixture of data."""
 
 HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(:[\w.-]+)?")
@@ -164,7 +163,7 @@ def reward_hash(name: str) -> str:
     path = Path(name)
     if path.is_dir():
         return folder_hash(path)
-    if name.endswith((".yaml", ".yml")) and path.is_file():
+    if name.endswith(YAML) and path.is_file():
         return text_hash(file_hash(path), *_parts_hashes(path))
     if path.is_file():
         return file_hash(path)
@@ -258,7 +257,7 @@ def refuse_missing(name: str | Path, kind: Kind) -> None:
     if kind.name == "data":
         refuse_unfinished_rows(path)
     if kind.name == "reward":
-        what = "file" if text.endswith((".yaml", ".yml")) else "folder"
+        what = "file" if text.endswith(YAML) else "folder"
         raise ConfigError(
             f"reward {text}: no such {what}; give a reward model's folder, module:function, a .yaml composition, a hub "
             "name or a verifier"
@@ -308,7 +307,7 @@ def _only_a_path(text: str, kind: Kind) -> bool:
     if kind.name == "constitution":
         return not constitution_file(text).exists()
     if kind.name == "reward":
-        if text.endswith((".yaml", ".yml")):
+        if text.endswith(YAML):
             return True
         on_hub = "/" in text and HUB_NAME.fullmatch(text) is not None and not _beside_a_folder(text)
         return _separated(text) and not on_hub and not re.fullmatch(r"[\w.]+:\w+", text)

@@ -107,6 +107,12 @@ class Interrupted(KeyboardInterrupt):
         return [f"KeyboardInterrupt: {self}"]
 
 
+def described(value: object) -> str:
+    """What a value is, for a message: "an int", "a list"."""
+    kind = type(value).__name__
+    return f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
+
+
 def listed(names: Iterable[str], most: int = 3) -> str:
     """Names for a message: the first few, and how many more there are."""
     shown = list(names)

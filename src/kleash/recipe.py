@@ -47,10 +47,8 @@ def run_stage(stage: str, config: Config) -> RunFolder | Path:
     row = STAGES[stage]
     output = row.run(config)
     if row.writes == "page" and isinstance(output, RunFolder):
-        from kleash.report import (
-            overoptimization_report,
-            ranking_report,
-        )  # the layer of reports is above that of stages
+        # here: the layer of reports is above that of stages
+        from kleash.report import overoptimization_report, ranking_report
 
         write_page = ranking_report.write_page if stage == "rank" else overoptimization_report.write_page
         write_page(output.path)

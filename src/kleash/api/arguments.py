@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from kleash.config import Config, Kind, Settings, routed_text
-from kleash.errors import ConfigError
+from kleash.errors import ConfigError, described
 from kleash.live import LiveObject
 from kleash.run import RunFolder
 
@@ -72,7 +72,7 @@ def _reference(value: Any, kind: Kind, argument: str) -> str | LiveObject:
             return _routed(value, argument)
         check_reward(value, argument)
         return LiveObject("reward", value, reward_identity(value))
-    raise ConfigError(f"{argument} is a {type(value).__name__}; give a path")
+    raise ConfigError(f"{argument} is {described(value)}; give a path")
 
 
 def _routed(value: Mapping[Any, Any], argument: str) -> str:
@@ -88,7 +88,7 @@ def _model(value: Any, argument: str) -> LiveObject:
     model = live_model(value)
     if model is None:
         raise ConfigError(
-            f"{argument} is a {type(value).__name__}; give a folder, a hub name, a run, (model, tokenizer) or a model "
+            f"{argument} is {described(value)}; give a folder, a hub name, a run, (model, tokenizer) or a model "
             "of `transformers` or `peft`"
         )
     return model

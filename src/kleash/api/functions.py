@@ -17,7 +17,7 @@ from typing import Any
 
 from kleash.api.arguments import config_values
 from kleash.config import Config, shorten
-from kleash.errors import ConfigError, Interrupted
+from kleash.errors import ConfigError, Interrupted, described
 from kleash.live import named
 from kleash.option_names import renamed
 from kleash.run import RunFolder
@@ -169,14 +169,14 @@ def _pair(value: Any, where: str) -> Any:
 
     live = live_model(value)
     if live is None:
-        raise ConfigError(f"{where} is a {type(value).__name__}; give (model, tokenizer)")
+        raise ConfigError(f"{where} is {described(value)}; give (model, tokenizer)")
     return live.value
 
 
 def _refuse_on_step(on_step: Any, source: str) -> None:
     """Refuse what cannot be called with a step and its figures, before the training."""
     if not callable(on_step):
-        raise ConfigError(f"{source}: on_step is a {type(on_step).__name__}; give a function of (step, figures)")
+        raise ConfigError(f"{source}: on_step is {described(on_step)}; give a function of (step, figures)")
     try:
         signature = inspect.signature(on_step)
     except (TypeError, ValueError):  # some built-in functions have none
@@ -197,7 +197,7 @@ def _refuse_beside_a_config(name: str, config: Config, arguments: dict[str, Any]
         )
         raise ConfigError(f"kleash.{name}: unknown key '{unknown[0]}' beside a config; {remedy}")
     if not isinstance(config, config_of(name)):
-        raise ConfigError(f"kleash.{name}: got a {type(config).__name__}; give a {config_of(name).__name__}")
+        raise ConfigError(f"kleash.{name}: got {described(config)}; give a {config_of(name).__name__}")
 
 
 def _run_of(name: str) -> Callable[..., Any]:

@@ -23,6 +23,7 @@ from kleash.checks.check import Check, answer
 from kleash.data.formats import read_groups
 from kleash.data.group import Group, Response, Scores
 from kleash.data.row_format import AS_IT_IS, RowFormat
+from kleash.data.unpaired import VALUES
 from kleash.errors import DataError
 from kleash.evals.intervals import below, wilson
 from kleash.io import Json
@@ -44,8 +45,8 @@ MOST_REFUSED = 0.03
 TRUTH = ("label", "correct", "is_correct")
 """Columns that say whether a response is right: true or false, 1 or 0, or a word."""
 
-_WORDS = {"right": True, "correct": True, "true": True, "yes": True, "1": True, "good": True,
-          "wrong": False, "incorrect": False, "false": False, "no": False, "0": False, "bad": False}  # fmt: skip
+_WORDS = VALUES | {"right": True, "correct": True, "yes": True, "good": True,
+                   "wrong": False, "incorrect": False, "no": False, "bad": False}  # fmt: skip
 
 
 @dataclass(frozen=True)

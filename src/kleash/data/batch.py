@@ -66,7 +66,7 @@ class GroupBatch:
         return self.response_attention.sum(-1)
 
     @property
-    def chosen(self) -> Int[Tensor, " N"]:
+    def token_index(self) -> Int[Tensor, " N"]:
         """Where `mask`, flattened, is True."""
         return self.mask.flatten().nonzero().squeeze(1) if self.index is None else self.index
 
@@ -128,7 +128,7 @@ def collate(groups: Sequence[EncodedGroup], *, pad_id: int = 0, device: torch.de
     depth = max((len(response.ids) for response in responses), default=0)
     prompts, shape = (len(groups), width), (len(groups), sizes.pop(), depth)
     mask = _padded([response.mask for response in responses], depth, 0)
-    prompt_ids, prompt_attention, response_ids, response_attention, chosen, index = _at_once(
+    prompt_ids, prompt_attention, response_ids, response_attention, in_loss, index = _at_once(
         [
             _padded([group.prompt_ids for group in groups], width, pad_id, at_end=True),
             _padded([[1] * len(group.prompt_ids) for group in groups], width, 0, at_end=True),
@@ -148,7 +148,7 @@ def collate(groups: Sequence[EncodedGroup], *, pad_id: int = 0, device: torch.de
         prompt_attention=prompt_attention.bool().reshape(prompts),
         response_ids=response_ids.reshape(shape),
         response_attention=response_attention.bool().reshape(shape),
-        mask=chosen.bool().reshape(shape),
+        mask=in_loss.bool().reshape(shape),
         sampler_logprobs=logprobs,
         index=index,
     )

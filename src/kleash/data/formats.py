@@ -19,10 +19,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kleash.config import DATA
+from kleash.config import DATA, YAML
 from kleash.content import refuse_missing
 from kleash.data.group import Group
-from kleash.data.mixture import ENDINGS as MIXTURE_ENDINGS
 from kleash.data.mixture import parts_of
 from kleash.data.other_schemas import read_row, renamed
 from kleash.data.row_files import NumberedRows, file_rows, folder_files, parquet_batches, without_nulls
@@ -59,7 +58,7 @@ def stream_groups(source: str, *, start: int = 0, row_format: RowFormat = AS_IT_
     Raises:
         DataError: as `read_groups`; or a mixture, or a file that can only be read at once.
     """
-    if str(source).endswith(MIXTURE_ENDINGS):
+    if str(source).endswith(YAML):
         raise DataError(
             f"{source}: a mixture is not streamed, its parts would come one after the other; mix them into one file, "
             "or leave --streaming out"

@@ -12,7 +12,7 @@ from typing import Any
 from kleash.data.group import Group
 from kleash.data.row_files import without_nulls
 from kleash.data.schemas import Row, to_row
-from kleash.errors import DataError
+from kleash.errors import DataError, described
 from kleash.live import LiveObject
 
 KINDS = "a list of rows (dicts such as {'prompt': …, 'response': …}), a Dataset, a DataFrame, a path or a hub name"
@@ -88,5 +88,5 @@ def _plain(value: Any) -> Any:
 
 
 def _described(value: Any) -> str:
-    kind, text = type(value).__name__, " ".join(repr(value).split())
-    return f"{'an' if kind[:1] in 'aeiouAEIOU' else 'a'} {kind} ({text if len(text) <= 40 else f'{text[:40]}…'})"
+    text = " ".join(repr(value).split())
+    return f"{described(value)} ({text if len(text) <= 40 else f'{text[:40]}…'})"

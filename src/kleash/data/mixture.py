@@ -18,13 +18,11 @@ from pathlib import Path
 
 from pydantic import Field
 
-from kleash.config import Columns, Config, read_yaml
+from kleash.config import YAML, Columns, Config, read_yaml
 from kleash.data.group import Group
 from kleash.data.row_format import RowFormat
 from kleash.errors import ConfigError
 from kleash.run import derive_seed
-
-ENDINGS = (".yaml", ".yml")
 
 
 class MixturePart(Config):
@@ -50,7 +48,7 @@ def parts_of(source: str | Path) -> list[MixturePart]:
     Raises:
         ConfigError: the file is not a list of parts; the message names what is wrong.
     """
-    if not str(source).endswith(ENDINGS):
+    if not str(source).endswith(YAML):
         return [MixturePart(data=str(source))]
     values = read_yaml(Path(source).expanduser())
     items = values.pop("parts", None)
@@ -58,7 +56,7 @@ def parts_of(source: str | Path) -> list[MixturePart]:
         raise ConfigError(f"{source}: holds no mixture; it is `parts:` with a list of objects, each with `data`")
     parts = [MixturePart.make(item, source=f"{source} part {number}") for number, item in enumerate(items, start=1)]
     for part in parts:
-        if part.data.endswith(ENDINGS):
+        if part.data.endswith(YAML):
             raise ConfigError(f"{source}: {part.data} is a mixture, too; list its parts here")
     return parts
 

@@ -122,8 +122,8 @@ def response_logprobs(
     states = response_states(model, batch, back_end=back_end)
     logprobs, entropy = token_logprobs(
         projection(model),
-        states.flatten(0, 2)[batch.chosen],
-        batch.response_ids.flatten()[batch.chosen],
+        states.flatten(0, 2)[batch.token_index],
+        batch.response_ids.flatten()[batch.token_index],
         temperature=temperature,
         chunk_size=chunk_size,
     )
@@ -238,7 +238,7 @@ def plain_attention(decoder: Model) -> bool:
 
 def scatter(values: Float[Tensor, " N"], batch: GroupBatch) -> Float[Tensor, "P K T"]:
     """Write values, in order, to the positions where the batch's mask is True, and 0 elsewhere."""
-    return values.new_zeros(batch.mask.numel()).scatter(0, batch.chosen, values).view(batch.shape)
+    return values.new_zeros(batch.mask.numel()).scatter(0, batch.token_index, values).view(batch.shape)
 
 
 def run_decoder(decoder: Model, *, cache: DynamicCache | None = None, **inputs: Any) -> Any:

@@ -85,7 +85,7 @@ def values(model: ValueModel, batch: GroupBatch, *, back_end: BackEnd | None = N
         batch: groups.
         back_end: see `response_states`.
     """
-    states = response_states(model, batch, back_end=back_end).flatten(0, 2)[batch.chosen]
+    states = response_states(model, batch, back_end=back_end).flatten(0, 2)[batch.token_index]
     result = model.head(states).squeeze(-1)
     return scatter(result.to(torch.promote_types(result.dtype, torch.float32)), batch)
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from kleash.config import BY, REWARD, may_nest, read_yaml, routed_text, routes_of
+from kleash.config import BY, REWARD, YAML, may_nest, read_yaml, routed_text, routes_of
 from kleash.content import HUB_NAME, refuse_missing, refuse_unfinished
-from kleash.errors import ConfigError
+from kleash.errors import ConfigError, described
 from kleash.live import live_object, named
 from kleash.models.compute import Compute
 from kleash.models.live_copy import live_model
@@ -64,7 +64,7 @@ def build_reward(
         return NAMED[name]()
     path = Path(name)
     refuse_unfinished(path)
-    if _is_yaml(name):
+    if name.endswith(YAML):
         return _from_yaml(path, policy_tokenizer, compute)
     if (path / ENSEMBLE).exists():
         return EnsembleReward.load(path, policy_tokenizer=policy_tokenizer, compute=compute)
@@ -83,10 +83,6 @@ def _is_on_hub(name: str) -> bool:
         return False
     refuse_missing(name, REWARD)  # beside a folder it is a missing one
     return True
-
-
-def _is_yaml(name: str) -> bool:
-    return name.endswith((".yaml", ".yml"))
 
 
 def _from_yaml(path: Path, policy_tokenizer: PreTrainedTokenizerBase | None, compute: Compute) -> Reward:
@@ -183,7 +179,7 @@ def check_reward(value: AnyReward, argument: str = "reward") -> None:
         raise ConfigError(f"{argument} is empty; give a reward")
     else:
         raise ConfigError(
-            f"{argument} is a {type(value).__name__}; give a name, a path, a run, (model, tokenizer), a function, or a "
+            f"{argument} is {described(value)}; give a name, a path, a run, (model, tokenizer), a function, or a "
             "list of these, each with its weight"
         )
     for part in parts:

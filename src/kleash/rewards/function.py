@@ -29,7 +29,7 @@ from torch import Tensor
 
 from kleash.content import file_hash, module_file
 from kleash.data.group import Content, Group, Response
-from kleash.errors import ConfigError, DataError, RewardError, listed
+from kleash.errors import ConfigError, DataError, RewardError, described, listed
 from kleash.rewards.reward import NO_OPINION, Parts
 from kleash.rewards.trainer_state import trainer_state
 
@@ -68,13 +68,6 @@ class FunctionReward:
         self.function: Callable[..., Any] = _find(function) if isinstance(function, str) else function
         self.name = name or (function if isinstance(function, str) else callable_name(function))
         self.parameters = _parameters(self.function)
-
-    @classmethod
-    def of(cls, function: Callable[..., Any]) -> FunctionReward:
-        """A function itself, in place of its name."""
-        reward = cls.__new__(cls)
-        reward.name, reward.function = getattr(function, "__name__", type(function).__name__), function
-        return reward
 
     def __call__(self, groups: Sequence[Group]) -> Float[Tensor, "P K"]:
         """See `Reward`."""
@@ -332,7 +325,7 @@ def _find(name: str) -> Callable[..., Any]:
         )
     if not callable(function):
         raise ConfigError(
-            f"reward {name}: is a {type(function).__name__}; give a function f(prompts, completions, **columns)"
+            f"reward {name}: is {described(function)}; give a function f(prompts, completions, **columns)"
         )
     return function
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from kleash.config import read_yaml
+from kleash.config import YAML, read_yaml
 from kleash.rewards.verifiers import verifiers
 
 
@@ -18,7 +18,7 @@ def names_reward(name: str) -> bool:
         ConfigError: a YAML file cannot be read.
     """
     path = Path(name)
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith(YAML):
         values = read_yaml(path) if path.is_file() else {}
         parts = values.get("parts")
         listed = isinstance(parts, list) and any(isinstance(part, dict) and "reward" in part for part in parts)

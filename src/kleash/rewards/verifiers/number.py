@@ -73,18 +73,12 @@ class _Quantity:
         return self.value * size == other.value
 
 
-def last_number(text: str) -> Fraction | None:
+def _last(text: str) -> _Quantity | None:
     """The last number of a text; None where there is none, or the last one cannot be read.
 
-    Commas and spaces between thousands, a sign, a currency, a percent sign (72% is 72) and the dot that ends a sentence
-    are ignored; a/b is a fraction. A minus after a number or a bracket is a subtraction and one within a word a hyphen,
-    not a sign.
+    Commas and spaces between thousands, a sign, a currency and the dot that ends a sentence are ignored; a/b is a
+    fraction. A minus after a number or a bracket is a subtraction and one within a word a hyphen, not a sign.
     """
-    quantity = _last(text)
-    return None if quantity is None else quantity.value
-
-
-def _last(text: str) -> _Quantity | None:
     text = _legible(text[-LONGEST:])
     last = None
     for last in _TOKEN.finditer(text):  # noqa: B007
